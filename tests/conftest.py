@@ -1,0 +1,42 @@
+"""Settings every test runs under: CPU, eight devices, full float32 products, no silent rank promotion."""
+
+import os
+import pathlib
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import jax
+import numpy as np
+import pytest
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+
+jax.config.update("jax_default_matmul_precision", "highest")
+jax.config.update("jax_numpy_rank_promotion", "raise")
+jax.config.update("jax_compilation_cache_dir", str(ROOT / ".cache" / "jax"))
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
+
+
+@pytest.fixture(scope="session")
+def fixtures() -> pathlib.Path:
+    """The folder of recorded reference numbers (bagel/, peers/, clip/)."""
+    folder = pathlib.Path(os.environ.get("UNIGRPO_FIXTURES", ROOT.parent / "shared" / "fixtures"))
+    if not folder.is_dir():
+        pytest.skip(f"no reference numbers in {folder}; set UNIGRPO_FIXTURES to their folder")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def assert_close():
+    """Asserts max|x - reference| <= limit * max|reference| (the limit of the reference numbers)."""
+
+    def check(actual, reference, limit=5e-5, name="array"):
+        actual, reference = np.asarray(actual, np.float64), np.asarray(reference, np.float64)
+        assert actual.shape == reference.shape, f"{name}: shape {actual.shape}, reference {reference.shape}"
+        error = np.max(np.abs(actual - reference), initial=0.0)
+        bound = limit * np.max(np.abs(reference), initial=0.0)
+        assert error <= bound, f"{name}: largest error {error:.3g} is above {bound:.3g}"
+
+    return check

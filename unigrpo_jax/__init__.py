@@ -1,0 +1,1 @@
+"""Reinforcement learning for unified multimodal models: one policy that thinks in text and draws by flow."""
