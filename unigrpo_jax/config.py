@@ -1,0 +1,361 @@
+"""Every setting of a run, named as in the papers, with the checks that need nothing but the numbers themselves.
+
+A preset is a Python file in `experiments/presets` that builds a `RunConfig`; the command line changes single fields.
+Defaults that differ from the paper's Table 3 (arXiv 2603.23500) are those of a small world on a laptop.
+"""
+
+import dataclasses
+import difflib
+import json
+import pathlib
+from typing import Any, Literal
+
+
+class ConfigError(ValueError):
+    """A setting, a file or an argument that cannot work; the message is one sentence for the user and names the fix."""
+
+
+def require(condition: bool, message: str) -> None:
+    """Raises ConfigError(message) unless the condition holds."""
+    if not condition:
+        raise ConfigError(message)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """The network and where its weights come from."""
+
+    path: str | None = None
+    """Model folder (config.json, model.safetensors, tokenizer files); None is the shapes base inside the package."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Compute dtype; weights, statistics, log-probabilities, the SDE and the losses are float32 in both."""
+    remat: bool = False
+    """Recompute each layer's activations in the backward pass: less memory, about a third more time."""
+    unroll: int = 1
+    """Layers per iteration of the scan over layers; more may run faster on CPU and compiles longer."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RolloutConfig:
+    """How episodes are sampled."""
+
+    prompts_per_iteration: int = 12
+    """Different prompts P in one iteration; each is answered by learning.group-size episodes."""
+    prompt_tokens: int = 18
+    """Bucket that prompts are left-padded to, including the two tokens around the text."""
+    thinking: bool = True
+    """Think before drawing; without it the image follows the prompt directly and only the flow is trained."""
+    thinking_tokens: int = 26
+    """Largest number of sampled thinking tokens; a chain without a stop token by then is truncated."""
+    temperature: float = 1.0
+    """Divides the logits, in sampling and in the ratio; 0 decodes greedily (evaluation only)."""
+    top_k: int = 0
+    """Sample among the k likeliest tokens; 0 is all. Log-probabilities stay those of the untruncated distribution."""
+    top_p: float = 1.0
+    """Sample among the likeliest tokens that hold this probability. Log-probabilities as for top-k."""
+    image_height: int = 24
+    """Pixels."""
+    image_width: int = 24
+    """Pixels."""
+    flow_steps: int = 10
+    """Denoising transitions T (BAGEL counts points: its N is N - 1 here)."""
+    timestep_shift: float = 3.0
+    """Shift of the schedule, t = s u / (1 + (s - 1) u)."""
+    step_rule: Literal["flow_sde", "dance_sde", "cps", "ode"] = "flow_sde"
+    """Transition inside the window; outside it is always the Euler ODE step."""
+    noise_level: float = 0.8
+    """`a` of the step rule."""
+    window_size: int = 3
+    """Stochastic, trained transitions per episode."""
+    window_range: tuple[int, int] = (0, 5)
+    """The window lies inside [first, end); its start is drawn once per iteration."""
+    micro_batches: int = 1
+    """Split the prompts of an iteration into this many rollouts, one after the other; changes memory, not episodes."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LearningConfig:
+    """How episodes become an update."""
+
+    group_size: int = 8
+    """Episodes G per prompt; an episode's advantage is relative to its group."""
+    advantage: Literal["group_std", "global_std", "none"] = "group_std"
+    """What the centred reward is divided by: the group's std, the batch's std, or nothing."""
+    reward_weights: dict[str, float] = dataclasses.field(default_factory=dict)
+    """Weight of each reward component's advantage; a component that is not named has weight 1."""
+    text_clip: float = 0.2
+    """Clip range of the token ratio."""
+    flow_clip: float = 1.2e-5
+    """Clip range of RatioNorm's log-ratio scale; about 1e-6 * sqrt(262144 / numbers in the latent)."""
+    ratio_norm: bool = True
+    """Regulate the flow ratio (GRPO-Guard's RatioNorm); without it the plain Gaussian ratio is clipped."""
+    flow_weight: float = 1.0
+    """lambda: weight of the flow loss against the text loss."""
+    text_weight: float = 1.0
+    """Weight of the text loss; 0 trains the flow alone (FlowGRPO)."""
+    mse_weight: float = 0.005
+    """Weight of the velocity MSE to the reference (mean over the latent's numbers)."""
+    latent_kl_weight: float = 0.0
+    """Weight of the latent KL to the reference, the ablation of the velocity MSE."""
+    text_kl_weight: float = 0.0
+    """Weight of the k3 estimate of the text KL to the reference."""
+    context_gradient: Literal["full", "stop"] = "full"
+    """Whether the flow losses reach the thinking through the context's keys and values."""
+    old_log_probs: Literal["recompute", "rollout"] = "recompute"
+    """Where the ratio's denominator comes from; recomputed ones make the first ratio exactly 1."""
+    ppo_epochs: int = 1
+    """Passes over an iteration's episodes."""
+    minibatches: int = 1
+    """Optimizer steps per pass, each on its own share of every group."""
+    micro_batches: int = 1
+    """Gradients of a minibatch are accumulated over this many pieces; changes memory, not the update."""
+    reasoning_lr: float = 1e-4
+    """Adam's rate for the reasoning expert (und): thinking."""
+    denoising_lr: float = 5e-4
+    """Adam's rate for the denoising expert (gen) and the flow head."""
+    frozen: tuple[str, ...] = ("latent_pos_embed",)
+    """Regular expressions of parameter paths that are not trained."""
+    adam_b1: float = 0.9
+    """Adam's first decay."""
+    adam_b2: float = 0.999
+    """Adam's second decay."""
+    adam_eps: float = 1e-8
+    """Adam's epsilon."""
+    weight_decay: float = 0.0
+    """AdamW's decoupled decay."""
+    max_grad_norm: float = 1.0
+    """Clip of the global gradient norm over both experts together."""
+    ema_decay: float = 0.0
+    """Decay of an exponential moving average of the weights, which is then what is evaluated; 0 keeps none."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EvaluationConfig:
+    """How a model is judged on held-out prompts, before and after training."""
+
+    prompts: int = 240
+    """Held-out prompts, equal shares of each category where the world has them."""
+    images_per_prompt: int = 1
+    """Episodes per prompt."""
+    batch: int = 120
+    """Episodes per call of the program."""
+    every: int = 0
+    """Iterations between evaluations during the run; 0 evaluates at the start and the end only."""
+    thinking: bool = True
+    """Think before drawing."""
+    temperature: float = 1.0
+    """Of the thinking; 0 is greedy."""
+    sampler: Literal["ode", "sde"] = "ode"
+    """ODE everywhere, or the rollout's step rule at every transition."""
+    flow_steps: int = 10
+    """Denoising transitions."""
+    guidance: float = 1.0
+    """Text classifier-free guidance scale; 1 is off."""
+    guidance_interval: tuple[float, float] = (0.0, 1.0)
+    """Guidance acts where low < t <= high."""
+    guidance_renorm: Literal["global", "channel", "text_channel"] = "global"
+    """Over what the guided velocity's norm is held to the conditional one's."""
+    guidance_renorm_min: float = 0.0
+    """Lower bound of the renormalisation factor; 1 turns it off."""
+    seed: int = 0
+    """Noise and tokens of the evaluation; the same for every checkpoint, so that differences are paired."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CheckpointConfig:
+    """What is kept of a run."""
+
+    every: int = 25
+    """Iterations between checkpoints; the last iteration always gets one."""
+    keep: int = 2
+    """Newest checkpoints kept."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LoggingConfig:
+    """What is written while a run goes on, beside metrics.jsonl."""
+
+    samples_every: int = 25
+    """Iterations between sample grids of the same prompts and noises; 0 draws none but the first and the last."""
+    samples: int = 12
+    """Images in a grid."""
+    tensorboard: bool = False
+    """Also write TensorBoard events (extra `tensorboard`)."""
+    wandb: bool = False
+    """Also log to Weights & Biases (extra `wandb`)."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """One training run."""
+
+    name: str = "run"
+    """Name of the run folder under runs/."""
+    seed: int = 0
+    """Seed of prompts, tokens and noise."""
+    iterations: int = 100
+    """Rollout, reward, update: once each per iteration."""
+    prompts: str = "shapes"
+    """The shapes world, or a JSONL file with a `prompt` and any metadata per line."""
+    reward: str = "shapes"
+    """The shapes checker, or package.module:function (see unigrpo_jax.rewards.protocol)."""
+    devices: int = 0
+    """Devices that episodes are spread over; 0 is all."""
+    model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
+    rollout: RolloutConfig = dataclasses.field(default_factory=RolloutConfig)
+    learning: LearningConfig = dataclasses.field(default_factory=LearningConfig)
+    evaluation: EvaluationConfig = dataclasses.field(default_factory=EvaluationConfig)
+    checkpoint: CheckpointConfig = dataclasses.field(default_factory=CheckpointConfig)
+    logging: LoggingConfig = dataclasses.field(default_factory=LoggingConfig)
+
+    @property
+    def episodes(self) -> int:
+        """Episodes B of one iteration."""
+        return self.rollout.prompts_per_iteration * self.learning.group_size
+
+
+_AT_LEAST_ONE = {
+    "rollout": ("prompts_per_iteration", "prompt_tokens", "thinking_tokens", "flow_steps", "window_size",
+                "micro_batches", "image_height", "image_width"),
+    "learning": ("ppo_epochs", "minibatches", "micro_batches"),
+    "evaluation": ("prompts", "images_per_prompt", "batch", "flow_steps"),
+    "checkpoint": ("every", "keep"),
+    "logging": ("samples",),
+    "model": ("unroll",),
+}  # fmt: skip
+_POSITIVE = {
+    "rollout": ("timestep_shift",),
+    "learning": ("text_clip", "flow_clip", "max_grad_norm", "adam_eps"),
+    "evaluation": ("guidance",),
+}
+_NOT_NEGATIVE = {
+    "rollout": ("temperature", "top_k", "noise_level"),
+    "learning": ("flow_weight", "text_weight", "mse_weight", "latent_kl_weight", "text_kl_weight", "reasoning_lr",
+                 "denoising_lr", "weight_decay", "ema_decay"),
+    "evaluation": ("temperature", "every"),
+    "logging": ("samples_every",),
+}  # fmt: skip
+
+
+def check(config: RunConfig) -> None:
+    """Raises ConfigError where settings contradict each other or cannot work; compiles and reads nothing."""
+    for table, low, words in ((_AT_LEAST_ONE, 1, "at least 1"), (_NOT_NEGATIVE, 0, "0 or more")):
+        for section, names in table.items():
+            for name in names:
+                value = getattr(getattr(config, section), name)
+                require(value >= low, f"{section}.{name} = {value}, but it must be {words}.")
+    for section, names in _POSITIVE.items():
+        for name in names:
+            value = getattr(getattr(config, section), name)
+            require(value > 0, f"{section}.{name} = {value}, but it must be above 0.")
+    require(config.iterations >= 1, f"iterations = {config.iterations}, but it must be at least 1.")
+    require(config.name not in ("", ".", "..") and not set("/\\") & set(config.name),
+            f"name = {config.name!r} cannot be a folder's name; use letters, digits and '-', or --run-dir for a path.")  # fmt: skip
+    r, learn, e = config.rollout, config.learning, config.evaluation
+    require(
+        learn.group_size >= 2,
+        f"learning.group_size = {learn.group_size}: an advantage compares an episode with its group, so a group needs "
+        "at least 2 episodes (the paper uses 24).",
+    )
+    first, end = r.window_range
+    require(
+        0 <= first < end and r.window_size <= end - first,
+        f"rollout.window_size = {r.window_size} does not fit into rollout.window_range = [{first}, {end}), which holds "
+        f"{max(end - first, 0)} transitions; use a smaller window or a wider range.",
+    )
+    require(
+        end <= r.flow_steps,
+        f"rollout.window_range = [{first}, {end}) reaches beyond the schedule of rollout.flow_steps = {r.flow_steps} "
+        f"transitions; use a range that ends at {r.flow_steps} or before, or more steps.",
+    )
+    require(0 < r.top_p <= 1, f"rollout.top_p = {r.top_p}, but it must be above 0 and at most 1.")
+    require(r.temperature > 0 or not r.thinking,
+            "rollout.temperature = 0 is greedy: every episode of a group would think the same; use 1.")  # fmt: skip
+    require(
+        r.step_rule != "ode" and r.noise_level > 0,
+        f"rollout.step_rule = {r.step_rule!r} with noise_level = {r.noise_level} draws without noise, so there is no "
+        "ratio to learn from; use flow_sde, dance_sde or cps with a noise_level above 0.",
+    )
+    require(r.step_rule != "cps" or r.noise_level < 2, "rollout.noise_level must be below 2 for cps.")
+    require(
+        r.step_rule != "cps" or end < r.flow_steps,
+        f"rollout.window_range = [{first}, {end}) holds the schedule's last transition, where cps has no noise; "
+        f"let the range end at {r.flow_steps - 1}.",
+    )
+    require(0 <= learn.ema_decay < 1, f"learning.ema_decay = {learn.ema_decay}, but it must be in [0, 1).")
+    require(
+        r.prompts_per_iteration % r.micro_batches == 0,
+        f"rollout.prompts_per_iteration = {r.prompts_per_iteration} does not divide into rollout.micro_batches = "
+        f"{r.micro_batches}; use {nearest_divisors(r.prompts_per_iteration, r.micro_batches)} micro-batches.",
+    )
+    pieces = learn.minibatches * learn.micro_batches
+    require(
+        config.episodes % pieces == 0,
+        f"learning.group_size * rollout.prompts_per_iteration = {learn.group_size} * {r.prompts_per_iteration} = "
+        f"{config.episodes} episodes do not divide into learning.minibatches * learning.micro_batches = "
+        f"{learn.minibatches} * {learn.micro_batches} = {pieces} pieces; let the product be "
+        f"{nearest_divisors(config.episodes, pieces)}.",
+    )
+    low, high = e.guidance_interval
+    require(0 <= low < high <= 1, f"evaluation.guidance_interval = ({low}, {high}) must satisfy 0 <= low < high <= 1.")
+    require(learn.text_weight > 0 or learn.flow_weight > 0, "learning.text_weight and flow_weight are both 0.")
+    require(r.thinking or learn.flow_weight > 0, "rollout.thinking is off and learning.flow_weight is 0: nothing learns.")
+
+
+def check_devices(config: RunConfig, devices: int) -> None:
+    """Raises ConfigError, with the arithmetic, unless the episodes spread evenly over the devices."""
+    pieces = devices * config.learning.minibatches * config.learning.micro_batches
+    total, per_prompt = config.episodes, config.learning.group_size
+    if total % pieces == 0 and total // config.rollout.micro_batches % devices == 0:
+        return
+    fits = [p for p in range(1, 4 * config.rollout.prompts_per_iteration + pieces)
+            if p * per_prompt % pieces == 0 and p * per_prompt // config.rollout.micro_batches % devices == 0
+            and p % config.rollout.micro_batches == 0]  # fmt: skip
+    near = sorted(sorted(fits, key=lambda p: abs(p - config.rollout.prompts_per_iteration))[:2])
+    options = " or ".join(f"{p} ({p * per_prompt})" for p in near)
+    raise ConfigError(
+        f"group_size * prompts_per_iteration = {per_prompt} * {config.rollout.prompts_per_iteration} = {total} episodes "
+        f"do not divide over {devices} devices with {config.rollout.micro_batches} rollout micro-batches and "
+        f"{pieces // devices} pieces of an update; use prompts_per_iteration = {options}, or fewer devices."
+    )
+
+
+def nearest_divisors(whole: int, wanted: int) -> str:
+    """The divisors of `whole` just below and above `wanted`, in words."""
+    divisors = [d for d in range(1, whole + 1) if whole % d == 0]
+    below = [d for d in divisors if d <= wanted][-1:]
+    above = [d for d in divisors if d > wanted][:1]
+    return " or ".join(map(str, below + above))
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """The config as nested JSON-serialisable dicts."""
+    return json.loads(json.dumps(dataclasses.asdict(config)))
+
+
+def from_dict(data: dict[str, Any], cls: type = RunConfig, where: str = "config") -> Any:
+    """Rebuilds a config from `to_dict`'s output; ConfigError names an unknown field and its nearest neighbour."""
+    require(isinstance(data, dict), f"{where} is not a mapping of settings.")
+    fields = {f.name: f for f in dataclasses.fields(cls)}
+    values = {}
+    for name, value in data.items():
+        if name not in fields:
+            near = difflib.get_close_matches(name, fields, 1)
+            raise ConfigError(f"{where}: no field is called {name!r}" + (f"; did you mean {near[0]!r}?" if near else "."))
+        default = fields[name].default_factory() if fields[name].default is dataclasses.MISSING else fields[name].default
+        if dataclasses.is_dataclass(default):
+            value = from_dict(value, type(default), f"{where}.{name}")
+        elif isinstance(default, tuple):
+            value = tuple(value)
+        values[name] = value
+    return cls(**values)
+
+
+def load_run_config(path: pathlib.Path) -> RunConfig:
+    """Reads a run folder's config.json; ConfigError where it is missing, no JSON, or of another version."""
+    try:
+        return from_dict(json.loads(path.read_text()), where=str(path))
+    except FileNotFoundError:
+        raise ConfigError(f"{path} does not exist; give a run folder that `python -m experiments.run` made.") from None
+    except json.JSONDecodeError as error:
+        raise ConfigError(f"{path} is not JSON (line {error.lineno}).") from None

@@ -1,0 +1,208 @@
+"""UniGRPO's loss of a batch of episodes: both clipped ratios, and the leash on the velocity field.
+
+    loss = text_weight * L_text + flow_weight * L_flow + mse_weight * L_mse  (+ optional KL terms)
+
+(arXiv 2603.23500.)  Every term is a mean over the episodes of the batch of a mean over an episode's actions, so the mean
+over equal micro-batches is the whole batch's value.
+"""
+
+import dataclasses
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+
+from unigrpo_jax.config import LearningConfig
+from unigrpo_jax.episode import Drawing, Episodes, Thinking
+from unigrpo_jax.learning import losses
+from unigrpo_jax.learning.policy import FlowView, Policy, TextView
+from unigrpo_jax.rollout.step_rules import CPS
+
+
+@flax.struct.dataclass
+class TextAnchor:
+    """What the trained policy of a thinking is compared with.
+
+    Attributes:
+      old: float32 [B, M], log-probabilities at the start of the iteration; None where they are the trained policy's own.
+      reference: float32 [B, M], under the frozen weights; None where nothing needs them.
+    """
+
+    old: jax.Array | None
+    reference: jax.Array | None
+
+
+@flax.struct.dataclass
+class FlowAnchor:
+    """What the trained policy of a drawing is compared with.
+
+    Attributes:
+      old: float32 [B, W, N, C], transition means at the start of the iteration; None as above.
+      reference: float32 [B, W, N, C], velocities of the frozen weights upon their own context.
+    """
+
+    old: jax.Array | None
+    reference: jax.Array
+
+
+def reduce_metrics(metrics: dict[str, jax.Array], axis=0) -> dict[str, jax.Array]:
+    """Combines the metrics of equal pieces: minima and maxima by name, means otherwise."""
+    how = lambda name: jnp.min if name.endswith("_min") else jnp.max if name.endswith("_max") else jnp.mean
+    return {name: how(name)(value, axis=axis) for name, value in metrics.items()}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Objective:
+    """The loss and everything that is measured on the way.
+
+    Attributes:
+      policy: walks through episodes.
+      config: weights, clip ranges, regularisers.
+    """
+
+    policy: Policy
+    config: LearningConfig
+
+    def anchors(self, params, reference, episodes: Episodes, own_start: bool) -> tuple[Any, ...]:
+        """One anchor per segment.
+
+        Args:
+          params: parameters at the start of the iteration.
+          reference: the frozen parameters.
+          episodes: the batch.
+          own_start: the batch takes a single optimizer step, so that its old policy is the trained one itself.
+        """
+        recorded = self.config.old_log_probs == "rollout"
+        nothing = (None,) * len(episodes.segments)
+        start = nothing if recorded or own_start else self.policy.view(params, episodes)
+        frozen = self.policy.view(reference, episodes)
+        out = []
+        for segment, old, ref in zip(episodes.segments, start, frozen, strict=True):
+            if isinstance(segment, Thinking):
+                log_probs = segment.log_probs if recorded else None if old is None else old.log_probs
+                keep = self.config.text_kl_weight > 0
+                out.append(TextAnchor(old=log_probs, reference=ref.log_probs if keep else None))
+            else:
+                mean = segment.mean if recorded else None if old is None else old.mean
+                out.append(FlowAnchor(old=mean, reference=ref.velocity))
+        return tuple(out)
+
+    def __call__(self, params, episodes: Episodes, anchors, advantage_B, on_policy) -> tuple[jax.Array, dict]:
+        """Loss [] and metrics of a batch.
+
+        Args:
+          params: trained parameters.
+          episodes: the batch of B episodes.
+          anchors: from `anchors`.
+          advantage_B: one advantage per episode, for all its actions.
+          on_policy: bool [], no step was taken yet; the old policy is then the trained one, and every ratio exactly 1,
+            unless the config asks for the rollout's own log-probabilities.
+        """
+        total, metrics = jnp.zeros(()), {}
+        views = self.policy.view(params, episodes)
+        for segment, view, anchor in zip(episodes.segments, views, anchors, strict=True):
+            term = self._text if isinstance(segment, Thinking) else self._flow
+            value, measured = term(segment, view, anchor, advantage_B, on_policy)
+            total, metrics = total + value, metrics | measured
+        return total, metrics | {"loss": total}
+
+    def _old(self, anchored, new, on_policy):
+        """The old policy's value: a constant, and the new one's own bits where no step was taken yet."""
+        if self.config.old_log_probs == "rollout":
+            return anchored
+        new = jax.lax.stop_gradient(new)
+        return new if anchored is None else jnp.where(on_policy, new, anchored)
+
+    def _text(self, thinking: Thinking, view: TextView, anchor: TextAnchor, advantage_B, on_policy):
+        c, mask = self.config, thinking.mask
+        old = self._old(anchor.old, view.log_probs, on_policy)
+        loss = jnp.mean(losses.text_loss(view.log_probs, old, mask, advantage_B, c.text_clip, c.text_clip))
+        mean = lambda values: jnp.mean(losses.masked_mean(values, mask, axis=1))
+        log_ratio = jnp.where(mask, view.log_probs - old, 0.0)
+        ratio = jnp.exp(log_ratio)
+        above, below = losses.clip_fractions(log_ratio, advantage_B[:, None], c.text_clip, c.text_clip, mask)
+        gap = jnp.where(mask, jnp.abs(view.log_probs - thinking.log_probs), 0.0)
+        length = jnp.sum(mask, axis=1)
+        truncated = mask[:, -1] & (thinking.tokens[:, -1] != self.policy.model.config.eos_token)
+        metrics = {
+            "text/loss": loss,
+            "text/ratio_mean": mean(ratio),
+            "text/ratio_square": mean(ratio**2),
+            "text/ratio_min": jnp.min(jnp.where(mask, ratio, jnp.inf)),
+            "text/ratio_max": jnp.max(jnp.where(mask, ratio, -jnp.inf)),
+            "text/clip_fraction_above": above,
+            "text/clip_fraction_below": below,
+            "text/log_prob_gap_mean": mean(gap),
+            "text/log_prob_gap_max": jnp.max(gap),
+            "text/entropy": mean(view.entropy),
+            "text/approx_kl": mean(losses.k3_kl(old, view.log_probs)),
+            "text/length": jnp.mean(length.astype(jnp.float32)),
+            "text/truncated_share": jnp.mean(truncated.astype(jnp.float32)),
+        }
+        total = c.text_weight * loss
+        if c.text_kl_weight > 0:
+            kl = mean(losses.k3_kl(view.log_probs, anchor.reference))
+            metrics["text/reference_kl"] = kl
+            total = total + c.text_kl_weight * kl
+        return total, metrics
+
+    def _flow(self, drawing: Drawing, view: FlowView, anchor: FlowAnchor, advantage_B, on_policy):
+        c, rule = self.config, self.policy.flow.rule
+        old = self._old(anchor.old, view.mean, on_policy)
+        per_step = lambda function, *args: jax.vmap(function, in_axes=1, out_axes=1)(*args)  # over the window, [B, W]
+
+        def transition_loss(noise, old, new, std_B):
+            if c.ratio_norm:
+                log_ratio = losses.ratio_norm(noise, old, new)
+            else:
+                log_ratio = losses.log_ratio(noise, old, new, std_B)
+                if isinstance(rule, CPS):
+                    log_ratio = log_ratio * 2 * std_B**2  # its log-density is the bare square
+            return losses.flow_loss(log_ratio, advantage_B, c.flow_clip, c.flow_clip), log_ratio
+
+        loss_BW, log_ratio = per_step(transition_loss, drawing.noise, old, view.mean, view.std)
+        loss = jnp.mean(loss_BW)
+        mse = jnp.mean(per_step(losses.velocity_mse, view.velocity, anchor.reference))
+        ratio = jnp.exp(log_ratio)
+        above, below = losses.clip_fractions(log_ratio, advantage_B[:, None], c.flow_clip, c.flow_clip)
+        std = view.std[:, :, None, None]
+        square = lambda mean: jnp.mean((view.mean - mean) ** 2, axis=(2, 3)) / (2 * view.std**2)
+        x_next = drawing.mean + std * drawing.noise
+        log_prob = lambda mean: jax.vmap(jax.vmap(lambda x, m, s: rule.log_prob(x[None], m[None], s)[0]))(
+            x_next, mean, view.std
+        )
+        gap = jnp.abs(log_prob(drawing.mean) - log_prob(jax.lax.stop_gradient(view.mean)))
+        metrics = {
+            "flow/loss": loss,
+            "flow/ratio_mean": jnp.mean(ratio),
+            "flow/ratio_square": jnp.mean(jnp.expm1(log_ratio) ** 2),
+            "flow/ratio_min": jnp.min(ratio),
+            "flow/ratio_max": jnp.max(ratio),
+            "flow/clip_fraction_above": above,
+            "flow/clip_fraction_below": below,
+            "flow/log_prob_gap_mean": jnp.mean(gap),
+            "flow/log_prob_gap_max": jnp.max(gap),
+            "flow/velocity_mse": mse,
+            "flow/entropy": jnp.mean(0.5 * jnp.log(2 * jnp.pi * jnp.e * view.std**2)),
+            "flow/approx_kl": jnp.mean(square(old)),
+        }
+        total = c.flow_weight * loss + c.mse_weight * mse
+        if c.latent_kl_weight > 0:
+            times = self.policy.flow.times()
+            t, t_next = times[drawing.steps], times[drawing.steps + 1]
+            move = lambda x, v, t, t_next: rule.transition(x, v, t, t_next, times[1])[0]
+            kl = jnp.mean(square(jax.vmap(jax.vmap(move))(drawing.x, anchor.reference, t, t_next)))
+            metrics["flow/latent_kl"] = kl
+            total = total + c.latent_kl_weight * kl
+        return total, metrics
+
+
+def with_ratio_std(metrics: dict[str, jax.Array]) -> dict[str, jax.Array]:
+    """Replaces the second moments, which average over pieces, by standard deviations."""
+    out = dict(metrics)
+    for name, offset in (("text", 0.0), ("flow", 1.0)):  # the flow's moment is taken about 1, where the ratio lives
+        if (square := out.pop(f"{name}/ratio_square", None)) is not None:
+            mean = out[f"{name}/ratio_mean"] - offset
+            out[f"{name}/ratio_std"] = jnp.sqrt(jnp.maximum(square - mean**2, 0.0))
+    return out

@@ -1,0 +1,80 @@
+"""Which parameter is trained by what: every parameter belongs to exactly one group, by its path."""
+
+import re
+
+import flax.traverse_util
+import jax
+import optax
+
+from unigrpo_jax.config import ConfigError, LearningConfig
+
+REASONING, DENOISING, FROZEN = "reasoning", "denoising", "frozen"
+GROUPS = (REASONING, DENOISING, FROZEN)
+
+# Paths of the two experts' parameters, matched whole.
+_EXPERTS = {
+    REASONING: r"layers/und/.*|norm_und/.*|embed/.*|lm_head/.*",
+    DENOISING: r"layers/gen/.*|norm_gen/.*|vae2llm/.*|llm2vae/.*|time_embedder/.*|latent_pos_embed",
+}
+
+
+def flatten(params: dict) -> dict[str, jax.Array]:
+    """Nested parameters as {"a/b/c": array}."""
+    return flax.traverse_util.flatten_dict(params, sep="/")
+
+
+def unflatten(flat: dict[str, jax.Array]) -> dict:
+    """The inverse of `flatten`."""
+    return flax.traverse_util.unflatten_dict(flat, sep="/")
+
+
+def group_of(path: str, frozen: tuple[str, ...]) -> str:
+    """The group of one parameter.
+
+    Args:
+      path: its path, such as "layers/und/q_proj/kernel".
+      frozen: regular expressions; a path that one of them matches whole, or up to a "/", is frozen.
+
+    Raises:
+      ConfigError: the path belongs to no expert or to both.
+    """
+    if any(re.fullmatch(f"(?:{pattern})(?:/.*)?", path) for pattern in frozen):
+        return FROZEN
+    experts = [name for name, pattern in _EXPERTS.items() if re.fullmatch(pattern, path)]
+    if len(experts) != 1:
+        raise ConfigError(f"parameter {path} belongs to {experts or 'no expert'}; every parameter needs exactly one.")
+    return experts[0]
+
+
+def groups(params: dict, config: LearningConfig) -> dict[str, str]:
+    """{path: group} of all parameters; ConfigError where a `frozen` pattern matches nothing or is malformed."""
+    paths = list(flatten(params))
+    for pattern in config.frozen:
+        try:
+            hit = any(re.fullmatch(f"(?:{pattern})(?:/.*)?", path) for path in paths)
+        except re.error as error:
+            raise ConfigError(f"learning.frozen: {pattern!r} is not a regular expression ({error}).") from None
+        if not hit:
+            raise ConfigError(
+                f"learning.frozen: {pattern!r} matches no parameter; paths look like {paths[0]} or {paths[-1]}."
+            )
+    return {path: group_of(path, config.frozen) for path in paths}
+
+
+def split(params: dict, labels: dict[str, str]) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
+    """Flat trainable and frozen parameters."""
+    flat = flatten(params)
+    trained = {path: x for path, x in flat.items() if labels[path] != FROZEN}
+    return trained, {path: x for path, x in flat.items() if labels[path] == FROZEN}
+
+
+def optimizer(config: LearningConfig, labels: dict[str, str]) -> optax.GradientTransformation:
+    """Clip of the norm over both experts together, then Adam with each expert's own rate; for flat trainable parameters."""
+    adam = lambda rate: optax.adamw(
+        rate, b1=config.adam_b1, b2=config.adam_b2, eps=config.adam_eps, weight_decay=config.weight_decay
+    )
+    trained = {path: group for path, group in labels.items() if group != FROZEN}
+    return optax.chain(
+        optax.clip_by_global_norm(config.max_grad_norm),
+        optax.partition({REASONING: adam(config.reasoning_lr), DENOISING: adam(config.denoising_lr)}, trained),
+    )

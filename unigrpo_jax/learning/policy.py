@@ -1,0 +1,100 @@
+"""Both policies of an episode, evaluated on what was done: the forward pass that every loss is made of.
+
+The context is computed once, and all window transitions of a drawing share it.
+"""
+
+import dataclasses
+from typing import Literal
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+
+from unigrpo_jax.episode import Drawing, Episodes, Thinking
+from unigrpo_jax.models.bagel import context as contexts
+from unigrpo_jax.models.bagel.network import Bagel
+from unigrpo_jax.rollout.drawing import FlowSampler
+from unigrpo_jax.rollout.thinking import TokenSampler, thinking_block
+
+
+@flax.struct.dataclass
+class TextView:
+    """What a policy says of a thinking.
+
+    Attributes:
+      log_probs: float32 [B, M], of the actions; 0 where there is none.
+      entropy: float32 [B, M], of the policy at each action, in nats; 0 where there is none.
+    """
+
+    log_probs: jax.Array
+    entropy: jax.Array
+
+
+@flax.struct.dataclass
+class FlowView:
+    """What a policy says of a drawing's window transitions.
+
+    Attributes:
+      velocity: float32 [B, W, N, C].
+      mean: float32 [B, W, N, C], of the transition.
+      std: float32 [B, W], of the transition; does not depend on the policy.
+    """
+
+    velocity: jax.Array
+    mean: jax.Array
+    std: jax.Array
+
+
+View = TextView | FlowView
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Policy:
+    """Walks through episodes with given parameters.
+
+    Attributes:
+      model: the network.
+      tokens: the sampler, for its temperature.
+      flow: schedule and step rule.
+      context_gradient: "stop" keeps the flow's gradient out of the context's keys and values.
+    """
+
+    model: Bagel
+    tokens: TokenSampler
+    flow: FlowSampler
+    context_gradient: Literal["full", "stop"] = "full"
+
+    def view(self, params, episodes: Episodes) -> tuple[View, ...]:
+        """One view per segment, under these parameters and their own context."""
+        prompt = episodes.prompt
+        _, context = self.model.prefill(params, prompt.tokens, prompt.valid, self.model.empty(prompt.tokens.shape[0]))
+        views = []
+        for segment in episodes.segments:
+            if isinstance(segment, Thinking):
+                view, context = self._text(params, segment, context)
+            else:
+                view = self._flow(params, segment, context)
+            views.append(view)
+        return tuple(views)
+
+    def _text(self, params, thinking: Thinking, context):
+        block = thinking_block(self.model, thinking)
+        hidden, new = self.model.prefill(params, block.tokens, block.valid, context)
+        length = thinking.tokens.shape[1]
+        log_probs = self.tokens.log_probs(self.model.text_logits(params, hidden[:, :length]))
+        chosen = jnp.take_along_axis(log_probs, thinking.tokens[:, :, None], axis=2)[:, :, 0]
+        entropy = -jnp.sum(jnp.exp(log_probs) * log_probs, axis=2)
+        masked = lambda x: jnp.where(thinking.mask, x, 0.0)
+        return TextView(log_probs=masked(chosen), entropy=masked(entropy)), contexts.extend(context, new)
+
+    def _flow(self, params, drawing: Drawing, context) -> FlowView:
+        if self.context_gradient == "stop":
+            context = jax.lax.stop_gradient(context)
+        times = self.flow.times()
+        t, t_next = times[drawing.steps], times[drawing.steps + 1]
+        velocity = jax.vmap(
+            lambda x_BNC, t_B: self.model.velocity(params, x_BNC, t_B, self.flow.grid, context), in_axes=1, out_axes=1
+        )(drawing.x, t)
+        rule = lambda x, v, t, t_next: self.flow.rule.transition(x, v, t, t_next, times[1])
+        mean, std = jax.vmap(jax.vmap(rule))(drawing.x, velocity, t, t_next)
+        return FlowView(velocity=velocity, mean=mean, std=std)

@@ -1,0 +1,77 @@
+"""Supervised training of a unified model: next-token loss on the thinking and flow matching on the image.
+
+    loss = mean CE + mean (v_theta(x_t, t | context) - (noise - data))^2,    x_t = (1 - t) data + t noise
+    t = shift s / (1 + (shift - 1) s),    s = sigmoid(u),    u ~ N(0, 1)
+
+(BAGEL, arXiv 2505.14683, section on training; every weight 1.)  Each text block is left out of the context with a small
+probability, so that the model also draws without thinking, and without any text for classifier-free guidance.
+"""
+
+import dataclasses
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+
+from unigrpo_jax.episode import Thinking, TokenBlock
+from unigrpo_jax.models.bagel import context as contexts
+from unigrpo_jax.models.bagel.network import Bagel
+from unigrpo_jax.rollout.thinking import thinking_block
+
+
+@flax.struct.dataclass
+class Examples:
+    """A batch of supervised examples.
+
+    Attributes:
+      prompt: text blocks.
+      thinking: the right thinking as if it had been sampled; its log_probs are not read.
+      data: float32 [B, N, C], clean latent tokens.
+    """
+
+    prompt: TokenBlock
+    thinking: Thinking
+    data: jax.Array
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SupervisedObjective:
+    """The loss of a batch of examples.
+
+    Attributes:
+      model: the network.
+      grid: latent tokens (rows, columns).
+      timestep_shift: of the training times.
+      text_dropout: probability of leaving a text block out of an example.
+      noise_draws: noisy versions of each image; they share one context.
+    """
+
+    model: Bagel
+    grid: tuple[int, int]
+    timestep_shift: float
+    text_dropout: float
+    noise_draws: int
+
+    def __call__(self, params, examples: Examples, key) -> tuple[jax.Array, dict]:
+        """Loss [] and metrics."""
+        batch = examples.data.shape[0]
+        key_text, key_time, key_noise = jax.random.split(key, 3)
+        keep_prompt, keep_thinking = jax.random.bernoulli(key_text, 1 - self.text_dropout, (2, batch, 1))
+        prompt, block = examples.prompt, thinking_block(self.model, examples.thinking)
+        empty = self.model.empty(batch)
+        _, context = self.model.prefill(params, prompt.tokens, prompt.valid & keep_prompt, empty)
+        hidden, new = self.model.prefill(params, block.tokens, block.valid & keep_thinking, context)
+        length = examples.thinking.tokens.shape[1]
+        log_probs = jax.nn.log_softmax(self.model.text_logits(params, hidden[:, :length]))
+        chosen = jnp.take_along_axis(log_probs, examples.thinking.tokens[:, :, None], axis=2)[:, :, 0]
+        scored = examples.thinking.mask & keep_thinking
+        ce = -jnp.sum(jnp.where(scored, chosen, 0.0)) / jnp.sum(scored)
+
+        context = contexts.extend(context, new)
+        s = jax.nn.sigmoid(jax.random.normal(key_time, (self.noise_draws, batch)))
+        t = self.timestep_shift * s / (1 + (self.timestep_shift - 1) * s)
+        noise = jax.random.normal(key_noise, (self.noise_draws, *examples.data.shape))
+        x = (1 - t[:, :, None, None]) * examples.data[None] + t[:, :, None, None] * noise
+        velocity = jax.vmap(lambda x, t: self.model.velocity(params, x, t, self.grid, context))(x, t)
+        mse = jnp.mean((velocity - (noise - examples.data[None])) ** 2)
+        return ce + mse, {"ce": ce, "mse": mse}

@@ -1,0 +1,156 @@
+"""The update: episodes and advantages -> new parameters, as one jitted program.
+
+Scans over PPO epochs, minibatches (one optimizer step each) and micro-batches (gradients added).  Pieces are interleaved
+(piece i of n holds episodes i, i + n, ...), so that each holds a share of every group and of every device's episodes.
+"""
+
+import dataclasses
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+
+from unigrpo_jax.config import LearningConfig
+from unigrpo_jax.episode import Episodes
+from unigrpo_jax.learning import parameters
+from unigrpo_jax.learning.objective import Objective, reduce_metrics, with_ratio_std
+
+
+@flax.struct.dataclass
+class TrainState:
+    """What an update changes.
+
+    Attributes:
+      params: nested dict of float32 master weights.
+      opt_state: Adam's moments of the trainable ones.
+      ema: moving average of all weights, or None.
+      step: int32 [], iterations done, skipped ones included.
+      skipped_in_row: int32 [], iterations in a row whose update was dropped because it was not finite.
+    """
+
+    params: dict
+    opt_state: optax.OptState
+    ema: dict | None
+    step: jax.Array
+    skipped_in_row: jax.Array
+
+
+def new_state(params: dict, config: LearningConfig) -> TrainState:
+    """The state before the first update."""
+    labels = parameters.groups(params, config)
+    trained, _ = parameters.split(params, labels)
+    ema = jax.tree.map(jnp.copy, params) if config.ema_decay else None
+    opt_state = parameters.optimizer(config, labels).init(trained)
+    return TrainState(params=params, opt_state=opt_state, ema=ema, step=jnp.int32(0), skipped_in_row=jnp.int32(0))
+
+
+def pieces(tree, count: int):
+    """[B, ...] arrays to [count, B / count, ...], interleaved."""
+    return jax.tree.map(lambda x: x.reshape(x.shape[0] // count, count, *x.shape[1:]).swapaxes(0, 1), tree)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class UpdateProgram:
+    """(state, reference, episodes, advantages) -> (state, metrics), pure.
+
+    Attributes:
+      objective: loss and metrics of a batch.
+      config: epochs, minibatches, optimizer.
+    """
+
+    objective: Objective
+    config: LearningConfig
+
+    def __call__(self, state: TrainState, reference: dict, episodes: Episodes, advantage_B) -> tuple[TrainState, dict]:
+        """One iteration's update.
+
+        Args:
+          state: parameters and optimizer; donate it.
+          reference: frozen parameters, same tree as the trained ones.
+          episodes: B episodes, B a multiple of minibatches * micro_batches.
+          advantage_B: float32 [B].
+
+        Returns:
+          The new state and scalar metrics.  Where a loss or gradient is not finite, that optimizer step is dropped:
+          parameters and moments stay, and `update/skipped` counts it.
+        """
+        c = self.config
+        labels = parameters.groups(state.params, c)
+        transform = parameters.optimizer(c, labels)
+        trained, frozen = parameters.split(state.params, labels)
+        whole = lambda flat: parameters.unflatten(flat | frozen)
+        data = pieces((episodes, advantage_B), c.minibatches * c.micro_batches)
+        own_start = c.ppo_epochs * c.minibatches == 1
+        anchor = lambda piece: self.objective.anchors(state.params, reference, piece[0], own_start)
+        anchors = _map(anchor, data)
+        by_step = jax.tree.map(lambda x: x.reshape(c.minibatches, c.micro_batches, *x.shape[1:]), (*data, anchors))
+        loss = lambda flat, *args: self.objective(whole(flat), *args)
+        gradient = jax.grad(loss, has_aux=True)
+
+        def optimizer_step(carry, step):
+            trained, opt_state = carry
+            (epoch, index), (batch, advantages, anchors) = step
+            on_policy = (epoch == 0) & (index == 0)
+            grads, metrics = _accumulate(
+                lambda piece: gradient(trained, piece[0], piece[2], piece[1], on_policy), (batch, advantages, anchors)
+            )
+            norms = group_norms(grads, labels, "grad_norm")
+            finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(optax.tree.norm(grads))
+            updates, moved = transform.update(grads, opt_state, trained)
+            updates = jax.tree.map(lambda u: jnp.where(finite, u, 0.0), updates)
+            opt_state = jax.tree.map(lambda new, old: jnp.where(finite, new, old), moved, opt_state)
+            metrics |= norms | group_norms(updates, labels, "update_norm")
+            metrics["update/skipped"] = 1.0 - finite.astype(jnp.float32)
+            return (optax.apply_updates(trained, updates), opt_state), metrics
+
+        def epoch(carry, number):
+            at = (jnp.full(c.minibatches, number), jnp.arange(c.minibatches))
+            return _scan(optimizer_step, carry, (at, by_step))
+
+        carry, metrics = _scan(epoch, (trained, state.opt_state), jnp.arange(c.ppo_epochs))
+        trained, opt_state = carry
+        metrics = jax.tree.map(lambda x: x.reshape(-1), metrics)
+        # Before the first step the trained policy is the one that sampled: only there do the two log-probabilities
+        # of an action measure numerics.
+        first = {name: value[0] for name, value in metrics.items() if "/log_prob_gap" in name}
+        skipped = jnp.sum(metrics["update/skipped"])
+        metrics = with_ratio_std(reduce_metrics(metrics)) | first | {"update/skipped": skipped}
+        params, ema = whole(trained), state.ema
+        if ema is not None:
+            ema = jax.tree.map(lambda a, b: c.ema_decay * a + (1 - c.ema_decay) * b, ema, params)
+        in_row = jnp.where(skipped > 0, state.skipped_in_row + 1, 0).astype(jnp.int32)
+        state = TrainState(params=params, opt_state=opt_state, ema=ema, step=state.step + 1, skipped_in_row=in_row)
+        return state, metrics
+
+
+def group_norms(flat: dict[str, jax.Array], labels: dict[str, str], name: str) -> dict[str, jax.Array]:
+    """Euclidean norm [] of each trained group of a flat tree, as {"name/group": norm}."""
+    members = {g: [x for path, x in flat.items() if labels[path] == g] for g in parameters.GROUPS}
+    return {f"{name}/{group}": optax.tree.norm(arrays) for group, arrays in members.items() if arrays}
+
+
+def _scan(body, carry, xs):
+    """`lax.scan`; a single iteration is inlined, which compiles and runs faster."""
+    if jax.tree.leaves(xs)[0].shape[0] > 1:
+        return jax.lax.scan(body, carry, xs)
+    carry, out = body(carry, jax.tree.map(lambda x: x[0], xs))
+    return carry, jax.tree.map(lambda x: x[None], out)
+
+
+def _map(function, xs):
+    return _scan(lambda carry, x: (carry, function(x)), None, xs)[1]
+
+
+def _accumulate(function, xs):
+    """Mean of the gradients, and reduced metrics, over the leading axis of xs."""
+    count = jax.tree.leaves(xs)[0].shape[0]
+
+    def body(total, x):
+        grads, metrics = function(x)
+        return jax.tree.map(jnp.add, total, grads), metrics
+
+    shapes = jax.eval_shape(lambda x: function(jax.tree.map(lambda a: a[0], x))[0], xs)
+    zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+    total, metrics = _scan(body, zeros, xs)
+    return jax.tree.map(lambda g: g / count, total), reduce_metrics(metrics)

@@ -1,0 +1,80 @@
+"""What the network has read so far: keys and values of every layer, as an explicit pytree.
+
+Slots are never reordered.  A slot that holds padding, or that is reserved and not yet written, is not `valid` and nobody
+attends to it, so one rectangular cache serves prompts and thoughts of different length.
+"""
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+
+from unigrpo_jax.models.bagel.config import BagelConfig
+
+
+@flax.struct.dataclass
+class Context:
+    """Keys and values of B samples in S slots.
+
+    Attributes:
+      keys: [layers, B, S, kv_heads, K], after the key norm and the rotation.
+      values: [layers, B, S, kv_heads, K].
+      valid: bool [B, S].
+      rope: int32 [B], the rotary position of the next token or image block.
+    """
+
+    keys: jax.Array
+    values: jax.Array
+    valid: jax.Array
+    rope: jax.Array
+
+    @property
+    def slots(self) -> int:
+        """Number of slots S, valid or not."""
+        return self.valid.shape[1]
+
+
+def empty(config: BagelConfig, batch: int, dtype=jnp.float32) -> Context:
+    """A context that has read nothing: zero slots, rotary position 0."""
+    kv = jnp.zeros((config.layers, batch, 0, config.kv_heads, config.head_dim), dtype)
+    return Context(keys=kv, values=kv, valid=jnp.zeros((batch, 0), bool), rope=jnp.zeros(batch, jnp.int32))
+
+
+def extend(context: Context, block: Context) -> Context:
+    """The context followed by a block that the network computed upon it."""
+    return Context(
+        keys=jnp.concatenate([context.keys, block.keys], axis=2),
+        values=jnp.concatenate([context.values, block.values], axis=2),
+        valid=jnp.concatenate([context.valid, block.valid], axis=1),
+        rope=block.rope,
+    )
+
+
+def reserve(context: Context, slots: int) -> Context:
+    """Appends empty slots, to be filled by `write`."""
+    pad = ((0, 0), (0, 0), (0, slots), (0, 0), (0, 0))
+    return context.replace(
+        keys=jnp.pad(context.keys, pad),
+        values=jnp.pad(context.values, pad),
+        valid=jnp.pad(context.valid, ((0, 0), (0, slots))),
+    )
+
+
+def write(context: Context, block: Context, slot: jax.Array) -> Context:
+    """Stores a block into the reserved slots that begin at `slot` (int32 scalar, may be traced)."""
+    put = jax.lax.dynamic_update_slice_in_dim
+    return Context(
+        keys=put(context.keys, block.keys.astype(context.keys.dtype), slot, axis=2),
+        values=put(context.values, block.values.astype(context.values.dtype), slot, axis=2),
+        valid=put(context.valid, block.valid, slot, axis=1),
+        rope=block.rope,
+    )
+
+
+def repeat(context: Context, times: int) -> Context:
+    """Every sample `times` times in a row: the group of a prompt shares one prefill."""
+    return Context(
+        keys=jnp.repeat(context.keys, times, axis=1),
+        values=jnp.repeat(context.values, times, axis=1),
+        valid=jnp.repeat(context.valid, times, axis=0),
+        rope=jnp.repeat(context.rope, times, axis=0),
+    )

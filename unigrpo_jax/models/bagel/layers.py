@@ -1,0 +1,153 @@
+"""The decoder layer of BAGEL: two experts, one attention (Mixture of Transformers, arXiv 2505.14683).
+
+A block of tokens is two streams: `und` holds text tokens and the two markers around an image, `gen` holds latent tokens.
+Each stream has its own norms, projections and MLP; queries, keys and values of both meet in one softmax.  Attention does
+not know the order of its keys, only their rotary positions, so the streams are simply laid one after the other.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from unigrpo_jax.models.bagel.config import BagelConfig
+
+MASKED = -1e30  # finite, so that a row which sees nothing (padding) stays finite
+
+
+def rotary_table(positions, head_dim: int, theta: float):
+    """Cosines and sines [..., head_dim], float32, of integer positions [...]: two equal halves (RoFormer, half-split)."""
+    inverse_frequency = theta ** (-jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
+    angles = jnp.einsum("...,k->...k", positions.astype(jnp.float32), inverse_frequency, precision="highest")
+    angles = jnp.concatenate([angles, angles], axis=-1)
+    return jnp.cos(angles), jnp.sin(angles)
+
+
+def rotate(x_BLHK, cos_BLK, sin_BLK):
+    """Applies the rotary embedding in float32 and returns x's dtype."""
+    x = x_BLHK.astype(jnp.float32)
+    first, second = jnp.split(x, 2, axis=-1)
+    turned = jnp.concatenate([-second, first], axis=-1)
+    return (x * cos_BLK[:, :, None] + turned * sin_BLK[:, :, None]).astype(x_BLHK.dtype)
+
+
+@dataclasses.dataclass(frozen=True)
+class Visibility:
+    """Which keys a block's queries see.
+
+    Attributes:
+      context: bool [B, S], valid slots of the context; every query sees all of them.
+      block: bool [B, L], tokens of the block that are no padding.
+      causal: a query sees no later token of its own block (text); otherwise it sees all of them (images).
+    """
+
+    context: jax.Array
+    block: jax.Array
+    causal: bool
+
+
+jax.tree_util.register_dataclass(Visibility, data_fields=["context", "block"], meta_fields=["causal"])
+
+
+def attention(q_BLHK, k_BLJK, v_BLJK, context_k_BSJK, context_v_BSJK, visible: Visibility):
+    """Grouped-query attention of a block over the context and over itself; softmax in float32; returns [B, L, H, K].
+
+    Context and block are two partial products under one softmax, so that the context is read where it lies.
+    """
+    batch, length, heads, dim = q_BLHK.shape
+    kv_heads = k_BLJK.shape[2]
+    q = (q_BLHK * dim**-0.5).reshape(batch, length, kv_heads, heads // kv_heads, dim)
+    scores = lambda keys: jnp.einsum("bljgk,bsjk->bjgls", q, keys, preferred_element_type=jnp.float32)
+    see_context = visible.context[:, None, None, None, :]
+    see_block = visible.block[:, None, None, None, :]
+    if visible.causal:
+        see_block = see_block & jnp.tril(jnp.ones((length, length), bool))[None, None, None]
+    to_context = jnp.where(see_context, scores(context_k_BSJK), MASKED)
+    to_block = jnp.where(see_block, scores(k_BLJK), MASKED)
+    weights = jax.nn.softmax(jnp.concatenate([to_context, to_block], axis=-1), axis=-1).astype(q.dtype)
+    slots = context_k_BSJK.shape[1]
+    mix = lambda weight, values: jnp.einsum("bjgls,bsjk->bljgk", weight, values)
+    out = mix(weights[..., slots:], v_BLJK) + mix(weights[..., :slots], context_v_BSJK)
+    return out.reshape(batch, length, heads, dim)
+
+
+class RMSNorm(nn.Module):
+    """y = scale * x / sqrt(mean(x^2) + eps); the statistic in float32, cast to x's dtype before the scale."""
+
+    eps: float
+
+    @nn.compact
+    def __call__(self, x):
+        """Normalises the last axis of x [..., D]."""
+        scale = self.param("scale", nn.initializers.ones, (x.shape[-1],), jnp.float32)
+        x32 = x.astype(jnp.float32)
+        normed = x32 * jax.lax.rsqrt(jnp.mean(x32 * x32, axis=-1, keepdims=True) + self.eps)
+        return normed.astype(x.dtype) * jnp.broadcast_to(scale.astype(x.dtype), x.shape)
+
+
+class Expert(nn.Module):
+    """One expert's half of a decoder layer: everything but the attention itself."""
+
+    config: BagelConfig
+    dtype: jnp.dtype
+
+    def setup(self):
+        """Names follow the original's, without the `_moe_gen` suffix."""
+        c, dense = self.config, lambda features, **kw: nn.DenseGeneral(features, dtype=self.dtype, **kw)
+        self.input_norm = RMSNorm(c.rms_norm_eps)
+        self.q_proj = dense((c.heads, c.head_dim))
+        self.k_proj = dense((c.kv_heads, c.head_dim))
+        self.v_proj = dense((c.kv_heads, c.head_dim))
+        self.q_norm = RMSNorm(c.rms_norm_eps)
+        self.k_norm = RMSNorm(c.rms_norm_eps)
+        self.o_proj = dense(c.hidden_size, axis=(-2, -1), use_bias=False)
+        self.post_norm = RMSNorm(c.rms_norm_eps)
+        self.gate_proj = dense(c.intermediate_size, use_bias=False)
+        self.up_proj = dense(c.intermediate_size, use_bias=False)
+        self.down_proj = dense(c.hidden_size, use_bias=False)
+
+    def project(self, x_BLD, cos_BLK, sin_BLK):
+        """Rotated queries [B, L, H, K], rotated keys and plain values [B, L, kv_heads, K]."""
+        h = self.input_norm(x_BLD)
+        q = rotate(self.q_norm(self.q_proj(h)), cos_BLK, sin_BLK)
+        k = rotate(self.k_norm(self.k_proj(h)), cos_BLK, sin_BLK)
+        return q, k, self.v_proj(h)
+
+    def finish(self, x_BLD, attended_BLHK):
+        """Output projection and MLP, both residual; [B, L, D]."""
+        x = x_BLD + self.o_proj(attended_BLHK)
+        h = self.post_norm(x)
+        return x + self.down_proj(nn.silu(self.gate_proj(h)) * self.up_proj(h))
+
+
+class DecoderLayer(nn.Module):
+    """One layer over the two streams of a block; the `gen` stream may be absent (None), as in text."""
+
+    config: BagelConfig
+    dtype: jnp.dtype
+
+    def setup(self):
+        """The two experts."""
+        self.und = Expert(self.config, self.dtype)
+        self.gen = Expert(self.config, self.dtype)
+
+    def __call__(self, streams, context_kv, rotary, visible: Visibility):
+        """Returns the streams after the layer, and the block's keys and values [B, L, kv_heads, K].
+
+        Args:
+          streams: (und [B, Lu, D], gen [B, Lg, D] or None); L = Lu + Lg in this order.
+          context_kv: keys and values of this layer's context, [B, S, kv_heads, K] each.
+          rotary: cosines and sines [B, L, K].
+          visible: who sees whom.
+        """
+        present = [(e, x) for e, x in zip((self.und, self.gen), streams, strict=True) if x is not None]
+        starts = [0, present[0][1].shape[1]]
+        cut = lambda a, i, x: a[:, starts[i] : starts[i] + x.shape[1]]
+        parts = [e.project(x, *(cut(r, i, x) for r in rotary)) for i, (e, x) in enumerate(present)]
+        q, k, v = (jnp.concatenate(p, axis=1) for p in zip(*parts, strict=True))
+        attended = attention(q, k, v, *context_kv, visible)
+        after = [e.finish(x, cut(attended, i, x)) for i, (e, x) in enumerate(present)]
+        streams = (after[0], after[1] if len(after) == 2 else None)
+        self.sow("intermediates", "hidden", streams)
+        return streams, (k, v)

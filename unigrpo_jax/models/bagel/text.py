@@ -1,0 +1,76 @@
+"""Words to text blocks and back: BOS + ids + EOS, no chat template, whatever the role (BAGEL).
+
+The tokenizer files of a model folder are read by transformers, which is imported when they are.
+"""
+
+import dataclasses
+import os
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from unigrpo_jax.config import ConfigError, require
+from unigrpo_jax.episode import Thinking, TokenBlock
+from unigrpo_jax.models.bagel.config import BagelConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class TextCodec:
+    """A tokenizer and the special tokens of a model.
+
+    Attributes:
+      tokenizer: anything with transformers' `encode(text, add_special_tokens=...)` and `decode(ids, ...)`.
+      config: the model's special tokens and vocabulary.
+    """
+
+    tokenizer: Any
+    config: BagelConfig
+
+    def ids(self, text: str) -> list[int]:
+        """The block of one text: BOS, its ids, EOS."""
+        ids = self.tokenizer.encode(text, add_special_tokens=False)
+        return [self.config.bos_token, *ids, self.config.eos_token]
+
+    def prompts(self, texts: Sequence[str], length: int) -> TokenBlock:
+        """Left-padded blocks [P, length] of prompts; ConfigError names a prompt that does not fit and its length."""
+        tokens = np.full((len(texts), length), self.config.pad_token, np.int32)
+        valid = np.zeros((len(texts), length), bool)
+        for row, text in enumerate(texts):
+            ids = self.ids(text)
+            require(
+                len(ids) <= length,
+                f"the prompt {text[:60]!r} has {len(ids)} tokens with the two around it, more than its bucket of "
+                f"{length}; set --rollout.prompt-tokens {len(ids)} or shorten it.",
+            )
+            tokens[row, length - len(ids) :] = ids
+            valid[row, length - len(ids) :] = True
+        return TokenBlock(tokens=tokens, valid=valid)
+
+    def thoughts(self, thinking: Thinking | None, batch: int) -> list[str]:
+        """The words of B thinkings, without the stop token; empty texts where there is no thinking."""
+        if thinking is None:
+            return [""] * batch
+        tokens, mask = np.asarray(thinking.tokens), np.asarray(thinking.mask)
+        keep = mask & (tokens != self.config.eos_token)
+        return [self.tokenizer.decode(row[k].tolist(), skip_special_tokens=False) for row, k in zip(tokens, keep, strict=True)]
+
+
+def load_codec(folder: pathlib.Path, config: BagelConfig) -> TextCodec:
+    """The codec of a model folder; ConfigError where it holds no tokenizer, or one with more ids than the model."""
+    if not (folder / "tokenizer.json").exists() and not (folder / "vocab.json").exists():
+        raise ConfigError(f"{folder} holds no tokenizer (tokenizer.json); copy the tokenizer files of the model there.")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # it would warn that there is no PyTorch, which is meant
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"the tokenizer in {folder} cannot be read: {str(error).splitlines()[0]}") from None
+    require(
+        len(tokenizer) <= config.vocab_size,
+        f"the tokenizer in {folder} has {len(tokenizer)} tokens, the model's vocabulary {config.vocab_size}.",
+    )
+    return TextCodec(tokenizer, config)

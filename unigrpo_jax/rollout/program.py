@@ -1,0 +1,117 @@
+"""The rollout: prompts -> thinking -> image, as one jitted program."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from unigrpo_jax.config import RolloutConfig
+from unigrpo_jax.episode import Episodes, TokenBlock
+from unigrpo_jax.models.bagel import context as contexts
+from unigrpo_jax.models.bagel.guidance import Guidance
+from unigrpo_jax.models.bagel.network import Bagel
+from unigrpo_jax.rollout import randomness
+from unigrpo_jax.rollout.drawing import FlowSampler, draw
+from unigrpo_jax.rollout.step_rules import draw_window, step_rule
+from unigrpo_jax.rollout.thinking import TokenSampler, think
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RolloutProgram:
+    """prompts -> episodes, a pure function of (params, prompts, seed, step); hashable, so that it can be jitted.
+
+    Attributes:
+      model: the network.
+      autoencoder: latents to images.
+      group_size: episodes per prompt.
+      thinking_tokens: largest number of thinking tokens; 0 draws without thinking.
+      tokens: how tokens are drawn.
+      flow: how images are drawn.
+      window_size: stochastic transitions per episode; 0 is the pure ODE.
+      window_range: where the window may lie, [first, end).
+      micro_batches: pieces of the prompts, one after the other.
+      place: applied to the context and to the episodes, to lay the batch over devices.
+    """
+
+    model: Bagel
+    autoencoder: Any
+    group_size: int
+    thinking_tokens: int
+    tokens: TokenSampler
+    flow: FlowSampler
+    window_size: int
+    window_range: tuple[int, int]
+    micro_batches: int = 1
+    place: Callable[[Any], Any] = lambda tree: tree
+
+    def __call__(self, params, autoencoder_params, prompt: TokenBlock, seed, step) -> Episodes:
+        """Samples `group_size` episodes for each of P prompts.
+
+        Args:
+          params: the network's parameters.
+          autoencoder_params: the autoencoder's, never trained.
+          prompt: left-padded text blocks, [P, L].
+          seed: integer scalar of the run.
+          step: integer scalar of the iteration.
+
+        Returns:
+          P * group_size episodes, the group of a prompt in a row.
+        """
+        window = jnp.zeros(0, jnp.int32)
+        if self.window_size:
+            key = randomness.stream_key(seed, step, randomness.WINDOW)
+            window = draw_window(key, self.window_size, self.window_range)
+        prompts = prompt.tokens.shape[0]
+        ids = jnp.arange(prompts * self.group_size).reshape(self.micro_batches, -1)
+        pieces = jax.tree.map(lambda x: x.reshape(self.micro_batches, -1, *x.shape[1:]), prompt)
+        piece = lambda args: self._piece(params, autoencoder_params, *args, window, seed, step)
+        if self.micro_batches == 1:
+            return piece(jax.tree.map(lambda x: x[0], (pieces, ids)))
+        episodes = jax.lax.map(piece, (pieces, ids))
+        return self.place(jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), episodes))
+
+    def _piece(self, params, autoencoder_params, prompt: TokenBlock, ids_B, window_W, seed, step) -> Episodes:
+        """The prompts of one micro-batch, prefilled once each and shared by their groups."""
+        _, block = self.model.prefill(params, prompt.tokens, prompt.valid, self.model.empty(prompt.tokens.shape[0]))
+        context = self.place(contexts.repeat(block, self.group_size))
+        keys = lambda stream: randomness.sample_keys(randomness.stream_key(seed, step, stream), ids_B)
+        segments = []
+        if self.thinking_tokens:
+            key = keys(randomness.TOKENS)
+            thinking, context = think(self.model, params, context, key, self.thinking_tokens, self.tokens)
+            segments.append(thinking)
+        initial, noise = keys(randomness.INITIAL_NOISE), keys(randomness.STEP_NOISE)
+        decode = lambda latent: self.autoencoder.decode(autoencoder_params, latent)
+        segments.append(draw(self.model, params, context, initial, noise, window_W, self.flow, decode))
+        repeated = jax.tree.map(lambda x: jnp.repeat(x, self.group_size, axis=0), prompt)
+        return Episodes(prompt=repeated, segments=tuple(segments))
+
+
+def flow_sampler(config: RolloutConfig, model: Bagel, guidance: Guidance | None = None) -> FlowSampler:
+    """The flow sampler that a rollout config describes."""
+    return FlowSampler(
+        steps=config.flow_steps,
+        shift=config.timestep_shift,
+        rule=step_rule(config.step_rule, config.noise_level),
+        grid=model.config.grid(config.image_height, config.image_width),
+        guidance=guidance,
+    )
+
+
+def training_rollout(config: RolloutConfig, model: Bagel, autoencoder, group_size: int, place=None) -> RolloutProgram:
+    """The rollout of training: no guidance, a stochastic window."""
+    extra = {} if place is None else {"place": place}
+    return RolloutProgram(
+        model=model,
+        autoencoder=autoencoder,
+        group_size=group_size,
+        thinking_tokens=config.thinking_tokens if config.thinking else 0,
+        tokens=TokenSampler(temperature=config.temperature, top_k=config.top_k, top_p=config.top_p),
+        flow=flow_sampler(config, model),
+        window_size=config.window_size,
+        window_range=config.window_range,
+        micro_batches=config.micro_batches,
+        **extra,
+    )

@@ -1,0 +1,24 @@
+"""Randomness as a function of (seed, step, global sample id, stream, position), and of nothing else.
+
+Neither the mesh, nor the micro-batch size, nor a resume can then change an episode.
+"""
+
+import jax
+
+# Streams: independent keys for independent uses within one step.
+WINDOW, TOKENS, INITIAL_NOISE, STEP_NOISE = range(4)
+
+
+def stream_key(seed, step, stream: int) -> jax.Array:
+    """The key of one use of randomness in one iteration; `seed` and `step` may be traced."""
+    return jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), step), stream)
+
+
+def sample_keys(key: jax.Array, ids_B: jax.Array) -> jax.Array:
+    """One key per episode, [B], from the episodes' global ids."""
+    return jax.vmap(jax.random.fold_in, (None, 0))(key, ids_B)
+
+
+def normal(keys_B: jax.Array, position, shape: tuple[int, ...]) -> jax.Array:
+    """Standard normal float32 [B, *shape]: each episode from its own key, at a position of its stream."""
+    return jax.vmap(lambda key: jax.random.normal(jax.random.fold_in(key, position), shape))(keys_B)

@@ -1,0 +1,166 @@
+"""What a run prints: a card before it starts, one live line while it trains, tables when it ends.
+
+On a terminal the line is drawn in place by rich; anywhere else (a file, a pod's log) every call prints plain lines.
+Prompts and thinking are other people's text: they are never read as markup, and control characters are shown, not sent.
+"""
+
+import collections
+import math
+import statistics
+import sys
+import time
+import unicodedata
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TextIO
+
+# column title, the metrics it may show (the first that a line holds), format
+COLUMNS = (
+    ("reward", ("reward/mean",), "{:.3f}"),
+    ("exact", ("eval/exact", "reward/exact"), "{:.3f}"),
+    ("velocity MSE", ("flow/velocity_mse",), "{:.2e}"),
+    ("thinking", ("text/length",), "{:.1f}"),
+)
+RECENT = 20  # iterations behind the estimate of the time left
+
+
+class Console:
+    """Prints to `stream`, standard output unless told; a context manager that takes the live line down.
+
+    `clock` gives seconds; the durations between calls of `iteration` are measured with it.
+    """
+
+    def __init__(self, stream: TextIO | None = None, *, clock: Callable[[], float] = time.monotonic):
+        self._stream = sys.stdout if stream is None else stream
+        self._clock = clock
+        self._previous: float | None = None
+        self._durations: collections.deque[float] = collections.deque(maxlen=RECENT)
+        self._rich = None
+        self._live = None
+        if self._stream.isatty():
+            import rich.console
+
+            self._rich = rich.console.Console(file=self._stream, markup=False, emoji=False, highlight=False)
+
+    def card(self, title: str, rows: Sequence[tuple[str, str]]) -> None:
+        """A titled list of names and values: what is about to run."""
+        rows = [(self._one_line(name), self._one_line(value)) for name, value in rows]
+        if self._rich is None:
+            width = max((len(name) for name, _ in rows), default=0)
+            self._plain([self._one_line(title), *(f"  {name:<{width}}  {value}" for name, value in rows)])
+            return
+        from rich import panel, table, text
+
+        grid = table.Table.grid(padding=(0, 2))
+        for name, value in rows:
+            grid.add_row(text.Text(name, style="dim"), text.Text(value))
+        self._rich.print(panel.Panel(grid, title=text.Text(self._one_line(title), style="bold"), expand=False))
+
+    def iteration(self, step: int, total: int, metrics: Mapping[str, Any]) -> None:
+        """Shows that `step` of `total` iterations are done, with the chosen numbers of `metrics`.
+
+        Seconds per iteration and time left appear from the second call on: the first iteration compiles.
+        """
+        now = self._clock()
+        if self._previous is not None:
+            self._durations.append(now - self._previous)
+        self._previous = now
+        cells = [(title, _shown(metrics, names, form)) for title, names, form in COLUMNS]
+        cells = [(title, value) for title, value in cells if value is not None]
+        if self._durations:
+            seconds = statistics.median(self._durations)  # so that a checkpoint or an evaluation does not move it
+            cells += [("s/it", f"{seconds:.2f}"), ("ETA", format_seconds(seconds * max(0, total - step)))]
+        if self._rich is None:
+            self._plain(["  ".join([f"step {step}/{total}", *(f"{title} {value}" for title, value in cells)])])
+            return
+        from rich import live, progress_bar, table
+
+        line = table.Table(box=None, padding=(0, 1), header_style="dim", collapse_padding=True)
+        for title in ["step", "", *(title for title, _ in cells)]:
+            line.add_column(title, justify="right", no_wrap=True)
+        bar = progress_bar.ProgressBar(total=max(1, total), completed=step, width=20)
+        line.add_row(f"{step}/{total}", bar, *(value for _, value in cells))
+        if self._live is None:
+            self._live = live.Live(console=self._rich, auto_refresh=False)
+            self._live.start()
+        self._live.update(line, refresh=True)
+
+    def message(self, text: str) -> None:
+        """One line or paragraph, above the live line."""
+        text = self._safe(text)
+        if self._rich is None:
+            self._plain([text])
+            return
+        from rich.text import Text
+
+        self._rich.print(Text(text))
+
+    def table(self, title: str, header: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+        """A table; cells are shown as `str` gives them, all columns but the first to the right."""
+        header = [self._one_line(cell) for cell in header]
+        rows = [[self._one_line(cell) for cell in row] for row in rows]
+        for row in rows:
+            if len(row) != len(header):
+                raise ValueError(f"table {title!r} has {len(header)} columns, but one row has {len(row)}: {row}")
+        if self._rich is None:
+            widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
+            align = lambda row: "  ".join(
+                f"{cell:<{width}}" if index == 0 else f"{cell:>{width}}"
+                for index, (cell, width) in enumerate(zip(row, widths, strict=True))
+            )
+            self._plain([self._one_line(title), *(f"  {align(row).rstrip()}" for row in [header, *rows])])
+            return
+        from rich import table
+        from rich.text import Text
+
+        grid = table.Table(title=Text(self._one_line(title), style="bold"), title_justify="left")
+        for index, cell in enumerate(header):
+            grid.add_column(Text(cell), justify="right" if index else "left")
+        for row in rows:
+            grid.add_row(*map(Text, row))
+        self._rich.print(grid)
+
+    def close(self) -> None:
+        """Leaves the last state of the live line on the screen and frees the terminal; a second call does nothing."""
+        if self._live is not None:
+            self._live.stop()
+            self._live = None
+
+    def __enter__(self) -> "Console":
+        return self
+
+    def __exit__(self, *exception) -> None:
+        self.close()
+
+    def _plain(self, lines: Sequence[str]) -> None:
+        self._stream.write("".join(f"{line}\n" for line in lines))
+        self._stream.flush()
+
+    def _safe(self, text: Any) -> str:
+        """The text with control, format and surrogate characters as escapes, and only what the stream can encode."""
+        shown = "".join(
+            c.encode("unicode_escape").decode() if c != "\n" and unicodedata.category(c) in ("Cc", "Cf", "Cs") else c
+            for c in str(text).expandtabs(4)
+        )
+        encoding = getattr(self._stream, "encoding", None) or "utf-8"
+        return shown.encode(encoding, "backslashreplace").decode(encoding)
+
+    def _one_line(self, text: Any) -> str:
+        return " ".join(self._safe(text).split("\n"))
+
+
+def format_seconds(seconds: float) -> str:
+    """`9 s`, `2:05` (minutes) or `3:00:07` (hours)."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    minutes, rest = divmod(whole, 60)
+    return f"{minutes}:{rest:02d}" if minutes < 60 else f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}"
+
+
+def _shown(metrics: Mapping[str, Any], names: Sequence[str], form: str) -> str | None:
+    """The first of the named metrics as text; "-" where it is not finite, None where none is there."""
+    for name in names:
+        if name in metrics:
+            value = metrics[name]
+            return form.format(float(value)) if value is not None and math.isfinite(float(value)) else "-"
+    return None

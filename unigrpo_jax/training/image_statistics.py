@@ -1,0 +1,54 @@
+"""Two numbers per image that fall when the policy collapses to flat or single-coloured pictures.
+
+Both take B images, uint8 or float in [0, 1], shape [B, H, W, 3], and know nothing of prompts or rewards.
+"""
+
+import numpy as np
+
+LUMINANCE = np.array([0.299, 0.587, 0.114])  # Rec. 601 weights of red, green and blue
+BINS = 8  # per colour channel
+
+
+def edge_density(images_BHWC) -> np.ndarray:
+    """Mean magnitude of the finite differences of the luminance Y in [0, 1], float64 [B].
+
+        1/2 * ( mean_{i,j} |Y[i, j+1] - Y[i, j]|  +  mean_{i,j} |Y[i+1, j] - Y[i, j]| )
+
+    0 for an image of one colour, 1 for a chessboard of black and white pixels.
+    """
+    images = _unit_range(images_BHWC)
+    if min(images.shape[1:3]) < 2:
+        raise ValueError(f"edge_density needs images of at least 2 x 2 pixels, not {list(images.shape[1:3])}")
+    luminance_BHW = images @ LUMINANCE
+    horizontal, vertical = (np.abs(np.diff(luminance_BHW, axis=axis)).mean(axis=(1, 2)) for axis in (2, 1))
+    return (horizontal + vertical) / 2
+
+
+def colour_entropy(images_BHWC) -> np.ndarray:
+    """Entropy in nats of the histogram over 8 x 8 x 8 RGB bins, float64 [B].
+
+        - sum_k p_k log p_k,  p_k = share of the image's pixels in bin k = (floor(8 r), floor(8 g), floor(8 b))
+
+    0 for an image within one bin; at most log(min(512, H * W)).
+    """
+    bins = np.minimum((_unit_range(images_BHWC) * BINS).astype(np.int64), BINS - 1)  # the value 1 joins the last bin
+    index_BN = (bins @ np.array([BINS**2, BINS, 1])).reshape(len(bins), -1)
+    entropies = []
+    for index_N in index_BN:
+        counts = np.bincount(index_N, minlength=BINS**3)
+        shares = counts[counts > 0] / index_N.size
+        entropies.append(max(0.0, -np.sum(shares * np.log(shares))))
+    return np.asarray(entropies, np.float64)
+
+
+def _unit_range(images_BHWC) -> np.ndarray:
+    """The images as float64 in [0, 1]."""
+    images = np.asarray(images_BHWC)
+    if images.ndim != 4 or images.shape[-1] != 3:
+        raise ValueError(f"images must have shape [B, H, W, 3], not {list(images.shape)}")
+    if images.dtype == np.uint8:
+        return images / 255.0
+    images = images.astype(np.float64)
+    if not ((images >= 0) & (images <= 1)).all():
+        raise ValueError("float images must lie in [0, 1]; clip them first, or pass uint8")
+    return images

@@ -1,0 +1,167 @@
+"""The numbers of a run: `metrics.jsonl`, one flat JSON object per step, and optional copies for TensorBoard and W&B.
+
+A line holds `step` and named numbers, `{"step": 7, "reward/mean": 0.41, "text/entropy": null}`; null stands for a value
+that was not finite.  Steps strictly increase.  Only one process of a multi-host run may hold a writer.
+"""
+
+import importlib
+import json
+import math
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from unigrpo_jax.training.atomic import write_atomically
+
+FILE_NAME = "metrics.jsonl"
+
+
+class MetricsWriter:
+    """Appends one line per step to `run_dir/metrics.jsonl`; every line is on disk when `write` returns.
+
+    Args:
+      run_dir: the run folder; made if it is not there.
+      resume_step: None for a new run, which must find no earlier lines.  Otherwise the last step to keep: the lines of
+        later steps, which the resumed run computes anew, are dropped; -1 drops all.
+      tensorboard: also write event files to `run_dir/tensorboard` (needs tensorboardX).
+      wandb: also log to Weights & Biases, under the name of the folder (needs wandb).
+    """
+
+    def __init__(
+        self,
+        run_dir: str | pathlib.Path,
+        resume_step: int | None = None,
+        *,
+        tensorboard: bool = False,
+        wandb: bool = False,
+    ):
+        run_dir = pathlib.Path(run_dir)
+        path = run_dir / FILE_NAME
+        tensorboard_module = _extra("tensorboardX", "tensorboard") if tensorboard else None
+        wandb_module = _extra("wandb", "wandb") if wandb else None
+
+        earlier = read_metrics(path)
+        if resume_step is None and earlier:
+            raise ValueError(
+                f"{path} already holds steps {earlier[0]['step']} to {earlier[-1]['step']}. "
+                "Resume that run, or choose another run name, or remove the folder."
+            )
+        kept = [line for line in earlier if line["step"] <= (-1 if resume_step is None else resume_step)]
+        write_atomically(path, "".join(map(_to_json, kept)).encode())
+        self._last_step = kept[-1]["step"] if kept else -1
+        self._file = path.open("a", encoding="utf-8")
+        self._sinks = []
+        if tensorboard_module:
+            self._sinks.append(_TensorBoard(tensorboard_module, run_dir, purge_step=self._last_step + 1))
+        if wandb_module:
+            self._sinks.append(_WandB(wandb_module, run_dir, resume=resume_step is not None))
+
+    def write(self, step: int, metrics: Mapping[str, Any]) -> None:
+        """Writes the line of `step`; values are numbers, arrays of one element or None."""
+        step = int(step)
+        if step <= self._last_step:
+            raise ValueError(f"metrics of step {step} come after those of step {self._last_step}: steps must increase")
+        if "step" in metrics:
+            raise ValueError("a metric may not be named 'step': it is the line's own key")
+        line = {"step": step, **{name: _number(name, value) for name, value in metrics.items()}}
+        self._file.write(_to_json(line))
+        self._file.flush()
+        self._last_step = step
+        finite = {name: value for name, value in line.items() if name != "step" and value is not None}
+        for sink in self._sinks:
+            sink.write(step, finite)
+
+    def close(self) -> None:
+        """Closes the file and the copies; a second call does nothing."""
+        self._file.close()
+        for sink in self._sinks:
+            sink.close()
+        self._sinks = []
+
+    def __enter__(self) -> "MetricsWriter":
+        return self
+
+    def __exit__(self, *exception) -> None:
+        self.close()
+
+
+def read_metrics(path: str | pathlib.Path) -> list[dict[str, Any]]:
+    """The lines of a metrics.jsonl, by increasing step; [] where there is no file.
+
+    A last line that a crash cut short is left out; a broken line before it is a ValueError.  Of several lines with the
+    same step, the last counts.
+    """
+    path = pathlib.Path(path)
+    if not path.exists():
+        return []
+    *whole, tail = path.read_bytes().split(b"\n")  # a whole line ends in a newline, so that the tail is never one
+    by_step = {}
+    for number, text in enumerate(whole, start=1):
+        try:
+            line = json.loads(text)
+            by_step[line["step"]] = line
+        except (ValueError, TypeError, KeyError) as error:
+            raise ValueError(f"{path}, line {number}: not a JSON object with a step: {text[:80]!r}") from error
+    return [by_step[step] for step in sorted(by_step)]
+
+
+def _to_json(line: Mapping[str, Any]) -> str:
+    return json.dumps(line, allow_nan=False) + "\n"
+
+
+def _number(name: str, value: Any) -> int | float | None:
+    """A Python number, or None where the value is not finite."""
+    if value is None:
+        return None
+    array = np.asarray(value)
+    if array.size != 1 or array.dtype.kind in "USOc":
+        raise ValueError(f"metric {name!r} must be one real number, not {value!r}")
+    if array.dtype.kind in "iub":
+        return int(array.item())
+    number = float(array.astype(np.float64).item())
+    return number if math.isfinite(number) else None
+
+
+def _extra(module: str, extra: str):
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise ValueError(f"logging to {extra} needs {module}: pip install 'unigrpo_jax[{extra}]'") from error
+
+
+class _TensorBoard:
+    """Event files in `run_dir/tensorboard`; on resume TensorBoard hides what was logged from `purge_step` on."""
+
+    def __init__(self, module, run_dir: pathlib.Path, purge_step: int):
+        self._writer = module.SummaryWriter(str(run_dir / "tensorboard"), purge_step=purge_step)
+
+    def write(self, step: int, metrics: Mapping[str, float]) -> None:
+        for name, value in metrics.items():
+            self._writer.add_scalar(name, value, global_step=step)
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+class _WandB:
+    """A W&B run; `run_dir/wandb_id` remembers which one a resumed run continues."""
+
+    def __init__(self, module, run_dir: pathlib.Path, resume: bool):
+        id_file, config_file = run_dir / "wandb_id", run_dir / "config.json"
+        self._run = module.init(
+            project="unigrpo_jax",
+            name=run_dir.resolve().name,
+            dir=str(run_dir),
+            config=json.loads(config_file.read_text()) if config_file.exists() else None,
+            id=id_file.read_text().strip() if resume and id_file.exists() else None,
+            resume="allow",
+        )
+        write_atomically(id_file, self._run.id.encode())
+
+    def write(self, step: int, metrics: Mapping[str, float]) -> None:
+        self._run.log(dict(metrics), step=step)
+
+    def close(self) -> None:
+        self._run.finish()

@@ -1,0 +1,388 @@
+"""`report.html`: one page that shows a run, rebuilt from the files of its folder alone.
+
+It reads `config.json`, `metrics.jsonl`, `summary.json` and `samples/`, whichever are there, so that an unfinished run has
+a report too.  The page loads nothing: images and curves stand inline, there is no script, and every text of the run is
+escaped.
+"""
+
+import base64
+import collections
+import html
+import io
+import json
+import pathlib
+import re
+import unicodedata
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from PIL import Image
+
+from unigrpo_jax.training import curves
+from unigrpo_jax.training.atomic import write_atomically
+from unigrpo_jax.training.metrics import FILE_NAME, read_metrics
+from unigrpo_jax.training.samples import Sample, load_samples, saved_steps
+
+PICTURE_SIDE = 320  # larger images are shrunk to this for the page
+TINY_SIDE = 128  # smaller ones are shown with square pixels
+
+# title, pattern of the metrics' names.  A pattern with a group named `band` draws <band>_mean inside its _min and _max.
+CHARTS = (
+    ("Reward", r"reward/(?!std$|min$|max$|.*_(std|min|max)$).+"),
+    ("Held-out", r"eval/.+"),
+    ("Text ratio: mean, min to max", r"(?P<band>text/ratio)_mean"),
+    ("Flow ratio: mean, min to max", r"(?P<band>flow/ratio)_mean"),
+    ("Velocity MSE to the reference", r"flow/velocity_mse"),
+    ("Thinking length, tokens", r"text/length"),
+    ("Share of thinking cut at the maximum", r"text/truncated_share"),
+    ("Text entropy, nats per token", r"text/entropy"),
+    ("Share of clipped ratios", r"(text|flow)/clip_fraction.*"),
+    ("Gradient norms", r"grad_norm(/.+)?"),
+    ("Edge density of the images", r"image/edge_density"),
+    ("Colour entropy of the images, nats", r"image/colour_entropy"),
+    ("Seconds per phase", r"time/.+"),
+    ("Tokens per second", r"tokens_per_second"),
+)
+LABELS = {
+    "exact": "Exact",
+    "graded": "Graded",
+    "plan_exact": "Thinking right",
+    "drawing_follows_plan": "Drawing follows plan",
+}
+
+
+def write_report(run_dir: str | pathlib.Path) -> pathlib.Path:
+    """Writes `run_dir/report.html` and returns its path."""
+    run_dir = pathlib.Path(run_dir)
+    if not run_dir.is_dir():
+        raise ValueError(f"no run folder {run_dir}")
+    config, summary = _read_json(run_dir / "config.json"), _read_json(run_dir / "summary.json")
+    metrics = read_metrics(run_dir / FILE_NAME)
+    name = run_dir.resolve().name
+    body = [
+        _header(name, metrics, summary),
+        _headline(metrics, summary),
+        _before_after_tables(summary),
+        _gallery(run_dir),
+        _charts(metrics),
+        _facts(summary),
+        _config(config),
+    ]
+    page = _PAGE.format(title=_text(name), style=_STYLE, body="\n".join(part for part in body if part))
+    path = run_dir / "report.html"
+    write_atomically(path, page.encode())
+    return path
+
+
+def _read_json(path: pathlib.Path) -> dict[str, Any]:
+    """The object in the file; {} where there is no file."""
+    if not path.exists():
+        return {}
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON: {error}") from error
+
+
+def _text(value: Any) -> str:
+    """Escaped text; control characters and lone surrogates, which HTML cannot hold, become U+FFFD."""
+    clean = "".join("\ufffd" if c not in "\n\t" and unicodedata.category(c) in ("Cc", "Cs") else c for c in str(value))
+    return html.escape(clean)
+
+
+def _number(value: Any, signed: bool = False) -> str:
+    if not _is_number(value):
+        return "–"
+    form = "+.3f" if signed else ".3f"
+    return format(value, form).replace("-", "−")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _words(name: str) -> str:
+    """A key as a person reads it: `color_attr` is "color attr"."""
+    return LABELS.get(name, name.replace("_", " "))
+
+
+# --- what changed -----------------------------------------------------------------------------------------------------
+
+
+def _header(name: str, metrics: Sequence[Mapping[str, Any]], summary: Mapping[str, Any]) -> str:
+    state = [f"{len(metrics)} steps recorded, the last is {metrics[-1]['step']}" if metrics else "no steps recorded yet"]
+    if not summary.get("after"):
+        state.append("unfinished: no evaluation after training yet")
+    return f"<header><h1>{_text(name)}</h1><p class=note>{'; '.join(state)}.</p></header>"
+
+
+def _headline(metrics: Sequence[Mapping[str, Any]], summary: Mapping[str, Any]) -> str:
+    """The few numbers to remember: overall scores before and after, else the mean reward so far."""
+    before, after = summary.get("before") or {}, summary.get("after") or {}
+    tiles = []
+    for name in dict.fromkeys([*before, *after]):
+        values = [side.get(name) for side in (before, after)]
+        first, last = (value.get("overall") if isinstance(value, Mapping) else value for value in values)
+        if name in LABELS and (_is_number(first) or _is_number(last)):
+            tiles.append((LABELS[name], first, last))
+    rewards = [line["reward/mean"] for line in metrics if _is_number(line.get("reward/mean"))]
+    if rewards:
+        window = curves.window_length(len(rewards))
+        ends = rewards[:window], rewards[-window:]
+        tiles.append((f"Training reward, first and last {window}", *(sum(end) / len(end) for end in ends)))
+    if not tiles:
+        return ""
+    cells = "".join(
+        f"<div class=tile><span class=name>{label}</span><span class=pair>{_number(first)} → <b>{_number(last)}</b></span>"
+        f"{_change(first, last)}</div>"
+        for label, first, last in tiles
+    )
+    return f"<section class=tiles>{cells}</section>"
+
+
+def _change(first: Any, last: Any) -> str:
+    if not (_is_number(first) and _is_number(last)):
+        return "<span class=change>–</span>"
+    direction = "up" if last - first >= 0.0005 else "down" if last - first <= -0.0005 else "same"
+    return f'<span class="change {direction}">{_number(last - first, signed=True)}</span>'
+
+
+def _before_after_tables(summary: Mapping[str, Any]) -> str:
+    """Scores by category, one group of columns per measure, then the measures that are single numbers."""
+    before, after = summary.get("before") or {}, summary.get("after") or {}
+    names = list(dict.fromkeys([*before, *after]))
+    by_category = [n for n in names if isinstance(before.get(n, after.get(n)), Mapping)]
+    single = [n for n in names if n not in by_category and any(_is_number(side.get(n)) for side in (before, after))]
+    if not by_category and not single:
+        return ""
+    parts = ["<section><h2>Held-out prompts, before and after</h2>"]
+    if by_category:
+        categories = dict.fromkeys(c for n in by_category for side in (before, after) for c in side.get(n) or {})
+        groups = "".join(f"<th colspan=3 scope=colgroup>{_text(_words(n))}</th>" for n in by_category)
+        columns = "<th>before</th><th>after</th><th>change</th>" * len(by_category)
+        rows = "".join(
+            f"<tr{' class=overall' if category == 'overall' else ''}><th scope=row>{_text(_words(category))}</th>"
+            + "".join(_cells((before.get(n) or {}).get(category), (after.get(n) or {}).get(category)) for n in by_category)
+            + "</tr>"
+            for category in sorted(categories, key=lambda category: category != "overall")
+        )
+        head = f"<thead><tr><th rowspan=2>Category</th>{groups}</tr><tr>{columns}</tr></thead>"
+        parts.append(f"<div class=scroll><table>{head}<tbody>{rows}</tbody></table></div>")
+    if single:
+        rows = "".join(
+            f"<tr><th scope=row>{_text(_words(n))}</th>{_cells(before.get(n), after.get(n))}</tr>" for n in single
+        )
+        head = "<thead><tr><th>Measure</th><th>before</th><th>after</th><th>change</th></tr></thead>"
+        parts.append(f"<div class=scroll><table>{head}<tbody>{rows}</tbody></table></div>")
+    return "".join(parts) + "</section>"
+
+
+def _cells(first: Any, last: Any) -> str:
+    return f"<td>{_number(first)}</td><td>{_number(last)}</td><td>{_change(first, last)}</td>"
+
+
+# --- samples ----------------------------------------------------------------------------------------------------------
+
+
+def _gallery(run_dir: pathlib.Path) -> str:
+    """The samples of the first and the last saved step; the same prompt stands side by side."""
+    steps = saved_steps(run_dir)
+    if not steps:
+        return ""
+    ends = sorted({steps[0], steps[-1]})
+    pairs = collections.defaultdict(dict)
+    for step in ends:
+        seen = collections.Counter()
+        for sample in load_samples(run_dir, step):
+            seen[sample.prompt] += 1
+            pairs[sample.prompt, seen[sample.prompt]][step] = sample
+    cards = []
+    for (prompt, _), by_step in pairs.items():
+        halves = "".join(_figure(step, by_step.get(step)) for step in ends)
+        cards.append(f'<article><h3 dir=auto>{_text(prompt)}</h3><div class="halves n{len(ends)}">{halves}</div></article>')
+    right = [
+        f"step {step}: {sum(s.correct is True for s in known)} of {len(known)} right"
+        for step in ends
+        if (known := [by[step] for by in pairs.values() if step in by and by[step].correct is not None])
+    ]
+    note = f"<p class=note>{'; '.join(right)}.</p>" if right else ""
+    title = f"Samples, step {ends[0]}" + (f" and step {ends[1]}" if len(ends) > 1 else "")
+    return f"<section><h2>{title}</h2>{note}<div class=gallery>{''.join(cards)}</div></section>"
+
+
+def _figure(step: int, sample: Sample | None) -> str:
+    if sample is None:
+        return f"<figure><p class=step>step {step}</p><p class=note>not sampled</p></figure>"
+    state, mark = {True: ("right", "✓ "), False: ("wrong", "✗ "), None: ("", "")}[sample.correct]
+    picture = Image.fromarray(sample.image)
+    if max(picture.size) > PICTURE_SIDE:
+        picture.thumbnail((PICTURE_SIDE, PICTURE_SIDE), Image.Resampling.LANCZOS)
+    buffer = io.BytesIO()
+    picture.save(buffer, format="PNG", optimize=True)
+    data = base64.b64encode(buffer.getvalue()).decode()
+    tiny = " tiny" if max(picture.size) <= TINY_SIDE else ""
+    thinking = _text(sample.thinking) if sample.thinking.strip() else "<i>no thinking</i>"
+    return (
+        f"<figure><p class=step>step {step}</p>"
+        f'<img class="{state}{tiny}" alt="image drawn at step {step}" src="data:image/png;base64,{data}">'
+        f'<figcaption><p class="verdict {state}" dir=auto>{mark}{_text(sample.verdict)}</p>'
+        f"<p class=thinking dir=auto>{thinking}</p></figcaption></figure>"
+    )
+
+
+# --- curves -----------------------------------------------------------------------------------------------------------
+
+
+def _charts(metrics: Sequence[Mapping[str, Any]]) -> str:
+    """Every metric once: those of CHARTS in their chart, the rest one by one in a part that opens on demand."""
+    names = list(dict.fromkeys(name for line in metrics for name in line if name != "step"))
+    shown, charts, drawn_by_band = set(), [], set()
+    for title, pattern in CHARTS:
+        series = []
+        for match in [match for name in names if name not in shown and (match := re.fullmatch(pattern, name))]:
+            low = high = ()
+            if band := match.groupdict().get("band"):
+                low, high = (_points(metrics, f"{band}_{end}") for end in ("min", "max"))
+                drawn_by_band |= {f"{band}_min", f"{band}_max"}
+            shown.add(match[0])
+            series.append(curves.Series(match[0], _points(metrics, match[0]), low, high))
+        charts.append(_chart(title, series))
+    rest = [name for name in names if name not in shown | drawn_by_band]
+    others = "".join(_chart(name, [curves.Series(name, _points(metrics, name))]) for name in rest)
+    if not any(charts) and not others:
+        return ""
+    window = curves.window_length(len(metrics))
+    note = f"Faint: every step. Bold: mean over the last {window} recorded values." if window > 1 else ""
+    more = f"<details><summary>Other metrics</summary><div class=charts>{others}</div></details>" if others else ""
+    return (
+        f"<section><h2>Curves</h2><p class=note>{note} The number in a legend is the line's last value.</p>"
+        f"<div class=charts>{''.join(charts)}</div>{more}</section>"
+    )
+
+
+def _points(metrics: Sequence[Mapping[str, Any]], name: str) -> list[tuple[int, float | None]]:
+    """(step, value) of the lines that hold the metric; None where it was not finite."""
+    return [(line["step"], line[name] if _is_number(line[name]) else None) for line in metrics if name in line]
+
+
+def _chart(title: str, series: Sequence[curves.Series]) -> str:
+    """A titled chart with its legend; "" where no value is finite."""
+    series = [line for line in series if any(value is not None for _, value in line.points)]
+    if not series:
+        return ""
+    legend = "".join(
+        f'<li><i class="c{index % curves.COLOURS}"></i>{_text(line.name)} <b>{_last(line)}</b></li>'
+        for index, line in enumerate(series)
+    )
+    beyond = curves.outside(series)
+    note = f"<p class=note>{beyond} values beyond the axis are drawn at its border.</p>" if beyond else ""
+    svg = curves.draw(series, f"{title} by step")
+    return f"<div class=chart><h3>{_text(title)}</h3><ul class=legend>{legend}</ul>{svg}{note}</div>"
+
+
+def _last(line: curves.Series) -> str:
+    """The last point of the bold line."""
+    means = curves.running_mean(line.points, curves.window_length(len(line.points)))
+    return format([value for _, value in means if value is not None][-1], ".4g").replace("-", "−")
+
+
+# --- settings ---------------------------------------------------------------------------------------------------------
+
+
+def _facts(summary: Mapping[str, Any]) -> str:
+    """What else the summary holds."""
+    rest = {name: value for name, value in summary.items() if name not in ("before", "after")}
+    return f"<section><h2>Summary</h2>{_nested(rest)}</section>" if rest else ""
+
+
+def _config(config: Mapping[str, Any]) -> str:
+    return f"<details class=config><summary>Configuration</summary>{_nested(config)}</details>" if config else ""
+
+
+def _nested(values: Mapping[str, Any]) -> str:
+    """A nested mapping as a table of dotted names."""
+    rows = "".join(f"<tr><th scope=row>{_text(name)}</th><td>{_text(value)}</td></tr>" for name, value in _flat(values))
+    return f"<div class=scroll><table class=settings><tbody>{rows}</tbody></table></div>"
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    flat = []
+    for name, value in values.items():
+        if isinstance(value, Mapping) and value:
+            flat += _flat(value, f"{prefix}{name}.")
+        else:
+            shown = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+            flat.append((f"{prefix}{name}", shown))
+    return flat
+
+
+_PAGE = """<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
+<title>{title}</title>
+<style>{style}</style>
+</head>
+<body>
+{body}
+</body>
+</html>
+"""
+
+_STYLE = """
+:root { color-scheme: light dark; --page: #fff; --ink: #1d2229; --soft: #626b76; --rule: #dfe3e8; --panel: #f6f7f9;
+  --right: #1a8a48; --wrong: #c83030;
+  --c0: #2563b0; --c1: #d0661a; --c2: #2b8a57; --c3: #8a4fb5; --c4: #b53a5e; --c5: #6d6b1f; }
+@media (prefers-color-scheme: dark) { :root { --page: #14171b; --ink: #e4e7eb; --soft: #9aa4b0; --rule: #2f363e;
+  --panel: #1c2126; --right: #4cc07f; --wrong: #f07070;
+  --c0: #6ea8f0; --c1: #f0a060; --c2: #66cf9a; --c3: #c095e6; --c4: #f084a5; --c5: #cfcb6a; } }
+* { box-sizing: border-box; }
+body { margin: 0 auto; max-width: 1120px; padding: 24px 20px 48px; background: var(--page); color: var(--ink);
+  font: 15px/1.45 system-ui, sans-serif; }
+h1 { margin: 0; font-size: 28px; overflow-wrap: anywhere; }
+h2 { margin: 36px 0 10px; font-size: 19px; }
+h3 { margin: 0 0 4px; font-size: 14px; overflow-wrap: anywhere; }
+p { margin: 0; }
+.note { color: var(--soft); font-size: 13px; margin: 2px 0 8px; }
+.tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(190px, 1fr)); gap: 12px; margin-top: 16px; }
+.tile { display: flex; flex-direction: column; gap: 2px; padding: 12px 14px; background: var(--panel);
+  border: 1px solid var(--rule); border-radius: 6px; }
+.tile .name { color: var(--soft); font-size: 13px; }
+.tile .pair { font-size: 21px; font-variant-numeric: tabular-nums; white-space: nowrap; }
+.change { font-size: 13px; color: var(--soft); } .up { color: var(--right); } .down { color: var(--wrong); }
+.scroll { overflow-x: auto; margin-bottom: 16px; }
+table { border-collapse: collapse; font-size: 14px; font-variant-numeric: tabular-nums; }
+th, td { padding: 5px 12px; border-bottom: 1px solid var(--rule); text-align: right; white-space: nowrap; }
+th { font-weight: 500; } thead th { color: var(--soft); font-size: 13px; }
+th:first-child { text-align: left; padding-left: 0; } th[colspan] { text-align: center; }
+.overall th, .overall td { font-weight: 700; }
+.settings th, .settings td { text-align: left; white-space: normal; overflow-wrap: anywhere; font-size: 13px; }
+.settings th { color: var(--soft); vertical-align: top; min-width: 150px; }
+.gallery { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 340px), 1fr)); gap: 14px; }
+article { padding: 12px 14px; border: 1px solid var(--rule); border-radius: 6px; break-inside: avoid; }
+.halves { display: grid; gap: 14px; } .n2 { grid-template-columns: 1fr 1fr; }
+figure { margin: 0; min-width: 0; } .step { color: var(--soft); font-size: 12px; }
+img { display: block; width: 100%; max-width: 320px; border: 3px solid var(--rule); border-radius: 3px; }
+img.tiny { image-rendering: pixelated; max-width: 160px; }
+img.right { border-color: var(--right); } img.wrong { border-color: var(--wrong); }
+.verdict { margin: 4px 0; font-size: 13px; overflow-wrap: anywhere; }
+.verdict.right { color: var(--right); } .verdict.wrong { color: var(--wrong); }
+.thinking { color: var(--soft); font-size: 12.5px; white-space: pre-wrap; overflow-wrap: anywhere; max-height: 11em;
+  overflow-y: auto; }
+.charts { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 420px), 1fr)); gap: 20px 28px; }
+.chart { break-inside: avoid; min-width: 0; } svg { display: block; width: 100%; height: auto; }
+svg text { fill: var(--soft); font-size: 11px; } .rule { stroke: var(--rule); stroke-width: 1; }
+.legend { display: flex; flex-wrap: wrap; gap: 0 14px; margin: 0; padding: 0; list-style: none; font-size: 12.5px;
+  color: var(--soft); overflow-wrap: anywhere; } .legend b { color: var(--ink); font-weight: 600; }
+.legend i { display: inline-block; width: 14px; height: 3px; margin-right: 5px; vertical-align: middle;
+  background: var(--c); }
+.c0 { --c: var(--c0); } .c1 { --c: var(--c1); } .c2 { --c: var(--c2); } .c3 { --c: var(--c3); } .c4 { --c: var(--c4); }
+.c5 { --c: var(--c5); }
+polyline { fill: none; stroke: var(--c); stroke-linejoin: round; } circle { fill: var(--c); }
+.raw { stroke-width: 1; opacity: .3; } .mean { stroke-width: 2; } .band { fill: var(--c); opacity: .14; }
+details { margin-top: 28px; } summary { cursor: pointer; font-size: 16px; font-weight: 600; margin-bottom: 10px; }
+@media print { body { max-width: none; padding: 0; font-size: 12px; } .thinking { max-height: none; }
+  .charts { grid-template-columns: 1fr 1fr; } h2 { break-after: avoid; } tr { break-inside: avoid; } }
+"""
