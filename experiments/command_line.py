@@ -1,17 +1,47 @@
 """What all entry points share: typed arguments in, one plain sentence and exit code 2 where something cannot work."""
 
+import difflib
 import functools
+import importlib
+import os
+import pathlib
+import pkgutil
 import sys
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
 
-from unigrpo_jax.config import ConfigError
+from unigrpo_jax.config import ConfigError, RunConfig
 
 
-def complain(error: ConfigError, program: str) -> None:
+def complain(error: ConfigError, program: str) -> NoReturn:
     """Prints the sentence on stderr and exits with code 2."""
     print(f"{program}: {error}", file=sys.stderr)
     sys.exit(2)
+
+
+def configure_jax() -> None:
+    """Keeps compiled programs on disk, so that the second start is quick; JAX_COMPILATION_CACHE_DIR moves or empties it."""
+    import jax
+
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        cache = pathlib.Path(os.environ.get("XDG_CACHE_HOME", pathlib.Path.home() / ".cache")) / "unigrpo_jax"
+        jax.config.update("jax_compilation_cache_dir", str(cache))
+
+
+def preset(arguments: Sequence[str], default: str) -> tuple[RunConfig, list[str]]:
+    """The config of the preset that comes first among the arguments, and the other arguments."""
+    import experiments.presets
+
+    names = sorted(module.name for module in pkgutil.iter_modules(experiments.presets.__path__))
+    named = bool(arguments) and not arguments[0].startswith("-")
+    name = arguments[0] if named else default
+    if name not in names:
+        near = difflib.get_close_matches(name, names, 1)
+        raise ConfigError(
+            f"no preset is called {name!r}" + (f"; did you mean {near[0]}?" if near else f"; there are {', '.join(names)}.")
+        )
+    module = importlib.import_module(f"experiments.presets.{name}")
+    return module.config(), list(arguments[1:] if named else arguments)
 
 
 def command_line(main: Callable[..., Any]) -> Callable[[], Any]:
@@ -22,11 +52,15 @@ def command_line(main: Callable[..., Any]) -> Callable[[], Any]:
         import tyro
 
         (config_type,) = [t for name, t in main.__annotations__.items() if name != "return"]
-        name = main.__module__ if main.__module__ != "__main__" else sys.modules["__main__"].__spec__.name
-        config = tyro.cli(config_type, prog=f"python -m {name}", description=sys.modules[main.__module__].__doc__)
+        module = sys.modules[main.__module__]
+        name = module.__spec__.name
+        config = tyro.cli(config_type, prog=f"python -m {name}", description=module.__doc__)
         try:
+            configure_jax()
             return main(config)
         except ConfigError as error:
             complain(error, name)
+        except KeyboardInterrupt:
+            sys.exit(130)
 
     return program

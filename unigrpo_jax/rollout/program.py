@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from unigrpo_jax.config import RolloutConfig
 from unigrpo_jax.episode import Episodes, TokenBlock
 from unigrpo_jax.models.bagel import context as contexts
+from unigrpo_jax.models.bagel.context import Context
 from unigrpo_jax.models.bagel.guidance import Guidance
 from unigrpo_jax.models.bagel.network import Bagel
 from unigrpo_jax.rollout import randomness
@@ -32,7 +33,8 @@ class RolloutProgram:
       window_size: stochastic transitions per episode; 0 is the pure ODE.
       window_range: where the window may lie, [first, end).
       micro_batches: pieces of the prompts, one after the other.
-      place: applied to the context and to the episodes, to lay the batch over devices.
+      place: applied to the context of a batch of episodes, to lay it over devices.
+      thought: called on the host when the thinking is done, to tell the two phases' seconds apart; None for no call.
     """
 
     model: Bagel
@@ -44,9 +46,10 @@ class RolloutProgram:
     window_size: int
     window_range: tuple[int, int]
     micro_batches: int = 1
-    place: Callable[[Any], Any] = lambda tree: tree
+    place: Callable[[Context], Context] | None = None
+    thought: Callable[[Any], None] | None = None
 
-    def __call__(self, params, autoencoder_params, prompt: TokenBlock, seed, step) -> Episodes:
+    def __call__(self, params, autoencoder_params, prompt: TokenBlock, seed, step, first_id=0) -> Episodes:
         """Samples `group_size` episodes for each of P prompts.
 
         Args:
@@ -55,6 +58,7 @@ class RolloutProgram:
           prompt: left-padded text blocks, [P, L].
           seed: integer scalar of the run.
           step: integer scalar of the iteration.
+          first_id: global id of the first episode, for a batch that is part of a larger one.
 
         Returns:
           P * group_size episodes, the group of a prompt in a row.
@@ -64,24 +68,28 @@ class RolloutProgram:
             key = randomness.stream_key(seed, step, randomness.WINDOW)
             window = draw_window(key, self.window_size, self.window_range)
         prompts = prompt.tokens.shape[0]
-        ids = jnp.arange(prompts * self.group_size).reshape(self.micro_batches, -1)
+        ids = (first_id + jnp.arange(prompts * self.group_size)).reshape(self.micro_batches, -1)
         pieces = jax.tree.map(lambda x: x.reshape(self.micro_batches, -1, *x.shape[1:]), prompt)
         piece = lambda args: self._piece(params, autoencoder_params, *args, window, seed, step)
         if self.micro_batches == 1:
             return piece(jax.tree.map(lambda x: x[0], (pieces, ids)))
         episodes = jax.lax.map(piece, (pieces, ids))
-        return self.place(jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), episodes))
+        return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), episodes)
 
     def _piece(self, params, autoencoder_params, prompt: TokenBlock, ids_B, window_W, seed, step) -> Episodes:
         """The prompts of one micro-batch, prefilled once each and shared by their groups."""
         _, block = self.model.prefill(params, prompt.tokens, prompt.valid, self.model.empty(prompt.tokens.shape[0]))
-        context = self.place(contexts.repeat(block, self.group_size))
+        context = contexts.repeat(block, self.group_size)
+        if self.place is not None:
+            context = self.place(context)
         keys = lambda stream: randomness.sample_keys(randomness.stream_key(seed, step, stream), ids_B)
         segments = []
         if self.thinking_tokens:
             key = keys(randomness.TOKENS)
             thinking, context = think(self.model, params, context, key, self.thinking_tokens, self.tokens)
             segments.append(thinking)
+            if self.thought is not None:
+                jax.debug.callback(self.thought, jnp.any(thinking.mask))
         initial, noise = keys(randomness.INITIAL_NOISE), keys(randomness.STEP_NOISE)
         decode = lambda latent: self.autoencoder.decode(autoencoder_params, latent)
         segments.append(draw(self.model, params, context, initial, noise, window_W, self.flow, decode))
@@ -100,9 +108,10 @@ def flow_sampler(config: RolloutConfig, model: Bagel, guidance: Guidance | None 
     )
 
 
-def training_rollout(config: RolloutConfig, model: Bagel, autoencoder, group_size: int, place=None) -> RolloutProgram:
+def training_rollout(
+    config: RolloutConfig, model: Bagel, autoencoder, group_size: int, place=None, thought=None
+) -> RolloutProgram:
     """The rollout of training: no guidance, a stochastic window."""
-    extra = {} if place is None else {"place": place}
     return RolloutProgram(
         model=model,
         autoencoder=autoencoder,
@@ -113,5 +122,6 @@ def training_rollout(config: RolloutConfig, model: Bagel, autoencoder, group_siz
         window_size=config.window_size,
         window_range=config.window_range,
         micro_batches=config.micro_batches,
-        **extra,
+        place=place,
+        thought=thought,
     )

@@ -33,17 +33,23 @@ class TextCodec:
         ids = self.tokenizer.encode(text, add_special_tokens=False)
         return [self.config.bos_token, *ids, self.config.eos_token]
 
+    def check_lengths(self, texts: Sequence[str], length: int) -> None:
+        """ConfigError names the longest prompt where it does not fit into a bucket of `length` tokens."""
+        lengths = [len(ids) + 2 for ids in self.tokenizer(list(texts), add_special_tokens=False)["input_ids"]]
+        longest = int(np.argmax(lengths))
+        require(
+            lengths[longest] <= length,
+            f"the prompt {texts[longest][:60]!r} has {lengths[longest]} tokens with the two around it, more than its "
+            f"bucket of {length}; set --rollout.prompt-tokens {lengths[longest]} or shorten it.",
+        )
+
     def prompts(self, texts: Sequence[str], length: int) -> TokenBlock:
-        """Left-padded blocks [P, length] of prompts; ConfigError names a prompt that does not fit and its length."""
+        """Left-padded blocks [P, length] of prompts; ConfigError where one does not fit."""
+        self.check_lengths(texts, length)
         tokens = np.full((len(texts), length), self.config.pad_token, np.int32)
         valid = np.zeros((len(texts), length), bool)
         for row, text in enumerate(texts):
             ids = self.ids(text)
-            require(
-                len(ids) <= length,
-                f"the prompt {text[:60]!r} has {len(ids)} tokens with the two around it, more than its bucket of "
-                f"{length}; set --rollout.prompt-tokens {len(ids)} or shorten it.",
-            )
             tokens[row, length - len(ids) :] = ids
             valid[row, length - len(ids) :] = True
         return TokenBlock(tokens=tokens, valid=valid)

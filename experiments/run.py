@@ -1,0 +1,51 @@
+"""Trains a unified model with UniGRPO.
+
+    python -m experiments.run [PRESET] [--field value ...]
+
+PRESET is a file in experiments/presets (default: shapes).  --help lists every field with its default and meaning.
+"""
+
+import dataclasses
+import pathlib
+import sys
+from typing import Annotated
+
+import tyro
+
+from experiments.command_line import complain, configure_jax, preset
+from unigrpo_jax.config import ConfigError, RunConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class Arguments:
+    """What the command line says beside the settings."""
+
+    config: Annotated[RunConfig, tyro.conf.arg(name="")]
+    run_dir: pathlib.Path | None = None
+    """Run folder; default runs/NAME."""
+    resume: bool = False
+    """Continue the run in the run folder from its newest checkpoint; start it where there is none."""
+
+
+def main() -> None:
+    """Parses the command line and runs."""
+    try:
+        default, rest = preset(sys.argv[1:], "shapes")
+        arguments = tyro.cli(Arguments, args=rest, default=Arguments(default), prog="python -m experiments.run",
+                             description=__doc__)  # fmt: skip
+        configure_jax()
+        from unigrpo_jax.training.loop import RunStopped, run
+
+        try:
+            run(arguments.config, arguments.run_dir or pathlib.Path("runs") / arguments.config.name, arguments.resume)
+        except RunStopped as error:
+            print(f"experiments.run: {error}", file=sys.stderr)
+            sys.exit(1)
+    except ConfigError as error:
+        complain(error, "experiments.run")
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,53 @@
+"""Checkpoints of a run: orbax writes them in one step, keeps the newest, and restores them onto any mesh."""
+
+import logging
+import pathlib
+
+import jax
+from etils import epath
+from orbax.checkpoint import v1 as ocp
+
+from unigrpo_jax.config import ConfigError
+from unigrpo_jax.learning.update import TrainState
+
+
+class Checkpoints:
+    """The checkpoints under a run folder."""
+
+    def __init__(self, folder: pathlib.Path, keep: int):
+        logging.getLogger("absl").setLevel(logging.ERROR)  # orbax reports every file it touches
+        folder.mkdir(parents=True, exist_ok=True)
+        newest = ocp.training.preservation_policies.LatestN(keep)
+        always = ocp.training.save_decision_policies.FixedIntervalPolicy(1)
+        self._checkpointer = ocp.training.Checkpointer(
+            epath.Path(folder.resolve()), preservation_policy=newest, save_decision_policy=always
+        )
+        self.folder = folder
+
+    def latest(self) -> int | None:
+        """Iterations done at the newest checkpoint, or None."""
+        newest = self._checkpointer.latest
+        return None if newest is None else newest.step
+
+    def save(self, state: TrainState) -> None:
+        """Writes a checkpoint named after the iterations done; nothing where it exists already."""
+        step = int(state.step)
+        if step != self.latest():
+            self._checkpointer.save_pytree(step, state)
+
+    def load(self, step: int, like: TrainState) -> TrainState:
+        """Reads a checkpoint into the shapes, dtypes and shardings of `like`; ConfigError where it does not fit."""
+        try:
+            return self._checkpointer.load_pytree(step, like)
+        except (ValueError, KeyError, FileNotFoundError) as error:
+            first = str(error).strip().splitlines()[0][:200]
+            raise ConfigError(f"the checkpoint {self.folder / str(step)} does not fit this config: {first}") from None
+
+    def close(self) -> None:
+        """Waits for what is being written."""
+        self._checkpointer.close()
+
+
+def abstract(state: TrainState, sharding: jax.sharding.Sharding) -> TrainState:
+    """Shapes and dtypes of a state, laid out by one sharding."""
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), state)

@@ -1,0 +1,275 @@
+"""The loop around it all: a run folder is made or continued, iterated in, and closed with a table and a report."""
+
+import dataclasses
+import json
+import pathlib
+import platform
+import signal
+import time
+
+import jax
+import numpy as np
+
+import unigrpo_jax
+from unigrpo_jax.config import ConfigError, RunConfig, load_run_config, to_dict
+from unigrpo_jax.learning import parameters
+from unigrpo_jax.learning.update import TrainState
+from unigrpo_jax.rewards.load import RewardError
+from unigrpo_jax.training.atomic import write_atomically
+from unigrpo_jax.training.checkpoint import Checkpoints, abstract
+from unigrpo_jax.training.console import Console
+from unigrpo_jax.training.evaluation import Evaluator
+from unigrpo_jax.training.metrics import MetricsWriter
+from unigrpo_jax.training.report import write_report
+from unigrpo_jax.training.samples import save_samples
+from unigrpo_jax.training.trainer import Parts, Trainer, build
+
+MAX_SKIPPED_IN_ROW = 5
+# Fields that a resume may change: they decide how long and how closely one looks, not what is learned.
+FREE_FIELDS = ("name", "iterations", "devices", "evaluation", "checkpoint", "logging")
+
+
+class RunStopped(RuntimeError):
+    """The run cannot go on; what was done is in a checkpoint, and the message says why."""
+
+
+def run(config: RunConfig, run_dir: pathlib.Path, resume: bool = False) -> dict:
+    """Trains and returns the summary {"before": table, "after": table, ...}.
+
+    Args:
+      config: the settings.
+      run_dir: the run folder; must be new or empty, unless `resume` continues it.
+      resume: continue from the newest checkpoint, bit for bit; start where there is none.
+
+    Raises:
+      ConfigError: something cannot work; nothing was written.
+      RunStopped: the reward failed or updates stayed non-finite; a checkpoint was written.
+      KeyboardInterrupt: Ctrl-C; the iteration was finished and a checkpoint written.
+    """
+    parts = build(config)
+    checksum = parts.loaded.checksum()
+    known = _check_folder(run_dir, config, checksum, resume)
+    evaluator = Evaluator(
+        config.evaluation, config.rollout, parts.loaded, parts.world, parts.reward, config.reward
+    )
+    trainer = Trainer(parts)
+    state, reference = trainer.start()
+    run_dir.mkdir(parents=True, exist_ok=True)
+    with Console() as console:
+        console.card(f"UniGRPO: {config.name}", card(parts, state, run_dir))
+        checkpoints = Checkpoints(run_dir / "checkpoints", config.checkpoint.keep)
+        done = checkpoints.latest() if known else None
+        if done is not None:
+            state = checkpoints.load(done, abstract(state, trainer.everywhere))
+            console.message(f"Resuming after iteration {done} from {run_dir / 'checkpoints' / str(done)}.")
+        elif known:
+            console.message("There is no checkpoint to resume from; starting.")
+        write_json(run_dir / "provenance.json", {"model_sha256": checksum, "versions": versions()})
+        write_json(run_dir / "config.json", to_dict(config))
+        loop = _Loop(config, run_dir, trainer, evaluator, checkpoints, console, reference)
+        try:
+            return loop.run(state, done or 0)
+        finally:
+            checkpoints.close()
+
+
+@dataclasses.dataclass
+class _Loop:
+    """One run in progress."""
+
+    config: RunConfig
+    run_dir: pathlib.Path
+    trainer: Trainer
+    evaluator: Evaluator
+    checkpoints: Checkpoints
+    console: Console
+    reference: dict
+    interrupted: bool = False
+
+    def run(self, state: TrainState, done: int) -> dict:
+        began = time.monotonic()
+        total, logging = self.config.iterations, self.config.logging
+        summary = self._summary()
+        if "before" not in summary or done == 0:
+            before, samples = self.evaluator(self.reference)
+            summary = {"before": before, "seconds": 0.0}
+            save_samples(self.run_dir, 0, samples[: logging.samples])
+            write_json(self.run_dir / "summary.json", summary)
+            self.console.message(f"Before: {headline(before)}")
+        previous = summary["seconds"] if done else 0.0
+        seconds = lambda: round(previous + time.monotonic() - began, 1)
+        handler = signal.signal(signal.SIGINT, self._interrupt) if _main_thread() else None
+        try:
+            writer = MetricsWriter(
+                self.run_dir, resume_step=done, tensorboard=logging.tensorboard, wandb=logging.wandb
+            )
+            with writer:
+                for step in range(done, total):
+                    state, metrics = self._iteration(state, step)
+                    number = step + 1
+                    if self.config.evaluation.every and number % self.config.evaluation.every == 0 and number < total:
+                        table, _ = self.evaluator(evaluated(state))
+                        metrics |= {f"eval/{name}": row["overall"] for name, row in table.items() if "overall" in row}
+                    writer.write(number, metrics)
+                    self.console.iteration(number, total, metrics)
+                    if logging.samples_every and number % logging.samples_every == 0 and number < total:
+                        save_samples(self.run_dir, number, self.evaluator.samples(evaluated(state), logging.samples))
+                    if number % self.config.checkpoint.every == 0 or number == total or self.interrupted:
+                        write_json(self.run_dir / "summary.json", summary | {"seconds": seconds()})
+                        self.checkpoints.save(state)
+                    if int(state.skipped_in_row) >= MAX_SKIPPED_IN_ROW:
+                        self.checkpoints.save(state)
+                        raise RunStopped(
+                            f"{MAX_SKIPPED_IN_ROW} updates in a row were not finite, so the run stopped after iteration "
+                            f"{number} with a checkpoint; lower the learning rates, or look at the last metrics."
+                        )
+                    if self.interrupted and number < total:
+                        self.console.message(
+                            f"Stopped after iteration {number}; --resume continues from {self.run_dir / 'checkpoints'}."
+                        )
+                        raise KeyboardInterrupt
+        finally:
+            if handler is not None:
+                signal.signal(signal.SIGINT, handler)
+            if summary:
+                write_report(self.run_dir)
+        after, samples = self.evaluator(evaluated(state))
+        save_samples(self.run_dir, total, samples[: logging.samples])
+        summary = summary | {"after": after, "iterations": total, "seconds": seconds()}
+        write_json(self.run_dir / "summary.json", summary)
+        report = write_report(self.run_dir)
+        self._show(summary, report)
+        return summary
+
+    def _iteration(self, state: TrainState, step: int) -> tuple[TrainState, dict[str, float]]:
+        begin = time.monotonic()
+        episodes, batch, metrics = self.trainer.sample(state.params, step)
+        try:
+            advantages, judged = self.trainer.judge(batch)
+        except (RewardError, ConfigError) as error:
+            folder = save_episodes(self.run_dir, step + 1, batch)
+            self.checkpoints.save(state)
+            raise RunStopped(f"{error}; the episodes of iteration {step + 1} are in {folder}.") from error
+        state, learned = self.trainer.learn(state, self.reference, episodes, advantages)
+        return state, metrics | judged | learned | {"time/iteration": time.monotonic() - begin}
+
+    def _interrupt(self, *_) -> None:
+        """First Ctrl-C: finish the iteration.  Second: stop at once."""
+        if self.interrupted:
+            raise KeyboardInterrupt
+        self.interrupted = True
+        self.console.message("Finishing this iteration, then saving; Ctrl-C again stops at once.")
+
+    def _summary(self) -> dict:
+        path = self.run_dir / "summary.json"
+        return json.loads(path.read_text()) if path.exists() else {}
+
+    def _show(self, summary: dict, report: pathlib.Path) -> None:
+        header, rows = summary_table(summary["before"], summary["after"])
+        self.console.table("Held-out prompts", header, rows)
+        self.console.message(f"{summary['seconds']:.0f} s.  Report: {report}")
+
+
+def write_json(path: pathlib.Path, data: dict) -> None:
+    """Writes JSON in one step."""
+    write_atomically(path, (json.dumps(data, indent=2) + "\n").encode())
+
+
+def evaluated(state: TrainState) -> dict:
+    """The weights that are judged: the moving average where there is one."""
+    return state.params if state.ema is None else state.ema
+
+
+def headline(table: dict) -> str:
+    """The overall scores in one line."""
+    return "  ".join(f"{name} {row['overall']:.3f}" for name, row in table.items() if "overall" in row)
+
+
+def summary_table(before: dict, after: dict) -> tuple[list[str], list[list[str]]]:
+    """Header and rows of scores by category, as "before -> after"."""
+    categories = list(dict.fromkeys(c for table in (before, after) for row in table.values() for c in row))
+    cell = lambda row, c: f"{row[c]:.3f}" if c in row else "-"
+    rows = []
+    for name in after:
+        rows.append([name, *(f"{cell(before.get(name, {}), c)} -> {cell(after[name], c)}" for c in categories)])
+    return ["score", *categories], rows
+
+
+def card(parts: Parts, state: TrainState, run_dir: pathlib.Path) -> list[tuple[str, str]]:
+    """What a run is about to do, in rows."""
+    c, learn, r = parts.config, parts.config.learning, parts.config.rollout
+    labels = parameters.groups(state.params, learn)
+    sizes = {group: 0 for group in parameters.GROUPS}
+    for path, array in parameters.flatten(state.params).items():
+        sizes[labels[path]] += array.size
+    rate = {parameters.REASONING: f"Adam {learn.reasoning_lr:g}", parameters.DENOISING: f"Adam {learn.denoising_lr:g}",
+            parameters.FROZEN: "not trained"}  # fmt: skip
+    pieces = learn.minibatches * learn.micro_batches
+    kind = jax.devices()[0].device_kind
+    return [
+        ("devices", f"{parts.mesh.size} x {kind}"),
+        ("model", f"{parts.loaded.folder}, compute in {c.model.dtype}"),
+        *((f"{group} parameters", f"{size:,}, {rate[group]}") for group, size in sizes.items()),
+        ("episodes per iteration", f"{r.prompts_per_iteration} prompts x {learn.group_size} = {c.episodes}"),
+        ("update", f"{learn.ppo_epochs} epoch(s) x {learn.minibatches} step(s); {pieces} piece(s) of {c.episodes // pieces}"),
+        ("thinking", f"at most {r.thinking_tokens} tokens" if r.thinking else "off"),
+        ("drawing", f"{r.flow_steps} steps, {r.step_rule} {r.noise_level:g} in {r.window_size} of [{r.window_range[0]}, "
+                    f"{r.window_range[1]}), {r.image_height} x {r.image_width} px"),
+        ("prompts, reward", f"{c.prompts}, {c.reward}"),
+        ("iterations", str(c.iterations)),
+        ("results", str(run_dir)),
+    ]  # fmt: skip
+
+
+def save_episodes(run_dir: pathlib.Path, step: int, batch) -> pathlib.Path:
+    """Writes the episodes of an iteration that could not be judged: images.npz and episodes.json."""
+    folder = run_dir / "unjudged" / f"{step:06d}"
+    folder.mkdir(parents=True, exist_ok=True)
+    np.savez_compressed(folder / "images.npz", images=batch.images)
+    texts = [{"prompt": p, "metadata": dict(m), "thinking": t}
+             for p, m, t in zip(batch.prompts, batch.metadata, batch.thinking, strict=True)]  # fmt: skip
+    write_atomically(folder / "episodes.json", json.dumps(texts, indent=1).encode())
+    return folder
+
+
+def versions() -> dict[str, str]:
+    """Versions that a result may depend on."""
+    import flax
+    import optax
+
+    return {"python": platform.python_version(), "jax": jax.__version__, "flax": flax.__version__,
+            "optax": optax.__version__, "unigrpo_jax": unigrpo_jax.__version__}  # fmt: skip
+
+
+def _check_folder(run_dir: pathlib.Path, config: RunConfig, checksum: str, resume: bool) -> bool:
+    """Whether the folder holds a run that this one continues; ConfigError where it holds one that it cannot."""
+    record = run_dir / "config.json"
+    if not record.exists():
+        if run_dir.exists() and any(run_dir.iterdir()):
+            raise ConfigError(f"{run_dir} is not empty and holds no run; give --run-dir a new folder.")
+        return False
+    if not resume:
+        raise ConfigError(f"{run_dir} already holds a run; continue it with --resume, or choose --run-dir or --name.")
+    earlier, now = to_dict(load_run_config(record)), to_dict(config)
+    changed = [name for name in flat(now) if name.split(".")[0] not in FREE_FIELDS and flat(now)[name] != flat(earlier).get(name)]
+    if changed:
+        lines = ", ".join(f"{name} = {flat(now)[name]} (was {flat(earlier).get(name)})" for name in changed)
+        raise ConfigError(f"{run_dir} was made with another config: {lines}; use its settings or another --run-dir.")
+    if json.loads((run_dir / "provenance.json").read_text())["model_sha256"] != checksum:
+        raise ConfigError(f"{run_dir} started from other weights than {config.model.path}; the reference would change.")
+    return True
+
+
+def flat(data: dict, prefix: str = "") -> dict:
+    """{"a.b": value} of nested dicts."""
+    out = {}
+    for name, value in data.items():
+        inner = isinstance(value, dict) and name != "reward_weights"
+        out |= flat(value, f"{prefix}{name}.") if inner else {f"{prefix}{name}": value}
+    return out
+
+
+def _main_thread() -> bool:
+    import threading
+
+    return threading.current_thread() is threading.main_thread()

@@ -1,0 +1,156 @@
+"""The parts of a run, built from its config and checked before anything compiles, and one iteration of them."""
+
+import dataclasses
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from unigrpo_jax.config import ConfigError, RunConfig, check, check_devices
+from unigrpo_jax.episode import Episodes
+from unigrpo_jax.learning.advantages import combine, zero_variance_share
+from unigrpo_jax.learning.objective import Objective
+from unigrpo_jax.learning.policy import Policy
+from unigrpo_jax.learning.update import TrainState, UpdateProgram, new_state
+from unigrpo_jax.models.bagel import Context
+from unigrpo_jax.models.folder import LoadedModel, load_model
+from unigrpo_jax.parallel import mesh as meshes
+from unigrpo_jax.rewards.load import call_reward, load_reward
+from unigrpo_jax.rewards.protocol import RewardBatch, RewardFunction
+from unigrpo_jax.rollout.program import training_rollout
+from unigrpo_jax.training.evaluation import reward_batch
+from unigrpo_jax.training.image_statistics import colour_entropy, edge_density
+from unigrpo_jax.worlds.source import PromptOrder
+from unigrpo_jax.worlds.world import World, load_world
+
+
+@dataclasses.dataclass(frozen=True)
+class Parts:
+    """What a config stands for.
+
+    Attributes:
+      config: the settings.
+      mesh: the devices.
+      loaded: the model folder, without its weights.
+      world: prompts and rules.
+      order: training prompts by position.
+      reward: the reward function.
+    """
+
+    config: RunConfig
+    mesh: Mesh
+    loaded: LoadedModel
+    world: World
+    order: PromptOrder
+    reward: RewardFunction
+
+
+def build(config: RunConfig) -> Parts:
+    """Checks a config against itself, the machine and the files it names; ConfigError says what cannot work."""
+    check(config)
+    mesh = meshes.make_mesh(config.devices)
+    check_devices(config, mesh.size)
+    loaded = load_model(config.model)
+    world = load_world(config.prompts)
+    reward = load_reward(config.reward)
+    try:
+        loaded.network.config.grid(config.rollout.image_height, config.rollout.image_width)
+    except ValueError as error:
+        raise ConfigError(f"rollout.image_height, rollout.image_width: {error}") from None
+    loaded.codec.check_lengths([p.text for group in world.train for p in group], config.rollout.prompt_tokens)
+    return Parts(config, mesh, loaded, world, PromptOrder(world.train, config.seed), reward)
+
+
+class Trainer:
+    """Rollout, reward and update of a run."""
+
+    def __init__(self, parts: Parts):
+        self.parts, config, mesh = parts, parts.config, parts.mesh
+        self.everywhere, self._spread = meshes.replicated(mesh), meshes.spread(mesh)
+        by_slot = meshes.spread(mesh, axis=1)
+        layout = Context(keys=by_slot, values=by_slot, valid=self._spread, rope=self._spread)
+        self._thought_at = 0.0
+        program = training_rollout(
+            config.rollout,
+            parts.loaded.network,
+            parts.loaded.autoencoder,
+            config.learning.group_size,
+            place=lambda context: jax.lax.with_sharding_constraint(context, layout),
+            thought=self._note_time,
+        )
+        self.rollout = jax.jit(program.__call__, out_shardings=self._spread)
+        policy = Policy(
+            model=parts.loaded.network,
+            tokens=program.tokens,
+            flow=program.flow,
+            context_gradient=config.learning.context_gradient,
+        )
+        program = UpdateProgram(objective=Objective(policy=policy, config=config.learning), config=config.learning)
+        self.update = jax.jit(program.__call__, donate_argnums=0, out_shardings=self.everywhere)
+
+    def _note_time(self, _) -> None:
+        self._thought_at = time.monotonic()
+
+    def start(self) -> tuple[TrainState, dict]:
+        """The state before the first iteration, and the frozen reference, which shares no buffer with it."""
+        params = jax.device_put(self.parts.loaded.params(), self.everywhere)
+        state = jax.device_put(new_state(params, self.parts.config.learning), self.everywhere)
+        return state, jax.tree.map(jnp.copy, params)
+
+    def sample(self, params, step: int) -> tuple[Episodes, RewardBatch, dict[str, float]]:
+        """The episodes of iteration `step`, as arrays and as the reward sees them, and the rollout's metrics."""
+        config, begin = self.parts.config, time.monotonic()
+        prompts = self.parts.order.batch(step, config.rollout.prompts_per_iteration)
+        block = self.parts.loaded.codec.prompts([p.text for p in prompts], config.rollout.prompt_tokens)
+        self._thought_at = begin
+        episodes = jax.block_until_ready(self.rollout(params, {}, block, config.seed, step))
+        jax.effects_barrier()
+        end = time.monotonic()
+        thoughts = self.parts.loaded.codec.thoughts(episodes.thinking, config.episodes)
+        images = np.asarray(episodes.drawing.image)
+        grouped = [prompt for prompt in prompts for _ in range(config.learning.group_size)]
+        metrics = {
+            "time/rollout_text": self._thought_at - begin,
+            "time/rollout_flow": end - self._thought_at,
+            "images_per_second": config.episodes / (end - begin),
+            "image/edge_density": float(np.mean(edge_density(images))),
+            "image/colour_entropy": float(np.mean(colour_entropy(images))),
+        }
+        if episodes.thinking is not None:
+            tokens = float(np.sum(np.asarray(episodes.thinking.mask)))
+            metrics["tokens_per_second"] = tokens / max(self._thought_at - begin, 1e-9)
+        return episodes, reward_batch(grouped, images, thoughts), metrics
+
+    def judge(self, batch: RewardBatch) -> tuple[np.ndarray, dict[str, float]]:
+        """Advantages [B] and the reward's metrics; RewardError where the reward function fails."""
+        config, begin = self.parts.config, time.monotonic()
+        components = call_reward(self.parts.reward, config.reward, batch)
+        unknown = sorted(set(config.learning.reward_weights) - set(components))
+        if unknown:
+            raise ConfigError(
+                f"learning.reward_weights names {', '.join(unknown)}, but the reward returns {', '.join(components)}."
+            )
+        weights = {name: config.learning.reward_weights.get(name, 1.0) for name in components}
+        grouped = {name: values.reshape(-1, config.learning.group_size) for name, values in components.items()}
+        advantages = np.asarray(combine(grouped, weights, config.learning.advantage)).reshape(-1)
+        weighted = sum(weights[name] * values for name, values in grouped.items())
+        metrics = {"reward/mean": float(weighted.mean()), "reward/std": float(weighted.std())}
+        for name, values in grouped.items():
+            metrics[f"reward/{name}/mean"] = float(values.mean())
+            metrics[f"reward/{name}/std"] = float(values.std())
+        metrics["reward/zero_variance_share"] = float(zero_variance_share(weighted))
+        if self.parts.world.judge is not None:
+            for name, values in self.parts.world.judge(batch).scores.items():
+                if np.isfinite(values).any():
+                    metrics[f"judge/{name}"] = float(np.nanmean(values))
+        metrics["time/reward"] = time.monotonic() - begin
+        return advantages, metrics
+
+    def learn(self, state: TrainState, reference, episodes: Episodes, advantages) -> tuple[TrainState, dict[str, float]]:
+        """One update; `state` is donated."""
+        begin = time.monotonic()
+        state, metrics = self.update(state, reference, episodes, jax.device_put(advantages, self._spread))
+        metrics = {name: float(value) for name, value in jax.device_get(metrics).items()}
+        return state, metrics | {"time/update": time.monotonic() - begin}
