@@ -133,11 +133,11 @@ class LearningConfig:
 class EvaluationConfig:
     """How a model is judged on held-out prompts, before and after training."""
 
-    prompts: int = 240
+    prompts: int = 480
     """Held-out prompts, equal shares of each category where the world has them."""
     images_per_prompt: int = 1
     """Episodes per prompt."""
-    batch: int = 120
+    batch: int = 96
     """Episodes per call of the program."""
     every: int = 0
     """Iterations between evaluations during the run; 0 evaluates at the start and the end only."""

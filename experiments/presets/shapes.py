@@ -3,7 +3,7 @@
 python -m experiments.run shapes
 """
 
-from unigrpo_jax.config import EvaluationConfig, LearningConfig, ModelConfig, RolloutConfig, RunConfig
+from unigrpo_jax.config import LearningConfig, ModelConfig, RolloutConfig, RunConfig
 
 
 def config() -> RunConfig:
@@ -14,5 +14,4 @@ def config() -> RunConfig:
         model=ModelConfig(unroll=4),
         rollout=RolloutConfig(prompts_per_iteration=12),
         learning=LearningConfig(group_size=8),
-        evaluation=EvaluationConfig(prompts=480, batch=96),
     )

@@ -29,6 +29,10 @@ class Checkpoints:
         newest = self._checkpointer.latest
         return None if newest is None else newest.step
 
+    def steps(self) -> list[int]:
+        """Iterations done at each checkpoint that is kept."""
+        return sorted(checkpoint.step for checkpoint in self._checkpointer.checkpoints)
+
     def save(self, state: TrainState) -> None:
         """Writes a checkpoint named after the iterations done; nothing where it exists already."""
         step = int(state.step)

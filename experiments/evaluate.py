@@ -1,0 +1,66 @@
+"""Judges a checkpoint on held-out prompts and prints the table.
+
+python -m experiments.evaluate CHECKPOINT [--evaluation.sampler sde] [--evaluation.guidance 2] ...
+
+CHECKPOINT is a run folder (its newest checkpoint), RUN/checkpoints/N, a model folder, or `base`, the shapes base.
+"""
+
+import dataclasses
+import pathlib
+
+import tyro
+
+from experiments.command_line import command_line, preset
+from unigrpo_jax.config import EvaluationConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class Arguments:
+    """What to judge, on what, and how."""
+
+    checkpoint: tyro.conf.Positional[str]
+    """Run folder, RUN/checkpoints/N, model folder, or `base`."""
+    preset: str | None = None
+    """Take prompts and reward of this preset instead of the run's own."""
+    prompts: str | None = None
+    """Take the prompts of this JSONL file instead."""
+    reward: str | None = None
+    """Take this reward, package.module:function, instead."""
+    out: pathlib.Path | None = None
+    """JSON file for the table; default RUN/evaluations/SETTINGS.json."""
+    evaluation: EvaluationConfig = dataclasses.field(default_factory=EvaluationConfig)
+
+
+@command_line
+def main(arguments: Arguments) -> None:
+    """Reads, judges, prints and saves."""
+    from unigrpo_jax.config import RunConfig, check, to_dict
+    from unigrpo_jax.rewards.load import load_reward
+    from unigrpo_jax.training.console import Console
+    from unigrpo_jax.training.evaluation import Evaluator
+    from unigrpo_jax.training.loop import write_json
+    from unigrpo_jax.training.restore import restore
+    from unigrpo_jax.worlds.world import load_world
+
+    bare, _ = preset([arguments.preset] if arguments.preset else [], "shapes")
+    check(RunConfig(evaluation=arguments.evaluation))
+    restored = restore(arguments.checkpoint, bare)
+    source = bare if arguments.preset else restored.config
+    prompts, reward = arguments.prompts or source.prompts, arguments.reward or source.reward
+    e = arguments.evaluation
+    evaluator = Evaluator(e, restored.config.rollout, restored.loaded, load_world(prompts), load_reward(reward), reward)
+    table, _ = evaluator(restored.params)
+    categories = list(dict.fromkeys(c for row in table.values() for c in row))
+    rows = [[name, *(f"{row[c]:.3f}" if c in row else "-" for c in categories)] for name, row in table.items()]
+    with Console() as console:
+        console.table(f"{restored.name}: {len(evaluator.prompts)} prompts", ["score", *categories], rows)
+        thinking = "off" if not e.thinking else "greedy" if e.temperature == 0 else f"t{e.temperature:g}"
+        name = f"{restored.name}-{e.sampler}{e.flow_steps}-cfg{e.guidance:g}-thinking_{thinking}.json"
+        out = arguments.out or restored.folder / "evaluations" / name
+        out.parent.mkdir(parents=True, exist_ok=True)
+        write_json(out, {"checkpoint": restored.name, "prompts": prompts, "evaluation": to_dict(e), "table": table})
+        console.message(f"Saved {out}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,68 @@
+"""Weights for use: from a run folder, one of its checkpoints, or a model folder."""
+
+import dataclasses
+import pathlib
+
+import jax
+
+from unigrpo_jax.config import ConfigError, RunConfig, load_run_config
+from unigrpo_jax.learning.update import new_state
+from unigrpo_jax.models.folder import LoadedModel, load_model
+from unigrpo_jax.training.checkpoint import Checkpoints, abstract
+from unigrpo_jax.training.loop import evaluated
+
+
+@dataclasses.dataclass(frozen=True)
+class Restored:
+    """A model ready for use.
+
+    Attributes:
+      config: of the run it comes from; defaults where it is a bare model folder.
+      loaded: its folder, tokenizer and network.
+      params: the weights.
+      name: for titles and file names.
+      folder: where results about it belong.
+    """
+
+    config: RunConfig
+    loaded: LoadedModel
+    params: dict
+    name: str
+    folder: pathlib.Path
+
+
+def restore(path: str, bare: RunConfig) -> Restored:
+    """Reads weights.
+
+    Args:
+      path: "base" (the shapes base in the package), a model folder, a run folder (its newest checkpoint), or
+        RUN/checkpoints/N.
+      bare: the config to assume for a model folder, which has no run.
+
+    Raises:
+      ConfigError: nothing of that kind is there, or it does not fit together.
+    """
+    folder = pathlib.Path(path).expanduser()
+    if path == "base" or (folder / "model.safetensors").is_file():
+        model = dataclasses.replace(bare.model, path=None if path == "base" else str(folder))
+        loaded = load_model(model)
+        name = "base" if path == "base" else folder.resolve().name
+        return Restored(dataclasses.replace(bare, model=model), loaded, loaded.params(), name, pathlib.Path("runs") / name)
+    numbered = folder.parent.name == "checkpoints" and folder.name.isdigit()
+    run_dir = folder.parent.parent if numbered else folder
+    if not (run_dir / "config.json").is_file() or not (run_dir / "checkpoints").is_dir():
+        raise ConfigError(
+            f"{path} is no checkpoint: expected `base`, a model folder, a run folder such as runs/shapes, or "
+            "RUN/checkpoints/N."
+        )
+    config = load_run_config(run_dir / "config.json")
+    loaded = load_model(config.model)
+    checkpoints = Checkpoints(run_dir / "checkpoints", config.checkpoint.keep)
+    step = int(folder.name) if numbered else checkpoints.latest()
+    if step is None or step not in checkpoints.steps():
+        there = ", ".join(map(str, checkpoints.steps())) or "none"
+        raise ConfigError(f"{path}: there is no such checkpoint; {run_dir / 'checkpoints'} holds {there}.")
+    like = jax.eval_shape(lambda: new_state(loaded.network.init(jax.random.key(0)), config.learning))
+    device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    state = checkpoints.load(step, abstract(like, device))
+    return Restored(config, loaded, evaluated(state), f"{run_dir.resolve().name}-{step}", run_dir)
