@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 from unigrpo_jax.config import ConfigError, RunConfig
+from unigrpo_jax.rewards.load import RewardError
 
 
 def complain(error: ConfigError, program: str) -> NoReturn:
@@ -19,8 +20,15 @@ def complain(error: ConfigError, program: str) -> NoReturn:
     sys.exit(2)
 
 
+def interrupted() -> NoReturn:
+    """Exits with code 130 without waiting for what still compiles in the background."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(130)
+
+
 def configure_jax() -> None:
-    """Keeps compiled programs on disk, so that the second start is quick; JAX_COMPILATION_CACHE_DIR moves or empties it."""
+    """Keeps compiled programs on disk, so that the second start is quick; JAX_COMPILATION_CACHE_DIR moves them."""
     import jax
 
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
@@ -28,18 +36,22 @@ def configure_jax() -> None:
         jax.config.update("jax_compilation_cache_dir", str(cache))
 
 
-def preset(arguments: Sequence[str], default: str) -> tuple[RunConfig, list[str]]:
-    """The config of the preset that comes first among the arguments, and the other arguments."""
+def presets() -> list[str]:
+    """Names of the files in experiments/presets."""
     import experiments.presets
 
-    names = sorted(module.name for module in pkgutil.iter_modules(experiments.presets.__path__))
+    return sorted(module.name for module in pkgutil.iter_modules(experiments.presets.__path__))
+
+
+def preset(arguments: Sequence[str], default: str) -> tuple[RunConfig, list[str]]:
+    """The config of the preset that comes first among the arguments, and the other arguments."""
+    names = presets()
     named = bool(arguments) and not arguments[0].startswith("-")
     name = arguments[0] if named else default
     if name not in names:
         near = difflib.get_close_matches(name, names, 1)
-        raise ConfigError(
-            f"no preset is called {name!r}" + (f"; did you mean {near[0]}?" if near else f"; there are {', '.join(names)}.")
-        )
+        hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(names)}."
+        raise ConfigError(f"no preset is called {name!r}; {hint}")
     module = importlib.import_module(f"experiments.presets.{name}")
     return module.config(), list(arguments[1:] if named else arguments)
 
@@ -60,7 +72,10 @@ def command_line(main: Callable[..., Any]) -> Callable[[], Any]:
             return main(config)
         except ConfigError as error:
             complain(error, name)
+        except RewardError as error:
+            print(f"{name}: {error}.", file=sys.stderr)
+            sys.exit(1)
         except KeyboardInterrupt:
-            sys.exit(130)
+            interrupted()
 
     return program

@@ -55,7 +55,8 @@ def main(arguments: Arguments) -> None:
     with Console() as console:
         console.table(f"{restored.name}: {len(evaluator.prompts)} prompts", ["score", *categories], rows)
         thinking = "off" if not e.thinking else "greedy" if e.temperature == 0 else f"t{e.temperature:g}"
-        name = f"{restored.name}-{e.sampler}{e.flow_steps}-cfg{e.guidance:g}-thinking_{thinking}.json"
+        asked = f"{pathlib.Path(prompts).stem}{len(evaluator.prompts)}-seed{e.seed}"
+        name = f"{restored.name}-{asked}-{e.sampler}{e.flow_steps}-cfg{e.guidance:g}-thinking_{thinking}.json"
         out = arguments.out or restored.folder / "evaluations" / name
         out.parent.mkdir(parents=True, exist_ok=True)
         write_json(out, {"checkpoint": restored.name, "prompts": prompts, "evaluation": to_dict(e), "table": table})

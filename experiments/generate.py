@@ -61,14 +61,16 @@ def main(arguments: Arguments) -> None:
     restored = restore(arguments.checkpoint, preset([], "shapes")[0])
     rollout, codec = restored.config.rollout, restored.loaded.codec
     block = codec.prompts([arguments.prompt], rollout.prompt_tokens)
+    words = re.sub(r"[^a-z0-9]+", "-", arguments.prompt.lower()).strip("-")[:60] or "image"
+    out = arguments.out or pathlib.Path(f"{words}.png")
+    require(not out.is_dir(), f"out = {out} is a folder; name a PNG file.")
+    out.parent.mkdir(parents=True, exist_ok=True)
     program = jax.jit(evaluation_rollout(evaluation, rollout, restored.loaded).__call__)
     episodes = program(restored.params, {}, block, arguments.seed, 0)
     if arguments.thinking:
         print(codec.thoughts(episodes.thinking, 1)[0])
     image = Image.fromarray(np.asarray(episodes.drawing.image)[0])
     image = image.resize((image.width * arguments.enlarge, image.height * arguments.enlarge), Image.Resampling.NEAREST)
-    words = re.sub(r"[^a-z0-9]+", "-", arguments.prompt.lower()).strip("-")[:60] or "image"
-    out = arguments.out or pathlib.Path(f"{words}.png")
     image.save(out, format="PNG")
     print(f"Wrote {out}")
 

@@ -20,11 +20,11 @@ class PretrainConfig:
     """Folder for config.json, model.safetensors and the tokenizer."""
     seed: int = 0
     """Seed of weights, examples and noise."""
-    steps: int = 2000
+    steps: int = 3600
     """Optimizer steps."""
-    batch: int = 64
+    batch: int = 32
     """Examples per step."""
-    noise_draws: int = 2
+    noise_draws: int = 3
     """Noisy versions of each image."""
     learning_rate: float = 2e-3
     """Peak of Adam's rate; warm-up over 100 steps, then a cosine down to 2 % of it."""

@@ -12,7 +12,7 @@ from typing import Annotated
 
 import tyro
 
-from experiments.command_line import complain, configure_jax, preset
+from experiments.command_line import complain, configure_jax, interrupted, preset, presets
 from unigrpo_jax.config import ConfigError, RunConfig
 
 
@@ -31,8 +31,13 @@ def main() -> None:
     """Parses the command line and runs."""
     try:
         default, rest = preset(sys.argv[1:], "shapes")
-        arguments = tyro.cli(Arguments, args=rest, default=Arguments(default), prog="python -m experiments.run",
-                             description=__doc__)  # fmt: skip
+        arguments = tyro.cli(
+            Arguments,
+            args=rest,
+            default=Arguments(default),
+            prog="python -m experiments.run [PRESET]",
+            description=f"{__doc__}Presets: {', '.join(presets())}.",
+        )
         configure_jax()
         from unigrpo_jax.training.loop import RunStopped, run
 
@@ -44,7 +49,7 @@ def main() -> None:
     except ConfigError as error:
         complain(error, "experiments.run")
     except KeyboardInterrupt:
-        sys.exit(130)
+        interrupted()
 
 
 if __name__ == "__main__":

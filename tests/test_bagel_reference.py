@@ -3,11 +3,11 @@
 | file | compared here |
 |---|---|
 | components | every array |
-| text_forward | attention_allowed, packed_position_ids, layer_hidden, final_hidden, logits, ce_per_token, ce_mean, ce_reweighted |
+| text_forward | attention_allowed, packed_position_ids, layer_hidden, final_hidden, logits, all three losses |
 | text_generate | prefill hidden and caches, every step's logits, tokens, final caches, the stopped run, the batch of two |
 | velocity | context caches and position; square and non-square: conditional, unconditional, layer and final hidden |
 | euler | timesteps, and every state and velocity of the run without guidance (cfg1) |
-| train_t2i | timesteps, noisy latents, layer and final hidden, velocities, logits, losses, gradients and all gradient norms |
+| train_t2i | timesteps, noisy latents, layer and final hidden, velocities, logits, losses, gradients, gradient norms |
 | model.safetensors | every tensor that the network reads, in and out again, byte-equal |
 
 Not here: the autoencoder's and the vision encoder's arrays and guidance with them, which this network does not hold yet.
@@ -285,7 +285,9 @@ def test_train_t2i(ref, assert_close):
         out = forward(params)
         velocity = jnp.concatenate([v for _, v in out])
         mse = (velocity - (d["noise"] - d["latent_clean"])) ** 2
-        rows = jnp.concatenate([jnp.pad(lg, ((0, s[1].stop - s[1].start), (0, 0))) for (lg, _), s in zip(out, samples)])
+        image_rows = [image.stop - image.start for _, image, *_ in samples]
+        padded = [jnp.pad(logits, ((0, n), (0, 0))) for (logits, _), n in zip(out, image_rows, strict=True)]
+        rows = jnp.concatenate(padded)
         ce_logits = rows[d["ce_loss_indexes"]]
         ce = -jnp.take_along_axis(jax.nn.log_softmax(ce_logits), d["packed_label_ids"][:, None], axis=1)[:, 0]
         return mse.mean() + ce.mean(), (velocity, mse, ce_logits, ce)

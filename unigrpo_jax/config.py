@@ -7,7 +7,11 @@ Defaults that differ from the paper's Table 3 (arXiv 2603.23500) are those of a 
 import dataclasses
 import difflib
 import json
+import math
 import pathlib
+import types
+import typing
+from collections.abc import Iterator
 from typing import Any, Literal
 
 
@@ -232,13 +236,29 @@ _NOT_NEGATIVE = {
     "rollout": ("temperature", "top_k", "noise_level"),
     "learning": ("flow_weight", "text_weight", "mse_weight", "latent_kl_weight", "text_kl_weight", "reasoning_lr",
                  "denoising_lr", "weight_decay", "ema_decay"),
-    "evaluation": ("temperature", "every"),
+    "evaluation": ("temperature", "every", "seed"),
     "logging": ("samples_every",),
 }  # fmt: skip
+_LARGEST = {int: 2**31 - 1, float: 3.4e38}
+
+
+def _numbers(value: Any, name: str = "") -> Iterator[tuple[str, int | float]]:
+    """Every number in a config with its name, such as ("rollout.window_range[1]", 5)."""
+    if dataclasses.is_dataclass(value):
+        for field in dataclasses.fields(value):
+            yield from _numbers(getattr(value, field.name), f"{name}.{field.name}" if name else field.name)
+    elif isinstance(value, dict | tuple):
+        for key, item in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from _numbers(item, f"{name}[{key}]")
+    elif type(value) in _LARGEST:
+        yield name, value
 
 
 def check(config: RunConfig) -> None:
     """Raises ConfigError where settings contradict each other or cannot work; compiles and reads nothing."""
+    for name, value in _numbers(config):
+        fits = abs(value) <= _LARGEST[type(value)]  # False for NaN
+        require(fits, f"{name} = {value}, but it must be a finite number that fits into 32 bits.")
     for table, low, words in ((_AT_LEAST_ONE, 1, "at least 1"), (_NOT_NEGATIVE, 0, "0 or more")):
         for section, names in table.items():
             for name in names:
@@ -249,8 +269,12 @@ def check(config: RunConfig) -> None:
             value = getattr(getattr(config, section), name)
             require(value > 0, f"{section}.{name} = {value}, but it must be above 0.")
     require(config.iterations >= 1, f"iterations = {config.iterations}, but it must be at least 1.")
-    require(config.name not in ("", ".", "..") and not set("/\\") & set(config.name),
-            f"name = {config.name!r} cannot be a folder's name; use letters, digits and '-', or --run-dir for a path.")  # fmt: skip
+    require(config.seed >= 0, f"seed = {config.seed}, but it must be 0 or more.")
+    require(config.devices >= 0, f"devices = {config.devices}, but it must be 0 (all of them) or more.")
+    require(
+        config.name not in ("", ".", "..") and not set("/\\") & set(config.name),
+        f"name = {config.name!r} cannot be a folder's name; use letters, digits and '-', or --run-dir for a path.",
+    )
     r, learn, e = config.rollout, config.learning, config.evaluation
     require(
         learn.group_size >= 2,
@@ -276,13 +300,16 @@ def check(config: RunConfig) -> None:
         f"rollout.step_rule = {r.step_rule!r} with noise_level = {r.noise_level} draws without noise, so there is no "
         "ratio to learn from; use flow_sde, dance_sde or cps with a noise_level above 0.",
     )
-    require(r.step_rule != "cps" or r.noise_level < 2, "rollout.noise_level must be below 2 for cps.")
+    require(r.step_rule != "cps" or r.noise_level < 2,
+            f"rollout.noise_level = {r.noise_level}, but it must be below 2 for cps.")  # fmt: skip
     require(
         r.step_rule != "cps" or end < r.flow_steps,
         f"rollout.window_range = [{first}, {end}) holds the schedule's last transition, where cps has no noise; "
         f"let the range end at {r.flow_steps - 1}.",
     )
-    require(0 <= learn.ema_decay < 1, f"learning.ema_decay = {learn.ema_decay}, but it must be in [0, 1).")
+    for name in ("ema_decay", "adam_b1", "adam_b2"):
+        value = getattr(learn, name)
+        require(0 <= value < 1, f"learning.{name} = {value}, but it must be 0 or more and below 1.")
     require(
         r.prompts_per_iteration % r.micro_batches == 0,
         f"rollout.prompts_per_iteration = {r.prompts_per_iteration} does not divide into rollout.micro_batches = "
@@ -298,34 +325,54 @@ def check(config: RunConfig) -> None:
     )
     low, high = e.guidance_interval
     require(0 <= low < high <= 1, f"evaluation.guidance_interval = ({low}, {high}) must satisfy 0 <= low < high <= 1.")
-    require(learn.text_weight > 0 or learn.flow_weight > 0, "learning.text_weight and flow_weight are both 0.")
-    require(r.thinking or learn.flow_weight > 0, "rollout.thinking is off and learning.flow_weight is 0: nothing learns.")
+    require(0 <= e.guidance_renorm_min <= 1,
+            f"evaluation.guidance_renorm_min = {e.guidance_renorm_min}, but it must be from 0 to 1.")  # fmt: skip
+    require(
+        e.batch % e.images_per_prompt == 0,
+        f"evaluation.batch = {e.batch} is not a multiple of evaluation.images_per_prompt = {e.images_per_prompt}; use "
+        f"{nearest_multiples(e.batch, e.images_per_prompt)}.",
+    )
+    require(
+        learn.text_weight > 0 or learn.flow_weight > 0,
+        "learning.text_weight and learning.flow_weight are both 0, so nothing learns; set one above 0.",
+    )
+    require(
+        r.thinking or learn.flow_weight > 0,
+        "rollout.thinking is off and learning.flow_weight is 0, so nothing learns; change one of them.",
+    )
 
 
 def check_devices(config: RunConfig, devices: int) -> None:
     """Raises ConfigError, with the arithmetic, unless the episodes spread evenly over the devices."""
-    pieces = devices * config.learning.minibatches * config.learning.micro_batches
-    total, per_prompt = config.episodes, config.learning.group_size
-    if total % pieces == 0 and total // config.rollout.micro_batches % devices == 0:
+    prompts, rollouts = config.rollout.prompts_per_iteration, config.rollout.micro_batches
+    group, total = config.learning.group_size, config.episodes
+    pieces = config.learning.minibatches * config.learning.micro_batches
+    spreads = lambda devices: total % (devices * pieces) == 0 and total // rollouts % devices == 0
+    if spreads(devices):
         return
-    fits = [p for p in range(1, 4 * config.rollout.prompts_per_iteration + pieces)
-            if p * per_prompt % pieces == 0 and p * per_prompt // config.rollout.micro_batches % devices == 0
-            and p % config.rollout.micro_batches == 0]  # fmt: skip
-    near = sorted(sorted(fits, key=lambda p: abs(p - config.rollout.prompts_per_iteration))[:2])
-    options = " or ".join(f"{p} ({p * per_prompt})" for p in near)
+    part = lambda count: count // math.gcd(count, group)  # what the prompts must be a multiple of for `count` pieces
+    unit = math.lcm(part(devices * pieces), rollouts * part(devices))
+    options = " or ".join(f"{p} ({p * group})" for p in (prompts // unit * unit, prompts // unit * unit + unit) if p)
+    fewer = max(d for d in range(1, devices) if spreads(d))
+    parts = ((rollouts, "rollout micro-batches"), (pieces, "pieces of an update"))
+    split = [f"{count} {what}" for count, what in parts if count > 1]
     raise ConfigError(
-        f"group_size * prompts_per_iteration = {per_prompt} * {config.rollout.prompts_per_iteration} = {total} episodes "
-        f"do not divide over {devices} devices with {config.rollout.micro_batches} rollout micro-batches and "
-        f"{pieces // devices} pieces of an update; use prompts_per_iteration = {options}, or fewer devices."
+        f"learning.group_size * rollout.prompts_per_iteration = {group} * {prompts} = {total} episodes do not divide "
+        f"over {devices} devices{' in ' + ' and '.join(split) if split else ''}; use rollout.prompts_per_iteration = "
+        f"{options}, or devices = {fewer}."
     )
 
 
 def nearest_divisors(whole: int, wanted: int) -> str:
     """The divisors of `whole` just below and above `wanted`, in words."""
-    divisors = [d for d in range(1, whole + 1) if whole % d == 0]
-    below = [d for d in divisors if d <= wanted][-1:]
-    above = [d for d in divisors if d > wanted][:1]
-    return " or ".join(map(str, below + above))
+    below = next(d for d in range(min(wanted, whole), 0, -1) if whole % d == 0)
+    above = next((d for d in range(wanted + 1, whole + 1) if whole % d == 0), None)
+    return f"{below}" if above is None else f"{below} or {above}"
+
+
+def nearest_multiples(near: int, unit: int) -> str:
+    """The multiples of `unit` just below and above `near`, in words."""
+    return " or ".join(str(n) for n in (near // unit * unit, near // unit * unit + unit) if n)
 
 
 def to_dict(config: Any) -> dict[str, Any]:
@@ -334,28 +381,53 @@ def to_dict(config: Any) -> dict[str, Any]:
 
 
 def from_dict(data: dict[str, Any], cls: type = RunConfig, where: str = "config") -> Any:
-    """Rebuilds a config from `to_dict`'s output; ConfigError names an unknown field and its nearest neighbour."""
+    """Rebuilds a config from `to_dict`'s output.
+
+    Raises:
+      ConfigError: a field is unknown (its nearest neighbour is named), or its value is of another type.
+    """
     require(isinstance(data, dict), f"{where} is not a mapping of settings.")
-    fields = {f.name: f for f in dataclasses.fields(cls)}
-    values = {}
-    for name, value in data.items():
-        if name not in fields:
-            near = difflib.get_close_matches(name, fields, 1)
-            raise ConfigError(f"{where}: no field is called {name!r}" + (f"; did you mean {near[0]!r}?" if near else "."))
-        default = fields[name].default_factory() if fields[name].default is dataclasses.MISSING else fields[name].default
-        if dataclasses.is_dataclass(default):
-            value = from_dict(value, type(default), f"{where}.{name}")
-        elif isinstance(default, tuple):
-            value = tuple(value)
-        values[name] = value
-    return cls(**values)
+    kinds = typing.get_type_hints(cls)
+    for name in data:
+        if name not in kinds:
+            near = difflib.get_close_matches(str(name), kinds, 1)
+            hint = f"; did you mean {near[0]!r}?" if near else "."
+            raise ConfigError(f"{where}: no field is called {name!r}{hint}")
+    return cls(**{name: _typed(value, kinds[name], f"{where}.{name}") for name, value in data.items()})
+
+
+def _typed(value: Any, kind: Any, where: str) -> Any:
+    """A JSON value as a field's type; ConfigError where it is of another."""
+    if dataclasses.is_dataclass(kind):
+        return from_dict(value, kind, where)
+    origin, inner = typing.get_origin(kind), typing.get_args(kind)
+    if origin is types.UnionType:  # text or nothing
+        return None if value is None else _typed(value, inner[0], where)
+    if origin is dict:
+        require(isinstance(value, dict), f"{where} = {value!r}, but it must be a mapping of names to numbers.")
+        return {_typed(k, inner[0], where): _typed(v, inner[1], f"{where}[{k}]") for k, v in value.items()}
+    if origin is tuple:
+        require(isinstance(value, list | tuple), f"{where} = {value!r}, but it must be a list.")
+        kinds = [inner[0]] * len(value) if inner[-1] is ... else inner
+        require(len(value) == len(kinds), f"{where} = {value!r}, but it must hold {len(kinds)} values.")
+        return tuple(_typed(v, k, f"{where}[{i}]") for i, (v, k) in enumerate(zip(value, kinds, strict=True)))
+    if origin is Literal:
+        require(value in inner, f"{where} = {value!r}, but it must be one of {', '.join(inner)}.")
+        return value
+    fits = isinstance(value, (int, float) if kind is float else kind) and (kind is bool or not isinstance(value, bool))
+    words = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}[kind]
+    require(fits, f"{where} = {value!r}, but it must be {words}.")
+    return value
 
 
 def load_run_config(path: pathlib.Path) -> RunConfig:
     """Reads a run folder's config.json; ConfigError where it is missing, no JSON, or of another version."""
     try:
-        return from_dict(json.loads(path.read_text()), where=str(path))
-    except FileNotFoundError:
-        raise ConfigError(f"{path} does not exist; give a run folder that `python -m experiments.run` made.") from None
-    except json.JSONDecodeError as error:
-        raise ConfigError(f"{path} is not JSON (line {error.lineno}).") from None
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(
+            f"{path} cannot be read ({error.strerror}); give a run folder that `python -m experiments.run` made."
+        ) from None
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"{path} is not JSON ({error}); restore it or give another run folder.") from None
+    return from_dict(data, where=str(path))

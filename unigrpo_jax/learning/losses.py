@@ -106,14 +106,14 @@ def masked_mean(values, mask, axis=None) -> jax.Array:
 
 
 class ClipFractions(NamedTuple):
-    """Shares [] of the entries that the clip takes out of the gradient: r too large, r too small."""
+    """Shares of the entries that the clip takes out of the gradient: r too large, r too small."""
 
     above: jax.Array
     below: jax.Array
 
 
-def clip_fractions(log_ratio, advantage, clip_low: float, clip_high: float, mask=None) -> ClipFractions:
-    """Shares of the masked entries (all by default) where the clip is active.
+def clip_fractions(log_ratio, advantage, clip_low: float, clip_high: float, mask=None, axis=None) -> ClipFractions:
+    """Shares of the masked entries (all by default) where the clip is active, over `axis` (all by default).
 
     The surrogate clips on one side only: above 1 + clip_high where A > 0, below 1 - clip_low where A < 0.
     """
@@ -121,7 +121,7 @@ def clip_fractions(log_ratio, advantage, clip_low: float, clip_high: float, mask
     above = (advantage > 0) & (excess > clip_high)
     below = (advantage < 0) & (excess < -clip_low)
     mask = jnp.ones_like(above) if mask is None else mask
-    return ClipFractions(above=masked_mean(above, mask), below=masked_mean(below, mask))
+    return ClipFractions(above=masked_mean(above, mask, axis), below=masked_mean(below, mask, axis))
 
 
 def _float32(values) -> jax.Array:

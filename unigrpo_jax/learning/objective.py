@@ -2,8 +2,8 @@
 
     loss = text_weight * L_text + flow_weight * L_flow + mse_weight * L_mse  (+ optional KL terms)
 
-(arXiv 2603.23500.)  Every term is a mean over the episodes of the batch of a mean over an episode's actions, so the mean
-over equal micro-batches is the whole batch's value.
+(arXiv 2603.23500.)  Every term is a mean over the episodes of the batch of a mean over an episode's actions, so the
+mean over equal micro-batches is the whole batch's value.
 """
 
 import dataclasses
@@ -25,7 +25,7 @@ class TextAnchor:
     """What the trained policy of a thinking is compared with.
 
     Attributes:
-      old: float32 [B, M], log-probabilities at the start of the iteration; None where they are the trained policy's own.
+      old: float32 [B, M], log-probabilities at the iteration's start; None where they are the trained policy's own.
       reference: float32 [B, M], under the frozen weights; None where nothing needs them.
     """
 
@@ -121,7 +121,7 @@ class Objective:
         mean = lambda values: jnp.mean(losses.masked_mean(values, mask, axis=1))
         log_ratio = jnp.where(mask, view.log_probs - old, 0.0)
         ratio = jnp.exp(log_ratio)
-        above, below = losses.clip_fractions(log_ratio, advantage_B[:, None], c.text_clip, c.text_clip, mask)
+        clipped = losses.clip_fractions(log_ratio, advantage_B[:, None], c.text_clip, c.text_clip, mask, axis=1)
         gap = jnp.where(mask, jnp.abs(view.log_probs - thinking.log_probs), 0.0)
         length = jnp.sum(mask, axis=1)
         truncated = mask[:, -1] & (thinking.tokens[:, -1] != self.policy.model.config.eos_token)
@@ -131,8 +131,8 @@ class Objective:
             "text/ratio_square": mean(ratio**2),
             "text/ratio_min": jnp.min(jnp.where(mask, ratio, jnp.inf)),
             "text/ratio_max": jnp.max(jnp.where(mask, ratio, -jnp.inf)),
-            "text/clip_fraction_above": above,
-            "text/clip_fraction_below": below,
+            "text/clip_fraction_above": jnp.mean(clipped.above),
+            "text/clip_fraction_below": jnp.mean(clipped.below),
             "text/log_prob_gap_mean": mean(gap),
             "text/log_prob_gap_max": jnp.max(gap),
             "text/entropy": mean(view.entropy),

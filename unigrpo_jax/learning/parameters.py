@@ -69,7 +69,7 @@ def split(params: dict, labels: dict[str, str]) -> tuple[dict[str, jax.Array], d
 
 
 def optimizer(config: LearningConfig, labels: dict[str, str]) -> optax.GradientTransformation:
-    """Clip of the norm over both experts together, then Adam with each expert's own rate; for flat trainable parameters."""
+    """Clip of the norm over both experts together, then Adam with each expert's rate; for flat trainable parameters."""
     adam = lambda rate: optax.adamw(
         rate, b1=config.adam_b1, b2=config.adam_b2, eps=config.adam_eps, weight_decay=config.weight_decay
     )

@@ -1,7 +1,8 @@
 """The update: episodes and advantages -> new parameters, as one jitted program.
 
-Scans over PPO epochs, minibatches (one optimizer step each) and micro-batches (gradients added).  Pieces are interleaved
-(piece i of n holds episodes i, i + n, ...), so that each holds a share of every group and of every device's episodes.
+Scans over PPO epochs, minibatches (one optimizer step each) and micro-batches (gradients added).  Pieces are
+interleaved (piece i of n holds episodes i, i + n, ...), so that each holds a share of every group and of every device's
+episodes.
 """
 
 import dataclasses

@@ -8,7 +8,7 @@ import pathlib
 import jax
 import jax.numpy as jnp
 
-from unigrpo_jax.config import ConfigError, ModelConfig, require
+from unigrpo_jax.config import ConfigError, ModelConfig, RolloutConfig, require
 from unigrpo_jax.models.bagel import Bagel, BagelConfig, Params, load_config, save_config, weights
 from unigrpo_jax.models.bagel.latents import PixelAutoencoder
 from unigrpo_jax.models.bagel.text import TextCodec, load_codec
@@ -44,6 +44,13 @@ class LoadedModel:
             raise ConfigError(str(error)) from None
         return jax.tree.map(jnp.asarray, stored)
 
+    def check_image_size(self, rollout: RolloutConfig) -> None:
+        """ConfigError where an image does not divide into latent tokens, or into more than the model knows."""
+        try:
+            self.network.config.grid(rollout.image_height, rollout.image_width)
+        except ValueError as error:
+            raise ConfigError(f"rollout.image_height, rollout.image_width: {error}") from None
+
     def checksum(self) -> str:
         """SHA-256 of the weights file, to recognise the reference after a resume."""
         with open(self.folder / "model.safetensors", "rb") as file:
@@ -51,15 +58,21 @@ class LoadedModel:
 
 
 def load_model(config: ModelConfig) -> LoadedModel:
-    """Reads config and tokenizer of a model folder, and no weights; ConfigError where something is missing."""
+    """Reads a model folder without its weights; ConfigError where one is missing or does not fit."""
     folder = SHAPES_BASE if config.path is None else pathlib.Path(config.path).expanduser()
-    require(folder.is_dir(), f"the model folder {folder} does not exist; give --model.path an existing folder.")
-    require((folder / "model.safetensors").is_file(),
-            f"{folder} holds no model.safetensors; make a model with `python -m experiments.pretrain --out {folder}`.")  # fmt: skip
+    require(
+        folder.is_dir(),
+        f"model.path: there is no folder {folder}; give an existing model folder, or none for the shapes base.",
+    )
+    require(
+        (folder / "model.safetensors").is_file(),
+        f"{folder} holds no model.safetensors; make a model with `python -m experiments.pretrain --out {folder}`.",
+    )
     try:
         network = Bagel(load_config(folder / "config.json"), config.dtype, config.remat, config.unroll)
-    except ValueError as error:
-        raise ConfigError(str(error)) from None
+    except (ValueError, ZeroDivisionError) as error:
+        place = "" if str(folder) in str(error) else f"{folder / 'config.json'}: "
+        raise ConfigError(f"{place}{error}") from None
     return LoadedModel(folder, network, PixelAutoencoder(), load_codec(folder, network.config))
 
 

@@ -1,7 +1,8 @@
 """Thinking: tokens sampled one by one on a growing key-value cache.
 
 The policy is softmax(logits / temperature) over the whole vocabulary.  Its log-probability is what the ratio uses, here
-and in the update.  top-k and top-p truncate only what is drawn, as a behaviour policy does; they change no log-probability.
+and in the update.  top-k and top-p truncate only what is drawn, as a behaviour policy does; they change no
+log-probability.
 """
 
 import dataclasses
@@ -12,7 +13,6 @@ import jax.numpy as jnp
 from unigrpo_jax.episode import Thinking, TokenBlock
 from unigrpo_jax.models.bagel import context as contexts
 from unigrpo_jax.models.bagel.network import Bagel
-from unigrpo_jax.rollout import randomness
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

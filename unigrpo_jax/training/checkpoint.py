@@ -41,15 +41,30 @@ class Checkpoints:
 
     def load(self, step: int, like: TrainState) -> TrainState:
         """Reads a checkpoint into the shapes, dtypes and shardings of `like`; ConfigError where it does not fit."""
+        place = self.folder / str(step)
         try:
-            return self._checkpointer.load_pytree(step, like)
-        except (ValueError, KeyError, FileNotFoundError) as error:
-            first = str(error).strip().splitlines()[0][:200]
-            raise ConfigError(f"the checkpoint {self.folder / str(step)} does not fit this config: {first}") from None
+            stored, wanted = _shapes(self._checkpointer.metadata(step).metadata), _shapes(like)
+            other = [name for name in sorted(stored | wanted) if stored.get(name) != wanted.get(name)]
+            if not other:
+                return self._checkpointer.load_pytree(step, like)
+        except (ValueError, KeyError, OSError) as error:
+            first = next(iter(str(error).strip().splitlines()), type(error).__name__)[:200]
+            raise ConfigError(f"the checkpoint {place} cannot be read ({first}); use an earlier one.") from None
+        words = lambda shapes: f"has shape {list(shapes[other[0]])}" if other[0] in shapes else "does not exist"
+        raise ConfigError(
+            f"the checkpoint {place} does not fit this config: {len(other)} arrays differ; {other[0]} {words(stored)} "
+            f"in the checkpoint and {words(wanted)} in the config. Use the config and model that the run was made with."
+        )
 
     def close(self) -> None:
         """Waits for what is being written."""
         self._checkpointer.close()
+
+
+def _shapes(tree) -> dict[str, tuple[int, ...]]:
+    """{path: shape} of a tree's arrays."""
+    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): tuple(leaf.shape) for path, leaf in leaves}
 
 
 def abstract(state: TrainState, sharding: jax.sharding.Sharding) -> TrainState:

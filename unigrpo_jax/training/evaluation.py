@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from unigrpo_jax.config import EvaluationConfig, RolloutConfig, require
+from unigrpo_jax.config import EvaluationConfig, RolloutConfig
 from unigrpo_jax.models.bagel.guidance import Guidance
 from unigrpo_jax.models.folder import LoadedModel
 from unigrpo_jax.rewards.load import call_reward
@@ -60,11 +60,6 @@ class Evaluator:
         reward: RewardFunction,
         reward_name: str,
     ):
-        require(
-            evaluation.batch % evaluation.images_per_prompt == 0,
-            f"evaluation.batch = {evaluation.batch} is not a multiple of evaluation.images_per_prompt = "
-            f"{evaluation.images_per_prompt}; use {evaluation.images_per_prompt * 8}, for example.",
-        )
         self.prompts = world.evaluation(evaluation.prompts)
         self._per_call = evaluation.batch // evaluation.images_per_prompt
         self._config, self._world = evaluation, world
@@ -76,8 +71,8 @@ class Evaluator:
     def __call__(self, params) -> tuple[dict[str, Any], list[Sample]]:
         """The table and all samples, prompt by prompt.
 
-        The table holds, for each score, {"overall": mean, category: mean, ...}, and plain means of what the world measures
-        beside its verdict.
+        The table holds, for each score, {"overall": mean, category: mean, ...}, and plain means of what the world
+        measures beside its verdict.
         """
         batches = [self._call(params, start) for start in range(0, len(self.prompts), self._per_call)]
         return self._judge(batches)

@@ -1,11 +1,13 @@
 """The loop around it all: a run folder is made or continued, iterated in, and closed with a table and a report."""
 
+import contextlib
 import dataclasses
 import json
 import pathlib
 import platform
 import signal
 import time
+from collections.abc import Callable
 
 import jax
 import numpy as np
@@ -19,7 +21,7 @@ from unigrpo_jax.training.atomic import write_atomically
 from unigrpo_jax.training.checkpoint import Checkpoints, abstract
 from unigrpo_jax.training.console import Console
 from unigrpo_jax.training.evaluation import Evaluator
-from unigrpo_jax.training.metrics import MetricsWriter
+from unigrpo_jax.training.metrics import MetricsWriter, read_metrics
 from unigrpo_jax.training.report import write_report
 from unigrpo_jax.training.samples import save_samples
 from unigrpo_jax.training.trainer import Parts, Trainer, build
@@ -48,19 +50,23 @@ def run(config: RunConfig, run_dir: pathlib.Path, resume: bool = False) -> dict:
     """
     parts = build(config)
     checksum = parts.loaded.checksum()
-    known = _check_folder(run_dir, config, checksum, resume)
-    evaluator = Evaluator(
-        config.evaluation, config.rollout, parts.loaded, parts.world, parts.reward, config.reward
-    )
+    known = _check_folder(run_dir, parts, checksum, resume)
+    evaluator = Evaluator(config.evaluation, config.rollout, parts.loaded, parts.world, parts.reward, config.reward)
     trainer = Trainer(parts)
     state, reference = trainer.start()
-    run_dir.mkdir(parents=True, exist_ok=True)
+    try:
+        checkpoints = Checkpoints(run_dir / "checkpoints", config.checkpoint.keep)
+    except OSError as error:
+        raise ConfigError(f"{run_dir} cannot be written ({error.strerror}); choose another --run-dir.") from None
+    done = checkpoints.latest()
+    if done is not None:
+        if config.iterations < done:
+            raise ConfigError(f"iterations = {config.iterations}, but {run_dir} has done {done}; use {done} or more.")
+        state = checkpoints.load(done, abstract(state, trainer.everywhere))
+    trainer.compile(state)
     with Console() as console:
         console.card(f"UniGRPO: {config.name}", card(parts, state, run_dir))
-        checkpoints = Checkpoints(run_dir / "checkpoints", config.checkpoint.keep)
-        done = checkpoints.latest() if known else None
         if done is not None:
-            state = checkpoints.load(done, abstract(state, trainer.everywhere))
             console.message(f"Resuming after iteration {done} from {run_dir / 'checkpoints' / str(done)}.")
         elif known:
             console.message("There is no checkpoint to resume from; starting.")
@@ -88,11 +94,12 @@ class _Loop:
 
     def run(self, state: TrainState, done: int) -> dict:
         began = time.monotonic()
-        total, logging = self.config.iterations, self.config.logging
+        total, logging, every = self.config.iterations, self.config.logging, self.config.evaluation.every
         summary = self._summary()
-        if "before" not in summary or done == 0:
-            before, samples = self.evaluator(self.reference)
-            summary = {"before": before, "seconds": 0.0}
+        settings = to_dict(self.config.evaluation)
+        if not done or summary.get("evaluation") != settings:  # before and after are judged alike
+            before, samples = self._judged(state, self.evaluator, self.reference)
+            summary = {"before": before, "evaluation": settings, "seconds": summary.get("seconds", 0.0)}
             save_samples(self.run_dir, 0, samples[: logging.samples])
             write_json(self.run_dir / "summary.json", summary)
             self.console.message(f"Before: {headline(before)}")
@@ -100,30 +107,30 @@ class _Loop:
         seconds = lambda: round(previous + time.monotonic() - began, 1)
         handler = signal.signal(signal.SIGINT, self._interrupt) if _main_thread() else None
         try:
-            writer = MetricsWriter(
-                self.run_dir, resume_step=done, tensorboard=logging.tensorboard, wandb=logging.wandb
-            )
-            with writer:
+            with MetricsWriter(self.run_dir, done, tensorboard=logging.tensorboard, wandb=logging.wandb) as writer:
                 for step in range(done, total):
                     state, metrics = self._iteration(state, step)
                     number = step + 1
-                    if self.config.evaluation.every and number % self.config.evaluation.every == 0 and number < total:
-                        table, _ = self.evaluator(evaluated(state))
-                        metrics |= {f"eval/{name}": row["overall"] for name, row in table.items() if "overall" in row}
-                    writer.write(number, metrics)
+                    try:
+                        if every and number % every == 0 and number < total:
+                            table, _ = self._judged(state, self.evaluator, evaluated(state))
+                            metrics |= {f"eval/{n}": row["overall"] for n, row in table.items() if "overall" in row}
+                    finally:
+                        writer.write(number, metrics)
                     self.console.iteration(number, total, metrics)
                     if logging.samples_every and number % logging.samples_every == 0 and number < total:
-                        save_samples(self.run_dir, number, self.evaluator.samples(evaluated(state), logging.samples))
+                        samples = self._judged(state, self.evaluator.samples, evaluated(state), logging.samples)
+                        save_samples(self.run_dir, number, samples)
                     if number % self.config.checkpoint.every == 0 or number == total or self.interrupted:
                         write_json(self.run_dir / "summary.json", summary | {"seconds": seconds()})
                         self.checkpoints.save(state)
                     if int(state.skipped_in_row) >= MAX_SKIPPED_IN_ROW:
                         self.checkpoints.save(state)
                         raise RunStopped(
-                            f"{MAX_SKIPPED_IN_ROW} updates in a row were not finite, so the run stopped after iteration "
-                            f"{number} with a checkpoint; lower the learning rates, or look at the last metrics."
+                            f"{MAX_SKIPPED_IN_ROW} updates in a row were not finite, so the run stopped after "
+                            f"iteration {number} with a checkpoint; lower the learning rates, or see the last metrics."
                         )
-                    if self.interrupted and number < total:
+                    if self.interrupted:
                         self.console.message(
                             f"Stopped after iteration {number}; --resume continues from {self.run_dir / 'checkpoints'}."
                         )
@@ -133,13 +140,22 @@ class _Loop:
                 signal.signal(signal.SIGINT, handler)
             if summary:
                 write_report(self.run_dir)
-        after, samples = self.evaluator(evaluated(state))
+        after, samples = self._judged(state, self.evaluator, evaluated(state))
         save_samples(self.run_dir, total, samples[: logging.samples])
         summary = summary | {"after": after, "iterations": total, "seconds": seconds()}
         write_json(self.run_dir / "summary.json", summary)
         report = write_report(self.run_dir)
         self._show(summary, report)
         return summary
+
+    def _judged(self, state: TrainState, judge: Callable, *arguments):
+        """What `judge` says of weights; where the reward fails, the run stops with a checkpoint."""
+        try:
+            return judge(*arguments)
+        except RewardError as error:
+            self.checkpoints.save(state)
+            after = f"after iteration {int(state.step)}"
+            raise RunStopped(f"{error}, while held-out prompts were judged {after}.") from error
 
     def _iteration(self, state: TrainState, step: int) -> tuple[TrainState, dict[str, float]]:
         begin = time.monotonic()
@@ -149,7 +165,8 @@ class _Loop:
         except (RewardError, ConfigError) as error:
             folder = save_episodes(self.run_dir, step + 1, batch)
             self.checkpoints.save(state)
-            raise RunStopped(f"{error}; the episodes of iteration {step + 1} are in {folder}.") from error
+            reason = str(error).rstrip(".")
+            raise RunStopped(f"{reason}; the episodes of iteration {step + 1} are in {folder}.") from error
         state, learned = self.trainer.learn(state, self.reference, episodes, advantages)
         return state, metrics | judged | learned | {"time/iteration": time.monotonic() - begin}
 
@@ -158,7 +175,8 @@ class _Loop:
         if self.interrupted:
             raise KeyboardInterrupt
         self.interrupted = True
-        self.console.message("Finishing this iteration, then saving; Ctrl-C again stops at once.")
+        with contextlib.suppress(RuntimeError):  # the signal came while the console was writing
+            self.console.message("Finishing this iteration, then saving; Ctrl-C again stops at once.")
 
     def _summary(self) -> dict:
         path = self.run_dir / "summary.json"
@@ -211,10 +229,11 @@ def card(parts: Parts, state: TrainState, run_dir: pathlib.Path) -> list[tuple[s
         ("model", f"{parts.loaded.folder}, compute in {c.model.dtype}"),
         *((f"{group} parameters", f"{size:,}, {rate[group]}") for group, size in sizes.items()),
         ("episodes per iteration", f"{r.prompts_per_iteration} prompts x {learn.group_size} = {c.episodes}"),
-        ("update", f"{learn.ppo_epochs} epoch(s) x {learn.minibatches} step(s); {pieces} piece(s) of {c.episodes // pieces}"),
+        ("update", f"{learn.ppo_epochs} epoch(s) x {learn.minibatches} step(s); "
+                   f"{pieces} piece(s) of {c.episodes // pieces}"),
         ("thinking", f"at most {r.thinking_tokens} tokens" if r.thinking else "off"),
-        ("drawing", f"{r.flow_steps} steps, {r.step_rule} {r.noise_level:g} in {r.window_size} of [{r.window_range[0]}, "
-                    f"{r.window_range[1]}), {r.image_height} x {r.image_width} px"),
+        ("drawing", f"{r.flow_steps} steps, {r.step_rule} {r.noise_level:g} in {r.window_size} of "
+                    f"[{r.window_range[0]}, {r.window_range[1]}), {r.image_height} x {r.image_width} px"),
         ("prompts, reward", f"{c.prompts}, {c.reward}"),
         ("iterations", str(c.iterations)),
         ("results", str(run_dir)),
@@ -241,22 +260,31 @@ def versions() -> dict[str, str]:
             "optax": optax.__version__, "unigrpo_jax": unigrpo_jax.__version__}  # fmt: skip
 
 
-def _check_folder(run_dir: pathlib.Path, config: RunConfig, checksum: str, resume: bool) -> bool:
+def _check_folder(run_dir: pathlib.Path, parts: Parts, checksum: str, resume: bool) -> bool:
     """Whether the folder holds a run that this one continues; ConfigError where it holds one that it cannot."""
-    record = run_dir / "config.json"
+    record, config = run_dir / "config.json", parts.config
+    if run_dir.exists() and not run_dir.is_dir():
+        raise ConfigError(f"{run_dir} is a file; give --run-dir a new folder.")
     if not record.exists():
         if run_dir.exists() and any(run_dir.iterdir()):
             raise ConfigError(f"{run_dir} is not empty and holds no run; give --run-dir a new folder.")
         return False
     if not resume:
         raise ConfigError(f"{run_dir} already holds a run; continue it with --resume, or choose --run-dir or --name.")
-    earlier, now = to_dict(load_run_config(record)), to_dict(config)
-    changed = [name for name in flat(now) if name.split(".")[0] not in FREE_FIELDS and flat(now)[name] != flat(earlier).get(name)]
+    earlier, now = flat(to_dict(load_run_config(record))), flat(to_dict(config))
+    changed = [name for name in now if name.split(".")[0] not in FREE_FIELDS and now[name] != earlier.get(name)]
     if changed:
-        lines = ", ".join(f"{name} = {flat(now)[name]} (was {flat(earlier).get(name)})" for name in changed)
+        lines = ", ".join(f"{name} = {now[name]} (was {earlier.get(name)})" for name in changed)
         raise ConfigError(f"{run_dir} was made with another config: {lines}; use its settings or another --run-dir.")
     if json.loads((run_dir / "provenance.json").read_text())["model_sha256"] != checksum:
-        raise ConfigError(f"{run_dir} started from other weights than {config.model.path}; the reference would change.")
+        raise ConfigError(
+            f"{run_dir} started from other weights than those in {parts.loaded.folder} now, so the reference would "
+            "change; restore them or use another --run-dir."
+        )
+    try:
+        read_metrics(run_dir / "metrics.jsonl")
+    except ValueError as error:
+        raise ConfigError(f"{error}; remove that line, or use another --run-dir.") from None
     return True
 
 

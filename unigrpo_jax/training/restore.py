@@ -5,7 +5,7 @@ import pathlib
 
 import jax
 
-from unigrpo_jax.config import ConfigError, RunConfig, load_run_config
+from unigrpo_jax.config import ConfigError, RunConfig, check, load_run_config
 from unigrpo_jax.learning.update import new_state
 from unigrpo_jax.models.folder import LoadedModel, load_model
 from unigrpo_jax.training.checkpoint import Checkpoints, abstract
@@ -46,8 +46,10 @@ def restore(path: str, bare: RunConfig) -> Restored:
     if path == "base" or (folder / "model.safetensors").is_file():
         model = dataclasses.replace(bare.model, path=None if path == "base" else str(folder))
         loaded = load_model(model)
+        loaded.check_image_size(bare.rollout)
         name = "base" if path == "base" else folder.resolve().name
-        return Restored(dataclasses.replace(bare, model=model), loaded, loaded.params(), name, pathlib.Path("runs") / name)
+        config, results = dataclasses.replace(bare, model=model), pathlib.Path("runs") / name
+        return Restored(config, loaded, loaded.params(), name, results)
     numbered = folder.parent.name == "checkpoints" and folder.name.isdigit()
     run_dir = folder.parent.parent if numbered else folder
     if not (run_dir / "config.json").is_file() or not (run_dir / "checkpoints").is_dir():
@@ -56,7 +58,9 @@ def restore(path: str, bare: RunConfig) -> Restored:
             "RUN/checkpoints/N."
         )
     config = load_run_config(run_dir / "config.json")
+    check(config)
     loaded = load_model(config.model)
+    loaded.check_image_size(config.rollout)
     checkpoints = Checkpoints(run_dir / "checkpoints", config.checkpoint.keep)
     step = int(folder.name) if numbered else checkpoints.latest()
     if step is None or step not in checkpoints.steps():

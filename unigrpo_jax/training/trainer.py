@@ -1,15 +1,18 @@
 """The parts of a run, built from its config and checked before anything compiles, and one iteration of them."""
 
 import dataclasses
+import importlib.util
 import time
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from unigrpo_jax.config import ConfigError, RunConfig, check, check_devices
-from unigrpo_jax.episode import Episodes
+from unigrpo_jax.config import ConfigError, RunConfig, check, check_devices, require
+from unigrpo_jax.episode import Episodes, TokenBlock
+from unigrpo_jax.learning import parameters
 from unigrpo_jax.learning.advantages import combine, zero_variance_share
 from unigrpo_jax.learning.objective import Objective
 from unigrpo_jax.learning.policy import Policy
@@ -55,10 +58,11 @@ def build(config: RunConfig) -> Parts:
     loaded = load_model(config.model)
     world = load_world(config.prompts)
     reward = load_reward(config.reward)
-    try:
-        loaded.network.config.grid(config.rollout.image_height, config.rollout.image_width)
-    except ValueError as error:
-        raise ConfigError(f"rollout.image_height, rollout.image_width: {error}") from None
+    loaded.check_image_size(config.rollout)
+    for name, module in (("tensorboard", "tensorboardX"), ("wandb", "wandb")):
+        require(not getattr(config.logging, name) or importlib.util.find_spec(module) is not None,
+                f"logging.{name} needs {module}: pip install 'unigrpo_jax[{name}]'.")  # fmt: skip
+    parameters.groups(loaded.abstract_params(), config.learning)
     loaded.codec.check_lengths([p.text for group in world.train for p in group], config.rollout.prompt_tokens)
     return Parts(config, mesh, loaded, world, PromptOrder(world.train, config.seed), reward)
 
@@ -80,7 +84,7 @@ class Trainer:
             place=lambda context: jax.lax.with_sharding_constraint(context, layout),
             thought=self._note_time,
         )
-        self.rollout = jax.jit(program.__call__, out_shardings=self._spread)
+        self._rollout = jax.jit(program.__call__, out_shardings=self._spread)
         policy = Policy(
             model=parts.loaded.network,
             tokens=program.tokens,
@@ -88,7 +92,30 @@ class Trainer:
             context_gradient=config.learning.context_gradient,
         )
         program = UpdateProgram(objective=Objective(policy=policy, config=config.learning), config=config.learning)
-        self.update = jax.jit(program.__call__, donate_argnums=0, out_shardings=self.everywhere)
+        self._update = jax.jit(program.__call__, donate_argnums=0, out_shardings=self.everywhere)
+        self._compiled: Future | None = None
+
+    def compile(self, state: TrainState) -> None:
+        """Starts compiling both programs in the background, from shapes alone; the first use waits for them."""
+        shapes = lambda tree, sharding: jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree
+        )
+        config = self.parts.config
+        state = shapes(state, self.everywhere)
+        prompts, length = config.rollout.prompts_per_iteration, config.rollout.prompt_tokens
+        block = TokenBlock(tokens=np.zeros((prompts, length), np.int32), valid=np.zeros((prompts, length), bool))
+        inputs = (state.params, {}, shapes(block, self.everywhere), np.int32(0), np.int32(0))
+        advantages = jax.ShapeDtypeStruct((config.episodes,), np.float32, sharding=self._spread)
+
+        def both():
+            episodes = shapes(jax.eval_shape(self._rollout, *inputs), self._spread)
+            rollout = self._rollout.lower(*inputs).compile()
+            update = self._update.lower(state, state.params, episodes, advantages).compile()
+            return rollout, update
+
+        executor = ThreadPoolExecutor(1)
+        self._compiled = executor.submit(both)
+        executor.shutdown(wait=False)
 
     def _note_time(self, _) -> None:
         self._thought_at = time.monotonic()
@@ -101,11 +128,12 @@ class Trainer:
 
     def sample(self, params, step: int) -> tuple[Episodes, RewardBatch, dict[str, float]]:
         """The episodes of iteration `step`, as arrays and as the reward sees them, and the rollout's metrics."""
-        config, begin = self.parts.config, time.monotonic()
+        config = self.parts.config
         prompts = self.parts.order.batch(step, config.rollout.prompts_per_iteration)
         block = self.parts.loaded.codec.prompts([p.text for p in prompts], config.rollout.prompt_tokens)
-        self._thought_at = begin
-        episodes = jax.block_until_ready(self.rollout(params, {}, block, config.seed, step))
+        rollout, _ = self._compiled.result()
+        self._thought_at = begin = time.monotonic()
+        episodes = jax.block_until_ready(rollout(params, {}, block, np.int32(config.seed), np.int32(step)))
         jax.effects_barrier()
         end = time.monotonic()
         thoughts = self.parts.loaded.codec.thoughts(episodes.thinking, config.episodes)
@@ -148,9 +176,12 @@ class Trainer:
         metrics["time/reward"] = time.monotonic() - begin
         return advantages, metrics
 
-    def learn(self, state: TrainState, reference, episodes: Episodes, advantages) -> tuple[TrainState, dict[str, float]]:
+    def learn(
+        self, state: TrainState, reference: dict, episodes: Episodes, advantages: np.ndarray
+    ) -> tuple[TrainState, dict[str, float]]:
         """One update; `state` is donated."""
+        _, update = self._compiled.result()
         begin = time.monotonic()
-        state, metrics = self.update(state, reference, episodes, jax.device_put(advantages, self._spread))
+        state, metrics = update(state, reference, episodes, jax.device_put(advantages, self._spread))
         metrics = {name: float(value) for name, value in jax.device_get(metrics).items()}
         return state, metrics | {"time/update": time.monotonic() - begin}

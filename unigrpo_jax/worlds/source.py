@@ -1,7 +1,7 @@
 """The order of prompts: a function of (seed, position), so that a resume needs no iterator state.
 
-Prompts come in groups (GenEval's categories, or one group).  Position i takes the next prompt of group i mod groups, and
-each group is walked through in a new random order per pass.
+Prompts come in groups (GenEval's categories, or one group).  Position i takes the next prompt of group i mod groups,
+and each group is walked through in a new random order per pass.
 """
 
 import collections
@@ -53,7 +53,7 @@ def read_prompts(path: pathlib.Path) -> list[Prompt]:
       ConfigError: the file is missing or empty, or a line (with its number) is no such object.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").split("\n")  # not splitlines: a text may hold U+2028
     except OSError as error:
         raise ConfigError(f"the prompt file {path} cannot be read ({error.strerror}); check --prompts.") from None
     except UnicodeDecodeError:
@@ -64,10 +64,15 @@ def read_prompts(path: pathlib.Path) -> list[Prompt]:
             continue
         try:
             record = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise ConfigError(f"{path}, line {number}: not JSON ({error.msg} at column {error.colno}).") from None
+        except (ValueError, RecursionError) as error:
+            what = f"{error.msg} at column {error.colno}" if isinstance(error, json.JSONDecodeError) else str(error)
+            raise ConfigError(f"{path}, line {number}: not JSON ({what}); write one object per line.") from None
         if not isinstance(record, dict) or not isinstance(record.get("prompt"), str) or not record["prompt"].strip():
             raise ConfigError(f'{path}, line {number}: expected an object with a text under "prompt".')
+        try:
+            record["prompt"].encode()
+        except UnicodeEncodeError:
+            raise ConfigError(f"{path}, line {number}: the prompt holds half a surrogate pair; remove it.") from None
         prompts.append(Prompt(text=record.pop("prompt"), metadata=record))
     require(bool(prompts), f"the prompt file {path} holds no prompts; write one JSON object per line.")
     return prompts

@@ -40,7 +40,7 @@ class TextCodec:
         require(
             lengths[longest] <= length,
             f"the prompt {texts[longest][:60]!r} has {lengths[longest]} tokens with the two around it, more than its "
-            f"bucket of {length}; set --rollout.prompt-tokens {lengths[longest]} or shorten it.",
+            f"bucket of {length}; shorten it or use rollout.prompt_tokens = {lengths[longest]}.",
         )
 
     def prompts(self, texts: Sequence[str], length: int) -> TokenBlock:
@@ -60,7 +60,8 @@ class TextCodec:
             return [""] * batch
         tokens, mask = np.asarray(thinking.tokens), np.asarray(thinking.mask)
         keep = mask & (tokens != self.config.eos_token)
-        return [self.tokenizer.decode(row[k].tolist(), skip_special_tokens=False) for row, k in zip(tokens, keep, strict=True)]
+        rows = [row[kept].tolist() for row, kept in zip(tokens, keep, strict=True)]
+        return [self.tokenizer.decode(row, skip_special_tokens=False) for row in rows]
 
 
 def load_codec(folder: pathlib.Path, config: BagelConfig) -> TextCodec:

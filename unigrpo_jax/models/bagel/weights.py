@@ -1,7 +1,7 @@
 """BAGEL's safetensors and our parameter tree: one table of names, read in both directions.
 
-A linear weight is stored [out, in] and used [in, out]; heads are split out of the projections; layers are stacked along a
-leading axis for the scan.
+A linear weight is stored [out, in] and used [in, out]; heads are split out of the projections; layers are stacked along
+a leading axis for the scan.
 """
 
 import dataclasses
@@ -131,7 +131,7 @@ def load_params(path: pathlib.Path, config: BagelConfig, shapes: dict) -> dict:
       shapes: the tree of our parameters' shapes (`jax.eval_shape` of `init`).
 
     Raises:
-      ValueError: one sentence that lists every missing, unknown and misshaped tensor.
+      ValueError: one sentence that names the first missing, unknown and misshaped tensors and counts the rest.
     """
     from safetensors import SafetensorError, safe_open
 
@@ -148,7 +148,8 @@ def load_params(path: pathlib.Path, config: BagelConfig, shapes: dict) -> dict:
                 if found != wanted[name]:
                     faults.append(f"{name} has shape {list(found)}, the config asks for {list(wanted[name])}")
             if faults:
-                raise ValueError(f"{path} does not fit its config.json: " + "; ".join(faults) + ".")
+                rest = f"; and {len(faults) - 4} more" if len(faults) > 4 else ""
+                raise ValueError(f"{path} does not fit its config.json: {'; '.join(faults[:4])}{rest}.")
             params: dict = {}
             for t in table:
                 parts = [from_stored(file.get_tensor(n).astype(np.float32), t.kind, config) for n in t.names]

@@ -97,14 +97,11 @@ def _place(rng: np.random.Generator, requirement: Requirement) -> Scene:
 
 
 def _misdraw(rng: np.random.Generator, plan: Scene, requirement: Requirement) -> Scene:
-    """Another scene: one object missing, of another shape or, where the prompt names colours, of another colour."""
+    """Another scene: one object missing or, where the prompt names colours, of another colour."""
     i = _index(rng, len(plan))
-    mistakes = ("drop", "shape", "colour") if requirement.objects[0].colour else ("drop", "shape")
-    match _pick(rng, mistakes):
+    match _pick(rng, ("drop", "colour") if requirement.objects[0].colour else ("drop",)):
         case "drop":
             changed = ()
-        case "shape":
-            changed = (dataclasses.replace(plan[i], shape=_other(rng, SHAPES, plan[i].shape)),)
         case "colour":
             changed = (dataclasses.replace(plan[i], colour=_other(rng, _COLOURS, plan[i].colour)),)
     return (*plan[:i], *changed, *plan[i + 1 :])

@@ -12,8 +12,8 @@ from unigrpo_jax.worlds.world import Judgement, World
 def judge_episodes(batch: RewardBatch) -> Judgement:
     """Judges the images by rule, and tells apart the two ways to fail.
 
-    Scores: `exact` and `graded` of the image; `plan_exact`, is the thinking right; `drawing_follows_plan`, does the image
-    show what the thinking says, NaN where the thinking is no plan.
+    Scores: `exact` and `graded` of the image; `plan_exact`, is the thinking right; `drawing_follows_plan`, does the
+    image show what the thinking says, NaN where the thinking is no plan.
     """
     found = find_objects_batch(batch.images)
     verdicts = [judge(f, m) for f, m in zip(found, batch.metadata, strict=True)]

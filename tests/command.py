@@ -1,0 +1,60 @@
+"""Runs an entry point as its command line would, without a new process."""
+
+import contextlib
+import dataclasses
+import importlib
+import io
+import os
+import pathlib
+import sys
+
+import pytest
+
+# Settings of `smoke` that compile and run in seconds with the tiny model.
+SMALL = """
+    --devices 1 --iterations 6 --reward tiny_reward:score --rollout.prompts-per-iteration 2 --learning.group-size 4
+    --rollout.thinking-tokens 4 --rollout.flow-steps 3 --rollout.window-size 2 --rollout.window-range 0 3
+    --evaluation.prompts 6 --evaluation.batch 6 --evaluation.flow-steps 2 --logging.samples-every 0 --logging.samples 2
+    --checkpoint.every 2 --checkpoint.keep 10 --learning.reasoning-lr 1e-3 --learning.denoising-lr 1e-3
+""".split()
+
+REWARD = """
+import numpy as np
+
+calls, at = 0, {}  # at[n](batch) is called, and returned where it is not None, instead of the n-th call
+
+
+def score(batch):
+    global calls
+    calls += 1
+    special = at.get(calls, at.get("always", lambda batch: None))(batch)
+    return {"red": batch.images[..., 0].mean((1, 2)) / 255} if special is None else special
+"""
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """Exit code and what was printed."""
+
+    code: int
+    out: str
+    err: str
+
+
+def command(module: str, *arguments) -> Outcome:
+    """`python -m module arguments` in this process."""
+    out, err, code = io.StringIO(), io.StringIO(), 0
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        patch.setattr(sys, "argv", [module, *map(str, arguments)])
+        patch.setattr(os, "_exit", sys.exit)
+        patch.setenv("JAX_COMPILATION_CACHE_DIR", "that of the tests")
+        try:
+            importlib.import_module(module).main()
+        except SystemExit as exit_:
+            code = exit_.code or 0
+    return Outcome(code, out.getvalue(), err.getvalue())
+
+
+def run_small(model: pathlib.Path, run_dir: pathlib.Path, *arguments) -> Outcome:
+    """A small run of `experiments.run` in `run_dir`."""
+    return command("experiments.run", "smoke", "--model.path", model, "--run-dir", run_dir, *SMALL, *arguments)

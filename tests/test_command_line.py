@@ -1,0 +1,167 @@
+"""Bad input at the command line: one sentence on stderr, exit code 2, nothing compiled, nothing written."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+import jax
+import jax.monitoring
+import pytest
+
+from tests.command import REWARD, SMALL, command, run_small
+
+compiled: list[str] = []
+jax.monitoring.register_event_duration_secs_listener(
+    lambda event, *_, **__: compiled.append(event) if "backend_compile" in event else None
+)
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    """An empty current folder with a reward module and broken prompt files."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "tiny_reward.py").write_text(REWARD)
+    (tmp_path / "empty.jsonl").write_text("")
+    (tmp_path / "broken.jsonl").write_text('{"prompt": "a circle"}\n{"prompt": \n')
+    (tmp_path / "long.jsonl").write_text(json.dumps({"prompt": "a red circle " * 10}))
+    (tmp_path / "notes.txt").write_text("")
+    return tmp_path
+
+
+def test_compiling_is_noticed():
+    compiled.clear()
+    jax.jit(lambda x: x * 3 + 1)(2.0)
+    assert compiled
+
+
+REFUSED = [
+    ("--learning.group-size 1", ["learning.group_size = 1", "at least 2"]),
+    ("--learning.minibatches 3", ["4 * 2 = 8 episodes", "3 * 1 = 3 pieces", "2 or 4"]),
+    ("--devices 3", ["4 * 2 = 8 episodes do not divide over 3 devices", "3 (12)", "devices = 2"]),
+    ("--devices 99", ["devices = 99", "JAX sees"]),
+    ("--rollout.window-range 0 4", ["[0, 4)", "flow_steps = 3"]),
+    ("--learning.flow-clip 0", ["learning.flow_clip = 0.0", "above 0"]),
+    ("--learning.text-clip nan", ["learning.text_clip = nan", "finite"]),
+    ("--learning.reasoning-lr inf", ["learning.reasoning_lr = inf", "finite"]),
+    ("--rollout.image-height 23", ["23 x 24 pixels", "latent tokens of 8 px"]),
+    ("--rollout.image-height 800", ["largest side is 24 pixels"]),
+    ("--learning.frozen nothing", ["'nothing' matches no parameter"]),
+    ("--learning.frozen (", ["not a regular expression"]),
+    ("--logging.wandb", ["logging.wandb needs wandb", "pip install"]),
+    ("--prompts empty.jsonl", ["empty.jsonl holds no prompts"]),
+    ("--prompts broken.jsonl", ["broken.jsonl, line 2", "not JSON"]),
+    ("--prompts missing.jsonl", ["missing.jsonl cannot be read"]),
+    ("--prompts long.jsonl", ["has 32 tokens", "bucket of 18", "rollout.prompt_tokens = 32"]),
+    ("--rollout.prompt-tokens 4", ["bucket of 4", "rollout.prompt_tokens = "]),
+    ("--reward no_such:score", ["no_such", "ModuleNotFoundError"]),
+    ("--reward tiny_reward:scores", ["did you mean score?"]),
+    ("--reward shape", ["neither `shapes` nor package.module:function"]),
+    ("--model.path nowhere", ["there is no folder nowhere"]),
+    ("--model.path .", ["no model.safetensors"]),
+    ("--run-dir notes.txt", ["notes.txt is a file"]),
+    ("--run-dir notes.txt/run", ["notes.txt/run cannot be written"]),
+    ("--name a/b", ["name = 'a/b'", "--run-dir"]),
+]
+
+
+@pytest.mark.parametrize("arguments, words", REFUSED, ids=[a for a, _ in REFUSED])
+def test_a_run_that_cannot_work_is_one_sentence_before_anything_happens(tiny_model, here, arguments, words):
+    before = sorted(here.rglob("*"))
+    small = [a for a in SMALL if not (a == "--devices" or a == "1")]
+    if "--run-dir" not in arguments:
+        arguments += " --run-dir run"
+    compiled.clear()
+    outcome = command("experiments.run", "smoke", "--model.path", tiny_model, *small, *arguments.split())
+    assert (outcome.code, outcome.out) == (2, ""), outcome
+    assert outcome.err.startswith("experiments.run: ") and outcome.err.endswith((".\n", "?\n")), outcome.err
+    assert outcome.err.count("\n") == 1 and "Traceback" not in outcome.err
+    for word in words:
+        assert word in outcome.err, outcome.err
+    assert compiled == [] or "cannot be written" in words[0]
+    assert sorted(p for p in here.rglob("*") if "__pycache__" not in p.parts) == before
+
+
+def test_a_model_whose_weights_do_not_fit_is_refused(tiny_model, here):
+    model = shutil.copytree(tiny_model, here / "model")
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps(config | {"hidden_size": 64}))
+    compiled.clear()
+    outcome = run_small(model, here / "run")
+    assert outcome.code == 2 and "does not fit its config.json" in outcome.err and outcome.err.count("\n") == 1
+    assert compiled == [] and not (here / "run").exists()
+
+
+def test_the_nearest_preset_is_named(here):
+    outcome = command("experiments.run", "smok")
+    assert (outcome.code, outcome.err) == (2, "experiments.run: no preset is called 'smok'; did you mean smoke?\n")
+    assert "there are" in command("experiments.run", "xyz").err
+
+
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        ("--learning.group-sizes 4", ["Unrecognized", "--learning.group-sizes", "--learning.group-size INT"]),
+        ("--learning.group-size x", ["--learning.group-size", "'x'"]),
+        ("--rollout.step-rule sde", ["--rollout.step-rule", "'sde'", "flow_sde"]),
+    ],
+)
+def test_an_option_that_is_none_is_named_with_those_like_it(here, arguments, words):
+    outcome = command("experiments.run", "smoke", *arguments.split())
+    assert (outcome.code, outcome.out) == (2, "") and "Traceback" not in outcome.err
+    for word in words:
+        assert word in outcome.err, outcome.err
+
+
+@pytest.mark.parametrize(
+    "module, arguments, words",
+    [
+        ("evaluate", ["nowhere"], ["nowhere is no checkpoint", "RUN/checkpoints/N"]),
+        ("evaluate", ["nowhere/checkpoints/3"], ["nowhere/checkpoints/3 is no checkpoint"]),
+        ("evaluate", ["MODEL", "--evaluation.images-per-prompt", "7"], ["batch = 96", "91 or 98"]),
+        ("evaluate", ["MODEL", "--prompts", "broken.jsonl"], ["line 2"]),
+        ("evaluate", ["MODEL", "--prompts", "long.jsonl"], ["bucket of 18"]),
+        ("evaluate", ["MODEL", "--preset", "smok"], ["did you mean smoke?"]),
+        ("evaluate", ["MODEL", "--reward", "tiny_reward:scores"], ["did you mean score?"]),
+        ("generate", ["nowhere", "a circle"], ["nowhere is no checkpoint"]),
+        ("generate", ["MODEL", "a red circle " * 10], ["bucket of 18"]),
+        ("generate", ["MODEL", "a circle", "--enlarge", "0"], ["enlarge = 0"]),
+        ("generate", ["MODEL", "a circle", "--seed", "-1"], ["seed = -1"]),
+        ("generate", ["MODEL", "a circle", "--flow-steps", "0"], ["flow_steps = 0"]),
+        ("generate", ["MODEL", "a circle", "--out", "."], ["is a folder"]),
+    ],
+)
+def test_evaluate_and_generate_refuse_in_one_sentence(tiny_model, here, module, arguments, words):
+    before = sorted(here.rglob("*"))
+    compiled.clear()
+    outcome = command(f"experiments.{module}", *(str(tiny_model) if a == "MODEL" else a for a in arguments))
+    assert (outcome.code, outcome.out) == (2, ""), outcome
+    assert outcome.err.startswith(f"experiments.{module}: ") and outcome.err.count("\n") == 1, outcome.err
+    for word in words:
+        assert word in outcome.err, outcome.err
+    assert compiled == []
+    assert sorted(p for p in here.rglob("*") if "__pycache__" not in p.parts) == before
+
+
+@pytest.mark.parametrize("module", ["run", "evaluate", "generate", "pretrain"])
+def test_help_lists_every_field_with_its_default(here, module):
+    outcome = command(f"experiments.{module}", "--help")
+    assert outcome.code == 0 and "default" in outcome.out and "Traceback" not in outcome.err
+    if module == "run":
+        assert "[PRESET]" in outcome.out and "shapes, smoke" in " ".join(outcome.out.split())
+        for text in ("--learning.group-size INT", "--seed INT", "(default: 8)", "--resume, --no-resume"):
+            assert text in outcome.out
+
+
+def test_a_real_process_says_the_same(tiny_model, here):
+    """Exit code, one line and no traceback, from the shell's point of view."""
+    root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+    environment = os.environ | {"PYTHONPATH": root}
+    done = subprocess.run(
+        [sys.executable, "-m", "experiments.run", "smoke", "--model.path", tiny_model, "--learning.group-size", "1"],
+        cwd=here, env=environment, capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout) == (2, ""), done
+    assert done.stderr.startswith("experiments.run: learning.group_size = 1") and done.stderr.count("\n") == 1
+    assert not (here / "runs").exists()

@@ -1,0 +1,223 @@
+"""A run that is stopped and continued is the run that was never stopped; and it stops in order where it must."""
+
+import importlib
+import json
+import pathlib
+import shutil
+import signal
+
+import jax
+import numpy as np
+import pytest
+
+from tests.command import REWARD, Outcome, run_small
+from unigrpo_jax.config import load_run_config
+from unigrpo_jax.learning.update import new_state
+from unigrpo_jax.models.folder import load_model
+from unigrpo_jax.training.checkpoint import Checkpoints, abstract
+from unigrpo_jax.training.trainer import Trainer
+
+
+@pytest.fixture(scope="module")
+def reward(tmp_path_factory):
+    """The module of the reward function, importable; its `calls` and `at` say when it does something else."""
+    folder = tmp_path_factory.mktemp("rewards")
+    (folder / "tiny_reward.py").write_text(REWARD)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(folder)
+        yield importlib.import_module("tiny_reward")
+
+
+@pytest.fixture
+def at(reward):
+    """{number of the call: function}; call 1 of a new run judges the held-out prompts, call n + 1 is iteration n."""
+    reward.calls = 0
+    reward.at.clear()
+    yield reward.at
+    reward.at.clear()
+
+
+@pytest.fixture(scope="module")
+def straight(tiny_model, reward, tmp_path_factory) -> pathlib.Path:
+    """Six iterations without a stop."""
+    reward.calls = 0
+    run_dir = tmp_path_factory.mktemp("runs") / "straight"
+    outcome = run_small(tiny_model, run_dir)
+    assert outcome.code == 0, outcome.err
+    return run_dir
+
+
+@pytest.fixture
+def copy(straight, tmp_path) -> pathlib.Path:
+    """A finished run to tamper with."""
+    return shutil.copytree(straight, tmp_path / "copy")
+
+
+def state_at(run_dir: pathlib.Path, step: int):
+    config = load_run_config(run_dir / "config.json")
+    network = load_model(config.model).network
+    like = jax.eval_shape(lambda: new_state(network.init(jax.random.key(0)), config.learning))
+    checkpoints = Checkpoints(run_dir / "checkpoints", 10)
+    return checkpoints.load(step, abstract(like, jax.sharding.SingleDeviceSharding(jax.devices()[0])))
+
+
+def steps(run_dir: pathlib.Path) -> list[int]:
+    return sorted(int(path.name) for path in (run_dir / "checkpoints").iterdir() if path.name.isdigit())
+
+
+def assert_same_state(run_dir: pathlib.Path, other: pathlib.Path, step: int):
+    ours, theirs = jax.tree.leaves(state_at(run_dir, step)), jax.tree.leaves(state_at(other, step))
+    assert len(ours) == len(theirs) > 60
+    for a, b in zip(ours, theirs, strict=True):
+        np.testing.assert_array_equal(np.asarray(a), np.asarray(b))
+
+
+def metrics(run_dir: pathlib.Path) -> list[dict]:
+    """The lines without what a clock measures."""
+    lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    timed = lambda name: name.startswith("time/") or name.endswith("_per_second")
+    return [{name: value for name, value in line.items() if not timed(name)} for line in lines]
+
+
+def interrupt(_):
+    signal.raise_signal(signal.SIGINT)
+
+
+def assert_one_sentence(outcome: Outcome, code: int, *words: str):
+    """One line on stderr that holds the words, and the exit code."""
+    assert outcome.code == code, outcome
+    assert outcome.err.startswith("experiments.run: ") and outcome.err.count("\n") == 1, outcome.err
+    for word in words:
+        assert word in outcome.err, outcome.err
+
+
+def test_six_iterations_are_stopped_twice_and_end_in_the_same_bits(tiny_model, straight, at, tmp_path, monkeypatch):
+    """Ctrl-C in iteration 3, continued to 4 (fewer iterations asked), continued to 6, against 6 without a stop."""
+    run_dir = tmp_path / "stopped"
+    at[4] = interrupt  # while iteration 3 is judged
+    stopped = run_small(tiny_model, run_dir)
+    assert stopped.code == 130 and "Traceback" not in stopped.err, stopped
+    assert "Stopped after iteration 3" in stopped.out
+    assert steps(run_dir) == [2, 3] and len(metrics(run_dir)) == 3
+    assert_one_sentence(run_small(tiny_model, run_dir), 2, "--resume")
+
+    to_four = run_small(tiny_model, run_dir, "--resume", "--iterations", 4)
+    assert to_four.code == 0 and "Resuming after iteration 3" in to_four.out, to_four
+
+    references, learn = [], Trainer.learn
+    monkeypatch.setattr(Trainer, "learn", lambda self, s, reference, *rest: (
+        references.append(jax.tree.map(np.asarray, reference)), learn(self, s, reference, *rest))[1])  # fmt: skip
+    to_six = run_small(tiny_model, run_dir, "--resume", "--iterations", 6)
+    assert to_six.code == 0 and "Resuming after iteration 4" in to_six.out, to_six
+
+    assert_same_state(run_dir, straight, 4)
+    assert_same_state(run_dir, straight, 6)
+    ours, theirs = metrics(run_dir), metrics(straight)
+    assert ours == theirs and len(ours) == 6
+    assert ours[-1]["flow/velocity_mse"] > 0
+    for name in ("before", "after", "iterations", "evaluation"):
+        assert json.loads((run_dir / "summary.json").read_text())[name] == json.loads(
+            (straight / "summary.json").read_text())[name]  # fmt: skip
+
+    start = load_model(load_run_config(run_dir / "config.json").model).params()
+    trained = state_at(run_dir, 4).params
+    moved = jax.tree.leaves(jax.tree.map(lambda a, b: not np.array_equal(a, b), start, trained))
+    assert sum(moved) > len(moved) / 2  # else the next lines prove nothing
+    assert len(references) == 2
+    jax.tree.map(np.testing.assert_array_equal, references[0], jax.tree.map(np.asarray, start))
+
+
+def test_a_second_interrupt_stops_at_once_and_resume_on_what_is_there_starts(tiny_model, straight, at, tmp_path):
+    run_dir = tmp_path / "twice"
+    at[2] = lambda batch: (interrupt(batch), interrupt(batch), None)[2]
+    outcome = run_small(tiny_model, run_dir)
+    assert outcome.code == 130 and "Traceback" not in outcome.err
+    assert steps(run_dir) == [] and metrics(run_dir) == []
+    at.clear()
+    resumed = run_small(tiny_model, run_dir, "--resume", "--iterations", 2)
+    assert resumed.code == 0 and "no checkpoint to resume from" in resumed.out, resumed
+    assert_same_state(run_dir, straight, 2)
+
+
+def test_a_reward_that_fails_leaves_its_episodes_and_a_checkpoint(tiny_model, straight, at, tmp_path):
+    """--resume on a folder that is not there starts the run."""
+    run_dir = tmp_path / "failed"
+    at[4] = lambda batch: 1 / 0
+    outcome = run_small(tiny_model, run_dir, "--resume")
+    assert_one_sentence(outcome, 1, "tiny_reward:score", "ZeroDivisionError", "iteration 3", "unjudged")
+    assert steps(run_dir) == [2]
+    assert_same_state(run_dir, straight, 2)
+    episodes = json.loads((run_dir / "unjudged" / "000003" / "episodes.json").read_text())
+    with np.load(run_dir / "unjudged" / "000003" / "images.npz") as arrays:
+        assert arrays["images"].shape == (8, 24, 24, 3) and len(episodes) == 8
+    assert all(episode["prompt"] for episode in episodes)
+    assert (run_dir / "report.html").exists()
+
+
+def test_a_reward_that_fails_on_held_out_prompts_stops_in_one_sentence(tiny_model, at, tmp_path):
+    at[1] = lambda batch: np.full(len(batch.prompts), np.nan)
+    outcome = run_small(tiny_model, tmp_path / "run")
+    assert_one_sentence(outcome, 1, "tiny_reward:score", "nan", "held-out")
+
+
+@pytest.mark.filterwarnings("ignore:overflow encountered:RuntimeWarning", "ignore:invalid value:RuntimeWarning")
+def test_five_updates_in_a_row_that_are_not_finite_stop_and_four_do_not(tiny_model, at, tmp_path):
+    """Rewards near the largest float: their sum overflows, so the advantages and the loss are not finite."""
+    huge = lambda batch: np.where(np.arange(len(batch.prompts)) % 4 == 3, -3e38, 3e38).astype(np.float32)
+    start = 2
+    for iteration in (1, 2, 3, 4, 6, 7, 8, 9, 10):
+        at[start + iteration - 1] = huge
+    run_dir = tmp_path / "run"
+    outcome = run_small(tiny_model, run_dir, "--iterations", 12)
+    assert_one_sentence(outcome, 1, "5 updates in a row", "iteration 10", "checkpoint")
+    assert [line["update/skipped"] for line in metrics(run_dir)] == [1, 1, 1, 1, 0, 1, 1, 1, 1, 1]
+    assert steps(run_dir)[-1] == 10
+    state = state_at(run_dir, 10)
+    assert int(state.skipped_in_row) == 5
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves(state.params))
+    jax.tree.map(np.testing.assert_array_equal, state.params, state_at(run_dir, 6).params)  # only 5 moved them
+
+
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        (["--learning.flow-clip", "1e-4"], ["learning.flow_clip = 0.0001 (was 1.2e-05)"]),
+        (["--seed", "1", "--rollout.noise-level", "0.5"], ["seed = 1 (was 0)", "rollout.noise_level = 0.5 (was 0.8)"]),
+        (["--learning.reward-weights", "red", "2"], ["learning.reward_weights = {'red': 2.0} (was {})"]),
+        (["--iterations", "5"], ["iterations = 5", "has done 6", "use 6 or more"]),
+    ],
+)
+def test_a_resume_with_another_meaning_is_refused_by_field(tiny_model, copy, arguments, words):
+    before = (copy / "config.json").read_text()
+    assert_one_sentence(run_small(tiny_model, copy, "--resume", *arguments), 2, *words)
+    assert (copy / "config.json").read_text() == before
+
+
+def test_other_base_weights_are_refused(tiny_model, copy, tmp_path):
+    other = shutil.copytree(tiny_model, tmp_path / "other")
+    assert_one_sentence(run_small(other, copy, "--resume"), 2, f"model.path = {other} (was {tiny_model})")
+    record = json.loads((copy / "config.json").read_text())
+    record["model"]["path"] = str(other)
+    (copy / "config.json").write_text(json.dumps(record))
+    data = bytearray((other / "model.safetensors").read_bytes())
+    data[-1] ^= 1
+    (other / "model.safetensors").write_bytes(data)
+    assert_one_sentence(run_small(other, copy, "--resume"), 2, "other weights", str(other))
+
+
+def test_a_resume_with_another_evaluation_judges_the_start_again(tiny_model, copy, at):
+    """Before and after are always judged by the same settings; here the second look takes other noises."""
+    first = json.loads((copy / "summary.json").read_text())
+    outcome = run_small(tiny_model, copy, "--resume", "--evaluation.seed", 7)
+    assert outcome.code == 0, outcome.err
+    second = json.loads((copy / "summary.json").read_text())
+    assert second["evaluation"]["seed"] == 7 and first["evaluation"]["seed"] == 0
+    assert second["before"]["red"] != first["before"]["red"] and second["after"]["red"] != first["after"]["red"]
+    assert len(metrics(copy)) == 6
+
+
+@pytest.mark.parametrize("name", ["notes.txt", "checkpoints/1"])
+def test_a_folder_that_holds_something_else_is_refused(tiny_model, reward, tmp_path, name):
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_text("")
+    assert_one_sentence(run_small(tiny_model, tmp_path, "--resume"), 2, "holds no run", "--run-dir")

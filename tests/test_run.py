@@ -1,0 +1,190 @@
+"""The entry points end to end, as separate processes where that matters: what a run leaves, and what is made of it."""
+
+import json
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+
+import pytest
+from PIL import Image
+
+from tests.command import REWARD, SMALL, command, run_small
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+EVALUATION = [a for i, a in enumerate(SMALL) if a.startswith("--evaluation") or SMALL[i - 1].startswith("--evaluation")]
+METRICS = {
+    "reward/mean", "reward/std", "reward/zero_variance_share", "reward/shapes/mean", "reward/shapes/std",
+    "judge/exact", "judge/graded", "judge/plan_exact", "text/ratio_mean", "text/entropy", "text/length",
+    "text/truncated_share", "flow/ratio_mean", "flow/velocity_mse", "grad_norm/reasoning", "grad_norm/denoising",
+    "update_norm/reasoning", "update_norm/denoising", "update/skipped", "loss", "image/edge_density",
+    "image/colour_entropy", "time/iteration", "time/rollout_text", "time/rollout_flow", "time/reward", "time/update",
+    "tokens_per_second", "images_per_second",
+}  # fmt: skip
+
+
+def process(module: str, *arguments, cwd: pathlib.Path) -> subprocess.CompletedProcess:
+    """`python -m module arguments` in a folder, as a user would."""
+    cache = {"JAX_COMPILATION_CACHE_DIR": str(ROOT / ".cache" / "jax")}
+    done = subprocess.run(
+        [sys.executable, "-m", module, *map(str, arguments)],
+        cwd=cwd, env=os.environ | cache | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return done
+
+
+@pytest.fixture(scope="module")
+def finished(tiny_model, tmp_path_factory) -> tuple[pathlib.Path, str]:
+    """A run of the shapes world's own reward, and what it printed."""
+    folder = tmp_path_factory.mktemp("runs")
+    small = [*SMALL, *"--reward shapes --iterations 3 --logging.samples-every 2 --evaluation.every 2".split()]
+    done = process("experiments.run", "smoke", "--model.path", tiny_model, *small, cwd=folder)
+    assert done.stderr == ""
+    return folder / "runs" / "smoke", done.stdout
+
+
+def tree(folder: pathlib.Path) -> list[str]:
+    """Names in a run folder; of a checkpoint only its own."""
+    names = [str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()]
+    return sorted({"/".join(n.split("/")[:2]) if n.startswith("checkpoints/") else n for n in names})
+
+
+def test_a_run_leaves_exactly_the_documented_files(finished):
+    run_dir, _ = finished
+    samples = [f"samples/{step:06d}.{kind}" for step in (0, 2, 3) for kind in ("json", "npz", "png")]
+    assert tree(run_dir) == sorted(["checkpoints/2", "checkpoints/3", "config.json", "metrics.jsonl", "provenance.json",
+                                    "report.html", "summary.json", *samples])  # fmt: skip
+    for name in samples:
+        if name.endswith(".png"):
+            Image.open(run_dir / name).verify()
+    provenance = json.loads((run_dir / "provenance.json").read_text())
+    assert len(provenance["model_sha256"]) == 64 and set(provenance["versions"]) >= {"python", "jax", "unigrpo_jax"}
+    assert json.loads((run_dir / "config.json").read_text())["learning"]["group_size"] == 4
+
+
+def test_metrics_are_flat_finite_and_under_their_names(finished):
+    lines = [json.loads(line) for line in (finished[0] / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [1, 2, 3]
+    for line in lines:
+        assert METRICS <= line.keys(), METRICS - line.keys()
+        assert all(isinstance(value, int | float) for value in line.values()), line
+        parts = [line[f"time/{name}"] for name in ("rollout_text", "rollout_flow", "reward", "update")]
+        assert all(part > 0 for part in parts)
+        if line["step"] > 1:  # the first iteration also waits for the programs to be compiled
+            assert 0.5 * line["time/iteration"] < sum(parts) <= line["time/iteration"]
+    assert lines[0]["text/ratio_mean"] == pytest.approx(1, abs=1e-6)
+    assert "eval/exact" in lines[1] and "eval/exact" not in lines[0]
+
+
+def test_the_summary_holds_before_and_after_by_category(finished):
+    run_dir, printed = finished
+    summary = json.loads((run_dir / "summary.json").read_text())
+    categories = {"overall", "single_object", "two_object", "counting", "colors", "position", "color_attr"}
+    for table in (summary["before"], summary["after"]):
+        assert {"exact", "graded", "plan_exact"} <= table.keys()
+        assert len(table["exact"]) == 7 and "overall" in table["exact"], (table["exact"], categories)
+    assert summary["iterations"] == 3 and summary["seconds"] > 0
+    assert "Held-out prompts" in printed and "report.html" in printed and "3/3" in printed
+
+
+def test_evaluating_the_last_checkpoint_gives_the_summary_again(finished):
+    """A run folder, and its newest checkpoint by number, by the run's own evaluation settings."""
+    run_dir, _ = finished
+    after = json.loads((run_dir / "summary.json").read_text())["after"]
+    for path in (run_dir, run_dir / "checkpoints" / "3"):
+        outcome = command("experiments.evaluate", path, *EVALUATION, "--out", run_dir.parent / "table.json")
+        assert outcome.code == 0, outcome
+        saved = json.loads((run_dir.parent / "table.json").read_text())
+        assert saved["table"] == after and saved["evaluation"]["prompts"] == 6
+        assert f"{after['graded']['overall']:.3f}" in outcome.out and "smoke-3: 6 prompts" in outcome.out
+
+
+def test_evaluating_the_model_folder_gives_the_start(finished, tiny_model, tmp_path, monkeypatch):
+    """The table goes to runs/NAME/evaluations; --preset makes the run's prompts and sizes those of the preset."""
+    monkeypatch.chdir(tmp_path)
+    outcome = command("experiments.evaluate", tiny_model, *EVALUATION, "--evaluation.no-thinking")
+    assert outcome.code == 0, outcome
+    (path,) = (tmp_path / "runs" / "tiny" / "evaluations").iterdir()
+    assert path.name == "tiny-ode2-cfg1-thinking_off.json" and str(path.relative_to(tmp_path)) in outcome.out
+    assert set(json.loads(path.read_text())["table"]) >= {"exact", "graded"}
+
+
+def test_a_picture_is_drawn_and_its_thinking_printed(finished, tmp_path):
+    run_dir, _ = finished
+    out = tmp_path / "new" / "picture.png"
+    arguments = [run_dir, "three green circles", "--out", out, "--flow-steps", 2, "--temperature", 1]
+    outcome = command("experiments.generate", *arguments)
+    assert outcome.code == 0, outcome
+    thinking, wrote = outcome.out.splitlines()
+    assert thinking and len(thinking.split()) <= 4 and wrote == f"Wrote {out}"
+    with Image.open(out) as image:
+        assert (image.format, image.size, image.mode) == ("PNG", (192, 192), "RGB")
+
+
+def test_own_prompts_and_own_reward_from_the_current_folder(tiny_model, tmp_path):
+    prompts = [{"prompt": "a red circle", "category": "red", "wanted": 0}, {"prompt": "a blue square", "wanted": 2}]
+    (tmp_path / "mine.jsonl").write_text("\n".join(map(json.dumps, prompts)))
+    (tmp_path / "my_reward.py").write_text(
+        "import numpy as np\n\n\ndef score(batch):\n"
+        "    return np.array([i[..., m['wanted']].mean() for i, m in zip(batch.images, batch.metadata)])\n"
+    )
+    own = ["--prompts", "mine.jsonl", "--reward", "my_reward:score", "--iterations", 1]
+    process("experiments.run", "smoke", "--model.path", tiny_model, *SMALL, *own, cwd=tmp_path)
+    run_dir = tmp_path / "runs" / "smoke"
+    (line,) = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    assert line["reward/mean"] == pytest.approx(line["reward/reward/mean"]) and "judge/exact" not in line
+    summary = json.loads((run_dir / "summary.json").read_text())
+    assert summary["after"].keys() == {"reward"} and summary["after"]["reward"].keys() == {"overall", "red"}
+    assert json.loads((run_dir / "samples" / "000001.json").read_text())[0]["correct"] is None
+
+
+@pytest.fixture
+def copy(finished, tmp_path) -> pathlib.Path:
+    return shutil.copytree(finished[0], tmp_path / "copy")
+
+
+def test_a_checkpoint_that_is_not_there_or_of_another_config_is_one_sentence(copy, tiny_model):
+    outcome = command("experiments.evaluate", copy / "checkpoints" / "7")
+    assert outcome.code == 2 and "holds 2, 3." in outcome.err and outcome.err.count("\n") == 1, outcome
+
+    record = json.loads((copy / "config.json").read_text())
+    other = shutil.copytree(tiny_model, copy.parent / "other")
+    model = json.loads((other / "config.json").read_text())
+    for change in ({"hidden_size": 64}, {"intermediate_size": 32}, {"layers": 3}, {"layers": 1}, {"heads": 4}):
+        (other / "config.json").write_text(json.dumps(model | change))
+        (copy / "config.json").write_text(json.dumps(record | {"model": record["model"] | {"path": str(other)}}))
+        outcome = command("experiments.evaluate", copy)
+        assert outcome.code == 2 and "does not fit this config" in outcome.err, (change, outcome)
+        assert outcome.err.count("\n") == 1, outcome.err
+
+    for learning in ({"ema_decay": 0.9}, {"frozen": ["latent_pos_embed", "layers/und"]}):
+        changed = record["learning"] | learning
+        (copy / "config.json").write_text(json.dumps(record | {"learning": changed}))
+        outcome = command("experiments.generate", copy, "a circle")
+        assert outcome.code == 2 and "does not fit this config" in outcome.err, (learning, outcome)
+
+    shutil.rmtree(copy / "checkpoints" / "3")
+    shutil.rmtree(copy / "checkpoints" / "2")
+    (copy / "config.json").write_text(json.dumps(record))
+    outcome = command("experiments.evaluate", copy)
+    assert outcome.code == 2 and "holds none" in outcome.err, outcome
+
+
+def test_a_reward_that_fails_in_an_evaluation_is_one_sentence(tiny_model, tmp_path, monkeypatch):
+    (tmp_path / "failing_reward.py").write_text(REWARD + "\n\ndef broken(batch):\n    return [1]\n")
+    monkeypatch.chdir(tmp_path)
+    arguments = ["--prompts", "p.jsonl", "--reward", "failing_reward:broken", *EVALUATION]
+    (tmp_path / "p.jsonl").write_text('{"prompt": "a circle"}')
+    outcome = command("experiments.evaluate", tiny_model, *arguments)
+    assert outcome.code == 1 and outcome.err.count("\n") == 1, outcome
+    assert "failing_reward:broken" in outcome.err and "must return [6]" in outcome.err
+
+
+def test_a_damaged_metrics_file_is_one_sentence(copy, tiny_model):
+    (copy / "metrics.jsonl").write_text("{\n{}\n")
+    record = json.loads((copy / "config.json").read_text())
+    outcome = run_small(tiny_model, copy, "--resume", "--reward", "shapes", "--iterations", 4,
+                        "--evaluation.every", record["evaluation"]["every"])  # fmt: skip
+    assert outcome.code == 2 and "metrics.jsonl, line 1" in outcome.err and outcome.err.count("\n") == 1, outcome

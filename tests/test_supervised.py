@@ -1,0 +1,106 @@
+"""Supervised training: the loss by hand, what dropout leaves out, and that it learns."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from tests.test_network import CONFIG, GRID, decode, prefill, text_logits, velocity_of
+from unigrpo_jax.episode import Thinking, TokenBlock
+from unigrpo_jax.learning.supervised import Examples, SupervisedObjective
+from unigrpo_jax.models.bagel import Bagel
+from unigrpo_jax.models.bagel import context as contexts
+
+
+@pytest.fixture(scope="module")
+def examples():
+    rng = np.random.default_rng(0)
+    tokens = rng.integers(5, CONFIG.vocab_size, (3, 5)).astype(np.int32)
+    lengths = np.array([2, 5, 3])
+    mask = np.arange(5) < lengths[:, None]
+    tokens[np.arange(3), lengths - 1] = CONFIG.eos_token
+    prompt = rng.integers(5, CONFIG.vocab_size, (3, 4)).astype(np.int32)
+    return Examples(
+        prompt=TokenBlock(tokens=prompt, valid=np.ones((3, 4), bool)),
+        thinking=Thinking(tokens=np.where(mask, tokens, 0), mask=mask, log_probs=np.zeros((3, 5), np.float32)),
+        data=rng.normal(size=(3, GRID[0] * GRID[1], CONFIG.latent_width)).astype(np.float32),
+    )
+
+
+def objective(dropout):
+    return SupervisedObjective(model=Bagel(CONFIG), grid=GRID, timestep_shift=2.0, text_dropout=dropout, noise_draws=2)
+
+
+@pytest.fixture(scope="module")
+def params():
+    fresh = Bagel(CONFIG).init(jax.random.key(0))
+    head = 0.1 * jax.random.normal(jax.random.key(1), fresh["llm2vae"]["kernel"].shape)
+    return fresh | {"llm2vae": fresh["llm2vae"] | {"kernel": head}}
+
+
+def test_loss_by_hand(params, examples):
+    """Example by example, without padding: next-token loss on the thinking, squared error on the velocity."""
+    key = jax.random.key(7)
+    total, metrics = jax.jit(objective(0.0))(params, examples, key)
+    _, key_time, key_noise = jax.random.split(key, 3)
+    s = 1 / (1 + np.exp(-np.asarray(jax.random.normal(key_time, (2, 3)), np.float64)))
+    times = 2.0 * s / (1 + s)
+    noise = np.asarray(jax.random.normal(key_noise, (2, *examples.data.shape)), np.float64)
+    model, ce, mse = Bagel(CONFIG), [], []
+    for b in range(3):
+        actions = examples.thinking.tokens[b][examples.thinking.mask[b]]
+        read = [*examples.prompt.tokens[b], CONFIG.bos_token, *actions]
+        tokens = jnp.asarray([read], jnp.int32)
+        hidden, context = prefill(model, params, tokens, jnp.ones(tokens.shape, bool), model.empty(1))
+        logits = np.asarray(text_logits(model, params, hidden)[0], np.float64)[4 : 4 + len(actions)]
+        log_z = np.log(np.exp(logits).sum(axis=1))
+        ce += list(log_z - logits[np.arange(len(actions)), actions])
+        for d in range(2):
+            t = times[d, b]
+            x = (1 - t) * examples.data[b] + t * noise[d, b]
+            x, t = jnp.asarray(x[None], jnp.float32), jnp.asarray([t], jnp.float32)
+            v = velocity_of(model, params, x, t, GRID, context)[0]
+            mse.append(np.mean((np.asarray(v, np.float64) - (noise[d, b] - examples.data[b])) ** 2))
+    np.testing.assert_allclose(metrics["ce"], np.mean(ce), rtol=1e-5)
+    np.testing.assert_allclose(metrics["mse"], np.mean(mse), rtol=1e-5)
+    np.testing.assert_allclose(total, np.mean(ce) + np.mean(mse), rtol=1e-5)
+
+
+def test_dropped_text_leaves_an_empty_context(params, examples):
+    """With nearly certain dropout no token is scored, and the velocity is that upon nothing."""
+    key = jax.random.key(3)
+    dropped, plain = jax.jit(objective(1 - 1e-9)), jax.jit(objective(0.0))
+    _, metrics = dropped(params, examples, key)
+    other = examples.replace(prompt=TokenBlock(tokens=examples.prompt.tokens + 1, valid=examples.prompt.valid))
+    _, changed = dropped(params, other, key)
+    assert metrics["mse"] == changed["mse"]
+    _, kept = plain(params, examples, key)
+    _, kept_changed = plain(params, other, key)
+    assert kept["mse"] != kept_changed["mse"] and metrics["mse"] != kept["mse"]
+
+
+def test_it_learns_to_say_and_to_draw_one_example(params, examples):
+    one = jax.tree.map(lambda x: x[:1].repeat(8, axis=0), examples)
+    loss, optimizer = objective(0.0), optax.adam(3e-3)
+
+    @jax.jit
+    def step(params, state, key):
+        grads, metrics = jax.grad(loss, has_aux=True)(params, one, key)
+        updates, state = optimizer.update(grads, state)
+        return optax.apply_updates(params, updates), state, metrics
+
+    state, history = optimizer.init(params), []
+    for i in range(150):
+        params, state, metrics = step(params, state, jax.random.key(i))
+        history.append((float(metrics["ce"]), float(metrics["mse"])))
+    assert history[-1][0] < 0.05 < history[0][0] and np.mean(history[-10:], axis=0)[1] < 0.5 * history[0][1]
+    model = Bagel(CONFIG)
+    context = model.empty(1)
+    _, context = prefill(model, params, one.prompt.tokens[:1], one.prompt.valid[:1], context)
+    token, said = jnp.array([CONFIG.bos_token]), []
+    while len(said) < 5 and (not said or said[-1] != CONFIG.eos_token):
+        logits, block = decode(model, params, token, jnp.array([True]), context)
+        context, token = contexts.extend(context, block), jnp.argmax(logits, axis=-1)
+        said.append(int(token[0]))
+    assert said == examples.thinking.tokens[0][examples.thinking.mask[0]].tolist()

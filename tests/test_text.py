@@ -1,0 +1,96 @@
+"""Model folders and their tokenizer: left-padded prompts, and one sentence for each way a folder cannot work."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+from unigrpo_jax.config import ConfigError, ModelConfig
+from unigrpo_jax.episode import Thinking
+from unigrpo_jax.models.folder import load_model
+
+
+@pytest.fixture(scope="module")
+def codec(tiny_model):
+    return load_model(ModelConfig(path=str(tiny_model))).codec
+
+
+@pytest.fixture
+def folder(tiny_model, tmp_path):
+    """A model folder to break."""
+    return shutil.copytree(tiny_model, tmp_path / "model")
+
+
+def refusal(function, *arguments) -> str:
+    with pytest.raises(ConfigError) as caught:
+        function(*arguments)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_prompts_are_framed_and_padded_on_the_left(codec, tiny_model):
+    """By the vocabulary in the file: BOS, one id per word, EOS, at the right end of the bucket."""
+    vocabulary = json.loads((tiny_model / "tokenizer.json").read_text())["model"]["vocab"]
+    block = codec.prompts(["three green circles", "a red square and a blue circle"], 10)
+    words = [["three", "green", "circles"], ["a", "red", "square", "and", "a", "blue", "circle"]]
+    for tokens, valid, expected in zip(block.tokens, block.valid, words, strict=True):
+        ids = [1, *(vocabulary[word] for word in expected), 2]
+        assert tokens.tolist() == [0] * (10 - len(ids)) + ids
+        assert valid.tolist() == [False] * (10 - len(ids)) + [True] * len(ids)
+
+
+def test_a_prompt_may_fill_its_bucket_and_no_more(codec):
+    assert codec.prompts(["three green circles"], 5).valid.all()
+    text = refusal(codec.prompts, ["a circle", "three green circles"], 4)
+    assert "'three green circles' has 5 tokens" in text and "bucket of 4" in text and "prompt_tokens = 5" in text
+
+
+def test_thoughts_are_read_up_to_the_stop_token(codec, tiny_model):
+    vocabulary = json.loads((tiny_model / "tokenizer.json").read_text())["model"]["vocab"]
+    tokens = np.array([[vocabulary["three"], vocabulary["green"], 2, 0], [vocabulary["red"]] * 4])
+    mask = np.array([[True, True, True, False], [True] * 4])
+    thinking = Thinking(tokens=tokens, mask=mask, log_probs=np.zeros((2, 4), np.float32))
+    assert codec.thoughts(thinking, 2) == ["three green", "red red red red"]
+    assert codec.thoughts(None, 2) == ["", ""]
+
+
+def edited(folder, **fields):
+    record = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(record | fields))
+
+
+@pytest.mark.parametrize(
+    "damage, words",
+    [
+        (shutil.rmtree, ["there is no folder", "model.path"]),
+        (lambda f: (f / "model.safetensors").unlink(), ["no model.safetensors", "experiments.pretrain"]),
+        (lambda f: (f / "config.json").unlink(), ["config.json does not exist"]),
+        (lambda f: (f / "config.json").write_text("{"), ["config.json is not a model config"]),
+        (lambda f: (f / "config.json").write_bytes(b"\xff"), ["config.json"]),
+        (lambda f: edited(f, wings=2), ["config.json", "wings"]),
+        (lambda f: edited(f, heads=3), ["config.json", "hidden_size = 32", "heads = 3"]),
+        (lambda f: edited(f, heads=0), ["config.json"]),
+        (lambda f: edited(f, vocab_size=8), ["tokens, the model's vocabulary 8"]),
+        (lambda f: (f / "tokenizer.json").unlink(), ["no tokenizer"]),
+        (lambda f: (f / "tokenizer.json").write_text('{"version": '), ["tokenizer", "cannot be read"]),
+    ],
+)
+def test_a_folder_that_cannot_work_is_one_sentence(folder, damage, words):
+    damage(folder)
+    text = refusal(load_model, ModelConfig(path=str(folder)))
+    for word in ["model", *words]:
+        assert word in text, text
+
+
+def test_weights_of_another_size_are_counted_and_named(folder):
+    edited(folder, hidden_size=64)
+    text = refusal(load_model(ModelConfig(path=str(folder))).params)
+    assert "does not fit its config.json" in text and " more." in text and len(text) < 1000, text
+
+
+@pytest.mark.parametrize("keep", [0, 5, 1000, -100])
+def test_a_truncated_weights_file_is_one_sentence(folder, keep):
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:keep])
+    assert f"{path} is not a readable safetensors file" in refusal(load_model(ModelConfig(path=str(folder))).params)

@@ -1,0 +1,236 @@
+"""The update program: one step per minibatch, the same for any micro-batches, none where it is not finite."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tests import tiny
+from unigrpo_jax.learning import parameters
+from unigrpo_jax.learning.objective import Objective, reduce_metrics, with_ratio_std
+from unigrpo_jax.learning.update import UpdateProgram, new_state, pieces
+
+DECAY, FROZEN = 0.9, ("latent_pos_embed", "vae2llm")
+RATES = (1e-3, 2e-3, 1.0)  # reasoning, denoising, largest gradient norm
+
+
+@functools.cache
+def program(**settings):
+    """(state, reference, episodes, advantages, *RATES) -> (state, metrics); donates the state, as a run does."""
+    base = tiny.update_program(ema_decay=DECAY, frozen=FROZEN, **settings)
+
+    def run(state, reference, episodes, advantages, reasoning_lr, denoising_lr, max_grad_norm):
+        rates = {"reasoning_lr": reasoning_lr, "denoising_lr": denoising_lr, "max_grad_norm": max_grad_norm}
+        config = dataclasses.replace(base.config, **rates)
+        return UpdateProgram(objective=base.objective, config=config)(state, reference, episodes, advantages)
+
+    return tiny.jit(run, donate_argnums=0)
+
+
+START = tiny.params()
+REFERENCE = tiny.nearby(START, 0.01, seed=8)
+
+
+def copy(tree):
+    return jax.tree.map(jnp.copy, tree)
+
+
+def fresh(params=START):
+    return new_state(copy(params), tiny.update_program(ema_decay=DECAY, frozen=FROZEN).config)
+
+
+def update(state=None, advantages=None, rates=RATES, batch=None, reference=REFERENCE, **settings):
+    state = fresh() if state is None else copy(state)
+    batch = tiny.episodes() if batch is None else batch
+    advantages = tiny.advantages() if advantages is None else advantages
+    return jax.block_until_ready(program(**settings)(state, reference, batch, advantages, *rates))
+
+
+@pytest.fixture(scope="module")
+def once():
+    return update()
+
+
+def flat(state):
+    return {k: np.asarray(v) for k, v in parameters.flatten(state.params).items()}
+
+
+def moved(state, since=START):
+    """Paths of the parameters with any other bit."""
+    before = {k: np.asarray(v) for k, v in parameters.flatten(since).items()}
+    return {k for k, v in flat(state).items() if v.tobytes() != before[k].tobytes()}
+
+
+@pytest.mark.parametrize("micro_batches", [2, 4])
+def test_micro_batches_change_no_update(once, micro_batches):
+    state, metrics = update(micro_batches=micro_batches)
+    for path, value in flat(state).items():
+        np.testing.assert_allclose(value, flat(once[0])[path], rtol=0, atol=2e-7, err_msg=path)
+    assert metrics.keys() == once[1].keys()
+    for name, value in metrics.items():
+        close = {"atol": 1e-6} if "gap" in name else {"rtol": 1e-5, "atol": 1e-7}
+        np.testing.assert_allclose(value, once[1][name], err_msg=name, **close)
+
+
+def test_pieces_share_every_group_and_hold_each_episode_once():
+    ids = np.asarray(pieces(jnp.arange(tiny.EPISODES), 2))
+    assert sorted(ids.reshape(-1)) == list(range(tiny.EPISODES))
+    for piece in ids:
+        assert np.bincount(piece // tiny.GROUP).tolist() == [tiny.GROUP // 2] * tiny.PROMPTS
+
+
+def test_the_first_update_is_on_policy(once):
+    _, m = once
+    for name in ("text", "flow"):
+        assert float(m[f"{name}/ratio_min"]) == float(m[f"{name}/ratio_max"]) == 1.0
+        assert float(m[f"{name}/clip_fraction_above"]) == float(m[f"{name}/clip_fraction_below"]) == 0.0
+    assert float(m["update/skipped"]) == 0 and float(m["grad_norm/reasoning"]) > float(m["grad_norm/denoising"]) > 0
+
+
+SEEN = []
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Watched(Objective):
+    """Notes what every piece of an update sees."""
+
+    def __call__(self, params, episodes, anchors, advantage_B, on_policy):
+        loss, metrics = super().__call__(params, episodes, anchors, advantage_B, on_policy)
+        names = [f"{kind}/ratio_{end}" for kind in ("text", "flow") for end in ("min", "max")]
+        jax.debug.callback(lambda *args: SEEN.append(args), on_policy, advantage_B, *(metrics[n] for n in names))
+        return loss, metrics
+
+
+def test_epochs_and_minibatches():
+    """Two passes over two disjoint minibatches in two pieces: eight looks, of which the first step's are on-policy."""
+    base = tiny.update_program(ppo_epochs=2, minibatches=2, micro_batches=2, frozen=FROZEN)
+    watched = Watched(policy=base.objective.policy, config=base.config)
+    run = tiny.jit(UpdateProgram(objective=watched, config=base.config).__call__)
+    names = jnp.arange(1.0, tiny.EPISODES + 1)  # advantages that tell the episodes apart
+    SEEN.clear()
+    state, metrics = jax.block_until_ready(run(new_state(START, base.config), REFERENCE, tiny.episodes(), names))
+    jax.effects_barrier()
+    first = [s for s in SEEN if bool(s[0])]
+    later = [s for s in SEEN if not bool(s[0])]
+    assert (len(first), len(later)) == (2, 6)
+    everyone = np.sort(np.concatenate([np.asarray(s[1]) for s in SEEN]))
+    np.testing.assert_array_equal(everyone, np.repeat(np.asarray(names), 2))  # once in each pass
+    own = np.concatenate([np.asarray(s[1]) for s in first])
+    assert len(set(own)) == tiny.EPISODES // 2
+    np.testing.assert_array_equal(np.bincount((own.astype(int) - 1) // tiny.GROUP), [2, 2, 2, 2])
+    for _, _, *ratios in first:
+        assert [float(r) for r in ratios] == [1.0] * 4
+    for _, _, text_min, text_max, flow_min, flow_max in later:
+        assert text_max > 1.0001 and text_min < 0.9999 and flow_max - flow_min > 1e-6
+    assert float(metrics["text/ratio_max"]) == max(float(s[3]) for s in SEEN)
+    assert float(metrics["flow/ratio_min"]) == min(float(s[4]) for s in SEEN)
+    assert float(metrics["text/log_prob_gap_max"]) < 2e-5  # measured before the first step alone
+    counts = [x for x in jax.tree.leaves(state.opt_state) if x.dtype == jnp.int32]
+    assert counts and all(int(c) == 4 for c in counts) and int(state.step) == 1
+
+    SEEN.clear()
+    spoiled, metrics = run(new_state(START, base.config), REFERENCE, tiny.episodes(), names.at[3].set(jnp.nan))
+    assert float(metrics["update/skipped"]) == 2  # its minibatch, in both passes
+    counts = [x for x in jax.tree.leaves(spoiled.opt_state) if x.dtype == jnp.int32]
+    assert all(int(c) == 2 for c in counts) and int(spoiled.skipped_in_row) == 1
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves(spoiled.params))
+
+
+def test_each_expert_moves_at_its_own_rate(once):
+    labels = parameters.groups(START, tiny.update_program(frozen=FROZEN).config)
+    of = lambda group: {path for path, g in labels.items() if g == group}
+    assert moved(once[0]) == of(parameters.REASONING) | of(parameters.DENOISING)
+    for rates, group in (((0.0, 2e-3, 1.0), parameters.DENOISING), ((1e-3, 0.0, 1.0), parameters.REASONING)):
+        state, metrics = update(rates=rates)
+        assert moved(state) == of(group)
+        other = ({parameters.DENOISING, parameters.REASONING} - {group}).pop()
+        assert float(metrics[f"update_norm/{other}"]) == 0 < float(metrics[f"update_norm/{group}"])
+        for path in of(group):  # neither rate has a part in the other's step
+            np.testing.assert_array_equal(flat(state)[path], flat(once[0])[path])
+
+
+def test_frozen_parameters_keep_their_bits_and_have_no_moments(once):
+    for path in ("latent_pos_embed", "vae2llm/kernel", "vae2llm/bias"):
+        np.testing.assert_array_equal(flat(once[0])[path], np.asarray(parameters.flatten(START)[path]))
+    paths = {jax.tree_util.keystr(p) for p, _ in jax.tree_util.tree_leaves_with_path(once[0].opt_state)}
+    assert paths and not [p for p in paths if "vae2llm" in p or "latent_pos_embed" in p]
+
+
+def test_the_norm_is_clipped_over_both_experts_together(once):
+    """Adam's first moment is 0.1 * clipped gradient: both experts shrink by the same factor."""
+    _, m = once
+    norm = float(np.hypot(m["grad_norm/reasoning"], m["grad_norm/denoising"]))
+    loose, _ = update(rates=(1e-3, 2e-3, 2 * norm))
+    tight, _ = update(rates=(1e-3, 2e-3, norm / 4))
+
+    def first_moments(state):
+        leaves = jax.tree_util.tree_leaves_with_path(state.opt_state)
+        return {jax.tree_util.keystr(p): np.asarray(x) for p, x in leaves if ".mu" in jax.tree_util.keystr(p)}
+
+    a, b = first_moments(loose), first_moments(tight)
+    assert len(a) == len(moved(once[0]))
+    total = np.sqrt(sum(np.sum((x / 0.1) ** 2) for x in b.values()))
+    np.testing.assert_allclose(total, norm / 4, rtol=1e-5)
+    for path in a:
+        np.testing.assert_allclose(b[path], a[path] / 4, rtol=1e-4, atol=1e-9)
+
+
+def test_an_update_that_is_not_finite_is_dropped(once):
+    state = once[0]
+    for row in range(1, 3):
+        before = copy(state)
+        state, metrics = update(state, advantages=tiny.advantages().at[5].set(jnp.nan))
+        tiny.assert_trees_equal((state.params, state.opt_state), (before.params, before.opt_state))
+        assert float(metrics["update/skipped"]) == 1 and float(metrics["update_norm/denoising"]) == 0
+        assert int(state.skipped_in_row) == row and int(state.step) == 1 + row
+    good, metrics = update(state)
+    assert int(good.skipped_in_row) == 0 and float(metrics["update/skipped"]) == 0 and moved(good, state.params)
+
+
+def test_parameters_or_a_reference_that_are_not_finite_drop_the_update():
+    for bad in (jnp.nan, jnp.inf):
+        broken = START | {"llm2vae": {**START["llm2vae"], "bias": START["llm2vae"]["bias"].at[0].set(bad)}}
+        before = fresh(broken)
+        state, metrics = update(before)
+        assert float(metrics["update/skipped"]) == 1
+        tiny.assert_trees_equal((state.params, state.opt_state), (before.params, before.opt_state))
+        state, metrics = update(reference=broken)
+        assert float(metrics["update/skipped"]) == 1 and not moved(state)
+
+
+def test_the_moving_average_is_decay_old_plus_rest_new(once):
+    second, _ = update(once[0], batch=tiny.episodes(0, 1))
+    for path, start in parameters.flatten(START).items():
+        average = np.asarray(start, np.float64)
+        for state in (once[0], second):
+            average = DECAY * average + (1 - DECAY) * flat(state)[path]
+        np.testing.assert_allclose(parameters.flatten(second.ema)[path], average, rtol=1e-6, atol=1e-7)
+
+
+def test_nothing_is_traced_again_and_donation_spares_the_reference():
+    """Several iterations as a run does them: other episodes, windows and advantages, the state donated each time."""
+    run, state, reference = program(), fresh(), copy(REFERENCE)
+    for step in range(4):
+        given = state
+        state, metrics = run(given, reference, tiny.episodes(0, step), tiny.advantages(step), *RATES)
+        assert run._cache_size() == 1 and int(state.step) == step + 1
+        assert given.params["lm_head"]["kernel"].is_deleted()
+        assert float(metrics["update/skipped"]) == 0
+    assert len({int(tiny.episodes(0, s).drawing.steps[0, 0]) for s in range(4)}) > 1
+    tiny.assert_trees_equal(reference, REFERENCE)
+
+
+def test_metrics_of_pieces_combine_by_their_names():
+    m = {"a": jnp.array([1.0, 4.0]), "b_min": jnp.array([1.0, 4.0]), "c_max": jnp.array([1.0, 4.0])}
+    assert {k: float(v) for k, v in reduce_metrics(m).items()} == {"a": 2.5, "b_min": 1.0, "c_max": 4.0}
+    r = np.array([0.5, 1.0, 2.5])
+    f = 1 + np.array([1e-6, -3e-6, 2.5e-6])
+    moments = {"text/ratio_mean": r.mean(), "text/ratio_square": (r**2).mean()}
+    moments |= {"flow/ratio_mean": f.mean(), "flow/ratio_square": ((f - 1) ** 2).mean()}
+    out = with_ratio_std({k: jnp.float32(v) for k, v in moments.items()})
+    assert set(out) == {f"{n}/ratio_{s}" for n in ("text", "flow") for s in ("mean", "std")}
+    np.testing.assert_allclose(out["text/ratio_std"], r.std(), rtol=1e-6)
+    np.testing.assert_allclose(out["flow/ratio_std"], f.std(), rtol=1e-2)  # as small as the paper's clip range
