@@ -9,9 +9,9 @@ A cell is
     an object    the mean colour is within `COLOUR_TOLERANCE` of the palette, and at most one pixel is bad,
     unclear    else.
 
-The root mean square of what remains is bounded too, against smears.  The margins: with one bad pixel the runner-up
-pattern is still 11 or more pixels away; palette colours are 0.75 or more apart in some channel, so that the runner-up
-colour is 0.5 or more away.
+The root mean square of what remains is bounded in each channel too, against smears.  The margins: with one bad pixel
+the runner-up pattern is still 11 or more pixels away; palette colours are 0.75 or more apart in some channel, so that
+the runner-up colour is 0.5 or more away.
 """
 
 import dataclasses
@@ -65,9 +65,9 @@ def find_objects_batch(images: np.ndarray) -> list[Findings]:
 
 
 def _fits(residual: np.ndarray) -> np.ndarray:
-    """Whether a cell's residual [B, 9, 64, 3] is noise: few bad pixels and a small root mean square."""
+    """Whether a cell's residual [B, 9, 64, 3] is noise: few bad pixels and a small root mean square in each channel."""
     bad = (np.abs(residual) > PIXEL_TOLERANCE).any(-1).sum(-1)
-    rms = np.sqrt(np.einsum("bipc,bipc->bi", residual, residual) / residual[0, 0].size)
+    rms = np.sqrt(np.square(residual).mean(-2)).max(-1)
     return (bad <= BAD_PIXELS) & (rms <= RMS_TOLERANCE)
 
 
