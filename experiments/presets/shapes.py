@@ -1,6 +1,22 @@
 """Shapes: GenEval in miniature, on a laptop.
 
-python -m experiments.run shapes
+    python -m experiments.run shapes
+
+What was tried before these settings, each for 60 iterations of seed 0 (held-out, ODE, 480 prompts; the base has exact
+0.40 and drawings that follow the plan 0.50):
+
+| step rule | window in | denoising Adam | MSE weight | reasoning Adam | average | exact | follows plan |
+|---|---|---|---|---|---|---|---|
+| flow_sde 0.8 | [0, 5) | 5e-4 | 0.005 | 1e-4 | none | 0.52 | 0.56 |
+| flow_sde 0.8 | [0, 5) | 1e-3 | 0.001 | 3e-4 | 0.9 | 0.59 | 0.59 |
+| cps 0.8 | [0, 5) | 5e-4 | 0.005 | 3e-4 | 0.9 | 0.63 | 0.66 |
+| cps 0.8 | [0, 5) | 8e-4 | 0.005 | 5e-4 | 0.9 | 0.64 | 0.66 |
+| cps 0.8 | [1, 6) | 5e-4 | 0.005 | 3e-4 | 0.9 | 0.66 | 0.72 |
+| cps 0.8 | [2, 6) | 5e-4 | 0.005 | 3e-4 | 0.9 | 0.63 | 0.67 |
+
+CPS keeps the marginals at any step size, so much noise costs no picture, and noise that decides the outcome is what the
+flow learns from.  At t = 1 a picture is not yet decided; with ten steps the decisions fall between 0.96 and 0.75, hence
+the window.  Without the leash (second row) the weights wander: only their average was any good.
 """
 
 from unigrpo_jax.config import LearningConfig, ModelConfig, RolloutConfig, RunConfig
@@ -10,8 +26,12 @@ def config() -> RunConfig:
     """The main job."""
     return RunConfig(
         name="shapes",
-        iterations=150,
+        iterations=200,
         model=ModelConfig(unroll=4),
-        rollout=RolloutConfig(prompts_per_iteration=12),
-        learning=LearningConfig(group_size=8),
+        rollout=RolloutConfig(
+            prompts_per_iteration=12, step_rule="cps", noise_level=0.8, window_size=3, window_range=(1, 6)
+        ),
+        learning=LearningConfig(
+            group_size=8, reasoning_lr=3e-4, denoising_lr=5e-4, mse_weight=0.005, ema_decay=0.95
+        ),
     )
