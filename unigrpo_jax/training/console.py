@@ -16,7 +16,7 @@ from typing import Any, TextIO
 # column title, the metrics it may show (the first that a line holds), format
 COLUMNS = (
     ("reward", ("reward/mean",), "{:.3f}"),
-    ("exact", ("eval/exact", "reward/exact"), "{:.3f}"),
+    ("exact", ("judge/exact", "eval/exact"), "{:.3f}"),
     ("velocity MSE", ("flow/velocity_mse",), "{:.2e}"),
     ("thinking", ("text/length",), "{:.1f}"),
 )

@@ -28,8 +28,10 @@ TINY_SIDE = 128  # smaller ones are shown with square pixels
 
 # title, pattern of the metrics' names.  A pattern with a group named `band` draws <band>_mean inside its _min and _max.
 CHARTS = (
-    ("Reward", r"reward/(?!std$|min$|max$|.*_(std|min|max)$).+"),
+    ("Reward", r"reward/(.+/)?mean"),
+    ("Judged by rule, training prompts", r"judge/.+"),
     ("Held-out", r"eval/.+"),
+    ("Share of groups whose rewards are all equal", r"reward/zero_variance_share"),
     ("Text ratio: mean, min to max", r"(?P<band>text/ratio)_mean"),
     ("Flow ratio: mean, min to max", r"(?P<band>flow/ratio)_mean"),
     ("Velocity MSE to the reference", r"flow/velocity_mse"),
@@ -37,7 +39,9 @@ CHARTS = (
     ("Share of thinking cut at the maximum", r"text/truncated_share"),
     ("Text entropy, nats per token", r"text/entropy"),
     ("Share of clipped ratios", r"(text|flow)/clip_fraction.*"),
-    ("Gradient norms", r"grad_norm(/.+)?"),
+    ("Largest |log p(rollout) - log p(update)|", r"(text|flow)/log_prob_gap_max"),
+    ("Gradient norms", r"grad_norm/.+"),
+    ("Update norms", r"update_norm/.+"),
     ("Edge density of the images", r"image/edge_density"),
     ("Colour entropy of the images, nats", r"image/colour_entropy"),
     ("Seconds per phase", r"time/.+"),

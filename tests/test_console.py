@@ -1,0 +1,54 @@
+"""What a run prints, on a terminal and elsewhere."""
+
+import io
+import re
+
+from unigrpo_jax.training.console import Console, format_seconds
+
+
+class Terminal(io.StringIO):
+    encoding = "utf-8"
+
+    def isatty(self):
+        return True
+
+
+def plain(text):
+    """The text without the terminal's own colours and movements."""
+    return re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", text)
+
+
+def show(stream, evil="x"):
+    ticks = iter(range(0, 100, 2))
+    with Console(stream, clock=lambda: next(ticks)) as console:
+        console.card("A run", [("devices", "1 x cpu"), ("prompts", evil)])
+        console.message(evil)
+        for step in (1, 2):
+            console.iteration(step, 3, {"reward/mean": 0.25, "flow/velocity_mse": 0.001, "text/length": float("nan")})
+        console.table("Scores", ["score", "overall"], [["exact", "0.4 -> 0.6"]])
+    return stream.getvalue()
+
+
+def test_elsewhere_than_on_a_terminal_every_line_is_plain():
+    text = show(io.StringIO())
+    assert "\x1b" not in text and "devices  1 x cpu" in text
+    assert "step 1/3  reward 0.250  velocity MSE 1.00e-03  thinking -" in text
+    assert "s/it 2.00  ETA 2 s" in text and "0.4 -> 0.6" in text
+
+
+def test_a_terminal_shows_the_same_facts():
+    text = plain(show(Terminal()))
+    for fact in ("A run", "1 x cpu", "2/3", "0.250", "Scores", "0.4 -> 0.6"):
+        assert fact in text
+
+
+def test_foreign_text_is_neither_markup_nor_a_command_to_the_terminal():
+    evil = "[bold red]prompt[/] \x1b]0;owned\x07 \x1b[2J"
+    for stream in (io.StringIO(), Terminal()):
+        text = show(stream, evil)
+        assert "\x1b]0;" not in text and "\x1b[2J" not in text and "\x07" not in text
+        assert "[bold red]prompt[/]" in plain(text)
+
+
+def test_durations_in_words():
+    assert [format_seconds(s) for s in (9.4, 125, 10807)] == ["9 s", "2:05", "3:00:07"]

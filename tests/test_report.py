@@ -1,0 +1,97 @@
+"""report.html from the files of a run folder, finished or not, and whatever the texts hold."""
+
+import html.parser
+import json
+import re
+
+import numpy as np
+import pytest
+
+from unigrpo_jax.training.report import write_report
+from unigrpo_jax.training.samples import Sample, save_samples
+
+EVIL = "<script>alert('x')</script> \"quoted\" & \x1b[31m"
+
+
+class Links(html.parser.HTMLParser):
+    def __init__(self):
+        super().__init__()
+        self.tags, self.loads = set(), []
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.add(tag)
+        self.loads += [value for name, value in attrs if name in ("src", "href")]
+
+
+def fill(folder, steps=40, finished=True, samples=True):
+    (folder / "config.json").write_text(json.dumps({"name": EVIL, "learning": {"group_size": 8}}))
+    with (folder / "metrics.jsonl").open("w") as file:
+        for step in range(1, steps + 1):
+            line = {"step": step, "reward/mean": 0.3 + step / 100, "judge/exact": 0.4, "flow/velocity_mse": None,
+                    "text/ratio_mean": 1.0, "text/ratio_min": 0.9, "text/ratio_max": 1.1, "time/update": 1.5}  # fmt: skip
+            file.write(json.dumps(line) + "\n")
+    table = lambda x: {"exact": {"overall": x, "of my own making": x / 2}, "graded": {"overall": x}}
+    summary = {"before": table(0.402)} | ({"after": table(0.747)} if finished else {})
+    (folder / "summary.json").write_text(json.dumps(summary))
+    if samples:
+        image = np.zeros((24, 24, 3), np.uint8)
+        for step in (0, steps):
+            one = Sample(prompt=EVIL, thinking=EVIL, image=image, verdict=EVIL, correct=step > 0)
+            save_samples(folder, step, [one])
+
+
+def parsed(folder):
+    text = write_report(folder).read_text()
+    links = Links()
+    links.feed(text)
+    return text, links
+
+
+def test_the_page_holds_everything_and_loads_nothing(tmp_path):
+    fill(tmp_path)
+    text, links = parsed(tmp_path)
+    assert "script" not in links.tags and all(load.startswith("data:") for load in links.loads) and links.loads
+    assert not re.search(r"(url\(|@import)", text)
+    for fact in ("0.402", "0.747", "+0.345", "of my own making", "group_size", "step 0: 0 of 1 right"):
+        assert fact in text, fact
+
+
+def test_foreign_text_is_escaped(tmp_path):
+    fill(tmp_path)
+    text, _ = parsed(tmp_path)
+    assert "<script>" not in text and "&lt;script&gt;" in text and "\x1b" not in text
+
+
+def test_before_and_after_stand_above_the_curves(tmp_path):
+    fill(tmp_path)
+    text, _ = parsed(tmp_path)
+    order = [text.index(part) for part in ("class=tiles", "Held-out prompts, before and after", "Samples, step 0", "<svg")]
+    assert order == sorted(order)
+
+
+def test_a_chart_stands_where_its_metric_is_finite_somewhere(tmp_path):
+    fill(tmp_path)
+    text, _ = parsed(tmp_path)
+    assert "Text ratio" in text and "Judged by rule" in text
+    assert "Thinking length" not in text and "Velocity MSE to the reference" not in text
+
+
+@pytest.mark.parametrize("steps", [0, 1])
+def test_an_unfinished_run_has_a_report(tmp_path, steps):
+    fill(tmp_path, steps=steps, finished=False, samples=False)
+    text, _ = parsed(tmp_path)
+    assert "unfinished" in text
+    (tmp_path / "summary.json").unlink()
+    (tmp_path / "config.json").unlink()
+    (tmp_path / "metrics.jsonl").unlink()
+    assert "no steps recorded yet" in parsed(tmp_path)[0]
+
+
+def test_the_same_files_give_the_same_page(tmp_path):
+    fill(tmp_path)
+    assert write_report(tmp_path).read_bytes() == write_report(tmp_path).read_bytes()
+
+
+def test_a_missing_folder_is_named(tmp_path):
+    with pytest.raises(ValueError, match="no run folder"):
+        write_report(tmp_path / "nothing")
