@@ -15,7 +15,7 @@ from tests.command import REWARD, SMALL, command, run_small
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 EVALUATION = [a for i, a in enumerate(SMALL) if a.startswith("--evaluation") or SMALL[i - 1].startswith("--evaluation")]
 METRICS = {
-    "reward/mean", "reward/std", "reward/zero_variance_share", "reward/shapes/mean", "reward/shapes/std",
+    "reward/mean", "reward/std", "reward/zero_variance_share", "reward/graded/mean", "reward/graded/std",
     "judge/exact", "judge/graded", "judge/plan_exact", "text/ratio_mean", "text/entropy", "text/length",
     "text/truncated_share", "flow/ratio_mean", "flow/velocity_mse", "grad_norm/reasoning", "grad_norm/denoising",
     "update_norm/reasoning", "update_norm/denoising", "update/skipped", "loss", "image/edge_density",

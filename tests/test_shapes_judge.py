@@ -238,23 +238,23 @@ def test_the_reward_is_the_grade_of_the_picture():
     """From pixels to float32, on the cases by hand."""
     facts, pictures, grades = zip(*CLEAR, strict=True)
     scores = reward(batch(facts, pictures))
-    assert list(scores) == ["shapes"] and scores["shapes"].dtype == np.float32
-    np.testing.assert_allclose(scores["shapes"], grades, rtol=1e-6)
+    assert list(scores) == ["graded"] and scores["graded"].dtype == np.float32
+    np.testing.assert_allclose(scores["graded"], grades, rtol=1e-6)
 
 
 def test_the_reward_reads_neither_thinking_nor_prompt():
     facts, pictures, _ = zip(*CLEAR, strict=True)
-    plain = reward(batch(facts, pictures))["shapes"]
+    plain = reward(batch(facts, pictures))["graded"]
     for text in ("garbage ) : , : red", "red circle : red circle top", "\x00", "right " * 100):
         texts = [text] * len(facts)
-        np.testing.assert_array_equal(reward(batch(facts, pictures, texts, texts))["shapes"], plain)
+        np.testing.assert_array_equal(reward(batch(facts, pictures, texts, texts))["graded"], plain)
 
 
 def test_a_scribble_in_the_picture_costs_the_exact_mark():
     image = render(objects("red circle top-left"))
     image[18:22, 18:22] = 255
     scores = reward(RewardBatch(prompts=[""], metadata=[COLORS], images=image[None], thinking=[""]))
-    assert scores["shapes"] == pytest.approx(0.4)
+    assert scores["graded"] == pytest.approx(0.4)
 
 
 def test_episodes_tell_wrong_plans_from_wrong_drawings():

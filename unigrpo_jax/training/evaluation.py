@@ -71,8 +71,8 @@ class Evaluator:
     def __call__(self, params) -> tuple[dict[str, Any], list[Sample]]:
         """The table and all samples, prompt by prompt.
 
-        The table holds, for each score, {"overall": mean, category: mean, ...}, and plain means of what the world
-        measures beside its verdict.
+        The table holds {"overall": mean, category: mean, ...} for each score of the world and each component of the
+        reward.
         """
         batches = [self._call(params, start) for start in range(0, len(self.prompts), self._per_call)]
         return self._judge(batches)

@@ -105,5 +105,5 @@ def judge_images(images: np.ndarray, metadata: Sequence[Mapping[str, Any]]) -> l
 
 
 def reward(batch: RewardBatch) -> dict[str, np.ndarray]:
-    """The grade of each episode's image, float32 [B], under the name `shapes`; the thinking is not read."""
-    return {"shapes": np.array([v.graded for v in judge_images(batch.images, batch.metadata)], np.float32)}
+    """The grade of each episode's image, float32 [B], under the name `graded`; the thinking is not read."""
+    return {"graded": np.array([v.graded for v in judge_images(batch.images, batch.metadata)], np.float32)}
