@@ -64,9 +64,10 @@ def main(arguments: Arguments) -> None:
     words = re.sub(r"[^a-z0-9]+", "-", arguments.prompt.lower()).strip("-")[:60] or "image"
     out = arguments.out or pathlib.Path(f"{words}.png")
     require(not out.is_dir(), f"out = {out} is a folder; name a PNG file.")
+    params = restored.read()
     out.parent.mkdir(parents=True, exist_ok=True)
     program = jax.jit(evaluation_rollout(evaluation, rollout, restored.loaded).__call__)
-    episodes = program(restored.params, {}, block, arguments.seed, 0)
+    episodes = program(params, {}, block, arguments.seed, 0)
     if arguments.thinking:
         print(codec.thoughts(episodes.thinking, 1)[0])
     image = Image.fromarray(np.asarray(episodes.drawing.image)[0])

@@ -41,7 +41,7 @@ REFUSED = [
     ("--learning.minibatches 3", ["4 * 2 = 8 episodes", "3 * 1 = 3 pieces", "2 or 4"]),
     ("--devices 3", ["4 * 2 = 8 episodes do not divide over 3 devices", "3 (12)", "devices = 2"]),
     ("--devices 99", ["devices = 99", "JAX sees"]),
-    ("--rollout.window-range 0 4", ["[0, 4)", "flow_steps = 3"]),
+    ("--rollout.window-range 0 5", ["[0, 5)", "flow_steps = 4"]),
     ("--learning.flow-clip 0", ["learning.flow_clip = 0.0", "above 0"]),
     ("--learning.text-clip nan", ["learning.text_clip = nan", "finite"]),
     ("--learning.reasoning-lr inf", ["learning.reasoning_lr = inf", "finite"]),

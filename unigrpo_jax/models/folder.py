@@ -34,7 +34,7 @@ class LoadedModel:
 
     def abstract_params(self) -> Params:
         """Shapes and dtypes of the parameters, without arrays."""
-        return jax.eval_shape(self.network.init, jax.random.key(0))
+        return jax.eval_shape(lambda: self.network.init(jax.random.key(0)))  # the key, too, stays abstract
 
     def params(self) -> Params:
         """Reads the weights; ConfigError where the file does not fit the config."""

@@ -2,6 +2,7 @@
 
 import dataclasses
 import pathlib
+from collections.abc import Callable
 
 import jax
 
@@ -19,20 +20,20 @@ class Restored:
     Attributes:
       config: of the run it comes from; defaults where it is a bare model folder.
       loaded: its folder, tokenizer and network.
-      params: the weights.
+      read: reads the weights; to be called when all else is checked.  ConfigError where they do not fit.
       name: for titles and file names.
       folder: where results about it belong.
     """
 
     config: RunConfig
     loaded: LoadedModel
-    params: dict
+    read: Callable[[], dict]
     name: str
     folder: pathlib.Path
 
 
 def restore(path: str, bare: RunConfig) -> Restored:
-    """Reads weights.
+    """Finds weights, and checks all that can be checked without reading them.
 
     Args:
       path: "base" (the shapes base in the package), a model folder, a run folder (its newest checkpoint), or
@@ -49,7 +50,7 @@ def restore(path: str, bare: RunConfig) -> Restored:
         loaded.check_image_size(bare.rollout)
         name = "base" if path == "base" else folder.resolve().name
         config, results = dataclasses.replace(bare, model=model), pathlib.Path("runs") / name
-        return Restored(config, loaded, loaded.params(), name, results)
+        return Restored(config, loaded, loaded.params, name, results)
     numbered = folder.parent.name == "checkpoints" and folder.name.isdigit()
     run_dir = folder.parent.parent if numbered else folder
     if not (run_dir / "config.json").is_file() or not (run_dir / "checkpoints").is_dir():
@@ -66,7 +67,10 @@ def restore(path: str, bare: RunConfig) -> Restored:
     if step is None or step not in checkpoints.steps():
         there = ", ".join(map(str, checkpoints.steps())) or "none"
         raise ConfigError(f"{path}: there is no such checkpoint; {run_dir / 'checkpoints'} holds {there}.")
-    like = jax.eval_shape(lambda: new_state(loaded.network.init(jax.random.key(0)), config.learning))
-    device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    state = checkpoints.load(step, abstract(like, device))
-    return Restored(config, loaded, evaluated(state), f"{run_dir.resolve().name}-{step}", run_dir)
+
+    def read() -> dict:
+        like = jax.eval_shape(lambda: new_state(loaded.network.init(jax.random.key(0)), config.learning))
+        device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+        return evaluated(checkpoints.load(step, abstract(like, device)))
+
+    return Restored(config, loaded, read, f"{run_dir.resolve().name}-{step}", run_dir)
