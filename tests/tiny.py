@@ -42,7 +42,9 @@ LEARNING = dataclasses.replace(  # an epsilon far above rounding: Adam would oth
 EPISODES = PROMPTS * GROUP
 
 # Compiling is most of a test's time; the quick code that this asks for is right for tiny arrays.
-QUICK = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
+QUICK = {"xla_backend_optimization_level": 0}
+if jax.__version_info__ < (0, 11):  # later compilers do not know the option
+    QUICK["xla_cpu_use_fusion_emitters"] = False
 jit = functools.partial(jax.jit, compiler_options=QUICK)
 
 
