@@ -49,7 +49,7 @@ def main(arguments: Arguments) -> None:
     prompts, reward = arguments.prompts or source.prompts, arguments.reward or source.reward
     e = arguments.evaluation
     evaluator = Evaluator(e, restored.config.rollout, restored.loaded, load_world(prompts), load_reward(reward), reward)
-    table, _ = evaluator(restored.read())
+    table, _ = evaluator(restored.read(), restored.loaded.autoencoder_params())
     categories = list(dict.fromkeys(c for row in table.values() for c in row))
     rows = [[name, *(f"{row[c]:.3f}" if c in row else "-" for c in categories)] for name, row in table.items()]
     with Console() as console:

@@ -17,7 +17,7 @@ class PretrainConfig:
     """Sizes of the network and settings of supervised training."""
 
     out: pathlib.Path
-    """Folder for config.json, model.safetensors and the tokenizer."""
+    """Folder for the model: llm_config.json, ema.safetensors and the tokenizer."""
     seed: int = 0
     """Seed of weights, examples and noise."""
     steps: int = 3600
@@ -59,32 +59,29 @@ def main(config: PretrainConfig) -> None:
     from unigrpo_jax.episode import Thinking
     from unigrpo_jax.learning.supervised import Examples, SupervisedObjective
     from unigrpo_jax.models.bagel import Bagel, BagelConfig, latents
-    from unigrpo_jax.models.bagel.text import load_codec
+    from unigrpo_jax.models.bagel.text import TextCodec, load_tokenizer, special_tokens
     from unigrpo_jax.models.folder import save_model
     from unigrpo_jax.worlds.shapes import prompts, supervised, tokenizer
 
     size, thinking_tokens, prompt_tokens = 24, 26, 18
     config.out.mkdir(parents=True, exist_ok=True)
-    special = {name: i for i, name in enumerate(tokenizer.SPECIAL_TOKENS)}
+    words = tokenizer.save(config.out)
+    codec_tokenizer = load_tokenizer(config.out)
     model_config = BagelConfig(
-        vocab_size=-(-tokenizer.save(config.out) // 16) * 16,
+        **special_tokens(codec_tokenizer, config.out),
+        vocab_size=-(-words // 16) * 16,
         hidden_size=config.hidden_size,
         intermediate_size=config.intermediate_size,
         layers=config.layers,
         heads=config.heads,
         kv_heads=config.kv_heads,
         rope_theta=1e4,
-        bos_token=special["<|im_start|>"],
-        eos_token=special["<|im_end|>"],
-        image_start_token=special["<|vision_start|>"],
-        image_end_token=special["<|vision_end|>"],
-        pad_token=special["<|endoftext|>"],
         latent_channels=3,
         latent_patch=config.latent_patch,
         max_latent_size=-(-size // config.latent_patch),
     )
     model = Bagel(model_config, unroll=config.layers)
-    codec = load_codec(config.out, model_config)
+    codec = TextCodec(codec_tokenizer, model_config)
     objective = SupervisedObjective(
         model=model,
         grid=model_config.grid(size, size),

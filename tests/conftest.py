@@ -47,6 +47,14 @@ def tiny_model(tmp_path_factory) -> pathlib.Path:
 
 
 @pytest.fixture(scope="session")
+def reference(fixtures, tmp_path_factory):
+    """The public PyTorch BAGEL on tiny random weights (`tests.bagel_reference.Reference`)."""
+    from tests.bagel_reference import load_reference
+
+    return load_reference(fixtures / "bagel", tmp_path_factory.mktemp("reference") / "bagel")
+
+
+@pytest.fixture(scope="session")
 def assert_close():
     """Asserts max|x - reference| <= limit * max|reference| (the limit of the reference numbers)."""
 

@@ -1,354 +1,195 @@
-"""The network against the public PyTorch BAGEL on tiny random weights.
+"""The network against the public PyTorch BAGEL on tiny random weights, read through the published layout.
 
-| file | compared here |
-|---|---|
-| components | every array |
-| text_forward | attention_allowed, packed_position_ids, layer_hidden, final_hidden, logits, all three losses |
-| text_generate | prefill hidden and caches, every step's logits, tokens, final caches, the stopped run, the batch of two |
-| velocity | context caches and position; square and non-square: conditional, unconditional, layer and final hidden |
-| euler | timesteps, and every state and velocity of the run without guidance (cfg1) |
-| train_t2i | timesteps, noisy latents, layer and final hidden, velocities, logits, losses, gradients, gradient norms |
-| model.safetensors | every tensor that the network reads, in and out again, byte-equal |
+| file | compared | where |
+|---|---|---|
+| components | every array | here |
+| text_forward | every array | here, by the walk of test_bagel_reference_training |
+| text_generate | every array | here |
+| velocity | every array | here |
+| euler | every array | here |
+| vit | every array but position_ids_interpolate_image0: ids of a rule that the release does not use | ..._images |
+| ae | every array | ..._images |
+| understanding | every array | ..._images |
+| edit | every array | ..._images |
+| e2e | every array | ..._images |
+| train_t2i, its gradnorms | every array | ..._training |
+| train_interleaved, its gradnorms | every array | ..._training |
+| model.safetensors, ae.safetensors | every tensor, in and out, byte-equal | test_export |
+| param_shapes | every name and shape | here |
 
-Not here: the autoencoder's and the vision encoder's arrays and guidance with them, which this network does not hold yet.
+"Every array" is enforced: `Reference.all_of` fails where one was not read.  The inputs among them are what the comparison
+is fed with.
 """
 
 import dataclasses
 import json
 
-import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from unigrpo_jax.models.bagel import Bagel, BagelConfig, latents, weights
-from unigrpo_jax.models.bagel import context as contexts
+from tests.bagel_reference import channels_first, channels_last, euler, final_norms, image_rows
+from unigrpo_jax.models.bagel import latents, weights
+from unigrpo_jax.models.bagel.guidance import Guidance
 from unigrpo_jax.models.bagel.layers import RMSNorm, rotary_table
 from unigrpo_jax.models.bagel.network import time_sinusoid
 from unigrpo_jax.rollout.schedule import timesteps
 
 
-@dataclasses.dataclass(frozen=True)
-class Reference:
-    folder: object
-    config: BagelConfig
-    model: Bagel
-    params: dict
-    downsample: int
-
-    def load(self, name):
-        return np.load(self.folder / f"{name}.npz")
-
-
-@pytest.fixture(scope="module")
-def ref(fixtures) -> Reference:
-    folder = fixtures / "bagel"
-    raw = json.loads((folder / "config.json").read_text())
-    llm, special = raw["llm_config"], raw["special_token_ids"]
-    config = BagelConfig(
-        vocab_size=llm["vocab_size"],
-        hidden_size=llm["hidden_size"],
-        intermediate_size=llm["intermediate_size"],
-        layers=llm["num_hidden_layers"],
-        heads=llm["num_attention_heads"],
-        kv_heads=llm["num_key_value_heads"],
-        rope_theta=llm["rope_theta"],
-        rms_norm_eps=llm["rms_norm_eps"],
-        bos_token=special["bos_token_id"],
-        eos_token=special["eos_token_id"],
-        image_start_token=special["start_of_image"],
-        image_end_token=special["end_of_image"],
-        pad_token=0,
-        latent_channels=raw["vae_config"]["z_channels"],
-        latent_patch=raw["latent_patch_size"],
-        latent_downsample=raw["vae_config"]["downsample"],
-        max_latent_size=raw["max_latent_size"],
-        frequency_size=raw["frequency_embedding_size"],
-    )
-    model = Bagel(config)
-    shapes = jax.eval_shape(model.init, jax.random.key(0))
-    params = jax.tree.map(jnp.asarray, weights.load_params(folder / "model.safetensors", config, shapes))
-    chex.assert_trees_all_equal_shapes(params, shapes)
-    return Reference(folder, config, model, params, raw["vae_config"]["downsample"])
+def test_the_folder_says_what_the_recorded_config_says(reference):
+    raw = json.loads((reference.folder / "config.json").read_text())
+    c, vae = reference.config, reference.autoencoder
+    assert (c.max_latent_size, c.latent_patch) == (raw["max_latent_size"], raw["latent_patch_size"])
+    assert (c.latent_width, c.token_pixels) == (raw["patch_latent_dim"], raw["latent_downsample"])
+    assert (c.frequency_size, c.vision.max_side) == (raw["frequency_embedding_size"], raw["vit_max_num_patch_per_side"])
+    assert c.vision.layers == raw["vit_config"]["num_hidden_layers"]
+    assert dataclasses.asdict(vae) == {
+        "width": raw["vae_config"]["ch"], "multipliers": tuple(raw["vae_config"]["ch_mult"]),
+        "blocks": raw["vae_config"]["num_res_blocks"], "channels": raw["vae_config"]["z_channels"],
+        "scale": raw["vae_config"]["scale_factor"], "shift": raw["vae_config"]["shift_factor"],
+    }  # fmt: skip
+    assert vae.downsample == raw["vae_config"]["downsample"]
 
 
-def block(ref, ids):
-    """A text block: BOS ids EOS, as [1, L]."""
-    return jnp.asarray([[ref.config.bos_token, *map(int, ids), ref.config.eos_token]], jnp.int32)
+def test_names_and_shapes(reference):
+    recorded = json.loads((reference.folder / "param_shapes.json").read_text())
+    ours = weights.stored_shapes(reference.config, reference.loaded.stored_params())
+    theirs = {name: tuple(shape) for part in recorded.values() for name, shape in part.items()}
+    assert ours | reference.autoencoder.shapes() == theirs
 
 
-def read(ref, *texts):
-    context, hidden = ref.model.empty(1), None
-    for ids in texts:
-        tokens = block(ref, ids)
-        hidden, new = ref.model.prefill(ref.params, tokens, jnp.ones(tokens.shape, bool), context)
-        context = contexts.extend(context, new)
-    return context, hidden
+def test_components(reference, assert_close):
+    config = reference.config
+    with reference.all_of("components") as d:
+        sinusoid = time_sinusoid(jnp.asarray(d["t"]), config.frequency_size)
+        assert_close(sinusoid, d["t_sinusoid"], name="t_sinusoid")
+        embedded = reference.apply(lambda n, t: n.time_embedder(t), jnp.asarray(d["t"]))
+        assert_close(embedded, d["t_embed"], name="t_embed")
+        cos, sin = rotary_table(jnp.asarray(d["rope_positions"]), config.head_dim, config.rope_theta)
+        assert_close(cos, d["rope_cos"], name="rope_cos")
+        assert_close(sin, d["rope_sin"], name="rope_sin")
+        latent = channels_last(d["latent"])[None]
+        tokens = latents.patchify(latent, config.latent_patch)
+        assert_close(tokens[0], d["latent_patchified"], name="latent_patchified")
+        grid = (latent.shape[1] // config.latent_patch, latent.shape[2] // config.latent_patch)
+        assert_close(latents.unpatchify(tokens, grid, config.latent_patch), latent, limit=0)
+        lifted = reference.apply(lambda n, x: n.vae2llm(x), tokens)
+        assert_close(lifted[0], d["latent_vae2llm"], name="latent_vae2llm")
+        ids = latents.position_ids(config.grid(*map(int, d["image_hw"])), config.max_latent_size)
+        np.testing.assert_array_equal(ids, d["latent_position_ids"])
+        scale = reference.params["layers"]["und"]["input_norm"]["scale"][0]
+        normed = RMSNorm(config.rms_norm_eps).apply({"params": {"scale": scale}}, jnp.asarray(d["rms_in"]))
+        assert_close(normed, d["rms_out"], name="rms_out")
+        for points, shift in ((50, 3), (24, 1), (8, 3), (5, 4)):
+            name = f"schedule_N{points}_shift{shift}"
+            assert_close(timesteps(points - 1, float(shift)), d[name], name=name)
+    for path, side in (("latent_pos_embed", config.max_latent_size), ("vit_pos_embed", config.vision.max_side)):
+        assert_close(latents.position_table(side, config.hidden_size), reference.params[path], name=path)
 
 
-def image_rows(streams):
-    """The original's row order of an image block from our two streams: start, latents, end."""
-    und, gen = streams
-    return np.concatenate([und[..., :1, :], gen, und[..., 1:, :]], axis=-2)
+def test_text_generate(reference, assert_close):
+    with reference.all_of("text_generate") as d:
+        context, hidden = reference.read(d["prompt_ids"])
+        np.testing.assert_array_equal(reference.block(d["prompt_ids"]).tokens[0], d["prefill_packed_ids"])
+        np.testing.assert_array_equal(np.arange(context.slots), d["prefill_position_ids"])
+        assert_close(hidden[0], d["prefill_final_hidden"], name="prefill_final_hidden")
+        assert_close(context.keys[:, 0], d["prefill_key_cache"], name="prefill_key_cache")
+        assert_close(context.values[:, 0], d["prefill_value_cache"], name="prefill_value_cache")
+        assert int(context.rope[0]) == int(d["start_position"][0])
+        assert reference.config.bos_token == int(d["start_token"][0])
+        calls = int(d["max_length"])
+        tokens, logits, full = reference.greedy(context, calls)
+        np.testing.assert_array_equal(tokens[:, 0], d["output_tokens"])
+        np.testing.assert_array_equal(logits[:, 0].argmax(-1), d["step_argmax"])
+        assert_close(logits[:, 0], d["step_logits"], name="step_logits")
+        assert_close(full.keys[:, 0], d["final_key_cache"], name="final_key_cache")
+        assert_close(full.values[:, 0], d["final_value_cache"], name="final_value_cache")
+        stopped, _, _ = reference.greedy(context, calls, stop=int(d["stop_token"]))
+        np.testing.assert_array_equal(stopped[:, 0], d["stopped_output_tokens"])
+        assert len(stopped) == int(d["stopped_num_forward_calls"])
+
+        rows = [np.asarray(reference.block(d[f"batch_prompt{i}"]).tokens[0]) for i in range(2)]
+        length = max(map(len, rows)) + 3  # more left padding than needed must not matter
+        tokens = jnp.asarray(np.stack([np.pad(r, (length - len(r), 0)) for r in rows]), jnp.int32)
+        valid = jnp.asarray(np.stack([np.arange(length) >= length - len(r) for r in rows]))
+        _, context = reference.model.prefill(reference.params, tokens, valid, reference.model.empty(2))
+        inputs, logits, _ = reference.greedy(context, int(d["batch_max_length"]))
+        np.testing.assert_array_equal(inputs, d["batch_output_tokens"])
+        assert_close(logits, d["batch_step_logits"], name="batch_step_logits")
 
 
-def final_norms(network, und, gen):
-    return network.norm_und(und), network.norm_gen(gen)
+def test_velocity(reference, assert_close):
+    model, config = reference.model, reference.config
+    with reference.all_of("velocity") as d:
+        context, _ = reference.read(d["prompt_ids"], d["think_ids"])
+        assert context.slots == int(d["context_len"][0]) and int(context.rope[0]) == int(d["context_next_rope"][0])
+        assert_close(context.keys[:, 0], d["context_key_cache"], name="context_key_cache")
+        assert_close(context.values[:, 0], d["context_value_cache"], name="context_value_cache")
+        times = jnp.asarray(d["t"])
+        for kind in ("sq", "ns"):
+            grid, x = tuple(map(int, d[f"{kind}_grid_hw"])), jnp.asarray(d[f"{kind}_x_t"])
+            assert config.grid(*map(int, d[f"{kind}_image_hw"])) == grid
+            at = lambda t, c, x=x, grid=grid: model.velocity(reference.params, x[None], t[None], grid, c)[0]
+            v, v_text = (jax.vmap(at, (0, None))(times, c) for c in (context, model.empty(1)))
+            assert_close(v, d[f"{kind}_v_cond"], name="v_cond")
+            assert_close(v_text, d[f"{kind}_v_uncond"], name="v_uncond")
+            guided = lambda **settings: Guidance(text=4.0, **settings).apply(v, v_text)  # noqa: B023
+            assert_close(guided(), d[f"{kind}_v_textcfg4_global"], name="v_textcfg4_global")
+            name = f"{kind}_v_textcfg4_channel_min0p3"
+            assert_close(guided(renorm="channel", renorm_min=0.3), d[name], name=name)
+            ids = jnp.asarray(latents.position_ids(grid, config.max_latent_size))
+            np.testing.assert_array_equal(ids, d[f"{kind}_latent_position_ids"])
+            n = len(ids)
+            assert d[f"{kind}_query_ids"].tolist() == [config.image_start_token, config.image_end_token]
+            assert d[f"{kind}_text_indexes"].tolist() == [0, n + 1]
+            assert d[f"{kind}_vae_indexes"].tolist() == list(range(1, n + 1))
+            (_, block), hidden = reference.captured("latent_block", x[None], jnp.array([0.5]), ids, context)
+            assert block.slots == n + 2 and (d[f"{kind}_rope_position_ids"] == int(context.rope[0])).all()
+            assert_close(image_rows(hidden)[:, 0], d[f"{kind}_t0p5_layer_hidden"], name="layer_hidden")
+            final = image_rows(reference.apply(final_norms, *(h[-1] for h in hidden)))[0]
+            assert_close(final, d[f"{kind}_t0p5_final_hidden"], name="final_hidden")
+            head = reference.apply(lambda n, h: n.llm2vae(h), jnp.asarray(final))
+            assert_close(head, d[f"{kind}_t0p5_llm2vae_all_tokens"], name="llm2vae_all_tokens")
 
 
-def captured(ref, method, *args):
-    """Outputs of a pass, and the residual stream after every layer."""
-    out, state = ref.model.network.apply({"params": ref.params}, *args, method=method, mutable="intermediates")
-    return out, state["intermediates"]["layers"]["hidden"][0]
+EULER_CASES = {
+    "cfg1": {"text": 1.0},
+    "textcfg4_interval0_1": {"interval": (0.0, 1.0)},
+    "textcfg4_interval0p4_1": {},
+    "textcfg4_channel": {"renorm": "channel", "renorm_min": 0.2},
+    "textcfg4_textchannel": {"renorm": "text_channel"},
+    "textcfg4_renormmin1": {"interval": (0.0, 1.0), "renorm_min": 1.0},
+}
 
 
-def test_components(ref, assert_close):
-    d = ref.load("components")
-    assert_close(time_sinusoid(jnp.asarray(d["t"]), ref.config.frequency_size), d["t_sinusoid"], name="t_sinusoid")
-    embedded = ref.model.network.apply({"params": ref.params}, jnp.asarray(d["t"]), method=lambda n, t: n.time_embedder(t))
-    assert_close(embedded, d["t_embed"], name="t_embed")
-    cos, sin = rotary_table(jnp.asarray(d["rope_positions"]), ref.config.head_dim, ref.config.rope_theta)
-    assert_close(cos, d["rope_cos"], name="rope_cos")
-    assert_close(sin, d["rope_sin"], name="rope_sin")
-    latent = jnp.asarray(d["latent"]).transpose(1, 2, 0)[None]
-    tokens = latents.patchify(latent, ref.config.latent_patch)
-    assert_close(tokens[0], d["latent_patchified"], name="latent_patchified")
-    grid = (latent.shape[1] // ref.config.latent_patch, latent.shape[2] // ref.config.latent_patch)
-    assert_close(latents.unpatchify(tokens, grid, ref.config.latent_patch)[0], latent[0], limit=0)
-    lifted = ref.model.network.apply({"params": ref.params}, tokens, method=lambda n, x: n.vae2llm(x))
-    assert_close(lifted[0], d["latent_vae2llm"], name="latent_vae2llm")
-    ids = latents.position_ids(ref.config.grid(*map(int, d["image_hw"])), ref.config.max_latent_size)
-    np.testing.assert_array_equal(ids, d["latent_position_ids"])
-    scale = ref.params["layers"]["und"]["input_norm"]["scale"][0]
-    normed = RMSNorm(ref.config.rms_norm_eps).apply({"params": {"scale": scale}}, jnp.asarray(d["rms_in"]))
-    assert_close(normed, d["rms_out"], name="rms_out")
-    for points, shift in ((50, 3), (24, 1), (8, 3), (5, 4)):
-        name = f"schedule_N{points}_shift{shift}"
-        assert_close(timesteps(points - 1, float(shift)), d[name], name=name)
-    table = latents.position_table(ref.config.max_latent_size, ref.config.hidden_size)
-    assert_close(table, ref.params["latent_pos_embed"], name="latent_pos_embed")
+def test_euler(reference, assert_close):
+    with reference.all_of("euler") as d:
+        points, shift = int(d["num_timesteps"]), float(d["timestep_shift"])
+        times = timesteps(points - 1, shift)
+        assert_close(times, d["timesteps_full"], name="timesteps_full")
+        assert_close(times[:-1], d["t_used"], name="t_used")
+        assert_close(times[:-1] - times[1:], d["dt"], name="dt")
+        context, _ = reference.read(d["prompt_ids"], d["think_ids"])
+        grid, start = tuple(map(int, d["grid_hw"])), jnp.asarray(d["init_noise"])[None]
+        assert reference.config.grid(*map(int, d["image_hw"])) == grid
+        others = (reference.model.empty(1),)
+        for name, settings in EULER_CASES.items():
+            guidance = Guidance(**{"text": 4.0, "interval": (0.4, 1.0)} | settings)
+            x, v, end = euler(reference, context, others, guidance, start, grid, shift, points)
+            assert_close(v, d[f"{name}_v"], name=f"{name}_v")
+            assert_close(end, d[f"{name}_final"], name=f"{name}_final")
+            if name == "cfg1":
+                assert_close(x, d["cfg1_x"], name="cfg1_x")
+            if f"{name}_decoded" in d.names:
+                latent = latents.unpatchify(jnp.asarray(end)[None], grid, reference.config.latent_patch)
+                assert_close(channels_first(latent)[0], d[f"{name}_latent_chw"], name=f"{name}_latent_chw")
+                image = reference.autoencoder.decode(reference.autoencoder_params, latent)
+                assert_close(channels_first(image)[0], d[f"{name}_decoded"], name=f"{name}_decoded")
 
 
-def test_text_forward(ref, assert_close):
-    """Samples of the pack one by one: causal inside a sample, blind across samples."""
-    d = ref.load("text_forward")
-    lens, start, losses = d["sample_lens"], 0, []
-    allowed = np.zeros_like(d["attention_allowed"])
-    for n in map(int, lens):
-        rows = slice(start, start + n)
-        np.testing.assert_array_equal(d["packed_position_ids"][rows], np.arange(n))
-        allowed[rows, rows] = np.tril(np.ones((n, n), bool))
-        tokens = jnp.asarray(d["packed_text_ids"][rows])[None].astype(jnp.int32)
-        args = (tokens, jnp.ones(tokens.shape, bool), ref.model.empty(1))
-        (hidden, _), layers = captured(ref, "text", *args)
-        assert_close(layers[0][:, 0], d["layer_hidden"][:, rows], name="layer_hidden")
-        assert_close(hidden[0], d["final_hidden"][rows], name="final_hidden")
-        logits = ref.model.text_logits(ref.params, hidden[0])
-        assert_close(logits, d["logits"][rows], name="logits")
-        inside = (d["ce_loss_indexes"] >= start) & (d["ce_loss_indexes"] < start + n)
-        log_probs = jax.nn.log_softmax(logits)[d["ce_loss_indexes"][inside] - start]
-        losses.append(-np.take_along_axis(np.asarray(log_probs), d["packed_label_ids"][inside][:, None], 1)[:, 0])
-        start += n
-    np.testing.assert_array_equal(allowed, d["attention_allowed"])
-    ce, w = np.concatenate(losses), d["ce_loss_weights"]
-    assert_close(ce, d["ce_per_token"], name="ce_per_token")
-    assert_close(ce.mean(), d["ce_mean"], name="ce_mean")
-    assert_close((ce * w).sum() / w.sum(), d["ce_reweighted"], name="ce_reweighted")
-
-
-def greedy(ref, context, forward_calls, stop=None):
-    """Decodes from a fresh BOS with a reserved cache; returns inputs, logits and the cache."""
-    batch = context.valid.shape[0]
-    first = context.slots
-    context = contexts.reserve(context, forward_calls)
-    step = jax.jit(ref.model.decode)
-    token, inputs, logits = jnp.full(batch, ref.config.bos_token), [], []
-    for i in range(forward_calls):
-        inputs.append(np.asarray(token))
-        out, new = step(ref.params, token, jnp.ones(batch, bool), context)
-        context = contexts.write(context, new, first + i)
-        token = jnp.argmax(out, axis=-1)
-        logits.append(np.asarray(out))
-        if stop is not None and int(token[0]) == stop:
-            break
-    return np.stack(inputs), np.stack(logits), context
-
-
-def test_text_generate(ref, assert_close):
-    d = ref.load("text_generate")
-    context, hidden = read(ref, d["prompt_ids"])
-    np.testing.assert_array_equal(block(ref, d["prompt_ids"])[0], d["prefill_packed_ids"])
-    assert_close(hidden[0], d["prefill_final_hidden"], name="prefill_final_hidden")
-    assert_close(context.keys[:, 0], d["prefill_key_cache"], name="prefill_key_cache")
-    assert_close(context.values[:, 0], d["prefill_value_cache"], name="prefill_value_cache")
-    assert int(context.rope[0]) == int(d["start_position"][0])
-    calls = int(d["max_length"])
-    tokens, logits, full = greedy(ref, context, calls)
-    np.testing.assert_array_equal(tokens[:, 0], d["output_tokens"])
-    np.testing.assert_array_equal(logits[:, 0].argmax(-1), d["step_argmax"])
-    assert_close(logits[:, 0], d["step_logits"], name="step_logits")
-    assert_close(full.keys[:, 0], d["final_key_cache"], name="final_key_cache")
-    assert_close(full.values[:, 0], d["final_value_cache"], name="final_value_cache")
-    stopped, _, _ = greedy(ref, context, calls, stop=int(d["stop_token"]))
-    np.testing.assert_array_equal(stopped[:, 0], d["stopped_output_tokens"])
-    assert len(stopped) == int(d["stopped_num_forward_calls"])
-
-
-def test_text_generate_batch_of_left_padded_prompts(ref, assert_close):
-    d = ref.load("text_generate")
-    rows = [np.asarray(block(ref, d[f"batch_prompt{i}"])[0]) for i in range(2)]
-    length = max(map(len, rows)) + 3  # more padding than needed must not matter
-    tokens = np.stack([np.pad(r, (length - len(r), 0)) for r in rows])
-    valid = np.stack([np.arange(length) >= length - len(r) for r in rows])
-    _, context = ref.model.prefill(ref.params, jnp.asarray(tokens, jnp.int32), jnp.asarray(valid), ref.model.empty(2))
-    inputs, logits, _ = greedy(ref, context, int(d["batch_max_length"]))
-    np.testing.assert_array_equal(inputs, d["batch_output_tokens"])
-    assert_close(logits, d["batch_step_logits"], name="batch_step_logits")
-
-
-@pytest.mark.parametrize("prefix", ["sq", "ns"])
-def test_velocity(ref, assert_close, prefix):
-    d = ref.load("velocity")
-    context, _ = read(ref, d["prompt_ids"], d["think_ids"])
-    assert context.slots == int(d["context_len"][0]) and int(context.rope[0]) == int(d["context_next_rope"][0])
-    assert_close(context.keys[:, 0], d["context_key_cache"], name="context_key_cache")
-    assert_close(context.values[:, 0], d["context_value_cache"], name="context_value_cache")
-    grid = tuple(map(int, d[f"{prefix}_grid_hw"]))
-    assert ref.config.grid(*map(int, d[f"{prefix}_image_hw"])) == grid
-    times, x = jnp.asarray(d["t"]), jnp.asarray(d[f"{prefix}_x_t"])
-    for name, ctx in (("v_cond", context), ("v_uncond", ref.model.empty(1))):
-        velocity = jax.vmap(lambda t, ctx=ctx: ref.model.velocity(ref.params, x[None], t[None], grid, ctx)[0])(times)
-        assert_close(velocity, d[f"{prefix}_{name}"], name=name)
-    ids = jnp.asarray(latents.position_ids(grid, ref.config.max_latent_size))
-    np.testing.assert_array_equal(ids, d[f"{prefix}_latent_position_ids"])
-    _, hidden = captured(ref, "flow", x[None], jnp.array([0.5]), ids, context)
-    rows = image_rows(hidden)[:, 0]
-    assert_close(rows, d[f"{prefix}_t0p5_layer_hidden"], name="layer_hidden")
-    last = [h[-1] for h in hidden]
-    final = image_rows(ref.model.network.apply({"params": ref.params}, *last, method=final_norms))[0]
-    assert_close(final, d[f"{prefix}_t0p5_final_hidden"], name="final_hidden")
-    head = ref.model.network.apply({"params": ref.params}, jnp.asarray(final), method=lambda n, h: n.llm2vae(h))
-    assert_close(head, d[f"{prefix}_t0p5_llm2vae_all_tokens"], name="llm2vae_all_tokens")
-
-
-def test_euler_without_guidance(ref, assert_close):
-    d = ref.load("euler")
-    times = timesteps(int(d["num_timesteps"]) - 1, float(d["timestep_shift"]))
-    assert_close(times, d["timesteps_full"], name="timesteps_full")
-    assert_close(times[:-1] - times[1:], d["dt"], name="dt")
-    context, _ = read(ref, d["prompt_ids"], d["think_ids"])
-    grid, x = tuple(map(int, d["grid_hw"])), jnp.asarray(d["init_noise"])[None]
-    velocity = jax.jit(lambda x, t: ref.model.velocity(ref.params, x, t[None], grid, context))
-    for i in range(len(times) - 1):
-        assert_close(x[0], d["cfg1_x"][i], name=f"cfg1_x[{i}]")
-        v = velocity(x, jnp.asarray(times[i]))
-        assert_close(v[0], d["cfg1_v"][i], name=f"cfg1_v[{i}]")
-        x = x + v * (times[i + 1] - times[i])
-    assert_close(x[0], d["cfg1_final"], name="cfg1_final")
-    latent = latents.unpatchify(x, grid, ref.config.latent_patch)[0].transpose(2, 0, 1)
-    assert_close(latent, d["cfg1_latent_chw"], name="cfg1_latent_chw")
-
-
-def test_train_t2i(ref, assert_close):
-    """Both losses of supervised training and their gradients, through context and velocity, sample by sample."""
-    d = ref.load("train_t2i")
-    grids = [tuple(map(int, g)) for g in d["patchified_vae_latent_shapes"]]
-    split_lens = d["split_lens"].reshape(-1, 2)
-    assert d["split_is_noise"].tolist() == [False, True] * len(grids)
-    u = d["timestep_logits"].astype(np.float64)
-    t_unshifted, shift = 1 / (1 + np.exp(-u)), float(d["timestep_shift"])
-    times = shift * t_unshifted / (1 + (shift - 1) * t_unshifted)
-    assert_close(times, d["timesteps"], name="timesteps")
-    noisy = (1 - times)[:, None] * d["latent_clean"] + times[:, None] * d["noise"]
-    assert_close(noisy, d["latent_noisy"], name="latent_noisy")
-
-    samples, row, token, text = [], 0, 0, 0
-    for (n_text, n_image), grid in zip(split_lens, grids, strict=True):
-        n = grid[0] * grid[1]
-        assert n_image == n + 2
-        samples.append((slice(row, row + n_text), slice(row + n_text, row + n_text + n_image), slice(token, token + n),
-                        d["packed_text_ids"][text : text + n_text], grid))
-        row, token, text = row + n_text + n_image, token + n, text + n_text + 2
-
-    def forward(params):
-        model, out = Bagel(ref.config), []
-        for _, _, tokens, ids, grid in samples:
-            ids = jnp.asarray(ids, jnp.int32)[None]
-            hidden, context = model.prefill(params, ids, jnp.ones(ids.shape, bool), model.empty(1))
-            t = jnp.asarray(d["timesteps"][tokens][:1])
-            v = model.velocity(params, jnp.asarray(d["latent_noisy"][tokens])[None], t, grid, context)
-            out.append((model.text_logits(params, hidden)[0], v[0]))
-        return out
-
-    def losses(params):
-        out = forward(params)
-        velocity = jnp.concatenate([v for _, v in out])
-        mse = (velocity - (d["noise"] - d["latent_clean"])) ** 2
-        image_rows = [image.stop - image.start for _, image, *_ in samples]
-        padded = [jnp.pad(logits, ((0, n), (0, 0))) for (logits, _), n in zip(out, image_rows, strict=True)]
-        rows = jnp.concatenate(padded)
-        ce_logits = rows[d["ce_loss_indexes"]]
-        ce = -jnp.take_along_axis(jax.nn.log_softmax(ce_logits), d["packed_label_ids"][:, None], axis=1)[:, 0]
-        return mse.mean() + ce.mean(), (velocity, mse, ce_logits, ce)
-
-    (total, (velocity, mse, ce_logits, ce)), grads = jax.jit(jax.value_and_grad(losses, has_aux=True))(ref.params)
-    assert_close(velocity, d["velocity_pred"], name="velocity_pred")
-    assert_close(mse, d["mse"], name="mse")
-    assert_close(mse.mean(), d["mse_loss"], name="mse_loss")
-    assert_close(ce_logits, d["ce_logits"], name="ce_logits")
-    assert_close(ce, d["ce_per_token"], name="ce_per_token")
-    assert_close(ce.mean(), d["ce_loss"], name="ce_loss")
-    w = d["ce_loss_weights"]
-    assert_close((ce * w).sum() / w.sum(), d["ce_loss_reweighted"], name="ce_loss_reweighted")
-    assert_close(total, d["total_loss"], name="total_loss")
-
-    stored = {}
-    for t in weights.name_table(ref.config):
-        value = np.asarray(weights.get(grads, t.path))
-        for i, name in enumerate(t.names):
-            stored[name] = weights.to_stored(value[i] if t.stacked else value, t.kind)
-    for name in d.files:
-        if name.startswith("grad/"):
-            assert_close(stored[name[5:]], d[name], name=name)
-    norms = json.loads((ref.folder / "train_t2i_gradnorms.json").read_text())["norms"]
-    assert len(norms) > 20
-    for name, norm in norms.items():
-        assert_close(np.linalg.norm(stored[name]), norm, name=f"|grad {name}|", limit=1e-4)
-
-    for text_rows, image, tokens, ids, grid in samples:
-        ids = jnp.asarray(ids, jnp.int32)[None]
-        (final, context), hidden = captured(ref, "text", ids, jnp.ones(ids.shape, bool), ref.model.empty(1))
-        assert_close(hidden[0][:, 0], d["layer_hidden"][:, text_rows], name="layer_hidden of text")
-        assert_close(final[0], d["final_hidden"][text_rows], name="final_hidden of text")
-        assert (d["packed_position_ids"][image] == int(context.rope[0])).all()
-        places = jnp.asarray(latents.position_ids(grid, ref.config.max_latent_size))
-        np.testing.assert_array_equal(places, d["packed_latent_position_ids"][tokens])
-        x, t = jnp.asarray(d["latent_noisy"][tokens])[None], jnp.asarray(d["timesteps"][tokens][:1])
-        _, hidden = captured(ref, "flow", x, t, places, context)
-        assert_close(image_rows(hidden)[:, 0], d["layer_hidden"][:, image], name="layer_hidden of the image")
-        final = image_rows(ref.model.network.apply({"params": ref.params}, *(h[-1] for h in hidden), method=final_norms))
-        assert_close(final[0], d["final_hidden"][image], name="final_hidden of the image")
-
-
-def test_weights_go_in_and_out_byte_equal(ref, tmp_path):
-    from safetensors.numpy import load_file
-
-    weights.save_params(tmp_path / "out.safetensors", ref.config, ref.params)
-    before, after = load_file(ref.folder / "model.safetensors"), load_file(tmp_path / "out.safetensors")
-    read_here = {n for n in before if not n.startswith(weights.IGNORED_PREFIXES)}
-    assert read_here == set(after)
-    for name in after:
-        assert before[name].tobytes() == after[name].tobytes(), name
-
-
-def test_a_wrong_weight_file_is_one_error_that_lists_every_fault(ref, tmp_path):
-    from safetensors.numpy import load_file, save_file
-
-    arrays = load_file(ref.folder / "model.safetensors")
-    arrays["vae2llm.bais"] = arrays.pop("vae2llm.bias")
-    arrays["llm2vae.bias"] = arrays["llm2vae.bias"][:-1].copy()
-    save_file(arrays, tmp_path / "bad.safetensors")
-    shapes = jax.eval_shape(ref.model.init, jax.random.key(0))
-    with pytest.raises(ValueError, match=r"missing vae2llm\.bias; unknown vae2llm\.bais; llm2vae\.bias has shape"):
-        weights.load_params(tmp_path / "bad.safetensors", ref.config, shapes)
+@pytest.mark.parametrize("name", ["vae2llm.weight", "latent_pos_embed.pos_embed"])
+def test_parameters_are_the_files_tensors(reference, name):
+    """Not only what the network makes of them."""
+    stored = reference.stored(reference.params)
+    np.testing.assert_array_equal(stored[name], reference.loaded.stored.read(name))

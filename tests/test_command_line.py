@@ -59,7 +59,7 @@ REFUSED = [
     ("--reward tiny_reward:scores", ["did you mean score?"]),
     ("--reward shape", ["neither `shapes` nor package.module:function"]),
     ("--model.path nowhere", ["there is no folder nowhere"]),
-    ("--model.path .", ["no model.safetensors"]),
+    ("--model.path .", ["is not a model folder", "ema.safetensors"]),
     ("--run-dir notes.txt", ["notes.txt is a file"]),
     ("--run-dir notes.txt/run", ["notes.txt/run cannot be written"]),
     ("--name a/b", ["name = 'a/b'", "--run-dir"]),
@@ -85,11 +85,11 @@ def test_a_run_that_cannot_work_is_one_sentence_before_anything_happens(tiny_mod
 
 def test_a_model_whose_weights_do_not_fit_is_refused(tiny_model, here):
     model = shutil.copytree(tiny_model, here / "model")
-    config = json.loads((model / "config.json").read_text())
-    (model / "config.json").write_text(json.dumps(config | {"hidden_size": 64}))
+    config = json.loads((model / "llm_config.json").read_text())
+    (model / "llm_config.json").write_text(json.dumps(config | {"hidden_size": 64}))
     compiled.clear()
     outcome = run_small(model, here / "run")
-    assert outcome.code == 2 and "does not fit its config.json" in outcome.err and outcome.err.count("\n") == 1
+    assert outcome.code == 2 and "does not fit its llm_config.json" in outcome.err and outcome.err.count("\n") == 1
     assert compiled == [] and not (here / "run").exists()
 
 

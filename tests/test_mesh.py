@@ -6,6 +6,7 @@ import pytest
 
 from tests import tiny
 from unigrpo_jax.config import ConfigError
+from unigrpo_jax.learning import parameters
 from unigrpo_jax.learning.update import new_state
 from unigrpo_jax.models.bagel import Context
 from unigrpo_jax.parallel import mesh as meshes
@@ -29,7 +30,8 @@ def iteration(devices):
     params, reference = jax.device_put((START, REFERENCE), everywhere)
     episodes = rollout(params, {}, tiny.prompts(), 0, 0)
     state = jax.device_put(new_state(jax.tree.map(jax.numpy.copy, params), learner.config), everywhere)
-    state, metrics = update(state, reference, episodes, jax.device_put(tiny.advantages(), spread))
+    _, frozen = parameters.split(params, parameters.groups(params, learner.config))
+    state, metrics = update(state, frozen, reference, episodes, jax.device_put(tiny.advantages(), spread))
     return jax.block_until_ready((episodes, state, metrics))
 
 

@@ -14,6 +14,7 @@ from tests.command import REWARD, Outcome, run_small
 from unigrpo_jax.config import load_run_config
 from unigrpo_jax.learning.update import new_state
 from unigrpo_jax.models.folder import load_model
+from unigrpo_jax.models.tree import flatten
 from unigrpo_jax.training.checkpoint import Checkpoints, abstract
 from unigrpo_jax.training.trainer import Trainer
 
@@ -55,8 +56,7 @@ def copy(straight, tmp_path) -> pathlib.Path:
 
 def state_at(run_dir: pathlib.Path, step: int):
     config = load_run_config(run_dir / "config.json")
-    network = load_model(config.model).network
-    like = jax.eval_shape(lambda: new_state(network.init(jax.random.key(0)), config.learning))
+    like = jax.eval_shape(lambda p: new_state(p, config.learning), load_model(config.model).abstract_params())
     checkpoints = Checkpoints(run_dir / "checkpoints", 10)
     return checkpoints.load(step, abstract(like, jax.sharding.SingleDeviceSharding(jax.devices()[0])))
 
@@ -105,8 +105,8 @@ def test_six_iterations_are_stopped_twice_and_end_in_the_same_bits(tiny_model, s
     assert to_four.code == 0 and "Resuming after iteration 3" in to_four.out, to_four
 
     references, learn = [], Trainer.learn
-    monkeypatch.setattr(Trainer, "learn", lambda self, s, reference, *rest: (
-        references.append(jax.tree.map(np.asarray, reference)), learn(self, s, reference, *rest))[1])  # fmt: skip
+    monkeypatch.setattr(Trainer, "learn", lambda self, *rest: (
+        references.append(jax.tree.map(np.asarray, self.reference)), learn(self, *rest))[1])  # fmt: skip
     to_six = run_small(tiny_model, run_dir, "--resume", "--iterations", 6)
     assert to_six.code == 0 and "Resuming after iteration 4" in to_six.out, to_six
 
@@ -120,8 +120,8 @@ def test_six_iterations_are_stopped_twice_and_end_in_the_same_bits(tiny_model, s
             (straight / "summary.json").read_text())[name]  # fmt: skip
 
     start = load_model(load_run_config(run_dir / "config.json").model).params()
-    trained = state_at(run_dir, 4).params
-    moved = jax.tree.leaves(jax.tree.map(lambda a, b: not np.array_equal(a, b), start, trained))
+    begun = flatten(start)
+    moved = [not np.array_equal(begun[path], x) for path, x in state_at(run_dir, 4).trained.items()]
     assert sum(moved) > len(moved) / 2  # else the next lines prove nothing
     assert len(references) == 2
     jax.tree.map(np.testing.assert_array_equal, references[0], jax.tree.map(np.asarray, start))
@@ -174,8 +174,8 @@ def test_five_updates_in_a_row_that_are_not_finite_stop_and_four_do_not(tiny_mod
     assert steps(run_dir)[-1] == 10
     state = state_at(run_dir, 10)
     assert int(state.skipped_in_row) == 5
-    assert all(np.isfinite(x).all() for x in jax.tree.leaves(state.params))
-    jax.tree.map(np.testing.assert_array_equal, state.params, state_at(run_dir, 6).params)  # only 5 moved them
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves(state.trained))
+    jax.tree.map(np.testing.assert_array_equal, state.trained, state_at(run_dir, 6).trained)  # only 5 moved them
 
 
 @pytest.mark.parametrize(
@@ -199,9 +199,9 @@ def test_other_base_weights_are_refused(tiny_model, copy, tmp_path):
     record = json.loads((copy / "config.json").read_text())
     record["model"]["path"] = str(other)
     (copy / "config.json").write_text(json.dumps(record))
-    data = bytearray((other / "model.safetensors").read_bytes())
+    data = bytearray((other / "ema.safetensors").read_bytes())
     data[-1] ^= 1
-    (other / "model.safetensors").write_bytes(data)
+    (other / "ema.safetensors").write_bytes(data)
     assert_one_sentence(run_small(other, copy, "--resume"), 2, "other weights", str(other))
 
 

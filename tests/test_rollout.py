@@ -1,11 +1,14 @@
 """The rollout program: an episode depends on its prompt, seed, step and global id, and on nothing else."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from tests import tiny
+from unigrpo_jax.config import ConfigError, RunConfig, check
 from unigrpo_jax.rollout import randomness
 
 
@@ -108,6 +111,7 @@ def test_nothing_is_traced_again_for_another_seed_step_window_or_id():
 
 
 def test_training_cannot_be_guided():
-    """No setting of the rollout reaches the sampler's guidance: an episode stays linear."""
+    """No setting of the rollout reaches the sampler's guidance: an episode stays linear, and who asks is told why."""
     assert tiny.rollout_program().flow.guidance is None
-    assert not [f for f in vars(tiny.ROLLOUT) if "guid" in f or "cfg" in f]
+    with pytest.raises(ConfigError, match=r"rollout\.guidance = 4\.0, .*one linear episode.*use evaluation\.guidance"):
+        check(RunConfig(rollout=dataclasses.replace(RunConfig().rollout, guidance=4.0)))

@@ -151,15 +151,21 @@ def test_a_checkpoint_that_is_not_there_or_of_another_config_is_one_sentence(cop
 
     record = json.loads((copy / "config.json").read_text())
     other = shutil.copytree(tiny_model, copy.parent / "other")
-    model = json.loads((other / "config.json").read_text())
-    for change in ({"hidden_size": 64}, {"intermediate_size": 32}, {"layers": 3}, {"layers": 1}, {"heads": 4}):
-        (other / "config.json").write_text(json.dumps(model | change))
-        (copy / "config.json").write_text(json.dumps(record | {"model": record["model"] | {"path": str(other)}}))
+    model = json.loads((other / "llm_config.json").read_text())
+    (copy / "config.json").write_text(json.dumps(record | {"model": record["model"] | {"path": str(other)}}))
+    for change in ({"hidden_size": 64}, {"intermediate_size": 32}, {"num_hidden_layers": 3}, {"num_attention_heads": 4}):
+        (other / "llm_config.json").write_text(json.dumps(model | change))
         outcome = command("experiments.evaluate", copy)
-        assert outcome.code == 2 and "does not fit this config" in outcome.err, (change, outcome)
+        assert outcome.code == 2 and "does not fit its llm_config.json" in outcome.err, (change, outcome)
         assert outcome.err.count("\n") == 1, outcome.err
+    (other / "llm_config.json").write_text(json.dumps(model))
+    data = bytearray((other / "ema.safetensors").read_bytes())
+    data[-1] ^= 1
+    (other / "ema.safetensors").write_bytes(data)
+    outcome = command("experiments.evaluate", copy)
+    assert outcome.code == 2 and "started from other weights" in outcome.err, outcome
 
-    for learning in ({"ema_decay": 0.0}, {"frozen": ["latent_pos_embed", "layers/und"]}):
+    for learning in ({"ema_decay": 0.0}, {"frozen": ["layers/und"]}):
         changed = record["learning"] | learning
         (copy / "config.json").write_text(json.dumps(record | {"learning": changed}))
         outcome = command("experiments.generate", copy, "a circle")

@@ -26,13 +26,28 @@ def require(condition: bool, message: str) -> None:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class LoraConfig:
+    """Low-rank adapters, trained instead of the weights (LoRA, arXiv 2106.09685)."""
+
+    rank: int = 0
+    """Rank of the adapters; 0 trains the weights themselves."""
+    alpha: float = 32.0
+    """The adapters' product is scaled by alpha / rank."""
+    targets: tuple[str, ...] = ("layers/(und|gen)/(q|k|v|o|gate|up|down)_proj",)
+    """Regular expressions of the projections that get one, und is the reasoning expert, gen the denoising one."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class ModelConfig:
     """The network and where its weights come from."""
 
     path: str | None = None
-    """Model folder (config.json, model.safetensors, tokenizer files); None is the shapes base inside the package."""
+    """Folder in BAGEL's layout, or a name on the Hugging Face hub; `tiny` is a toy with all parts; None the shapes base."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Compute dtype; weights, statistics, log-probabilities, the SDE and the losses are float32 in both."""
+    """Compute dtype; statistics, log-probabilities, the SDE and the losses are float32 in both."""
+    param_dtype: Literal["float32", "bfloat16"] = "float32"
+    """Dtype of the weights in memory; bfloat16 is for use and for LoRA, weights that are trained must be float32."""
+    lora: LoraConfig = dataclasses.field(default_factory=LoraConfig)
     remat: bool = False
     """Recompute each layer's activations in the backward pass: less memory, about a third more time."""
     unroll: int = 1
@@ -49,6 +64,8 @@ class RolloutConfig:
     """Bucket that prompts are left-padded to, including the two tokens around the text."""
     thinking: bool = True
     """Think before drawing; without it the image follows the prompt directly and only the flow is trained."""
+    system_prompt: str = ""
+    """Text block read before the prompt where the model thinks; none where it is empty."""
     thinking_tokens: int = 26
     """Largest number of sampled thinking tokens; a chain without a stop token by then is truncated."""
     temperature: float = 1.0
@@ -73,6 +90,8 @@ class RolloutConfig:
     """Stochastic, trained transitions per episode."""
     window_range: tuple[int, int] = (0, 5)
     """The window lies inside [first, end); its start is drawn once per iteration."""
+    guidance: float = 1.0
+    """Must stay 1: with guidance a transition depends on several contexts, and episodes are no longer linear."""
     micro_batches: int = 1
     """Split the prompts of an iteration into this many rollouts, one after the other; changes memory, not episodes."""
 
@@ -117,8 +136,8 @@ class LearningConfig:
     """Adam's rate for the reasoning expert (und): thinking."""
     denoising_lr: float = 5e-4
     """Adam's rate for the denoising expert (gen) and the flow head."""
-    frozen: tuple[str, ...] = ("latent_pos_embed",)
-    """Regular expressions of parameter paths that are not trained."""
+    frozen: tuple[str, ...] = ()
+    """Regular expressions of parameter paths that are not trained; position tables and the vision side never are."""
     adam_b1: float = 0.9
     """Adam's first decay."""
     adam_b2: float = 0.999
@@ -155,10 +174,12 @@ class EvaluationConfig:
     """Denoising transitions."""
     guidance: float = 1.0
     """Text classifier-free guidance scale; 1 is off."""
+    guidance_image: float = 1.0
+    """Image guidance scale: against the prompt without images and thinking; 1 is off, as is all where guidance is 1."""
     guidance_interval: tuple[float, float] = (0.0, 1.0)
     """Guidance acts where low < t <= high."""
     guidance_renorm: Literal["global", "channel", "text_channel"] = "global"
-    """Over what the guided velocity's norm is held to the conditional one's."""
+    """Over what the guided velocity's norm is held to the conditional one's; text_channel does so before image guidance."""
     guidance_renorm_min: float = 0.0
     """Lower bound of the renormalisation factor; 1 turns it off."""
     seed: int = 0
@@ -200,7 +221,7 @@ class RunConfig:
     iterations: int = 100
     """Rollout, reward, update: once each per iteration."""
     prompts: str = "shapes"
-    """The shapes world, or a JSONL file with a `prompt` and any metadata per line."""
+    """`shapes`, the shapes world, or a JSONL file with a `prompt` and any metadata per line."""
     reward: str = "shapes"
     """The shapes checker, or package.module:function (see unigrpo_jax.rewards.protocol)."""
     devices: int = 0
@@ -230,7 +251,7 @@ _AT_LEAST_ONE = {
 _POSITIVE = {
     "rollout": ("timestep_shift",),
     "learning": ("text_clip", "flow_clip", "max_grad_norm", "adam_eps"),
-    "evaluation": ("guidance",),
+    "evaluation": ("guidance", "guidance_image"),
 }
 _NOT_NEGATIVE = {
     "rollout": ("temperature", "top_k", "noise_level"),
@@ -275,7 +296,14 @@ def check(config: RunConfig) -> None:
         config.name not in ("", ".", "..") and not set("/\\") & set(config.name),
         f"name = {config.name!r} cannot be a folder's name; use letters, digits and '-', or --run-dir for a path.",
     )
-    r, learn, e = config.rollout, config.learning, config.evaluation
+    r, learn, e, lora = config.rollout, config.learning, config.evaluation, config.model.lora
+    require(lora.rank >= 0, f"model.lora.rank = {lora.rank}, but it must be 0 (no adapters) or more.")
+    require(lora.alpha > 0, f"model.lora.alpha = {lora.alpha}, but it must be above 0.")
+    require(
+        r.guidance == 1,
+        f"rollout.guidance = {r.guidance}, but episodes are sampled and trained without guidance: the ratio is that of one "
+        "policy on one linear episode, and a guided velocity mixes several contexts; use evaluation.guidance.",
+    )
     require(
         learn.group_size >= 2,
         f"learning.group_size = {learn.group_size}: an advantage compares an episode with its group, so a group needs "

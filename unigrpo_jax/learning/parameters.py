@@ -2,11 +2,12 @@
 
 import re
 
-import flax.traverse_util
 import jax
 import optax
 
 from unigrpo_jax.config import ConfigError, LearningConfig
+from unigrpo_jax.models.bagel.lora import is_adapter
+from unigrpo_jax.models.tree import flatten
 
 REASONING, DENOISING, FROZEN = "reasoning", "denoising", "frozen"
 GROUPS = (REASONING, DENOISING, FROZEN)
@@ -14,18 +15,10 @@ GROUPS = (REASONING, DENOISING, FROZEN)
 # Paths of the two experts' parameters, matched whole.
 _EXPERTS = {
     REASONING: r"layers/und/.*|norm_und/.*|embed/.*|lm_head/.*",
-    DENOISING: r"layers/gen/.*|norm_gen/.*|vae2llm/.*|llm2vae/.*|time_embedder/.*|latent_pos_embed",
+    DENOISING: r"layers/gen/.*|norm_gen/.*|vae2llm/.*|llm2vae/.*|time_embedder/.*",
 }
-
-
-def flatten(params: dict) -> dict[str, jax.Array]:
-    """Nested parameters as {"a/b/c": array}."""
-    return flax.traverse_util.flatten_dict(params, sep="/")
-
-
-def unflatten(flat: dict[str, jax.Array]) -> dict:
-    """The inverse of `flatten`."""
-    return flax.traverse_util.unflatten_dict(flat, sep="/")
+# Never trained: the fixed tables, and what no episode runs through.
+_FIXED = r"latent_pos_embed|vit_pos_embed|vision/.*|connector/.*"
 
 
 def group_of(path: str, frozen: tuple[str, ...]) -> str:
@@ -38,7 +31,7 @@ def group_of(path: str, frozen: tuple[str, ...]) -> str:
     Raises:
       ConfigError: the path belongs to no expert or to both.
     """
-    if any(re.fullmatch(f"(?:{pattern})(?:/.*)?", path) for pattern in frozen):
+    if re.fullmatch(_FIXED, path) or any(re.fullmatch(f"(?:{pattern})(?:/.*)?", path) for pattern in frozen):
         return FROZEN
     experts = [name for name, pattern in _EXPERTS.items() if re.fullmatch(pattern, path)]
     if len(experts) != 1:
@@ -47,7 +40,11 @@ def group_of(path: str, frozen: tuple[str, ...]) -> str:
 
 
 def groups(params: dict, config: LearningConfig) -> dict[str, str]:
-    """{path: group} of all parameters; ConfigError where a `frozen` pattern matches nothing or is malformed."""
+    """{path: group} of all parameters; where there are adapters, they alone are trained.
+
+    Raises:
+      ConfigError: a `frozen` pattern matches nothing or is malformed, or nothing is left to train.
+    """
     paths = list(flatten(params))
     for pattern in config.frozen:
         try:
@@ -58,7 +55,12 @@ def groups(params: dict, config: LearningConfig) -> dict[str, str]:
             raise ConfigError(
                 f"learning.frozen: {pattern!r} matches no parameter; paths look like {paths[0]} or {paths[-1]}."
             )
-    return {path: group_of(path, config.frozen) for path in paths}
+    labels = {path: group_of(path, config.frozen) for path in paths}
+    if any(is_adapter(path) for path in paths):
+        labels = {path: group if is_adapter(path) else FROZEN for path, group in labels.items()}
+    if set(labels.values()) == {FROZEN}:
+        raise ConfigError("learning.frozen leaves no parameter to train; take a pattern out.")
+    return labels
 
 
 def split(params: dict, labels: dict[str, str]) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from unigrpo_jax.episode import Drawing, Episodes, Thinking
 from unigrpo_jax.models.bagel import context as contexts
 from unigrpo_jax.models.bagel.network import Bagel
+from unigrpo_jax.rollout.dialogue import begin, hear
 from unigrpo_jax.rollout.drawing import FlowSampler
 from unigrpo_jax.rollout.thinking import TokenSampler, thinking_block
 
@@ -54,20 +55,22 @@ class Policy:
 
     Attributes:
       model: the network.
+      system: tokens of the block that is read before the prompt.
       tokens: the sampler, for its temperature.
       flow: schedule and step rule.
       context_gradient: "stop" keeps the flow's gradient out of the context's keys and values.
     """
 
     model: Bagel
+    system: tuple[int, ...] = ()
     tokens: TokenSampler
     flow: FlowSampler
     context_gradient: Literal["full", "stop"] = "full"
 
     def view(self, params, episodes: Episodes) -> tuple[View, ...]:
         """One view per segment, under these parameters and their own context."""
-        prompt = episodes.prompt
-        _, context = self.model.prefill(params, prompt.tokens, prompt.valid, self.model.empty(prompt.tokens.shape[0]))
+        dialogue = begin(self.model, params, self.system, episodes.prompt.tokens.shape[0])
+        context = hear(self.model, params, dialogue, episodes.prompt).full
         views = []
         for segment in episodes.segments:
             if isinstance(segment, Thinking):

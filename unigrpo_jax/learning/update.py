@@ -20,30 +20,38 @@ from unigrpo_jax.learning.objective import Objective, reduce_metrics, with_ratio
 
 @flax.struct.dataclass
 class TrainState:
-    """What an update changes.
+    """What an update changes; the frozen parameters lie beside it and are never copied.
 
     Attributes:
-      params: nested dict of float32 master weights.
-      opt_state: Adam's moments of the trainable ones.
-      ema: moving average of all weights, or None.
+      trained: {path: float32 master weight} of the parameters that are trained.
+      opt_state: Adam's moments of them.
+      ema: {path: moving average} of them, or None.
       step: int32 [], iterations done, skipped ones included.
       skipped_in_row: int32 [], iterations in a row whose update was dropped because it was not finite.
     """
 
-    params: dict
+    trained: dict[str, jax.Array]
     opt_state: optax.OptState
-    ema: dict | None
+    ema: dict[str, jax.Array] | None
     step: jax.Array
     skipped_in_row: jax.Array
 
+    def params(self, frozen: dict[str, jax.Array]) -> dict:
+        """All parameters as the network takes them; nothing is copied."""
+        return parameters.unflatten(frozen | self.trained)
+
+    def averaged(self, frozen: dict[str, jax.Array]) -> dict:
+        """The parameters that are judged: with the moving average where there is one."""
+        return parameters.unflatten(frozen | (self.trained if self.ema is None else self.ema))
+
 
 def new_state(params: dict, config: LearningConfig) -> TrainState:
-    """The state before the first update."""
+    """The state before the first update; the trained parameters are the given arrays themselves."""
     labels = parameters.groups(params, config)
     trained, _ = parameters.split(params, labels)
-    ema = jax.tree.map(jnp.copy, params) if config.ema_decay else None
+    ema = jax.tree.map(jnp.copy, trained) if config.ema_decay else None
     opt_state = parameters.optimizer(config, labels).init(trained)
-    return TrainState(params=params, opt_state=opt_state, ema=ema, step=jnp.int32(0), skipped_in_row=jnp.int32(0))
+    return TrainState(trained=trained, opt_state=opt_state, ema=ema, step=jnp.int32(0), skipped_in_row=jnp.int32(0))
 
 
 def pieces(tree, count: int):
@@ -53,7 +61,7 @@ def pieces(tree, count: int):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class UpdateProgram:
-    """(state, reference, episodes, advantages) -> (state, metrics), pure.
+    """(state, frozen, reference, episodes, advantages) -> (state, metrics), pure.
 
     Attributes:
       objective: loss and metrics of a batch.
@@ -63,12 +71,16 @@ class UpdateProgram:
     objective: Objective
     config: LearningConfig
 
-    def __call__(self, state: TrainState, reference: dict, episodes: Episodes, advantage_B) -> tuple[TrainState, dict]:
+    def __call__(
+        self, state: TrainState, frozen: dict, reference: dict, episodes: Episodes, advantage_B
+    ) -> tuple[TrainState, dict]:
         """One iteration's update.
 
         Args:
-          state: parameters and optimizer; donate it.
-          reference: frozen parameters, same tree as the trained ones.
+          state: trained parameters and optimizer; donate it.
+          frozen: {path: array} of all other parameters.
+          reference: nested parameters of the policy that the leash holds to; may share the frozen arrays, and has no
+            adapters where those are what is trained.
           episodes: B episodes, B a multiple of minibatches * micro_batches.
           advantage_B: float32 [B].
 
@@ -77,13 +89,14 @@ class UpdateProgram:
           parameters and moments stay, and `update/skipped` counts it.
         """
         c = self.config
-        labels = parameters.groups(state.params, c)
+        start = state.params(frozen)
+        labels = parameters.groups(start, c)
         transform = parameters.optimizer(c, labels)
-        trained, frozen = parameters.split(state.params, labels)
-        whole = lambda flat: parameters.unflatten(flat | frozen)
+        trained = state.trained
+        whole = lambda flat: parameters.unflatten(frozen | flat)
         data = pieces((episodes, advantage_B), c.minibatches * c.micro_batches)
         own_start = c.ppo_epochs * c.minibatches == 1
-        anchor = lambda piece: self.objective.anchors(state.params, reference, piece[0], own_start)
+        anchor = lambda piece: self.objective.anchors(start, reference, piece[0], own_start)
         anchors = _map(anchor, data)
         by_step = jax.tree.map(lambda x: x.reshape(c.minibatches, c.micro_batches, *x.shape[1:]), (*data, anchors))
         loss = lambda flat, *args: self.objective(whole(flat), *args)
@@ -117,11 +130,11 @@ class UpdateProgram:
         first = {name: value[0] for name, value in metrics.items() if "/log_prob_gap" in name}
         skipped = jnp.sum(metrics["update/skipped"])
         metrics = with_ratio_std(reduce_metrics(metrics)) | first | {"update/skipped": skipped}
-        params, ema = whole(trained), state.ema
+        ema = state.ema
         if ema is not None:
-            ema = jax.tree.map(lambda a, b: c.ema_decay * a + (1 - c.ema_decay) * b, ema, params)
+            ema = jax.tree.map(lambda a, b: c.ema_decay * a + (1 - c.ema_decay) * b, ema, trained)
         in_row = jnp.where(skipped > 0, state.skipped_in_row + 1, 0).astype(jnp.int32)
-        state = TrainState(params=params, opt_state=opt_state, ema=ema, step=state.step + 1, skipped_in_row=in_row)
+        state = TrainState(trained=trained, opt_state=opt_state, ema=ema, step=state.step + 1, skipped_in_row=in_row)
         return state, metrics
 
 

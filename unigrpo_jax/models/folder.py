@@ -1,48 +1,108 @@
-"""A model folder: config.json, model.safetensors and tokenizer files, read and written as one."""
+"""A model folder in BAGEL's layout: configs, weights, autoencoder and tokenizer, found, checked and read as one."""
 
 import dataclasses
 import hashlib
-import os
 import pathlib
+import re
+import shutil
+from collections.abc import Callable, Iterator
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from unigrpo_jax.config import ConfigError, ModelConfig, RolloutConfig, require
-from unigrpo_jax.models.bagel import Bagel, BagelConfig, Params, load_config, save_config, weights
-from unigrpo_jax.models.bagel.latents import PixelAutoencoder
-from unigrpo_jax.models.bagel.text import TextCodec, load_codec
+from unigrpo_jax.models import stored as stores
+from unigrpo_jax.models.bagel import Bagel, BagelConfig, Params, latents, layout, lora, weights
+from unigrpo_jax.models.bagel.autoencoder import FluxAutoencoder, sizes_of
+from unigrpo_jax.models.bagel.text import TextCodec, check_vocabulary, load_tokenizer, special_tokens
+from unigrpo_jax.models.stored import StoredTensors
+from unigrpo_jax.models.tree import flatten, unflatten
 
 SHAPES_BASE = pathlib.Path(__file__).resolve().parent.parent / "worlds" / "shapes" / "base"
+TINY = "tiny"  # the name of the toy model that is made on the spot
+HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+# Weight files up to this size are hashed whole; of larger ones only blocks, evenly spread.
+HASHED_WHOLE = 2**30
 
 
 @dataclasses.dataclass(frozen=True)
 class LoadedModel:
-    """Everything that a model folder holds.
+    """Everything that a model folder holds; the weights stay in their files until they are asked for.
 
     Attributes:
       folder: where it was read.
+      config: the settings that it was read with.
       network: the network's verbs.
       autoencoder: between images and latents.
       codec: between words and tokens.
+      stored: the network's weights.
+      autoencoder_stored: the autoencoder's weights; None where latents are pixels.
     """
 
     folder: pathlib.Path
+    config: ModelConfig
     network: Bagel
-    autoencoder: PixelAutoencoder
+    autoencoder: FluxAutoencoder | latents.PixelAutoencoder
     codec: TextCodec
+    stored: StoredTensors
+    autoencoder_stored: StoredTensors | None
+
+    def stored_params(self) -> Params:
+        """Shapes and dtypes of the parameters that the file holds; the fixed tables stay float32."""
+        tree = jax.eval_shape(lambda: self.network.init(jax.random.key(0)))
+        kind = lambda path: jnp.float32 if path in weights.FIXED_TABLES else jnp.dtype(self.config.param_dtype)
+        return unflatten({p: jax.ShapeDtypeStruct(x.shape, kind(p)) for p, x in flatten(tree).items()})
 
     def abstract_params(self) -> Params:
-        """Shapes and dtypes of the parameters, without arrays."""
-        return jax.eval_shape(lambda: self.network.init(jax.random.key(0)))  # the key, too, stays abstract
+        """Shapes and dtypes of all parameters, with the adapters where the config asks for them."""
+        return jax.eval_shape(self.with_adapters, self.stored_params())
 
-    def params(self) -> Params:
-        """Reads the weights; ConfigError where the file does not fit the config."""
+    def with_adapters(self, params: Params) -> Params:
+        """The parameters with fresh adapters, or as they are where the config asks for none."""
+        settings = self.config.lora
+        return lora.attach(params, settings.rank, settings.targets, jax.random.key(0)) if settings.rank else params
+
+    def check_weights(self) -> None:
+        """ConfigError that names everything in which the weights do not fit the config; reads headers only."""
         try:
-            stored = weights.load_params(self.folder / "model.safetensors", self.network.config, self.abstract_params())
+            weights.check(self.stored, self.network.config, self.stored_params())
+            if self.autoencoder_stored is not None:
+                found = stores.faults(self.autoencoder_stored, self.autoencoder.shapes(), (), "")
+                require(not found, f"{self.autoencoder_stored.path} is not a whole autoencoder: {'; '.join(found)}.")
+            settings = self.config.lora
+            if settings.rank:
+                jax.eval_shape(self.with_adapters, self.stored_params())
+        except ConfigError:
+            raise
+        except ValueError as error:
+            place = "" if str(self.folder) in str(error) else "model.lora.targets: "
+            raise ConfigError(f"{place}{error}") from None
+
+    def params(self, place: weights.Place | None = None, wanted: Callable[[str], bool] = lambda path: True) -> Params:
+        """Reads the stored weights (no adapters), each parameter laid out by `place`; ConfigError where they do not fit.
+
+        Host memory stays at one shard of one parameter and one stored tensor above what the devices hold.
+        """
+        self.check_weights()
+        try:
+            return weights.load_params(
+                self.stored, self.network.config, self.stored_params(), self._table, place, wanted
+            )
         except ValueError as error:
             raise ConfigError(str(error)) from None
-        return jax.tree.map(jnp.asarray, stored)
+
+    def autoencoder_params(self, sharding: jax.sharding.Sharding | None = None) -> dict[str, jax.Array]:
+        """Reads the autoencoder's weights, float32; {} where latents are pixels."""
+        if self.autoencoder_stored is None:
+            return {}
+        self.check_weights()
+        read = self.autoencoder_stored.read
+        return {name: jax.device_put(read(name).astype(np.float32), sharding) for name in self.autoencoder.shapes()}
+
+    def _table(self, path: str) -> np.ndarray:
+        c = self.network.config
+        return latents.position_table(c.max_latent_size if path == "latent_pos_embed" else c.vision.max_side, c.hidden_size)
 
     def check_image_size(self, rollout: RolloutConfig) -> None:
         """ConfigError where an image does not divide into latent tokens, or into more than the model knows."""
@@ -52,35 +112,127 @@ class LoadedModel:
             raise ConfigError(f"rollout.image_height, rollout.image_width: {error}") from None
 
     def checksum(self) -> str:
-        """SHA-256 of the weights file, to recognise the reference after a resume."""
-        with open(self.folder / "model.safetensors", "rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        """SHA-256 of the weight files, to recognise the reference after a resume.
+
+        Of a file above 1 GiB it covers the size, both ends and 4096 blocks spread over it, so that it takes seconds.
+        """
+        digest = hashlib.sha256()
+        for path in [*self.stored.files, *(self.autoencoder_stored.files if self.autoencoder_stored else ())]:
+            for piece in _pieces(path):
+                digest.update(piece)
+        return digest.hexdigest()
+
+
+def _pieces(path: pathlib.Path) -> Iterator[bytes]:
+    size = path.stat().st_size
+    yield str(size).encode()
+    with open(path, "rb") as file:
+        if size <= HASHED_WHOLE:
+            while piece := file.read(2**24):
+                yield piece
+            return
+        for i in range(4096):
+            file.seek((size - 2**14) * i // 4095)
+            yield file.read(2**14)
+
+
+def find_folder(path: str | None) -> pathlib.Path:
+    """The folder of a `model.path`: a folder, a name on the Hugging Face hub, "tiny", or None for the shapes base.
+
+    Raises:
+      ConfigError: there is no such folder, and no such name that can be fetched.
+    """
+    if path is None:
+        return SHAPES_BASE
+    folder = pathlib.Path(path).expanduser()
+    if folder.is_dir():
+        return folder
+    if path == TINY:
+        from unigrpo_jax.models.tiny import tiny_folder
+
+        return tiny_folder()
+    absent = f"model.path: there is no folder {folder}"
+    require(HUB_NAME.fullmatch(path) is not None,
+            f"{absent}; give an existing model folder, or none for the shapes base.")  # fmt: skip
+    from huggingface_hub import snapshot_download
+
+    try:
+        files = ["*.json", "ema*.safetensors", "ae.safetensors", "merges.txt"]
+        return pathlib.Path(snapshot_download(path, allow_patterns=files))
+    except (OSError, ValueError, RuntimeError) as error:  # the hub's errors are OSErrors and ValueErrors
+        raise ConfigError(
+            f"{absent}, and the Hugging Face hub gives no model of that name here ({type(error).__name__}); give an "
+            "existing folder, or log in and unset HF_HUB_OFFLINE to download it."
+        ) from None
 
 
 def load_model(config: ModelConfig) -> LoadedModel:
-    """Reads a model folder without its weights; ConfigError where one is missing or does not fit."""
-    folder = SHAPES_BASE if config.path is None else pathlib.Path(config.path).expanduser()
+    """Reads a model folder without its weights; ConfigError where a file is missing or does not fit."""
+    folder = find_folder(config.path)
+    stem = layout.weight_stem(folder)
     require(
-        folder.is_dir(),
-        f"model.path: there is no folder {folder}; give an existing model folder, or none for the shapes base.",
+        (folder / "llm_config.json").is_file() or stem is not None,
+        f"{folder} is not a model folder: it holds neither llm_config.json nor ema.safetensors; BAGEL's holds "
+        f"{layout.FILES}; `python -m experiments.pretrain --out DIR` makes one for the shapes world.",
     )
-    require(
-        (folder / "model.safetensors").is_file(),
-        f"{folder} holds no model.safetensors; make a model with `python -m experiments.pretrain --out {folder}`.",
-    )
+    require(stem is not None, f"{folder} holds no ema.safetensors (nor its index); a model folder holds {layout.FILES}.")
+    tokenizer = load_tokenizer(folder)
     try:
-        network = Bagel(load_config(folder / "config.json"), config.dtype, config.remat, config.unroll)
-    except (ValueError, ZeroDivisionError) as error:
-        place = "" if str(folder) in str(error) else f"{folder / 'config.json'}: "
-        raise ConfigError(f"{place}{error}") from None
-    return LoadedModel(folder, network, PixelAutoencoder(), load_codec(folder, network.config))
+        stored = StoredTensors(folder, stem)
+        autoencoder_stored = StoredTensors(folder, "ae") if (folder / "ae.safetensors").exists() else None
+        autoencoder = latents.PixelAutoencoder()
+        if autoencoder_stored is not None:
+            shapes = {name: autoencoder_stored.shape(name) for name in autoencoder_stored.names()}
+            try:
+                autoencoder = sizes_of(shapes)
+            except ValueError as error:
+                raise ValueError(f"{autoencoder_stored.path}: {error}") from None
+        learned = autoencoder if autoencoder_stored is not None else None
+        bagel = layout.read_config(folder, stored, learned, special_tokens(tokenizer, folder))
+    except ValueError as error:
+        raise error if isinstance(error, ConfigError) else ConfigError(str(error)) from None
+    check_vocabulary(tokenizer, bagel, folder)
+    scale = config.lora.alpha / config.lora.rank if config.lora.rank else 1.0
+    network = Bagel(bagel, config.dtype, config.remat, config.unroll, scale)
+    codec = TextCodec(tokenizer, bagel)
+    return LoadedModel(folder, config, network, autoencoder, codec, stored, autoencoder_stored)
 
 
-def save_model(folder: pathlib.Path, config: BagelConfig, params: Params) -> None:
-    """Writes config.json and model.safetensors, each in one step, so that a kill leaves the old file or the new one."""
+def save_model(folder: pathlib.Path, config: BagelConfig, params: Params, dtype: str = "float32",
+               shard_bytes: int = stores.SHARD_BYTES) -> None:  # fmt: skip
+    """Writes configs and weights in BAGEL's layout.
+
+    Args:
+      folder: made where it is missing; each file is written in one step.
+      config: the network's sizes.
+      params: the parameters; adapters must have been folded in.
+      dtype: "float32", "float16" or "bfloat16"; the fixed tables are written in it, too.
+      shard_bytes: more than this is written as shards with an index.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    for name, write in (("config.json", lambda p: save_config(config, p)),
-                        ("model.safetensors", lambda p: weights.save_params(p, config, params))):  # fmt: skip
-        temporary = folder / f".{name}.partial"
-        write(temporary)
-        os.replace(temporary, folder / name)
+    layout.write_config(folder, config)
+    shapes = weights.stored_shapes(config, params)
+    stores.write(folder, "ema", shapes, weights.stored_tensors(config, params), dtype, shard_bytes)
+
+
+def export_model(loaded: LoadedModel, params: Params, folder: pathlib.Path, dtype: str,
+                 shard_bytes: int = stores.SHARD_BYTES) -> None:  # fmt: skip
+    """Writes trained parameters beside copies of everything else that their folder held: autoencoder, tokenizer, configs.
+
+    Args:
+      loaded: the model that the parameters began as.
+      params: its trained parameters; adapters are folded in.
+      folder: a new folder.
+      dtype: as in `save_model`.
+      shard_bytes: as in `save_model`.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    weight_files = {path.name for path in loaded.stored.files} | {loaded.stored.path.name}
+    for path in sorted(loaded.folder.iterdir()):
+        keep = path.suffix in (".json", ".txt") or path.name == "ae.safetensors"
+        if path.is_file() and keep and path.name not in weight_files and not path.name.endswith(".index.json"):
+            shutil.copyfile(path, folder / path.name)
+    whole = lora.fold(params, loaded.network.lora_scale) if loaded.config.lora.rank else params
+    config = loaded.network.config
+    shapes = weights.stored_shapes(config, whole)
+    stores.write(folder, "ema", shapes, weights.stored_tensors(config, whole), dtype, shard_bytes)

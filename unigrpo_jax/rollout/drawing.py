@@ -40,31 +40,35 @@ class FlowSampler:
         return jnp.asarray(timesteps(self.steps, self.shift))
 
 
-def draw(model: Bagel, params, context, initial_keys_B, noise_keys_B, window_W, sampler: FlowSampler, decode):
-    """Samples an image upon a context.
+def denoise(model: Bagel, params, context, x_BNC, noise_keys_B, window_W, sampler: FlowSampler, others=None):
+    """Samples latent tokens upon a context.
 
     Args:
       model: the network.
       params: its parameters.
       context: prompt and thinking of B samples.
-      initial_keys_B: keys of x at t = 1.
-      noise_keys_B: keys of the transitions' noise.
+      x_BNC: the noise at t = 1.
+      noise_keys_B: keys of the transitions' noise; None with an empty window.
       window_W: int32 [W] increasing indices of the stochastic transitions; W may be 0, which is the pure ODE.
       sampler: schedule and step rule.
-      decode: latents [B, rows, columns, channels] to images [B, height, width, 3] in [-1, 1].
+      others: what guidance compares the context with: the context without the last text and the thinking, and the one
+        without images and the thinking; None without guidance.
+
+    Returns:
+      The latent tokens [B, N, C] at t = 0, and the window's states, noises and means, [B, W, N, C] each.
     """
-    batch, tokens = context.valid.shape[0], sampler.grid[0] * sampler.grid[1]
-    shape = (tokens, model.config.latent_width)
+    batch, *shape = x_BNC.shape
     width = window_W.shape[0]
     times = sampler.times()
-    uncond = model.empty(batch) if sampler.guidance is not None and sampler.guidance.active else None
+    guidance = sampler.guidance if sampler.guidance is not None and sampler.guidance.active else None
 
     def velocity(x, t):
-        t_B = jnp.full(batch, t)
-        v = model.velocity(params, x, t_B, sampler.grid, context)
-        if uncond is None:
+        upon = lambda c: model.velocity(params, x, jnp.full(batch, t), sampler.grid, c)
+        v = upon(context)
+        if guidance is None:
             return v
-        return sampler.guidance.apply(v, model.velocity(params, x, t_B, sampler.grid, uncond), t)
+        guided = lambda: guidance.apply(v, *(upon(c) for c in others[: 1 + guidance.with_image]))
+        return jax.lax.cond(guidance.acts(t), guided, lambda: v)
 
     def transition(carry, step):
         x, kept = carry
@@ -76,7 +80,7 @@ def draw(model: Bagel, params, context, initial_keys_B, noise_keys_B, window_W, 
         inside = jnp.any(step == window_W)
         mean_in, std = sampler.rule.transition(x, v, t, t_next, times[1])
         mean = jnp.where(inside, mean_in, mean)
-        noise = randomness.normal(noise_keys_B, step, shape)
+        noise = randomness.normal(noise_keys_B, step, tuple(shape))
         x_next = mean + jnp.where(inside, std, 0.0) * noise
         # Slot of this transition: the first window index that is not behind it.  What lands in a slot too early is
         # overwritten when the slot's own transition comes; behind the last slot nothing is kept.
@@ -84,10 +88,17 @@ def draw(model: Bagel, params, context, initial_keys_B, noise_keys_B, window_W, 
         kept = tuple(a.at[:, slot].set(b, mode="drop") for a, b in zip(kept, (x, noise, mean), strict=True))
         return (x_next, kept), None
 
-    x = randomness.normal(initial_keys_B, 0, shape)
     kept = (jnp.zeros((batch, width, *shape), jnp.float32),) * 3
-    (x, kept), _ = jax.lax.scan(transition, (x, kept), jnp.arange(sampler.steps))
-    latent = latents.unpatchify(x, sampler.grid, model.config.latent_patch)
-    image = latents.to_uint8(decode(latent))
-    steps = jnp.broadcast_to(window_W, (batch, width))
-    return Drawing(steps=steps, x=kept[0], noise=kept[1], mean=kept[2], image=image)
+    (x, kept), _ = jax.lax.scan(transition, (x_BNC, kept), jnp.arange(sampler.steps))
+    return x, kept
+
+
+def draw(model: Bagel, params, context, x_BNC, noise_keys_B, window_W, sampler: FlowSampler, decode, others=None) -> Drawing:
+    """Samples an image upon a context: `denoise`, and `decode`.
+
+    `decode` makes latents [B, rows, columns, channels] into images [B, height, width, 3] in [-1, 1].
+    """
+    tokens, (x, noise, mean) = denoise(model, params, context, x_BNC, noise_keys_B, window_W, sampler, others)
+    image = latents.to_uint8(decode(latents.unpatchify(tokens, sampler.grid, model.config.latent_patch)))
+    steps = jnp.broadcast_to(window_W, x.shape[:2])
+    return Drawing(steps=steps, x=x, noise=noise, mean=mean, image=image)

@@ -9,11 +9,13 @@ import jax.numpy as jnp
 
 from unigrpo_jax.config import RolloutConfig
 from unigrpo_jax.episode import Episodes, TokenBlock
-from unigrpo_jax.models.bagel import context as contexts
 from unigrpo_jax.models.bagel.context import Context
 from unigrpo_jax.models.bagel.guidance import Guidance
+from unigrpo_jax.models.bagel.latents import patchify
 from unigrpo_jax.models.bagel.network import Bagel
+from unigrpo_jax.models.bagel.pictures import Picture
 from unigrpo_jax.rollout import randomness
+from unigrpo_jax.rollout.dialogue import begin, hear, look
 from unigrpo_jax.rollout.drawing import FlowSampler, draw
 from unigrpo_jax.rollout.step_rules import draw_window, step_rule
 from unigrpo_jax.rollout.thinking import TokenSampler, think
@@ -27,6 +29,7 @@ class RolloutProgram:
       model: the network.
       autoencoder: latents to images.
       group_size: episodes per prompt.
+      system: tokens of the block that is read before the prompt; none where it is empty.
       thinking_tokens: largest number of thinking tokens; 0 draws without thinking.
       tokens: how tokens are drawn.
       flow: how images are drawn.
@@ -40,6 +43,7 @@ class RolloutProgram:
     model: Bagel
     autoencoder: Any
     group_size: int
+    system: tuple[int, ...] = ()
     thinking_tokens: int
     tokens: TokenSampler
     flow: FlowSampler
@@ -49,7 +53,9 @@ class RolloutProgram:
     place: Callable[[Context], Context] | None = None
     thought: Callable[[Any], None] | None = None
 
-    def __call__(self, params, autoencoder_params, prompt: TokenBlock, seed, step, first_id=0) -> Episodes:
+    def __call__(
+        self, params, autoencoder_params, prompt: TokenBlock, seed, step, first_id=0, picture: Picture | None = None
+    ) -> Episodes:
         """Samples `group_size` episodes for each of P prompts.
 
         Args:
@@ -59,6 +65,7 @@ class RolloutProgram:
           seed: integer scalar of the run.
           step: integer scalar of the iteration.
           first_id: global id of the first episode, for a batch that is part of a larger one.
+          picture: what each prompt is about, P pictures read before the prompts; for use, training reads none yet.
 
         Returns:
           P * group_size episodes, the group of a prompt in a row.
@@ -69,20 +76,29 @@ class RolloutProgram:
             window = draw_window(key, self.window_size, self.window_range)
         prompts = prompt.tokens.shape[0]
         ids = (first_id + jnp.arange(prompts * self.group_size)).reshape(self.micro_batches, -1)
-        pieces = jax.tree.map(lambda x: x.reshape(self.micro_batches, -1, *x.shape[1:]), prompt)
+        pieces = jax.tree.map(lambda x: x.reshape(self.micro_batches, -1, *x.shape[1:]), (prompt, picture))
         piece = lambda args: self._piece(params, autoencoder_params, *args, window, seed, step)
         if self.micro_batches == 1:
             return piece(jax.tree.map(lambda x: x[0], (pieces, ids)))
         episodes = jax.lax.map(piece, (pieces, ids))
         return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), episodes)
 
-    def _piece(self, params, autoencoder_params, prompt: TokenBlock, ids_B, window_W, seed, step) -> Episodes:
+    def _piece(self, params, autoencoder_params, given, ids_B, window_W, seed, step) -> Episodes:
         """The prompts of one micro-batch, prefilled once each and shared by their groups."""
-        _, block = self.model.prefill(params, prompt.tokens, prompt.valid, self.model.empty(prompt.tokens.shape[0]))
-        context = contexts.repeat(block, self.group_size)
+        prompt, picture = given
+        keys = lambda stream: randomness.sample_keys(randomness.stream_key(seed, step, stream), ids_B)
+        dialogue = begin(self.model, params, self.system, prompt.tokens.shape[0])
+        if picture is not None:
+            own = keys(randomness.PICTURE)[:: self.group_size]
+            latent = self.autoencoder.encode(autoencoder_params, picture.pixels, own)
+            patch = self.model.config.latent_patch
+            grid = (latent.shape[1] // patch, latent.shape[2] // patch)
+            latent = patchify(latent, patch).reshape(latent.shape[0], *grid, -1)
+            dialogue = look(self.model, params, dialogue, latent, picture.patches)
+        dialogue = hear(self.model, params, dialogue, prompt).repeat(self.group_size)
+        context, others = dialogue.full, (dialogue.without_text, dialogue.without_images)
         if self.place is not None:
             context = self.place(context)
-        keys = lambda stream: randomness.sample_keys(randomness.stream_key(seed, step, stream), ids_B)
         segments = []
         if self.thinking_tokens:
             key = keys(randomness.TOKENS)
@@ -90,9 +106,10 @@ class RolloutProgram:
             segments.append(thinking)
             if self.thought is not None:
                 jax.debug.callback(self.thought, jnp.any(thinking.mask))
-        initial, noise = keys(randomness.INITIAL_NOISE), keys(randomness.STEP_NOISE)
+        shape = (self.flow.grid[0] * self.flow.grid[1], self.model.config.latent_width)
+        x, noise = randomness.normal(keys(randomness.INITIAL_NOISE), 0, shape), keys(randomness.STEP_NOISE)
         decode = lambda latent: self.autoencoder.decode(autoencoder_params, latent)
-        segments.append(draw(self.model, params, context, initial, noise, window_W, self.flow, decode))
+        segments.append(draw(self.model, params, context, x, noise, window_W, self.flow, decode, others))
         repeated = jax.tree.map(lambda x: jnp.repeat(x, self.group_size, axis=0), prompt)
         return Episodes(prompt=repeated, segments=tuple(segments))
 
@@ -109,10 +126,11 @@ def flow_sampler(config: RolloutConfig, model: Bagel, guidance: Guidance | None 
 
 
 def training_rollout(
-    config: RolloutConfig, model: Bagel, autoencoder, group_size: int, place=None, thought=None
+    config: RolloutConfig, model: Bagel, autoencoder, group_size: int, system=(), place=None, thought=None
 ) -> RolloutProgram:
     """The rollout of training: no guidance, a stochastic window."""
     return RolloutProgram(
+        system=system if config.thinking else (),
         model=model,
         autoencoder=autoencoder,
         group_size=group_size,

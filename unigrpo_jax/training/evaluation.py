@@ -25,7 +25,8 @@ from unigrpo_jax.worlds.world import World
 def evaluation_rollout(evaluation: EvaluationConfig, rollout: RolloutConfig, loaded: LoadedModel) -> RolloutProgram:
     """The rollout of an evaluation: no window with the ODE, all transitions stochastic with the SDE."""
     guidance = Guidance(
-        scale=evaluation.guidance,
+        text=evaluation.guidance,
+        image=evaluation.guidance_image,
         interval=evaluation.guidance_interval,
         renorm=evaluation.guidance_renorm,
         renorm_min=evaluation.guidance_renorm_min,
@@ -36,6 +37,7 @@ def evaluation_rollout(evaluation: EvaluationConfig, rollout: RolloutConfig, loa
         model=loaded.network,
         autoencoder=loaded.autoencoder,
         group_size=evaluation.images_per_prompt,
+        system=loaded.codec.system(dataclasses.replace(rollout, thinking=evaluation.thinking)),
         thinking_tokens=rollout.thinking_tokens if evaluation.thinking else 0,
         tokens=TokenSampler(temperature=evaluation.temperature, top_k=rollout.top_k, top_p=rollout.top_p),
         flow=flow_sampler(rollout, loaded.network, guidance),
@@ -68,25 +70,26 @@ class Evaluator:
         self._blocks = loaded.codec.prompts([p.text for p in self.prompts], rollout.prompt_tokens)
         self._run = jax.jit(evaluation_rollout(evaluation, rollout, loaded).__call__)
 
-    def __call__(self, params) -> tuple[dict[str, Any], list[Sample]]:
+    def __call__(self, params, autoencoder_params) -> tuple[dict[str, Any], list[Sample]]:
         """The table and all samples, prompt by prompt.
 
         The table holds {"overall": mean, category: mean, ...} for each score of the world and each component of the
         reward.
         """
-        batches = [self._call(params, start) for start in range(0, len(self.prompts), self._per_call)]
+        starts = range(0, len(self.prompts), self._per_call)
+        batches = [self._call(params, autoencoder_params, start) for start in starts]
         return self._judge(batches)
 
-    def samples(self, params, count: int) -> list[Sample]:
+    def samples(self, params, autoencoder_params, count: int) -> list[Sample]:
         """Samples of the first prompts only."""
-        return self._judge([self._call(params, 0)])[1][:count]
+        return self._judge([self._call(params, autoencoder_params, 0)])[1][:count]
 
-    def _call(self, params, start: int) -> RewardBatch:
+    def _call(self, params, autoencoder_params, start: int) -> RewardBatch:
         """One call of the program; the last one is filled up with repeated prompts, which are then dropped."""
         per, images = self._per_call, self._config.images_per_prompt
         rows = [min(i, len(self.prompts) - 1) for i in range(start, start + per)]
         block = jax.tree.map(lambda x: x[rows], self._blocks)
-        episodes = self._run(params, {}, block, self._config.seed, 0, start * images)
+        episodes = self._run(params, autoencoder_params, block, self._config.seed, 0, start * images)
         keep = min(per, len(self.prompts) - start) * images
         thoughts = self._codec.thoughts(episodes.thinking, per * images)[:keep]
         return reward_batch(

@@ -16,6 +16,7 @@ import unigrpo_jax
 from unigrpo_jax.config import ConfigError, RunConfig, load_run_config, to_dict
 from unigrpo_jax.learning import parameters
 from unigrpo_jax.learning.update import TrainState
+from unigrpo_jax.models.folder import LoadedModel
 from unigrpo_jax.rewards.load import RewardError
 from unigrpo_jax.training.atomic import write_atomically
 from unigrpo_jax.training.checkpoint import Checkpoints, abstract
@@ -49,11 +50,10 @@ def run(config: RunConfig, run_dir: pathlib.Path, resume: bool = False) -> dict:
       KeyboardInterrupt: Ctrl-C; the iteration was finished and a checkpoint written.
     """
     parts = build(config)
-    checksum = parts.loaded.checksum()
-    known = _check_folder(run_dir, parts, checksum, resume)
+    known = _check_folder(run_dir, parts, resume)
     evaluator = Evaluator(config.evaluation, config.rollout, parts.loaded, parts.world, parts.reward, config.reward)
     trainer = Trainer(parts)
-    state, reference = trainer.start()
+    state = trainer.start()
     try:
         checkpoints = Checkpoints(run_dir / "checkpoints", config.checkpoint.keep)
     except OSError as error:
@@ -65,14 +65,14 @@ def run(config: RunConfig, run_dir: pathlib.Path, resume: bool = False) -> dict:
         state = checkpoints.load(done, abstract(state, trainer.everywhere))
     trainer.compile(state)
     with Console() as console:
-        console.card(f"UniGRPO: {config.name}", card(parts, state, run_dir))
+        console.card(f"UniGRPO: {config.name}", card(parts, run_dir))
         if done is not None:
             console.message(f"Resuming after iteration {done} from {run_dir / 'checkpoints' / str(done)}.")
         elif known:
             console.message("There is no checkpoint to resume from; starting.")
-        write_json(run_dir / "provenance.json", {"model_sha256": checksum, "versions": versions()})
+        write_json(run_dir / "provenance.json", {"model_sha256": parts.loaded.checksum(), "versions": versions()})
         write_json(run_dir / "config.json", to_dict(config))
-        loop = _Loop(config, run_dir, trainer, evaluator, checkpoints, console, reference)
+        loop = _Loop(config, run_dir, trainer, evaluator, checkpoints, console)
         try:
             return loop.run(state, done or 0)
         finally:
@@ -89,7 +89,6 @@ class _Loop:
     evaluator: Evaluator
     checkpoints: Checkpoints
     console: Console
-    reference: dict
     interrupted: bool = False
 
     def run(self, state: TrainState, done: int) -> dict:
@@ -98,7 +97,8 @@ class _Loop:
         summary = self._summary()
         settings = to_dict(self.config.evaluation)
         if not done or summary.get("evaluation") != settings:  # before and after are judged alike
-            before, samples = self._judged(state, self.evaluator, self.reference)
+            params = self.trainer.reference if done else self.trainer.judged_params(state)
+            before, samples = self._judged(state, self.evaluator, params)
             summary = {"before": before, "evaluation": settings, "seconds": summary.get("seconds", 0.0)}
             save_samples(self.run_dir, 0, samples[: logging.samples])
             write_json(self.run_dir / "summary.json", summary)
@@ -113,13 +113,14 @@ class _Loop:
                     number = step + 1
                     try:
                         if every and number % every == 0 and number < total:
-                            table, _ = self._judged(state, self.evaluator, evaluated(state))
+                            table, _ = self._judged(state, self.evaluator, self.trainer.judged_params(state))
                             metrics |= {f"eval/{n}": row["overall"] for n, row in table.items() if "overall" in row}
                     finally:
                         writer.write(number, metrics)
                     self.console.iteration(number, total, metrics)
                     if logging.samples_every and number % logging.samples_every == 0 and number < total:
-                        samples = self._judged(state, self.evaluator.samples, evaluated(state), logging.samples)
+                        params = self.trainer.judged_params(state)
+                        samples = self._judged(state, self.evaluator.samples, params, logging.samples)
                         save_samples(self.run_dir, number, samples)
                     if number % self.config.checkpoint.every == 0 or number == total or self.interrupted:
                         write_json(self.run_dir / "summary.json", summary | {"seconds": seconds()})
@@ -140,7 +141,7 @@ class _Loop:
                 signal.signal(signal.SIGINT, handler)
             if summary:
                 write_report(self.run_dir)
-        after, samples = self._judged(state, self.evaluator, evaluated(state))
+        after, samples = self._judged(state, self.evaluator, self.trainer.judged_params(state))
         save_samples(self.run_dir, total, samples[: logging.samples])
         summary = summary | {"after": after, "iterations": total, "seconds": seconds()}
         write_json(self.run_dir / "summary.json", summary)
@@ -148,10 +149,10 @@ class _Loop:
         self._show(summary, report)
         return summary
 
-    def _judged(self, state: TrainState, judge: Callable, *arguments):
+    def _judged(self, state: TrainState, judge: Callable, params: dict, *arguments):
         """What `judge` says of weights; where the reward fails, the run stops with a checkpoint."""
         try:
-            return judge(*arguments)
+            return judge(params, self.trainer.autoencoder_params, *arguments)
         except RewardError as error:
             self.checkpoints.save(state)
             after = f"after iteration {int(state.step)}"
@@ -159,7 +160,7 @@ class _Loop:
 
     def _iteration(self, state: TrainState, step: int) -> tuple[TrainState, dict[str, float]]:
         begin = time.monotonic()
-        episodes, batch, metrics = self.trainer.sample(state.params, step)
+        episodes, batch, metrics = self.trainer.sample(state, step)
         try:
             advantages, judged = self.trainer.judge(batch)
         except (RewardError, ConfigError) as error:
@@ -167,7 +168,7 @@ class _Loop:
             self.checkpoints.save(state)
             reason = str(error).rstrip(".")
             raise RunStopped(f"{reason}; the episodes of iteration {step + 1} are in {folder}.") from error
-        state, learned = self.trainer.learn(state, self.reference, episodes, advantages)
+        state, learned = self.trainer.learn(state, episodes, advantages)
         return state, metrics | judged | learned | {"time/iteration": time.monotonic() - begin}
 
     def _interrupt(self, *_) -> None:
@@ -193,11 +194,6 @@ def write_json(path: pathlib.Path, data: dict) -> None:
     write_atomically(path, (json.dumps(data, indent=2) + "\n").encode())
 
 
-def evaluated(state: TrainState) -> dict:
-    """The weights that are judged: the moving average where there is one."""
-    return state.params if state.ema is None else state.ema
-
-
 def headline(table: dict) -> str:
     """The overall scores in one line."""
     return "  ".join(f"{name} {row['overall']:.3f}" for name, row in table.items() if "overall" in row)
@@ -213,12 +209,13 @@ def summary_table(before: dict, after: dict) -> tuple[list[str], list[list[str]]
     return ["score", *categories], rows
 
 
-def card(parts: Parts, state: TrainState, run_dir: pathlib.Path) -> list[tuple[str, str]]:
+def card(parts: Parts, run_dir: pathlib.Path) -> list[tuple[str, str]]:
     """What a run is about to do, in rows."""
     c, learn, r = parts.config, parts.config.learning, parts.config.rollout
-    labels = parameters.groups(state.params, learn)
+    params = parts.loaded.abstract_params()
+    labels = parameters.groups(params, learn)
     sizes = {group: 0 for group in parameters.GROUPS}
-    for path, array in parameters.flatten(state.params).items():
+    for path, array in parameters.flatten(params).items():
         sizes[labels[path]] += array.size
     rate = {parameters.REASONING: f"Adam {learn.reasoning_lr:g}", parameters.DENOISING: f"Adam {learn.denoising_lr:g}",
             parameters.FROZEN: "not trained"}  # fmt: skip
@@ -260,7 +257,7 @@ def versions() -> dict[str, str]:
             "optax": optax.__version__, "unigrpo_jax": unigrpo_jax.__version__}  # fmt: skip
 
 
-def _check_folder(run_dir: pathlib.Path, parts: Parts, checksum: str, resume: bool) -> bool:
+def _check_folder(run_dir: pathlib.Path, parts: Parts, resume: bool) -> bool:
     """Whether the folder holds a run that this one continues; ConfigError where it holds one that it cannot."""
     record, config = run_dir / "config.json", parts.config
     if run_dir.exists() and not run_dir.is_dir():
@@ -276,16 +273,25 @@ def _check_folder(run_dir: pathlib.Path, parts: Parts, checksum: str, resume: bo
     if changed:
         lines = ", ".join(f"{name} = {now[name]} (was {earlier.get(name)})" for name in changed)
         raise ConfigError(f"{run_dir} was made with another config: {lines}; use its settings or another --run-dir.")
-    if json.loads((run_dir / "provenance.json").read_text())["model_sha256"] != checksum:
-        raise ConfigError(
-            f"{run_dir} started from other weights than those in {parts.loaded.folder} now, so the reference would "
-            "change; restore them or use another --run-dir."
-        )
+    check_same_weights(run_dir, parts.loaded)
     try:
         read_metrics(run_dir / "metrics.jsonl")
     except ValueError as error:
         raise ConfigError(f"{error}; remove that line, or use another --run-dir.") from None
     return True
+
+
+def check_same_weights(run_dir: pathlib.Path, loaded: LoadedModel) -> None:
+    """ConfigError where the model folder no longer holds the weights that the run started from."""
+    try:
+        checksum = json.loads((run_dir / "provenance.json").read_text())["model_sha256"]
+    except (OSError, ValueError, KeyError, TypeError):
+        raise ConfigError(f"{run_dir / 'provenance.json'} is missing or damaged; restore it, or use another run.") from None
+    if checksum != loaded.checksum():
+        raise ConfigError(
+            f"{run_dir} started from other weights than those in {loaded.folder} now, which it needs for all that is not "
+            "trained and as the reference; restore them or use another run folder."
+        )
 
 
 def flat(data: dict, prefix: str = "") -> dict:

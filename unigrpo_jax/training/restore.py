@@ -8,9 +8,10 @@ import jax
 
 from unigrpo_jax.config import ConfigError, RunConfig, check, load_run_config
 from unigrpo_jax.learning.update import new_state
-from unigrpo_jax.models.folder import LoadedModel, load_model
+from unigrpo_jax.models.folder import HUB_NAME, TINY, LoadedModel, load_model
+from unigrpo_jax.models.tree import flatten
 from unigrpo_jax.training.checkpoint import Checkpoints, abstract
-from unigrpo_jax.training.loop import evaluated
+from unigrpo_jax.training.loop import check_same_weights
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,18 +37,19 @@ def restore(path: str, bare: RunConfig) -> Restored:
     """Finds weights, and checks all that can be checked without reading them.
 
     Args:
-      path: "base" (the shapes base in the package), a model folder, a run folder (its newest checkpoint), or
-        RUN/checkpoints/N.
+      path: "base" (the shapes base in the package), a model folder or anything else that `model.path` takes, a run folder
+        (its newest checkpoint), or RUN/checkpoints/N.
       bare: the config to assume for a model folder, which has no run.
 
     Raises:
       ConfigError: nothing of that kind is there, or it does not fit together.
     """
     folder = pathlib.Path(path).expanduser()
-    if path == "base" or (folder / "model.safetensors").is_file():
-        model = dataclasses.replace(bare.model, path=None if path == "base" else str(folder))
+    is_run = (folder / "checkpoints").is_dir() or folder.parent.name == "checkpoints"
+    if path in ("base", TINY) or (folder.is_dir() and not is_run) or (not folder.exists() and HUB_NAME.fullmatch(path)):
+        model = dataclasses.replace(bare.model, path=None if path == "base" else path)
         loaded = load_model(model)
-        loaded.check_image_size(bare.rollout)
+        loaded.check_weights()
         name = "base" if path == "base" else folder.resolve().name
         config, results = dataclasses.replace(bare, model=model), pathlib.Path("runs") / name
         return Restored(config, loaded, loaded.params, name, results)
@@ -68,9 +70,13 @@ def restore(path: str, bare: RunConfig) -> Restored:
         there = ", ".join(map(str, checkpoints.steps())) or "none"
         raise ConfigError(f"{path}: there is no such checkpoint; {run_dir / 'checkpoints'} holds {there}.")
 
+    loaded.check_weights()
+    check_same_weights(run_dir, loaded)
+
     def read() -> dict:
-        like = jax.eval_shape(lambda: new_state(loaded.network.init(jax.random.key(0)), config.learning))
+        like = jax.eval_shape(lambda params: new_state(params, config.learning), loaded.abstract_params())
         device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-        return evaluated(checkpoints.load(step, abstract(like, device)))
+        state = checkpoints.load(step, abstract(like, device))
+        return state.averaged(flatten(loaded.params(wanted=lambda path: path not in like.trained)))
 
     return Restored(config, loaded, read, f"{run_dir.resolve().name}-{step}", run_dir)

@@ -62,7 +62,13 @@ def build(config: RunConfig) -> Parts:
     for name, module in (("tensorboard", "tensorboardX"), ("wandb", "wandb")):
         require(not getattr(config.logging, name) or importlib.util.find_spec(module) is not None,
                 f"logging.{name} needs {module}: pip install 'unigrpo_jax[{name}]'.")  # fmt: skip
+    loaded.check_weights()
     parameters.groups(loaded.abstract_params(), config.learning)
+    require(
+        config.model.param_dtype == "float32" or config.model.lora.rank > 0,
+        "model.param_dtype = 'bfloat16', but weights that are trained must be float32, where small steps do not round "
+        "away; use float32, or adapters with model.lora.rank.",
+    )
     loaded.codec.check_lengths([p.text for group in world.train for p in group], config.rollout.prompt_tokens)
     return Parts(config, mesh, loaded, world, PromptOrder(world.train, config.seed), reward)
 
@@ -76,17 +82,20 @@ class Trainer:
         by_slot = meshes.spread(mesh, axis=1)
         layout = Context(keys=by_slot, values=by_slot, valid=self._spread, rope=self._spread)
         self._thought_at = 0.0
+        system = parts.loaded.codec.system(config.rollout)
         program = training_rollout(
             config.rollout,
             parts.loaded.network,
             parts.loaded.autoencoder,
             config.learning.group_size,
+            system,
             place=lambda context: jax.lax.with_sharding_constraint(context, layout),
             thought=self._note_time,
         )
         self._rollout = jax.jit(program.__call__, out_shardings=self._spread)
         policy = Policy(
             model=parts.loaded.network,
+            system=system,
             tokens=program.tokens,
             flow=program.flow,
             context_gradient=config.learning.context_gradient,
@@ -94,6 +103,9 @@ class Trainer:
         program = UpdateProgram(objective=Objective(policy=policy, config=config.learning), config=config.learning)
         self._update = jax.jit(program.__call__, donate_argnums=0, out_shardings=self.everywhere)
         self._compiled: Future | None = None
+        self.frozen: dict[str, jax.Array] = {}
+        self.reference: dict = {}
+        self.autoencoder_params: dict[str, jax.Array] = {}
 
     def compile(self, state: TrainState) -> None:
         """Starts compiling both programs in the background, from shapes alone; the first use waits for them."""
@@ -101,16 +113,17 @@ class Trainer:
             lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree
         )
         config = self.parts.config
-        state = shapes(state, self.everywhere)
+        state, frozen = shapes((state, self.frozen), self.everywhere)
+        reference, autoencoder = shapes((self.reference, self.autoencoder_params), self.everywhere)
         prompts, length = config.rollout.prompts_per_iteration, config.rollout.prompt_tokens
         block = TokenBlock(tokens=np.zeros((prompts, length), np.int32), valid=np.zeros((prompts, length), bool))
-        inputs = (state.params, {}, shapes(block, self.everywhere), np.int32(0), np.int32(0))
+        inputs = (state.params(frozen), autoencoder, shapes(block, self.everywhere), np.int32(0), np.int32(0))
         advantages = jax.ShapeDtypeStruct((config.episodes,), np.float32, sharding=self._spread)
 
         def both():
             episodes = shapes(jax.eval_shape(self._rollout, *inputs), self._spread)
             rollout = self._rollout.lower(*inputs).compile()
-            update = self._update.lower(state, state.params, episodes, advantages).compile()
+            update = self._update.lower(state, frozen, reference, episodes, advantages).compile()
             return rollout, update
 
         executor = ThreadPoolExecutor(1)
@@ -120,20 +133,38 @@ class Trainer:
     def _note_time(self, _) -> None:
         self._thought_at = time.monotonic()
 
-    def start(self) -> tuple[TrainState, dict]:
-        """The state before the first iteration, and the frozen reference, which shares no buffer with it."""
-        params = jax.device_put(self.parts.loaded.params(), self.everywhere)
-        state = jax.device_put(new_state(params, self.parts.config.learning), self.everywhere)
-        return state, jax.tree.map(jnp.copy, params)
+    def start(self) -> TrainState:
+        """Reads the weights; the state before the first iteration.
 
-    def sample(self, params, step: int) -> tuple[Episodes, RewardBatch, dict[str, float]]:
+        What is not trained lies in `frozen` once.  The reference is made of the same arrays, and of the weights as they
+        were read where they are trained; adapters are trained instead of weights, so it needs no copy then.
+        """
+        loaded, learning = self.parts.loaded, self.parts.config.learning
+        stored = loaded.params(lambda path, shape: self.everywhere)
+        self.autoencoder_params = loaded.autoencoder_params(self.everywhere)
+        params = loaded.with_adapters(stored)
+        trained, self.frozen = parameters.split(params, parameters.groups(params, learning))
+        self.reference = stored
+        own = {path: jnp.copy(x) for path, x in trained.items()}
+        return jax.device_put(new_state(parameters.unflatten(own | self.frozen), learning), self.everywhere)
+
+    def params(self, state: TrainState) -> dict:
+        """The parameters that sample, as the network takes them."""
+        return state.params(self.frozen)
+
+    def judged_params(self, state: TrainState) -> dict:
+        """The parameters that are judged: the moving average where there is one."""
+        return state.averaged(self.frozen)
+
+    def sample(self, state: TrainState, step: int) -> tuple[Episodes, RewardBatch, dict[str, float]]:
         """The episodes of iteration `step`, as arrays and as the reward sees them, and the rollout's metrics."""
         config = self.parts.config
         prompts = self.parts.order.batch(step, config.rollout.prompts_per_iteration)
         block = self.parts.loaded.codec.prompts([p.text for p in prompts], config.rollout.prompt_tokens)
         rollout, _ = self._compiled.result()
         self._thought_at = begin = time.monotonic()
-        episodes = jax.block_until_ready(rollout(params, {}, block, np.int32(config.seed), np.int32(step)))
+        given = (self.params(state), self.autoencoder_params, block, np.int32(config.seed), np.int32(step))
+        episodes = jax.block_until_ready(rollout(*given))
         jax.effects_barrier()
         end = time.monotonic()
         thoughts = self.parts.loaded.codec.thoughts(episodes.thinking, config.episodes)
@@ -177,11 +208,11 @@ class Trainer:
         return advantages, metrics
 
     def learn(
-        self, state: TrainState, reference: dict, episodes: Episodes, advantages: np.ndarray
+        self, state: TrainState, episodes: Episodes, advantages: np.ndarray
     ) -> tuple[TrainState, dict[str, float]]:
         """One update; `state` is donated."""
         _, update = self._compiled.result()
         begin = time.monotonic()
-        state, metrics = update(state, reference, episodes, jax.device_put(advantages, self._spread))
+        state, metrics = update(state, self.frozen, self.reference, episodes, jax.device_put(advantages, self._spread))
         metrics = {name: float(value) for name, value in jax.device_get(metrics).items()}
         return state, metrics | {"time/update": time.monotonic() - begin}

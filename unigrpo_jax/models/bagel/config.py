@@ -1,8 +1,51 @@
 """Sizes and special tokens of the unified network, one class for the toy and for BAGEL-7B-MoT."""
 
 import dataclasses
-import json
-import pathlib
+
+
+def check_divides(fields, *pairs: tuple[str, str]) -> None:
+    """ValueError unless each first named field is a positive multiple of the second."""
+    for whole, part in pairs:
+        a, b = getattr(fields, whole), getattr(fields, part)
+        if a < 1 or b < 1 or a % b:
+            raise ValueError(f"{whole} = {a} is not a multiple of {part} = {b}; choose {part} among its divisors.")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class VisionConfig:
+    """The vision encoder that reads images into the context (SigLIP-NaViT).
+
+    Attributes:
+      hidden_size: width of the encoder.
+      intermediate_size: width of its MLPs.
+      layers: layers that are run.
+      heads: attention heads.
+      patch: pixels along the side of a patch; one patch is one token.
+      table_side: patches along the side of the learned position table.
+      max_side: patches along the side of the network's own position table, and the stride of both tables' ids.
+      layer_norm_eps: epsilon of every LayerNorm.
+    """
+
+    hidden_size: int
+    intermediate_size: int
+    layers: int
+    heads: int
+    patch: int
+    table_side: int
+    max_side: int
+    layer_norm_eps: float = 1e-6
+
+    def __post_init__(self):
+        check_divides(self, ("hidden_size", "heads"))
+
+    @property
+    def patch_width(self) -> int:
+        """Numbers in one patch of an RGB image."""
+        return 3 * self.patch**2
+
+    def grid(self, height: int, width: int) -> tuple[int, int]:
+        """Patches (rows, columns) of an image of height x width pixels; ValueError where it does not divide."""
+        return _grid(height, width, self.patch, min(self.max_side, self.table_side), "patches")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -28,6 +71,7 @@ class BagelConfig:
       latent_downsample: image pixels along the side of one latent pixel.
       max_latent_size: side of the table of latent positions, in latent tokens.
       frequency_size: width of the sinusoid that embeds t.
+      vision: the encoder of images to be looked at; None for a model that only draws.
     """
 
     vocab_size: int
@@ -48,14 +92,13 @@ class BagelConfig:
     latent_downsample: int = 1
     max_latent_size: int
     frequency_size: int = 256
+    vision: VisionConfig | None = None
 
     def __post_init__(self):
-        for whole, part in (("hidden_size", "heads"), ("heads", "kv_heads")):
-            if getattr(self, whole) % getattr(self, part):
-                raise ValueError(
-                    f"{whole} = {getattr(self, whole)} is not a multiple of {part} = {getattr(self, part)}; "
-                    f"choose {part} among the divisors of {whole}."
-                )
+        check_divides(self, ("hidden_size", "heads"), ("heads", "kv_heads"))
+        if self.head_dim % 2 or self.hidden_size % 4:
+            raise ValueError(f"hidden_size = {self.hidden_size} over heads = {self.heads}: heads must be even in width, "
+                             "and hidden_size a multiple of 4.")  # fmt: skip
 
     @property
     def head_dim(self) -> int:
@@ -67,33 +110,23 @@ class BagelConfig:
         """Numbers C in one latent token."""
         return self.latent_channels * self.latent_patch**2
 
+    @property
+    def token_pixels(self) -> int:
+        """Image pixels along the side of one latent token."""
+        return self.latent_patch * self.latent_downsample
+
     def grid(self, height: int, width: int) -> tuple[int, int]:
         """Latent tokens (rows, columns) of an image of height x width pixels; ValueError where it does not divide."""
-        pixels = self.latent_patch * self.latent_downsample
-        rows, columns = height // pixels, width // pixels
-        if height % pixels or width % pixels or not rows or not columns:
-            raise ValueError(f"an image of {height} x {width} pixels does not divide into latent tokens of {pixels} px.")
-        if max(rows, columns) > self.max_latent_size:
-            raise ValueError(
-                f"an image of {height} x {width} pixels has {rows} x {columns} latent tokens, more than the "
-                f"{self.max_latent_size} per side of the position table; the largest side is "
-                f"{self.max_latent_size * pixels} pixels."
-            )
-        return rows, columns
+        return _grid(height, width, self.token_pixels, self.max_latent_size, "latent tokens")
 
 
-def save_config(config: BagelConfig, path: pathlib.Path) -> None:
-    """Writes the config as JSON."""
-    path.write_text(json.dumps(dataclasses.asdict(config), indent=2) + "\n")
-
-
-def load_config(path: pathlib.Path) -> BagelConfig:
-    """Reads a config written by `save_config`; ValueError names the file and what is wrong in it."""
-    try:
-        fields = json.loads(path.read_text())
-        return BagelConfig(**fields)
-    except FileNotFoundError:
-        raise ValueError(f"{path} does not exist; a model folder holds config.json and model.safetensors.") from None
-    except (json.JSONDecodeError, TypeError) as error:
-        raise ValueError(f"{path} is not a model config: {error}.") from None
-
+def _grid(height: int, width: int, pixels: int, limit: int, what: str) -> tuple[int, int]:
+    rows, columns = height // pixels, width // pixels
+    if height % pixels or width % pixels or not rows or not columns:
+        raise ValueError(f"an image of {height} x {width} pixels does not divide into {what} of {pixels} px.")
+    if max(rows, columns) > limit:
+        raise ValueError(
+            f"an image of {height} x {width} pixels has {rows} x {columns} {what}, more than the {limit} per side of the "
+            f"position table; the largest side is {limit * pixels} pixels."
+        )
+    return rows, columns

@@ -1,8 +1,10 @@
-"""Text classifier-free guidance with BAGEL's renormalisation, for evaluation only: a guided episode is not linear.
+"""Classifier-free guidance with BAGEL's renormalisation, for evaluation only: a guided episode is not linear.
 
-    u = v_text + s (v - v_text),    guided = u * clip(|v| / (|u| + 1e-8), renorm_min, 1)
+    u = v_text + s (v - v_text),    w = v_image + r (u - v_image) where r > 1, else u
+    guided = w * clip(|v| / (|w| + 1e-8), renorm_min, 1)
 
-v is the velocity upon the whole context, v_text upon the context without the prompt and the thinking.
+v is the velocity upon the whole context, v_text upon the context without the last text and the thinking, v_image upon
+the context without images and thinking.
 """
 
 import dataclasses
@@ -14,31 +16,47 @@ import jax.numpy as jnp
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Guidance:
-    """Scale, interval and renormalisation.
+    """Scales, interval and renormalisation.
 
     Attributes:
-      scale: s; at most 1 is no guidance.
+      text: s; at most 1 is no guidance at all, whatever `image` says.
+      image: r; at most 1 leaves the second term out.
       interval: guidance acts where interval[0] < t <= interval[1], t after the shift.
-      renorm: norms over all tokens and channels of one image ("global"), or per token ("channel", "text_channel"; the two
-        differ only where image guidance is added).
+      renorm: norms over all tokens and channels of one image ("global") or per token ("channel"); "text_channel"
+        renormalises u per token before the image term, and not after it.
       renorm_min: lower bound of the factor; 1 turns the renormalisation off.
     """
 
-    scale: float
+    text: float
+    image: float = 1.0
     interval: tuple[float, float] = (0.0, 1.0)
     renorm: Literal["global", "channel", "text_channel"] = "global"
     renorm_min: float = 0.0
 
     @property
     def active(self) -> bool:
-        """Whether a second pass is needed at all."""
-        return self.scale > 1
+        """Whether a second pass is needed."""
+        return self.text > 1
 
-    def apply(self, v_BNC, v_text_BNC, t) -> jax.Array:
-        """The guided velocity [B, N, C] at the scalar time t."""
-        u = v_text_BNC + self.scale * (v_BNC - v_text_BNC)
-        axes = (1, 2) if self.renorm == "global" else (2,)
-        norm = lambda x: jnp.sqrt(jnp.sum(x**2, axis=axes, keepdims=True))
-        guided = u * jnp.clip(norm(v_BNC) / (norm(u) + 1e-8), self.renorm_min, 1.0)
+    @property
+    def with_image(self) -> bool:
+        """Whether a third pass is needed."""
+        return self.active and self.image > 1
+
+    def acts(self, t) -> jax.Array:
+        """Whether t lies in the interval."""
         low, high = self.interval
-        return jnp.where((t > low) & (t <= high), guided, v_BNC)
+        return (t > low) & (t <= high)
+
+    def apply(self, v_BNC, v_text_BNC, v_image_BNC=None) -> jax.Array:
+        """The guided velocity [B, N, C]; `v_image_BNC` is read where `with_image`."""
+        u = v_text_BNC + self.text * (v_BNC - v_text_BNC)
+        if self.renorm == "text_channel":
+            u = self._renormalised(u, v_BNC)
+        w = v_image_BNC + self.image * (u - v_image_BNC) if self.with_image else u
+        return w if self.renorm == "text_channel" else self._renormalised(w, v_BNC)
+
+    def _renormalised(self, x, v):
+        axes = (1, 2) if self.renorm == "global" else (2,)
+        norm = lambda a: jnp.sqrt(jnp.sum(a**2, axis=axes, keepdims=True))
+        return x * jnp.clip(norm(v) / (norm(x) + 1e-8), self.renorm_min, 1.0)

@@ -59,9 +59,9 @@ class PixelAutoencoder:
     downsample: int = 1
     channels: int = 3
 
-    def encode(self, params, image_BHWC):
-        """Images in [-1, 1] to latents [B, height, width, 3]."""
-        del params
+    def encode(self, params, image_BHWC, keys_B=None):
+        """Images in [-1, 1] to latents [B, height, width, 3]; there is nothing to sample."""
+        del params, keys_B
         return image_BHWC
 
     def decode(self, params, latent_BHWC):

@@ -86,15 +86,37 @@ class RMSNorm(nn.Module):
         return normed.astype(x.dtype) * jnp.broadcast_to(scale.astype(x.dtype), x.shape)
 
 
+class Projection(nn.DenseGeneral):
+    """A linear map, plus lora_scale * x A B where the parameters hold an adapter (LoRA, arXiv 2106.09685).
+
+    A [inputs, r] is `lora_a`, B [r, outputs] is `lora_b`, beside `kernel`; they are attached by `lora.attach`, and without
+    them this is the plain map.
+    """
+
+    lora_scale: float = 1.0
+
+    def __call__(self, x):
+        """x [..., inputs] to [..., outputs]."""
+        y = super().__call__(x)
+        if not self.has_variable("params", "lora_a"):
+            return y
+        a, b = (self.get_variable("params", name).astype(self.dtype) for name in ("lora_a", "lora_b"))
+        inputs = a.ndim - 1
+        low = jax.lax.dot_general(x, a, ((tuple(range(x.ndim - inputs, x.ndim)), tuple(range(inputs))), ((), ())))
+        return y + self.lora_scale * jnp.tensordot(low, b, 1)
+
+
 class Expert(nn.Module):
     """One expert's half of a decoder layer: everything but the attention itself."""
 
     config: BagelConfig
     dtype: jnp.dtype
+    lora_scale: float
 
     def setup(self):
         """Names follow the original's, without the `_moe_gen` suffix."""
-        c, dense = self.config, lambda features, **kw: nn.DenseGeneral(features, dtype=self.dtype, **kw)
+        c = self.config
+        dense = lambda features, **kw: Projection(features, dtype=self.dtype, lora_scale=self.lora_scale, **kw)
         self.input_norm = RMSNorm(c.rms_norm_eps)
         self.q_proj = dense((c.heads, c.head_dim))
         self.k_proj = dense((c.kv_heads, c.head_dim))
@@ -126,11 +148,12 @@ class DecoderLayer(nn.Module):
 
     config: BagelConfig
     dtype: jnp.dtype
+    lora_scale: float = 1.0
 
     def setup(self):
         """The two experts."""
-        self.und = Expert(self.config, self.dtype)
-        self.gen = Expert(self.config, self.dtype)
+        self.und = Expert(self.config, self.dtype, self.lora_scale)
+        self.gen = Expert(self.config, self.dtype, self.lora_scale)
 
     def __call__(self, streams, context_kv, rotary, visible: Visibility):
         """Returns the streams after the layer, and the block's keys and values [B, L, kv_heads, K].

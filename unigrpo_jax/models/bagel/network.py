@@ -1,8 +1,10 @@
-"""The unified network as pure functions of its parameters: `init`, `prefill`, `decode`, `text_logits`, `velocity`.
+"""The unified network as pure functions of its parameters: `init`, `prefill`, `decode`, `text_logits`, `velocity`, and
+`see_latents` and `see_patches`, which read an image into the context.
 
-Text blocks run through the `und` expert, causally.  An image block is image_start, N latent tokens, image_end: all at one
-rotary position, all seeing each other and the whole context; the two markers go through `und`, the latents through `gen`.
-A noisy image is read by `velocity` and never enters a context, so nothing later sees it.
+Text blocks run through the `und` expert, causally.  An image block is image_start, N tokens, image_end: all at one rotary
+position, all seeing each other and the whole context; the two markers and a vision encoder's patches go through `und`,
+latents through `gen`.  A noisy image is read by `velocity` and never enters a context, so nothing later sees it; an image
+that is looked at enters as its clean latents (t = 0), then as patches, and each of the two takes one rotary position.
 """
 
 import dataclasses
@@ -18,6 +20,7 @@ from unigrpo_jax.models.bagel import latents
 from unigrpo_jax.models.bagel.config import BagelConfig
 from unigrpo_jax.models.bagel.context import Context
 from unigrpo_jax.models.bagel.layers import DecoderLayer, RMSNorm, Visibility, rotary_table
+from unigrpo_jax.models.bagel.vision import Connector, VisionEncoder
 
 Params = dict[str, Any]
 
@@ -49,6 +52,7 @@ class Network(nn.Module):
     dtype: jnp.dtype = jnp.float32
     remat: bool = False
     unroll: int = 1
+    lora_scale: float = 1.0
 
     def setup(self):
         """Layers are stacked along a leading axis and scanned."""
@@ -61,7 +65,7 @@ class Network(nn.Module):
             in_axes=(0, nn.broadcast, nn.broadcast),
             length=c.layers,
             unroll=min(self.unroll, c.layers),
-        )(c, self.dtype)
+        )(c, self.dtype, self.lora_scale)
         self.embed = nn.Embed(c.vocab_size, c.hidden_size, dtype=self.dtype)
         self.lm_head = nn.Dense(c.vocab_size, use_bias=False, dtype=self.dtype)
         self.norm_und = RMSNorm(c.rms_norm_eps)
@@ -71,6 +75,11 @@ class Network(nn.Module):
         self.llm2vae = nn.Dense(c.latent_width, dtype=self.dtype, kernel_init=nn.initializers.zeros)
         table = lambda key: jnp.asarray(latents.position_table(c.max_latent_size, c.hidden_size))
         self.latent_pos_embed = self.param("latent_pos_embed", table)
+        if c.vision is not None:
+            self.vision = VisionEncoder(c.vision, self.dtype)
+            self.connector = Connector(c.hidden_size, self.dtype)
+            table = lambda key: jnp.asarray(latents.position_table(c.vision.max_side, c.hidden_size))
+            self.vit_pos_embed = self.param("vit_pos_embed", table)
 
     def run(self, streams, positions, valid, causal: bool, context: Context):
         """All layers over one block; returns the streams before the final norm, and the block's keys and values."""
@@ -86,27 +95,51 @@ class Network(nn.Module):
         rope = context.rope + jnp.sum(valid, axis=1, dtype=jnp.int32)
         return self.norm_und(und), Context(keys=keys, values=values, valid=valid, rope=rope)
 
-    def flow(self, x_BNC, t_B, position_ids_N, context: Context):
-        """Velocity [B, N, C], float32, of the noisy latent tokens."""
-        c, batch = self.config, x_BNC.shape[0]
-        markers = jnp.broadcast_to(jnp.array([c.image_start_token, c.image_end_token]), (batch, 2))
-        place = self.latent_pos_embed[position_ids_N].astype(self.dtype)
-        latent = self.vae2llm(x_BNC.astype(self.dtype)) + self.time_embedder(t_B)[:, None] + place[None]
-        length = 2 + x_BNC.shape[1]
+    def markers(self, batch: int):
+        """Embeddings [B, 2, D] of image_start and image_end."""
+        tokens = jnp.array([self.config.image_start_token, self.config.image_end_token])
+        return self.embed(jnp.broadcast_to(tokens, (batch, 2)))
+
+    def image(self, streams, context: Context):
+        """All layers over an image block; the streams before the final norm, and the block as a context."""
+        batch, length = streams[0].shape[0], sum(x.shape[1] for x in streams if x is not None)
         positions = jnp.broadcast_to(context.rope[:, None], (batch, length))
         everything = jnp.ones((batch, length), bool)
-        (_, gen), _ = self.run((self.embed(markers), latent), positions, everything, False, context)
+        streams, (keys, values) = self.run(streams, positions, everything, False, context)
+        return streams, Context(keys=keys, values=values, valid=everything, rope=context.rope + 1)
+
+    def latent_block(self, x_BNC, t_B, position_ids_N, context: Context):
+        """An image block of latent tokens at time t: the `und` stream holds its markers, the `gen` stream its tokens."""
+        place = self.latent_pos_embed[position_ids_N].astype(self.dtype)
+        latent = self.vae2llm(x_BNC.astype(self.dtype)) + self.time_embedder(t_B)[:, None] + place[None]
+        return self.image((self.markers(x_BNC.shape[0]), latent), context)
+
+    def flow(self, x_BNC, t_B, position_ids_N, context: Context):
+        """Velocity [B, N, C], float32, of the noisy latent tokens."""
+        (_, gen), _ = self.latent_block(x_BNC, t_B, position_ids_N, context)
         return self.llm2vae(self.norm_gen(gen)).astype(jnp.float32)
+
+    def patch_tokens(self, patches_BNP, position_ids_N):
+        """Image patches as tokens of the network, [B, N, D]."""
+        features = self.connector(self.vision(patches_BNP, position_ids_N))
+        return features + self.vit_pos_embed[position_ids_N].astype(self.dtype)[None]
+
+    def patch_block(self, patches_BNP, position_ids_N, context: Context):
+        """An image block of patches: all of it is the `und` stream, in order."""
+        start, end = jnp.split(self.markers(patches_BNP.shape[0]), 2, axis=1)
+        tokens = self.patch_tokens(patches_BNP, position_ids_N)
+        return self.image((jnp.concatenate([start, tokens, end], axis=1), None), context)
 
     def logits(self, hidden):
         """LM head, float32 [..., V]."""
         return self.lm_head(hidden).astype(jnp.float32)
 
-    def everything(self, tokens, x_BNC, t_B, position_ids_N):
+    def everything(self):
         """Touches every parameter once; only for `init`."""
-        context = contexts.empty(self.config, tokens.shape[0], self.dtype)
-        hidden, block = self.text(tokens, jnp.ones(tokens.shape, bool), context)
-        return self.logits(hidden), self.flow(x_BNC, t_B, position_ids_N, block)
+        c, one = self.config, jnp.zeros(1, jnp.int32)
+        hidden, block = self.text(one[None], jnp.ones((1, 1), bool), contexts.empty(c, 1, self.dtype))
+        seen = None if c.vision is None else self.patch_block(jnp.zeros((1, 1, c.vision.patch_width)), one, block)
+        return self.logits(hidden), self.flow(jnp.zeros((1, 1, c.latent_width)), jnp.zeros(1), one, block), seen
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,25 +151,26 @@ class Bagel:
       dtype: compute dtype, "float32" or "bfloat16"; statistics, softmax, logits and velocities are float32 in both.
       remat: recompute each layer in the backward pass instead of storing its activations.
       unroll: layers per iteration of the scan over layers; more compiles longer and may run faster on CPU.
+      lora_scale: factor of the adapters' products, alpha / rank; read only where the parameters hold adapters.
     """
 
     config: BagelConfig
     dtype: Literal["float32", "bfloat16"] = "float32"
     remat: bool = False
     unroll: int = 1
+    lora_scale: float = 1.0
 
     @functools.cached_property
     def network(self) -> Network:
         """The Linen module behind the verbs."""
-        return Network(self.config, jnp.dtype(self.dtype), self.remat, self.unroll)
+        return Network(self.config, jnp.dtype(self.dtype), self.remat, self.unroll, self.lora_scale)
 
     def _apply(self, params: Params, method: str, *args):
         return self.network.apply({"params": params}, *args, method=method)
 
     def init(self, key: jax.Array) -> Params:
         """Fresh parameters; the flow head starts at zero, as the original does."""
-        tokens, x = jnp.zeros((1, 1), jnp.int32), jnp.zeros((1, 1, self.config.latent_width))
-        return self.network.init(key, tokens, x, jnp.zeros(1), jnp.zeros(1, jnp.int32), method="everything")["params"]
+        return self.network.init(key, method="everything")["params"]
 
     def empty(self, batch: int) -> Context:
         """A context of `batch` samples that have read nothing."""
@@ -178,3 +212,27 @@ class Bagel:
         """
         ids = latents.position_ids(grid, self.config.max_latent_size)
         return self._apply(params, "flow", x_BNC, t_B, jnp.asarray(ids), context)
+
+    def see_latents(self, params: Params, x_BNC, grid: tuple[int, int], context: Context) -> Context:
+        """Reads an image's clean latent tokens upon a context; returns the block alone, N + 2 slots, one rotary position.
+
+        Args:
+          params: the parameters.
+          x_BNC: latent tokens, N = rows * columns of `grid`; read at t = 0.
+          grid: latent tokens (rows, columns).
+          context: what was read before.
+        """
+        ids = jnp.asarray(latents.position_ids(grid, self.config.max_latent_size))
+        return self._apply(params, "latent_block", x_BNC, jnp.zeros(x_BNC.shape[0]), ids, context)[1]
+
+    def see_patches(self, params: Params, patches_BNP, grid: tuple[int, int], context: Context) -> Context:
+        """Reads an image through the vision encoder upon a context; returns the block alone, as `see_latents` does.
+
+        Args:
+          params: the parameters.
+          patches_BNP: patches of the image in [-1, 1], as `latents.patchify` cuts them.
+          grid: patches (rows, columns).
+          context: what was read before.
+        """
+        ids = jnp.asarray(latents.position_ids(grid, self.config.vision.max_side))
+        return self._apply(params, "patch_block", patches_BNP, ids, context)[1]

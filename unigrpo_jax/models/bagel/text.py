@@ -11,9 +11,27 @@ from typing import Any
 
 import numpy as np
 
-from unigrpo_jax.config import ConfigError, require
+from unigrpo_jax.config import ConfigError, RolloutConfig, require
 from unigrpo_jax.episode import Thinking, TokenBlock
 from unigrpo_jax.models.bagel.config import BagelConfig
+
+SPECIAL_TOKENS = {
+    "bos_token": "<|im_start|>",
+    "eos_token": "<|im_end|>",
+    "image_start_token": "<|vision_start|>",
+    "image_end_token": "<|vision_end|>",
+}
+# What BAGEL reads before everything else when it is to think before it draws, and before it answers.  The blanks before
+# the line breaks belong to it.
+GENERATION_SYSTEM_PROMPT = (
+    "You should first think about the planning process in the mind and then generate the image. \n"
+    "The planning process is enclosed within <think> </think> tags, i.e. <think> planning process here </think> image here"
+)
+UNDERSTANDING_SYSTEM_PROMPT = (
+    "You should first think about the reasoning process in the mind and then provide the user with the answer. \n"
+    "The reasoning process is enclosed within <think> </think> tags, i.e. "
+    "<think> reasoning process here </think> answer here"
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,6 +50,10 @@ class TextCodec:
         """The block of one text: BOS, its ids, EOS."""
         ids = self.tokenizer.encode(text, add_special_tokens=False)
         return [self.config.bos_token, *ids, self.config.eos_token]
+
+    def system(self, rollout: RolloutConfig) -> tuple[int, ...]:
+        """The block of a rollout's system prompt; empty where it has none or does not think."""
+        return tuple(self.ids(rollout.system_prompt)) if rollout.thinking and rollout.system_prompt else ()
 
     def check_lengths(self, texts: Sequence[str], length: int) -> None:
         """ConfigError names the longest prompt where it does not fit into a bucket of `length` tokens."""
@@ -64,8 +86,8 @@ class TextCodec:
         return [self.tokenizer.decode(row, skip_special_tokens=False) for row in rows]
 
 
-def load_codec(folder: pathlib.Path, config: BagelConfig) -> TextCodec:
-    """The codec of a model folder; ConfigError where it holds no tokenizer, or one with more ids than the model."""
+def load_tokenizer(folder: pathlib.Path) -> Any:
+    """The tokenizer of a model folder; ConfigError where it holds none that can be read."""
     if not (folder / "tokenizer.json").exists() and not (folder / "vocab.json").exists():
         raise ConfigError(f"{folder} holds no tokenizer (tokenizer.json); copy the tokenizer files of the model there.")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -73,11 +95,27 @@ def load_codec(folder: pathlib.Path, config: BagelConfig) -> TextCodec:
     from transformers import AutoTokenizer
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"the tokenizer in {folder} cannot be read: {str(error).splitlines()[0]}") from None
+        return AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        first = next(iter(str(error).splitlines()), type(error).__name__)
+        raise ConfigError(f"the tokenizer in {folder} cannot be read: {first}") from None
+
+
+def special_tokens(tokenizer: Any, folder: pathlib.Path) -> dict[str, int]:
+    """{field of BagelConfig: token id}; ConfigError where the tokenizer lacks one of them.
+
+    The padding token falls back on the one that closes a block; it is masked everywhere.
+    """
+    vocabulary = tokenizer.get_vocab()
+    missing = [token for token in SPECIAL_TOKENS.values() if token not in vocabulary]
+    require(not missing, f"the tokenizer in {folder} lacks {', '.join(missing)}; use the tokenizer files of the model.")
+    ids = {field: vocabulary[token] for field, token in SPECIAL_TOKENS.items()}
+    return ids | {"pad_token": vocabulary.get("<|endoftext|>", ids["eos_token"])}
+
+
+def check_vocabulary(tokenizer: Any, config: BagelConfig, folder: pathlib.Path) -> None:
+    """ConfigError where the tokenizer has more ids than the model has embeddings."""
     require(
         len(tokenizer) <= config.vocab_size,
         f"the tokenizer in {folder} has {len(tokenizer)} tokens, the model's vocabulary {config.vocab_size}.",
     )
-    return TextCodec(tokenizer, config)

@@ -1,51 +1,92 @@
-"""BAGEL's safetensors and our parameter tree: one table of names, read in both directions.
+"""BAGEL's tensors and our parameter tree: one table of names, read in both directions.
 
 A linear weight is stored [out, in] and used [in, out]; heads are split out of the projections; layers are stacked along
 a leading axis for the scan.
 """
 
 import dataclasses
-import pathlib
-from collections.abc import Iterator
+import math
+from collections.abc import Callable, Iterator
 
+import jax
 import numpy as np
 
 from unigrpo_jax.models.bagel.config import BagelConfig
+from unigrpo_jax.models.stored import StoredTensors, faults
+from unigrpo_jax.models.tree import flatten, unflatten
 
-# Names of one decoder layer: (ours inside an expert, theirs with {e} = "" or "_moe_gen", kind).
+# (ours, theirs, input axes of ours): a matrix is stored transposed, with its input axes and its output axes flattened to one
+# each; 0 marks a vector, stored flat; TABLE an array that is stored as it is.  {e} is "" or "_moe_gen", {i} the layer.
+TABLE = -1
 _LAYER = (
-    ("input_norm/scale", "input_layernorm{e}.weight", "vector"),
-    ("post_norm/scale", "post_attention_layernorm{e}.weight", "vector"),
-    ("q_norm/scale", "self_attn.q_norm{e}.weight", "vector"),
-    ("k_norm/scale", "self_attn.k_norm{e}.weight", "vector"),
-    ("q_proj/kernel", "self_attn.q_proj{e}.weight", "to_heads"),
-    ("q_proj/bias", "self_attn.q_proj{e}.bias", "head_bias"),
-    ("k_proj/kernel", "self_attn.k_proj{e}.weight", "to_heads"),
-    ("k_proj/bias", "self_attn.k_proj{e}.bias", "head_bias"),
-    ("v_proj/kernel", "self_attn.v_proj{e}.weight", "to_heads"),
-    ("v_proj/bias", "self_attn.v_proj{e}.bias", "head_bias"),
-    ("o_proj/kernel", "self_attn.o_proj{e}.weight", "from_heads"),
-    ("gate_proj/kernel", "mlp{e}.gate_proj.weight", "linear"),
-    ("up_proj/kernel", "mlp{e}.up_proj.weight", "linear"),
-    ("down_proj/kernel", "mlp{e}.down_proj.weight", "linear"),
+    ("input_norm/scale", "input_layernorm{e}.weight", 0),
+    ("post_norm/scale", "post_attention_layernorm{e}.weight", 0),
+    ("q_norm/scale", "self_attn.q_norm{e}.weight", 0),
+    ("k_norm/scale", "self_attn.k_norm{e}.weight", 0),
+    ("q_proj/kernel", "self_attn.q_proj{e}.weight", 1),
+    ("q_proj/bias", "self_attn.q_proj{e}.bias", 0),
+    ("k_proj/kernel", "self_attn.k_proj{e}.weight", 1),
+    ("k_proj/bias", "self_attn.k_proj{e}.bias", 0),
+    ("v_proj/kernel", "self_attn.v_proj{e}.weight", 1),
+    ("v_proj/bias", "self_attn.v_proj{e}.bias", 0),
+    ("o_proj/kernel", "self_attn.o_proj{e}.weight", 2),
+    ("gate_proj/kernel", "mlp{e}.gate_proj.weight", 1),
+    ("up_proj/kernel", "mlp{e}.up_proj.weight", 1),
+    ("down_proj/kernel", "mlp{e}.down_proj.weight", 1),
 )
 _TOP = (
-    ("embed/embedding", "language_model.model.embed_tokens.weight", "vector"),
-    ("lm_head/kernel", "language_model.lm_head.weight", "linear"),
-    ("norm_und/scale", "language_model.model.norm.weight", "vector"),
-    ("norm_gen/scale", "language_model.model.norm_moe_gen.weight", "vector"),
-    ("time_embedder/fc1/kernel", "time_embedder.mlp.0.weight", "linear"),
-    ("time_embedder/fc1/bias", "time_embedder.mlp.0.bias", "vector"),
-    ("time_embedder/fc2/kernel", "time_embedder.mlp.2.weight", "linear"),
-    ("time_embedder/fc2/bias", "time_embedder.mlp.2.bias", "vector"),
-    ("vae2llm/kernel", "vae2llm.weight", "linear"),
-    ("vae2llm/bias", "vae2llm.bias", "vector"),
-    ("llm2vae/kernel", "llm2vae.weight", "linear"),
-    ("llm2vae/bias", "llm2vae.bias", "vector"),
-    ("latent_pos_embed", "latent_pos_embed.pos_embed", "vector"),
+    ("embed/embedding", "language_model.model.embed_tokens.weight", TABLE),
+    ("lm_head/kernel", "language_model.lm_head.weight", 1),
+    ("norm_und/scale", "language_model.model.norm.weight", 0),
+    ("norm_gen/scale", "language_model.model.norm_moe_gen.weight", 0),
+    ("time_embedder/fc1/kernel", "time_embedder.mlp.0.weight", 1),
+    ("time_embedder/fc1/bias", "time_embedder.mlp.0.bias", 0),
+    ("time_embedder/fc2/kernel", "time_embedder.mlp.2.weight", 1),
+    ("time_embedder/fc2/bias", "time_embedder.mlp.2.bias", 0),
+    ("vae2llm/kernel", "vae2llm.weight", 1),
+    ("vae2llm/bias", "vae2llm.bias", 0),
+    ("llm2vae/kernel", "llm2vae.weight", 1),
+    ("llm2vae/bias", "llm2vae.bias", 0),
+    ("latent_pos_embed", "latent_pos_embed.pos_embed", TABLE),
 )
-# Parts of the published checkpoint that this network does not read.
-IGNORED_PREFIXES = ("vit_model.", "connector.", "vit_pos_embed.")
+_VISION = "vit_model.vision_model."
+_VISION_TOP = (
+    ("vision/patch_embed/kernel", f"{_VISION}embeddings.patch_embedding.weight", 1),
+    ("vision/patch_embed/bias", f"{_VISION}embeddings.patch_embedding.bias", 0),
+    ("vision/position_embedding", f"{_VISION}embeddings.position_embedding.weight", TABLE),
+    ("vision/post_norm/scale", f"{_VISION}post_layernorm.weight", 0),
+    ("vision/post_norm/bias", f"{_VISION}post_layernorm.bias", 0),
+    ("connector/fc1/kernel", "connector.fc1.weight", 1),
+    ("connector/fc1/bias", "connector.fc1.bias", 0),
+    ("connector/fc2/kernel", "connector.fc2.weight", 1),
+    ("connector/fc2/bias", "connector.fc2.bias", 0),
+    ("vit_pos_embed", "vit_pos_embed.pos_embed", TABLE),
+)
+_VISION_LAYER = (
+    ("norm1/scale", "layer_norm1.weight", 0),
+    ("norm1/bias", "layer_norm1.bias", 0),
+    ("norm2/scale", "layer_norm2.weight", 0),
+    ("norm2/bias", "layer_norm2.bias", 0),
+    ("q_proj/kernel", "self_attn.q_proj.weight", 1),
+    ("q_proj/bias", "self_attn.q_proj.bias", 0),
+    ("k_proj/kernel", "self_attn.k_proj.weight", 1),
+    ("k_proj/bias", "self_attn.k_proj.bias", 0),
+    ("v_proj/kernel", "self_attn.v_proj.weight", 1),
+    ("v_proj/bias", "self_attn.v_proj.bias", 0),
+    ("out_proj/kernel", "self_attn.out_proj.weight", 2),
+    ("out_proj/bias", "self_attn.out_proj.bias", 0),
+    ("fc1/kernel", "mlp.fc1.weight", 1),
+    ("fc1/bias", "mlp.fc1.bias", 0),
+    ("fc2/kernel", "mlp.fc2.weight", 1),
+    ("fc2/bias", "mlp.fc2.bias", 0),
+)
+# Tables with fixed values; trainers drop them from checkpoints, and they are computed where they are missing.
+FIXED_TABLES = ("latent_pos_embed", "vit_pos_embed")
+# Tensors that a checkpoint may hold and nothing here reads: buffers that follow from the config, and SigLIP's pooling head,
+# which BAGEL does not run.
+IGNORED = r".*\.rotary_emb\.inv_freq|.*\.position_ids|vit_model\.vision_model\.head\..*"
+
+Place = Callable[[str, tuple[int, ...]], jax.sharding.Sharding]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,117 +96,120 @@ class Tensor:
     Attributes:
       path: our path, joined by "/".
       names: the file's names, one per layer for a stacked parameter, else one.
-      kind: how the stored array becomes ours.
+      inputs: input axes of a matrix, 0 for a vector, TABLE for an array that is stored as it is.
       stacked: whether ours has a leading layer axis.
     """
 
     path: str
     names: tuple[str, ...]
-    kind: str
+    inputs: int
     stacked: bool
+
+    def stored_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """The file's shape of each tensor, from our parameter's."""
+        shape = shape[1:] if self.stacked else shape
+        if self.inputs == TABLE:
+            return shape
+        cut = self.inputs
+        return (math.prod(shape[cut:]), math.prod(shape[:cut])) if cut else (math.prod(shape),)
+
+    def from_stored(self, array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+        """A stored tensor in our layout, as a view; `shape` is our parameter's, with the layer axis if it has one."""
+        return (array.T if self.inputs > 0 else array).reshape(shape[1:] if self.stacked else shape)
+
+    def to_stored(self, array: np.ndarray) -> np.ndarray:
+        """The inverse, for one layer."""
+        if self.inputs == TABLE:
+            return array
+        return array.reshape(math.prod(array.shape[: self.inputs]), -1).T if self.inputs else array.reshape(-1)
 
 
 def name_table(config: BagelConfig) -> Iterator[Tensor]:
-    """Every parameter of the network with its name in BAGEL's checkpoint."""
-    for path, name, kind in _TOP:
-        yield Tensor(path, (name,), kind, False)
-    for expert, suffix in (("und", ""), ("gen", "_moe_gen")):
-        for path, name, kind in _LAYER:
-            name = name.format(e=suffix)
-            names = tuple(f"language_model.model.layers.{i}.{name}" for i in range(config.layers))
-            yield Tensor(f"layers/{expert}/{path}", names, kind, True)
+    """Every parameter of the network with its names in BAGEL's checkpoint."""
+    blocks = [("layers/und/", "language_model.model.layers.", "", _LAYER, config.layers),
+              ("layers/gen/", "language_model.model.layers.", "_moe_gen", _LAYER, config.layers)]  # fmt: skip
+    if config.vision is not None:
+        blocks.append(("vision/layers/", f"{_VISION}encoder.layers.", "", _VISION_LAYER, config.vision.layers))
+    for path, name, inputs in _TOP + (_VISION_TOP if config.vision is not None else ()):
+        yield Tensor(path, (name,), inputs, False)
+    for prefix, layers, suffix, rows, count in blocks:
+        for path, name, inputs in rows:
+            names = tuple(f"{layers}{i}.{name.format(e=suffix)}" for i in range(count))
+            yield Tensor(prefix + path, names, inputs, True)
 
 
-def from_stored(array: np.ndarray, kind: str, config: BagelConfig) -> np.ndarray:
-    """A stored array in our layout."""
-    if kind == "vector":
-        return array
-    if kind == "head_bias":
-        return array.reshape(-1, config.head_dim)
-    if kind == "linear":
-        return array.T
-    if kind == "to_heads":
-        return array.T.reshape(array.shape[1], -1, config.head_dim)
-    return array.T.reshape(-1, config.head_dim, array.shape[0])  # from_heads
+def check(stored: StoredTensors, config: BagelConfig, shapes: dict) -> None:
+    """ValueError that names every tensor which is missing, unknown, misshaped or of an unknown dtype."""
+    flat, wanted, optional = flatten(shapes), {}, []
+    for t in name_table(config):
+        wanted |= dict.fromkeys(t.names, t.stored_shape(flat[t.path].shape))
+        optional += t.names if t.path in FIXED_TABLES else ()
+    if found := faults(stored, wanted, optional, IGNORED):
+        raise ValueError(f"{stored.path} does not fit its llm_config.json and vit_config.json: {'; '.join(found)}.")
 
 
-def to_stored(array: np.ndarray, kind: str) -> np.ndarray:
-    """The inverse of `from_stored`."""
-    if kind == "vector":
-        return array
-    if kind == "head_bias":
-        return array.reshape(-1)
-    if kind == "linear":
-        return array.T
-    if kind == "to_heads":
-        return array.reshape(array.shape[0], -1).T
-    return array.reshape(-1, array.shape[-1]).T  # from_heads
+def load_params(
+    stored: StoredTensors,
+    config: BagelConfig,
+    shapes: dict,
+    tables: Callable[[str], np.ndarray],
+    place: Place | None = None,
+    wanted: Callable[[str], bool] = lambda path: True,
+) -> dict:
+    """Reads a checkpoint into our parameter tree, one parameter and one shard of it at a time.
 
-
-def put(tree: dict, path: str, value) -> None:
-    """Sets tree["a"]["b"] for the path "a/b", making the dicts on the way."""
-    *parents, leaf = path.split("/")
-    for parent in parents:
-        tree = tree.setdefault(parent, {})
-    tree[leaf] = value
-
-
-def get(tree: dict, path: str):
-    """tree["a"]["b"] for the path "a/b"."""
-    for part in path.split("/"):
-        tree = tree[part]
-    return tree
-
-
-def _stored_shape(tensor: Tensor, shape: tuple[int, ...], config: BagelConfig) -> tuple[int, ...]:
-    shape = shape[1:] if tensor.stacked else shape
-    return to_stored(np.broadcast_to(np.float32(0), shape), tensor.kind).shape
-
-
-def load_params(path: pathlib.Path, config: BagelConfig, shapes: dict) -> dict:
-    """Reads a safetensors file into our parameter tree, as float32 numpy arrays.
+    The host holds one shard of one parameter and one stored tensor beside what lies on the devices.
 
     Args:
-      path: the file, with BAGEL's names.
-      config: the sizes that the file must have.
-      shapes: the tree of our parameters' shapes (`jax.eval_shape` of `init`).
+      stored: the file, with BAGEL's names; call `check` first.
+      config: the sizes that the file has.
+      shapes: the tree of our parameters' shapes and dtypes (`jax.eval_shape` of `init`).
+      tables: the values of a fixed table, by path, where the file has none.
+      place: our path and shape to the sharding that a parameter is born with; None is the default device.
+      wanted: which paths are read; others are left out of the tree.
 
     Raises:
-      ValueError: one sentence that names the first missing, unknown and misshaped tensors and counts the rest.
+      ValueError: a tensor cannot be read.
     """
-    from safetensors import SafetensorError, safe_open
+    from safetensors import SafetensorError
 
-    try:
-        with safe_open(path, framework="numpy") as file:
-            present = set(file.keys())
-            table = list(name_table(config))
-            wanted = {name: _stored_shape(t, get(shapes, t.path).shape, config) for t in table for name in t.names}
-            faults = [f"missing {name}" for name in sorted(wanted.keys() - present)]
-            extra = sorted(n for n in present - wanted.keys() if not n.startswith(IGNORED_PREFIXES))
-            faults += [f"unknown {name}" for name in extra]
-            for name in sorted(wanted.keys() & present):
-                found = tuple(file.get_slice(name).get_shape())
-                if found != wanted[name]:
-                    faults.append(f"{name} has shape {list(found)}, the config asks for {list(wanted[name])}")
-            if faults:
-                rest = f"; and {len(faults) - 4} more" if len(faults) > 4 else ""
-                raise ValueError(f"{path} does not fit its config.json: {'; '.join(faults[:4])}{rest}.")
-            params: dict = {}
-            for t in table:
-                parts = [from_stored(file.get_tensor(n).astype(np.float32), t.kind, config) for n in t.names]
-                put(params, t.path, np.stack(parts) if t.stacked else np.ascontiguousarray(parts[0]))
-            return params
-    except (FileNotFoundError, SafetensorError) as error:
-        raise ValueError(f"{path} is not a readable safetensors file: {error}.") from None
-
-
-def save_params(path: pathlib.Path, config: BagelConfig, params: dict) -> None:
-    """Writes the parameter tree as one safetensors file with BAGEL's names and shapes, float32."""
-    from safetensors.numpy import save_file
-
-    arrays = {}
+    flat, out = flatten(shapes), {}
+    default = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     for t in name_table(config):
-        value = np.asarray(get(params, t.path), np.float32)
+        if wanted(t.path):
+            like = flat[t.path]
+            read = stored.read if t.names[0] in stored.names() else lambda _, path=t.path: tables(path)
+            sharding = default if place is None else place(t.path, like.shape)
+            shard = lambda index, t=t, like=like, read=read: _shard(t, like, read, index)
+            try:
+                out[t.path] = jax.make_array_from_callback(like.shape, sharding, shard)
+            except (OSError, SafetensorError) as error:
+                raise ValueError(f"{stored.path} cannot be read ({error}).") from None
+    return unflatten(out)
+
+
+def _shard(t: Tensor, like, read: Callable[[str], np.ndarray], index: tuple[slice, ...]) -> np.ndarray:
+    """The part of our parameter that `index` cuts out, in our dtype."""
+    if not t.stacked:
+        whole = t.from_stored(read(t.names[0]), like.shape)[index]
+        return np.ascontiguousarray(whole, like.dtype)
+    layers = range(like.shape[0])[index[0]]
+    sizes = [len(range(n)[cut]) for n, cut in zip(like.shape[1:], index[1:], strict=True)]
+    out = np.empty((len(layers), *sizes), like.dtype)
+    for row, layer in enumerate(layers):
+        out[row] = t.from_stored(read(t.names[layer]), like.shape)[index[1:]]
+    return out
+
+
+def stored_shapes(config: BagelConfig, shapes: dict) -> dict[str, tuple[int, ...]]:
+    """Name and shape of every tensor that `stored_tensors` gives, in its order."""
+    flat = flatten(shapes)
+    return {name: t.stored_shape(flat[t.path].shape) for t in name_table(config) for name in t.names}
+
+
+def stored_tensors(config: BagelConfig, params: dict) -> Iterator[tuple[str, np.ndarray]]:
+    """Every tensor of the checkpoint under BAGEL's name, fetched from the devices one layer at a time."""
+    flat = flatten(params)
+    for t in name_table(config):
         for i, name in enumerate(t.names):
-            arrays[name] = np.ascontiguousarray(to_stored(value[i] if t.stacked else value, t.kind))
-    save_file(arrays, path, metadata={"format": "pt"})
+            yield name, t.to_stored(np.asarray(flat[t.path][i] if t.stacked else flat[t.path]))

@@ -1,0 +1,189 @@
+"""The FLUX autoencoder between pixels and latents, never trained here.
+
+Its parameters are the tensors of `ae.safetensors` under their own names and in their own layout (convolutions
+[out, in, height, width]), as a flat dict, so that nothing is renamed on the way in.  Always float32.
+
+Images are float32 [B, height, width, 3] in [-1, 1]; latents [B, height / downsample, width / downsample, channels].
+"""
+
+import dataclasses
+from collections.abc import Iterator
+
+import jax
+import jax.numpy as jnp
+
+GROUPS = 32  # of every GroupNorm
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FluxAutoencoder:
+    """Sizes, and the verbs `encode` and `decode`.
+
+    A batch of images of different size is padded with zeros to the largest, encoded, and the latents are cropped; the
+    norms and the attention see the padding, so an image's latent depends on its batch mates, as in the original.
+
+    Attributes:
+      width: channels of the first level.
+      multipliers: channels of each level, in multiples of `width`.
+      blocks: residual blocks per level; the decoder has one more.
+      channels: of the latent.
+      scale: latents are scale * (z - shift).
+      shift: see scale.
+    """
+
+    width: int
+    multipliers: tuple[int, ...]
+    blocks: int
+    channels: int
+    scale: float = 0.3611
+    shift: float = 0.1159
+
+    @property
+    def downsample(self) -> int:
+        """Image pixels along the side of a latent pixel."""
+        return 2 ** (len(self.multipliers) - 1)
+
+    def encode(self, params, image_BHWC, keys_B: jax.Array | None = None):
+        """Latents of images: the posterior's mean, or a sample where there is a key for each image."""
+        mean, log_variance = self.moments(params, image_BHWC)
+        if keys_B is None:
+            return self.sample(mean, log_variance, 0.0)
+        return self.sample(mean, log_variance, jax.vmap(lambda key: jax.random.normal(key, mean.shape[1:]))(keys_B))
+
+    def sample(self, mean, log_variance, noise):
+        """scale * (mean + exp(log_variance / 2) * noise - shift)."""
+        return self.scale * (mean + jnp.exp(0.5 * log_variance) * noise - self.shift)
+
+    def moments(self, params, image_BHWC):
+        """Mean and log-variance of the posterior, [B, h, w, channels] each, before the scale."""
+        h = _convolution(params, "encoder.conv_in", image_BHWC)
+        last = len(self.multipliers) - 1
+        for level in range(last + 1):
+            for block in range(self.blocks):
+                h = _residual(params, f"encoder.down.{level}.block.{block}", h)
+            if level < last:
+                padded = jnp.pad(h, ((0, 0), (0, 1), (0, 1), (0, 0)))
+                h = _convolution(params, f"encoder.down.{level}.downsample.conv", padded, stride=2, padding=0)
+        h = _last(params, "encoder", _middle(params, "encoder", h))
+        return jnp.split(h, 2, axis=-1)
+
+    def decode(self, params, latent_BHWC):
+        """Images of latents, not clipped."""
+        h = _convolution(params, "decoder.conv_in", latent_BHWC / self.scale + self.shift)
+        h = _middle(params, "decoder", h)
+        for level in reversed(range(len(self.multipliers))):
+            for block in range(self.blocks + 1):
+                h = _residual(params, f"decoder.up.{level}.block.{block}", h)
+            if level:
+                h = jnp.repeat(jnp.repeat(h, 2, axis=1), 2, axis=2)
+                h = _convolution(params, f"decoder.up.{level}.upsample.conv", h)
+        return _last(params, "decoder", h)
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Every tensor of the file and its shape."""
+        return dict(self._shapes())
+
+    def _shapes(self) -> Iterator[tuple[str, tuple[int, ...]]]:
+        sizes = [self.width * m for m in self.multipliers]
+        deep, last = sizes[-1], len(sizes) - 1
+        yield from _convolution_shapes("encoder.conv_in", 3, self.width, 3)
+        size = self.width
+        for level, out in enumerate(sizes):
+            for block in range(self.blocks):
+                yield from _residual_shapes(f"encoder.down.{level}.block.{block}", size, out)
+                size = out
+            if level < last:
+                yield from _convolution_shapes(f"encoder.down.{level}.downsample.conv", size, size, 3)
+        yield from _convolution_shapes("decoder.conv_in", self.channels, deep, 3)
+        for half in ("encoder", "decoder"):
+            for block in ("block_1", "block_2"):
+                yield from _residual_shapes(f"{half}.mid.{block}", deep, deep)
+            yield from _norm_shapes(f"{half}.mid.attn_1.norm", deep)
+            for name in ("q", "k", "v", "proj_out"):
+                yield from _convolution_shapes(f"{half}.mid.attn_1.{name}", deep, deep, 1)
+        for level in reversed(range(last + 1)):
+            for block in range(self.blocks + 1):
+                yield from _residual_shapes(f"decoder.up.{level}.block.{block}", size, sizes[level])
+                size = sizes[level]
+            if level:
+                yield from _convolution_shapes(f"decoder.up.{level}.upsample.conv", size, size, 3)
+        for half, width, out in (("encoder", deep, 2 * self.channels), ("decoder", sizes[0], 3)):
+            yield from _norm_shapes(f"{half}.norm_out", width)
+            yield from _convolution_shapes(f"{half}.conv_out", width, out, 3)
+
+
+def sizes_of(shapes: dict[str, tuple[int, ...]]) -> FluxAutoencoder:
+    """The autoencoder that tensors of these shapes belong to; ValueError where they cannot be one's.
+
+    FLUX's scale and shift stand in no file; they are this class's defaults.
+    """
+    try:
+        width = shapes["encoder.conv_in.weight"][0]
+        levels = 1 + max(int(name.split(".")[2]) for name in shapes if name.startswith("encoder.down."))
+        blocks = 1 + max(int(name.split(".")[4]) for name in shapes if name.startswith("encoder.down.0.block."))
+        out = [shapes[f"encoder.down.{level}.block.0.conv1.weight"][0] for level in range(levels)]
+        channels = shapes["decoder.conv_in.weight"][1]
+    except (KeyError, IndexError, ValueError):
+        raise ValueError("it does not hold the tensors of a FLUX autoencoder (encoder.conv_in.weight, ...).") from None
+    return FluxAutoencoder(width=width, multipliers=tuple(n // width for n in out), blocks=blocks, channels=channels)
+
+
+def _convolution(params, name: str, x_BHWC, stride: int = 1, padding: int | None = None):
+    """Same-size convolution unless told otherwise."""
+    kernel = params[f"{name}.weight"]
+    padding = kernel.shape[-1] // 2 if padding is None else padding
+    out = jax.lax.conv_general_dilated(
+        x_BHWC, kernel, (stride, stride), [(padding, padding)] * 2, dimension_numbers=("NHWC", "OIHW", "NHWC")
+    )
+    return out + params[f"{name}.bias"].reshape(1, 1, 1, -1)
+
+
+def _norm(params, name: str, x_BHWC):
+    """GroupNorm with eps 1e-6, the statistics over pixels and the group's channels."""
+    batch, height, width, channels = x_BHWC.shape
+    x = x_BHWC.reshape(batch, height * width, GROUPS, channels // GROUPS)
+    mean = jnp.mean(x, axis=(1, 3), keepdims=True)
+    variance = jnp.mean((x - mean) ** 2, axis=(1, 3), keepdims=True)
+    x = ((x - mean) * jax.lax.rsqrt(variance + 1e-6)).reshape(x_BHWC.shape)
+    return x * params[f"{name}.weight"].reshape(1, 1, 1, -1) + params[f"{name}.bias"].reshape(1, 1, 1, -1)
+
+
+def _residual(params, name: str, x):
+    h = _convolution(params, f"{name}.conv1", jax.nn.silu(_norm(params, f"{name}.norm1", x)))
+    h = _convolution(params, f"{name}.conv2", jax.nn.silu(_norm(params, f"{name}.norm2", h)))
+    shortcut = f"{name}.nin_shortcut"
+    return h + (_convolution(params, shortcut, x) if f"{shortcut}.weight" in params else x)
+
+
+def _middle(params, half: str, x):
+    """Residual block, one head of attention over all pixels, residual block."""
+    x = _residual(params, f"{half}.mid.block_1", x)
+    batch, height, width, channels = x.shape
+    h = _norm(params, f"{half}.mid.attn_1.norm", x)
+    project = lambda name: _convolution(params, f"{half}.mid.attn_1.{name}", h).reshape(batch, -1, 1, channels)
+    attended = jax.nn.dot_product_attention(project("q"), project("k"), project("v"))
+    x = x + _convolution(params, f"{half}.mid.attn_1.proj_out", attended.reshape(x.shape))
+    return _residual(params, f"{half}.mid.block_2", x)
+
+
+def _last(params, half: str, x):
+    return _convolution(params, f"{half}.conv_out", jax.nn.silu(_norm(params, f"{half}.norm_out", x)))
+
+
+def _convolution_shapes(name: str, width: int, out: int, kernel: int):
+    yield f"{name}.weight", (out, width, kernel, kernel)
+    yield f"{name}.bias", (out,)
+
+
+def _norm_shapes(name: str, width: int):
+    yield f"{name}.weight", (width,)
+    yield f"{name}.bias", (width,)
+
+
+def _residual_shapes(name: str, width: int, out: int):
+    yield from _norm_shapes(f"{name}.norm1", width)
+    yield from _convolution_shapes(f"{name}.conv1", width, out, 3)
+    yield from _norm_shapes(f"{name}.norm2", out)
+    yield from _convolution_shapes(f"{name}.conv2", out, out, 3)
+    if width != out:
+        yield from _convolution_shapes(f"{name}.nin_shortcut", width, out, 1)

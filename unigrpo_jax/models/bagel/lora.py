@@ -1,0 +1,71 @@
+"""Low-rank adapters: W + scale * A B beside frozen weights (LoRA, arXiv 2106.09685).
+
+An adapter is two leaves, `lora_a` [..., inputs, r] and `lora_b` [..., r, outputs], beside the `kernel` that it adapts.  The
+network uses them where it finds them, so the model without adapters is the same tree without those leaves: a reference
+policy costs no second copy.
+"""
+
+import math
+import re
+import zlib
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+
+from unigrpo_jax.models.tree import flatten, unflatten
+
+NAMES = ("lora_a", "lora_b")
+
+
+def is_adapter(path: str) -> bool:
+    """Whether a parameter's path is that of an adapter."""
+    return path.endswith(tuple(f"/{name}" for name in NAMES))
+
+
+def attach(params: dict, rank: int, targets: Sequence[str], key: jax.Array) -> dict:
+    """The parameters with fresh adapters: A normal with variance 1 / inputs, B zero, so that nothing changes yet.
+
+    Args:
+      params: nested parameters, arrays or their shapes.
+      rank: r.
+      targets: regular expressions of paths in the decoder's layers, such as "layers/gen/q_proj"; matched whole.
+      key: of A; each adapter's own key depends on its path alone.
+
+    Raises:
+      ValueError: a target matches no projection, or is no regular expression.
+    """
+    flat = flatten(params)
+    kernels = [path.removesuffix("/kernel") for path in flat if re.fullmatch(r"layers/.*_proj/kernel", path)]
+    for target in targets:
+        try:
+            hit = any(re.fullmatch(target, path) for path in kernels)
+        except re.error as error:
+            raise ValueError(f"{target!r} is not a regular expression ({error}).") from None
+        if not hit:
+            raise ValueError(f"{target!r} matches no projection; there are {', '.join(sorted(kernels))}.")
+    for path in kernels:
+        if any(re.fullmatch(target, path) for target in targets):
+            layers, *shape = flat[f"{path}/kernel"].shape
+            inputs = len(shape) - 1 if path.endswith("o_proj") else 1
+            width = math.prod(shape[:inputs])
+            own = jax.random.fold_in(key, zlib.crc32(path.encode()) & 0x7FFFFFFF)
+            flat[f"{path}/lora_a"] = jax.random.normal(own, (layers, *shape[:inputs], rank)) * width**-0.5
+            flat[f"{path}/lora_b"] = jnp.zeros((layers, rank, *shape[inputs:]))
+    return unflatten(flat)
+
+
+def detach(params: dict) -> dict:
+    """The parameters without adapters; shares their arrays."""
+    return unflatten({path: x for path, x in flatten(params).items() if not is_adapter(path)})
+
+
+def fold(params: dict, scale: float) -> dict:
+    """The parameters with every adapter added into its kernel, in float32, and no adapters left."""
+    flat = flatten(params)
+    for path in [p for p in flat if p.endswith("/lora_a")]:
+        place = path.removesuffix("/lora_a")
+        a, b, kernel = (flat[f"{place}/{name}"] for name in (*NAMES, "kernel"))
+        product = jax.vmap(lambda a, b: jnp.tensordot(a, b, 1, precision="highest"))(a, b)
+        flat[f"{place}/kernel"] = (kernel.astype(jnp.float32) + scale * product).astype(kernel.dtype)
+    return detach(unflatten(flat))

@@ -1,0 +1,120 @@
+"""Pictures from files: opened as RGB, resized by BAGEL's rules, cut into what the network looks at.
+
+The picture is first resized for the autoencoder; the vision encoder's version is made from that one, and an edit has its
+size.
+"""
+
+import dataclasses
+import pathlib
+
+import flax.struct
+import jax
+import numpy as np
+
+from unigrpo_jax.config import ConfigError
+from unigrpo_jax.models.bagel import latents
+from unigrpo_jax.models.bagel.config import BagelConfig, VisionConfig
+
+PIXEL_CAP = 14 * 14 * 9 * 1024
+
+
+@flax.struct.dataclass
+class Picture:
+    """A batch of pictures of one size.
+
+    Attributes:
+      pixels: float32 [B, height, width, 3] in [-1, 1], for the autoencoder.
+      patches: float32 [B, rows, columns, patch_width], for the vision encoder; None where the model has none.
+    """
+
+    pixels: jax.Array
+    patches: jax.Array | None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ResizeRule:
+    """Sides become multiples of `stride`, the long one at most `longest`, the short one at least `shortest`.
+
+    Attributes:
+      stride: pixels.
+      longest: pixels; stronger than `shortest`.
+      shortest: pixels.
+      cap: largest number of pixels.
+    """
+
+    stride: int
+    longest: int
+    shortest: int
+    cap: int = PIXEL_CAP
+
+    def size(self, width: int, height: int) -> tuple[int, int]:
+        """Width and height after resizing.
+
+        Rounds half to even, as the original.  Above the cap both sides are scaled by cap / pixels, not by its root: that,
+        too, is what the published model was trained with.
+        """
+        width, height = self._scaled(width, height, max(min(self.longest / max(width, height), 1.0),
+                                                        self.shortest / min(width, height)))  # fmt: skip
+        if width * height > self.cap:
+            width, height = self._scaled(width, height, self.cap / (width * height))
+        if max(width, height) > self.longest:
+            width, height = self._scaled(width, height, self.longest / max(width, height))
+        return width, height
+
+    def _scaled(self, width: int, height: int, scale: float) -> tuple[int, int]:
+        side = lambda n: max(self.stride, round(round(n * scale) / self.stride) * self.stride)
+        return side(width), side(height)
+
+    def resize(self, image):
+        """A Pillow image resized by the rule, bicubic with antialiasing."""
+        from PIL import Image
+
+        return image.resize(self.size(*image.size), Image.Resampling.BICUBIC)
+
+
+def autoencoder_rule(config: BagelConfig) -> ResizeRule:
+    """The rule before the autoencoder: 16, 1024, 512 for the release; smaller tables scale it down."""
+    longest = min(1024, config.max_latent_size * config.token_pixels)
+    return ResizeRule(stride=config.token_pixels, longest=longest, shortest=longest // 2)
+
+
+def vision_rule(config: VisionConfig) -> ResizeRule:
+    """The rule before the vision encoder: 14, 980, 224 for the release; smaller tables scale it down."""
+    longest = min(config.table_side, config.max_side) * config.patch
+    return ResizeRule(stride=config.patch, longest=longest, shortest=longest * 224 // 980)
+
+
+def open_rgb(path: pathlib.Path):
+    """A file as a Pillow RGB image: turned as its EXIF says, transparency on white; ConfigError where it is no picture."""
+    from PIL import Image, ImageOps, UnidentifiedImageError
+
+    try:
+        with Image.open(path) as file:
+            image = ImageOps.exif_transpose(file)
+            if "A" in image.getbands() or "transparency" in image.info:
+                image = image.convert("RGBA")
+                white = Image.new("RGBA", image.size, "white")
+                image = Image.alpha_composite(white, image)
+            elif image.mode.startswith("I"):  # 16-bit grey, which Pillow would clip instead of scale
+                image = Image.fromarray((np.asarray(image, np.float64) / 65535 * 255).astype(np.uint8))
+            return image.convert("RGB")
+    except FileNotFoundError:
+        raise ConfigError(f"there is no picture {path}; give an existing file.") from None
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise ConfigError(f"{path} is not a picture that can be read ({error}); give a PNG or JPEG file.") from None
+
+
+def picture(image, config: BagelConfig) -> Picture:
+    """What the network looks at, of one Pillow RGB image; a batch of one."""
+    first = autoencoder_rule(config).resize(image)
+    patches = None
+    if config.vision is not None:
+        second = vision_rule(config.vision).resize(first)
+        grid = config.vision.grid(second.height, second.width)
+        tokens = latents.patchify(_signed(second), config.vision.patch)
+        patches = tokens.reshape(1, *grid, config.vision.patch_width)
+    return Picture(pixels=_signed(first), patches=patches)
+
+
+def _signed(image) -> np.ndarray:
+    return np.asarray(latents.from_uint8(np.asarray(image)[None]))

@@ -1,0 +1,160 @@
+"""Safetensors files as one table of tensors: read one by one, in one file or in shards with an index, and written so.
+
+No tensor is read before it is asked for, and no file stays mapped after it was, so that the host holds what is in use.
+"""
+
+import json
+import math
+import pathlib
+import re
+from collections.abc import Iterable, Iterator, Mapping
+
+import numpy as np
+
+DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16", "F64": "float64"}
+SHARD_BYTES = 5 * 10**9
+
+
+class StoredTensors:
+    """The tensors of `STEM.safetensors`, or of the shards that `STEM.safetensors.index.json` names.
+
+    Attributes:
+      path: the file, or the index.
+      files: every safetensors file.
+    """
+
+    def __init__(self, folder: pathlib.Path, stem: str):
+        """Reads the headers.  ValueError where a file is missing, damaged, or not what the index says."""
+        from safetensors import SafetensorError, safe_open
+
+        single = folder / f"{stem}.safetensors"
+        self.path = single if single.exists() else folder / f"{stem}.safetensors.index.json"
+        self._file_of: dict[str, pathlib.Path] = {}
+        self._about: dict[str, tuple[tuple[int, ...], str]] = {}
+        self.files = [single] if single.exists() else sorted(set(self._index().values()))
+        for path in self.files:
+            try:
+                with safe_open(path, framework="numpy") as file:
+                    for name in file.keys():
+                        cut = file.get_slice(name)
+                        self._file_of[name] = path
+                        self._about[name] = (tuple(cut.get_shape()), cut.get_dtype())
+            except (OSError, SafetensorError) as error:
+                raise ValueError(
+                    f"{path} is not a readable safetensors file ({error}); download or copy it again."
+                ) from None
+        if not single.exists():
+            lost = [name for name, path in self._index().items() if self._file_of.get(name) != path]
+            if lost:
+                raise ValueError(f"{self.path} places {lost[0]} in {self._index()[lost[0]].name}, which does not hold it.")
+
+    def _index(self) -> dict[str, pathlib.Path]:
+        try:
+            index = json.loads(self.path.read_text())["weight_map"]
+            names = {name: pathlib.Path(file) for name, file in index.items()}
+        except FileNotFoundError:
+            raise ValueError(f"there is neither {self.path.name.removesuffix('.index.json')} nor its index in "
+                             f"{self.path.parent}.") from None  # fmt: skip
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            raise ValueError(f"{self.path} is not a safetensors index (JSON with a weight_map).") from None
+        for file in names.values():
+            if file.name != str(file):
+                raise ValueError(f"{self.path} names a file outside its folder: {file}.")
+        return {name: self.path.parent / file for name, file in names.items()}
+
+    def names(self) -> set[str]:
+        """All tensors."""
+        return set(self._about)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Stored shape of a tensor."""
+        return self._about[name][0]
+
+    def dtype(self, name: str) -> str:
+        """Stored dtype of a tensor, in safetensors' words ("BF16")."""
+        return self._about[name][1]
+
+    def read(self, name: str) -> np.ndarray:
+        """One tensor, in its stored shape and dtype."""
+        from safetensors import safe_open
+
+        with safe_open(self._file_of[name], framework="numpy") as file:
+            return file.get_tensor(name)
+
+
+def faults(stored: StoredTensors, wanted: Mapping[str, tuple[int, ...]], optional: Iterable[str], ignored: str) -> list[str]:
+    """Everything that is wrong with a file, as phrases; layers that share a fault are one phrase.
+
+    Args:
+      stored: the file.
+      wanted: name and shape of every tensor that it should hold.
+      optional: names that may be missing.
+      ignored: regular expression of names that may stand there unread.
+    """
+    present, optional = stored.names(), set(optional)
+    found = [("missing ", name, "") for name in wanted.keys() - present - optional]
+    found += [("unknown ", name, "") for name in present - wanted.keys() if not re.fullmatch(ignored, name)]
+    for name in wanted.keys() & present:
+        if stored.shape(name) != wanted[name]:
+            shapes = f" has shape {list(stored.shape(name))}, the config asks for {list(wanted[name])}"
+            found.append(("", name, shapes))
+        if stored.dtype(name) not in DTYPES:
+            found.append(("", name, f" has dtype {stored.dtype(name)}; convert it to one of {', '.join(DTYPES)}"))
+    merged: dict[tuple[str, str, str], list[int]] = {}
+    for before, name, after in found:
+        number = re.search(r"\.layers\.(\d+)\.", name)
+        pattern = name if number is None else name.replace(number.group(), ".layers.{}.", 1)
+        merged.setdefault((before, pattern, after), []).extend([] if number is None else [int(number[1])])
+    return [f"{before}{name.format(_ranges(layers))}{after}" for (before, name, after), layers in sorted(merged.items())]
+
+
+def _ranges(numbers: list[int]) -> str:
+    """[0, 1, 2, 5] as "{0..2,5}", [3] as "3"."""
+    numbers, parts = sorted(numbers), []
+    for n in numbers:
+        if parts and parts[-1][1] == n - 1:
+            parts[-1][1] = n
+        else:
+            parts.append([n, n])
+    words = ",".join(str(a) if a == b else f"{a}..{b}" for a, b in parts)
+    return words if len(numbers) == 1 else f"{{{words}}}"
+
+
+def write(folder: pathlib.Path, stem: str, shapes: Mapping[str, tuple[int, ...]], tensors: Iterator[tuple[str, np.ndarray]],
+          dtype: str, shard_bytes: int = SHARD_BYTES) -> None:  # fmt: skip
+    """Writes tensors as one file, or as shards of at most `shard_bytes` with an index where they are more.
+
+    Args:
+      folder: an existing folder.
+      stem: the file's name without `.safetensors`.
+      shapes: name and shape of all tensors, in the order in which they come.
+      tensors: the tensors; one shard of them is in memory at a time.
+      dtype: "float32", "float16" or "bfloat16".
+      shard_bytes: largest shard; a single tensor may be larger.
+    """
+    import ml_dtypes
+    from safetensors.numpy import save_file
+
+    kind = np.dtype(ml_dtypes.bfloat16 if dtype == "bfloat16" else dtype)
+    shards: list[list[str]] = [[]]
+    size = 0
+    for name, shape in shapes.items():
+        bytes_ = math.prod(shape) * kind.itemsize
+        if shards[-1] and size + bytes_ > shard_bytes:
+            shards.append([])
+            size = 0
+        shards[-1].append(name)
+        size += bytes_
+    number = lambda i: f"-{i + 1:05d}-of-{len(shards):05d}" if len(shards) > 1 else ""
+    file_name = lambda i: f"{stem}{number(i)}.safetensors"
+    for i, names in enumerate(shards):
+        arrays = {name: np.ascontiguousarray(value).astype(kind, copy=False) for name, (_, value) in
+                  zip(names, tensors, strict=False)}  # fmt: skip
+        temporary = folder / f".{file_name(i)}.partial"
+        save_file(arrays, temporary, metadata={"format": "pt"})
+        temporary.replace(folder / file_name(i))
+    if len(shards) > 1:
+        total = sum(math.prod(shape) for shape in shapes.values()) * kind.itemsize
+        index = {"metadata": {"total_size": total},
+                 "weight_map": {name: file_name(i) for i, names in enumerate(shards) for name in names}}  # fmt: skip
+        (folder / f"{stem}.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n")

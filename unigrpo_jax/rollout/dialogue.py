@@ -1,0 +1,77 @@
+"""What a model has read so far, and the two shortened versions of it that guidance compares with.
+
+    full             everything: system prompt, images, texts, thinking
+    without_text     without the last text and all that came after it
+    without_images   system prompt and texts; no images, no thinking
+
+A block is read upon each version that it belongs to; where two versions are still the same, it is read once.
+"""
+
+import flax.struct
+import jax.numpy as jnp
+
+from unigrpo_jax.episode import TokenBlock
+from unigrpo_jax.models.bagel import context as contexts
+from unigrpo_jax.models.bagel.context import Context
+from unigrpo_jax.models.bagel.network import Bagel
+
+
+@flax.struct.dataclass
+class Dialogue:
+    """Three contexts of B samples.
+
+    Attributes:
+      full: what thinking and drawing are conditioned on.
+      without_text: for text guidance.
+      without_images: for image guidance.
+    """
+
+    full: Context
+    without_text: Context
+    without_images: Context
+
+    def repeat(self, times: int) -> "Dialogue":
+        """Every sample `times` times in a row."""
+        return Dialogue(*(contexts.repeat(c, times) for c in (self.full, self.without_text, self.without_images)))
+
+
+def begin(model: Bagel, params, system: tuple[int, ...], batch: int) -> Dialogue:
+    """A dialogue of `batch` samples that has read the system prompt's block of tokens, or nothing where it is empty."""
+    context = model.empty(batch)
+    if system:
+        tokens = jnp.array([system], jnp.int32)
+        _, block = model.prefill(params, tokens, jnp.ones(tokens.shape, bool), model.empty(1))
+        context = contexts.repeat(block, batch)
+    return Dialogue(full=context, without_text=context, without_images=context)
+
+
+def hear(model: Bagel, params, dialogue: Dialogue, block: TokenBlock) -> Dialogue:
+    """Reads a text block [B, L]."""
+
+    def read(context):
+        return contexts.extend(context, model.prefill(params, block.tokens, block.valid, context)[1])
+
+    full = read(dialogue.full)
+    same = dialogue.without_images is dialogue.full
+    return Dialogue(
+        full=full, without_text=dialogue.full, without_images=full if same else read(dialogue.without_images)
+    )
+
+
+def look(model: Bagel, params, dialogue: Dialogue, latent=None, patches=None) -> Dialogue:
+    """Reads an image: its clean latents, then its patches, each where given.
+
+    Args:
+      model: the network.
+      params: its parameters.
+      dialogue: what was read before.
+      latent: latent tokens [B, rows, columns, C], for a model that is to draw upon the image; or None.
+      patches: patches [B, rows, columns, P], where the model has a vision encoder; or None.
+    """
+    full = dialogue.full
+    for tokens, see in ((latent, model.see_latents), (patches, model.see_patches)):
+        if tokens is not None:
+            batch, *grid, width = tokens.shape
+            block = see(params, tokens.reshape(batch, -1, width), tuple(grid), full)
+            full = contexts.extend(full, block)
+    return dialogue.replace(full=full, without_text=full)
