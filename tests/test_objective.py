@@ -10,6 +10,7 @@ import pytest
 from tests import oracle, tiny
 from unigrpo_jax.learning import parameters
 from unigrpo_jax.learning.objective import with_ratio_std
+from unigrpo_jax.models import tree
 
 # What is off in a run but must be right: a text KL and a latent KL to the reference.
 KL = {"text_kl_weight": 0.1, "latent_kl_weight": 0.2}
@@ -59,7 +60,7 @@ def gradient(params=START, reference=REFERENCE, batch=None, on_policy=True, sett
     batch = tiny.episodes() if batch is None else batch
     program = compiled(**(settings or {}))
     (_, metrics), grads = program(weights(**kw), params, reference, START, batch, ADVANTAGES, on_policy)
-    return metrics, parameters.flatten(grads)
+    return metrics, tree.flatten(grads)
 
 
 @pytest.fixture(scope="module")
@@ -159,7 +160,7 @@ def directions(count, only=".*"):
 
     for seed in range(count):
         rng = np.random.default_rng(100 + seed)
-        flat = {k: rng.standard_normal(v.shape) for k, v in parameters.flatten(START).items()}
+        flat = {k: rng.standard_normal(v.shape) for k, v in tree.flatten(START).items()}
         flat = {k: v * bool(re.match(only, k)) for k, v in flat.items()}
         norm = np.sqrt(sum(np.sum(v**2) for v in flat.values()))
         yield {k: v / norm for k, v in flat.items()}
@@ -167,8 +168,8 @@ def directions(count, only=".*"):
 
 def slope(function, at, direction, step=1e-5):
     """Central difference in float64."""
-    flat = parameters.flatten(oracle.to64(at))
-    move = lambda h: parameters.unflatten({k: flat[k] + h * direction[k] for k in flat})
+    flat = tree.flatten(oracle.to64(at))
+    move = lambda h: tree.unflatten({k: flat[k] + h * direction[k] for k in flat})
     return (function(move(step)) - function(move(-step))) / (2 * step)
 
 
@@ -181,7 +182,7 @@ def test_the_gradient_is_the_slope_of_the_loss_in_float64(rows, parts, only):
     """Every term at once, off-policy, some ratios clipped: the oracle's loss, differentiated numerically."""
     old, _, ref, _, c = parts
     _, grads = compiled(**KL)(weights(), TRAINED, REFERENCE, START, tiny.episodes(), ADVANTAGES, False)
-    grads = parameters.flatten(grads)
+    grads = tree.flatten(grads)
 
     def loss(p):
         each = zip(rows, old, ref, ADVANTAGES, strict=True)
@@ -277,8 +278,8 @@ def test_the_velocity_mse_pulls_to_the_reference_and_rests_there():
     assert float(at["flow/velocity_mse"]) < 1e-10 and largest(rest) < 1e-5 * largest(away)
     _, other = gradient(reference=tiny.nearby(START, 0.03, seed=9), **alone)
     assert largest({k: other[k] - away[k] for k in away}) > 0.1 * largest(away)
-    flat, step = parameters.flatten(START), 1e-3 / largest(away)
-    closer, _ = gradient(parameters.unflatten({k: flat[k] - step * away[k] for k in flat}), **alone)
+    flat, step = tree.flatten(START), 1e-3 / largest(away)
+    closer, _ = gradient(tree.unflatten({k: flat[k] - step * away[k] for k in flat}), **alone)
     assert float(closer["flow/velocity_mse"]) < float(m["flow/velocity_mse"])
 
 
@@ -290,8 +291,8 @@ def test_the_text_kl_pulls_to_the_reference_and_rests_there():
     at, rest = gradient(reference=START, **none)
     assert abs(float(at["text/reference_kl"])) < 1e-9 and float(at["flow/latent_kl"]) < 1e-9
     assert largest(rest) < 1e-4 * largest(away)
-    flat, step = parameters.flatten(START), 1e-3 / largest(away)
-    closer, _ = gradient(parameters.unflatten({k: flat[k] - step * away[k] for k in flat}), **none)
+    flat, step = tree.flatten(START), 1e-3 / largest(away)
+    closer, _ = gradient(tree.unflatten({k: flat[k] - step * away[k] for k in flat}), **none)
     assert float(closer["text/reference_kl"]) < float(m["text/reference_kl"])
     assert float(closer["flow/latent_kl"]) < float(m["flow/latent_kl"])
 

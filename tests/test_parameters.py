@@ -10,12 +10,13 @@ from tests import tiny
 from unigrpo_jax.config import ConfigError, LearningConfig
 from unigrpo_jax.learning import parameters
 from unigrpo_jax.learning.parameters import DENOISING, FROZEN, REASONING
+from unigrpo_jax.models import tree
 
 CONFIG = LearningConfig(frozen=())
 
 
 def test_every_parameter_belongs_to_exactly_one_expert():
-    flat = parameters.flatten(tiny.params())
+    flat = tree.flatten(tiny.params())
     labels = parameters.groups(tiny.params(), CONFIG)
     assert set(labels) == set(flat) and set(labels.values()) == set(parameters.GROUPS)
     for path, group in labels.items():
@@ -31,7 +32,7 @@ def test_flatten_and_split_lose_nothing():
     trained, frozen = parameters.split(tiny.params(), labels)
     assert not set(trained) & set(frozen)
     assert set(frozen) == {p for p in labels if p.startswith(("layers/und/", "embed/", "latent_pos_embed"))}
-    tiny.assert_trees_equal(parameters.unflatten(trained | frozen), tiny.params())
+    tiny.assert_trees_equal(tree.unflatten(trained | frozen), tiny.params())
 
 
 @pytest.mark.parametrize(

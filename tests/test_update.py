@@ -12,6 +12,7 @@ from tests import tiny
 from unigrpo_jax.learning import parameters
 from unigrpo_jax.learning.objective import Objective, reduce_metrics, with_ratio_std
 from unigrpo_jax.learning.update import UpdateProgram, new_state, pieces
+from unigrpo_jax.models import tree
 
 DECAY, FROZEN = 0.9, ("vae2llm",)
 RATES = (1e-3, 2e-3, 1.0)  # reasoning, denoising, largest gradient norm
@@ -57,12 +58,12 @@ def once():
 
 
 def flat(state):
-    return {k: np.asarray(v) for k, v in parameters.flatten(state.params(FIXED)).items()}
+    return {k: np.asarray(v) for k, v in tree.flatten(state.params(FIXED)).items()}
 
 
 def moved(state, since=START):
     """Paths of the parameters with any other bit."""
-    before = {k: np.asarray(v) for k, v in parameters.flatten(since).items()}
+    before = {k: np.asarray(v) for k, v in tree.flatten(since).items()}
     return {k for k, v in flat(state).items() if v.tobytes() != before[k].tobytes()}
 
 
@@ -155,7 +156,7 @@ def test_each_expert_moves_at_its_own_rate(once):
 
 def test_frozen_parameters_keep_their_bits_and_have_no_moments(once):
     for path in ("latent_pos_embed", "vae2llm/kernel", "vae2llm/bias"):
-        np.testing.assert_array_equal(flat(once[0])[path], np.asarray(parameters.flatten(START)[path]))
+        np.testing.assert_array_equal(flat(once[0])[path], np.asarray(tree.flatten(START)[path]))
     paths = {jax.tree_util.keystr(p) for p, _ in jax.tree_util.tree_leaves_with_path(once[0].opt_state)}
     assert paths and not [p for p in paths if "vae2llm" in p or "latent_pos_embed" in p]
 
@@ -204,9 +205,9 @@ def test_parameters_or_a_reference_that_are_not_finite_drop_the_update():
 
 def test_the_moving_average_is_decay_old_plus_rest_new(once):
     second, _ = update(once[0], batch=tiny.episodes(0, 1))
-    assert second.ema.keys() == second.trained.keys() == set(parameters.flatten(START)) - set(FIXED)
+    assert second.ema.keys() == second.trained.keys() == set(tree.flatten(START)) - set(FIXED)
     for path in second.ema:
-        start = parameters.flatten(START)[path]
+        start = tree.flatten(START)[path]
         average = np.asarray(start, np.float64)
         for state in (once[0], second):
             average = DECAY * average + (1 - DECAY) * flat(state)[path]

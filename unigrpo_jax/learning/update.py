@@ -16,6 +16,7 @@ from unigrpo_jax.config import LearningConfig
 from unigrpo_jax.episode import Episodes
 from unigrpo_jax.learning import parameters
 from unigrpo_jax.learning.objective import Objective, reduce_metrics, with_ratio_std
+from unigrpo_jax.models import tree
 
 
 @flax.struct.dataclass
@@ -38,11 +39,11 @@ class TrainState:
 
     def params(self, frozen: dict[str, jax.Array]) -> dict:
         """All parameters as the network takes them; nothing is copied."""
-        return parameters.unflatten(frozen | self.trained)
+        return tree.unflatten(frozen | self.trained)
 
     def averaged(self, frozen: dict[str, jax.Array]) -> dict:
         """The parameters that are judged: with the moving average where there is one."""
-        return parameters.unflatten(frozen | (self.trained if self.ema is None else self.ema))
+        return tree.unflatten(frozen | (self.trained if self.ema is None else self.ema))
 
 
 def new_state(params: dict, config: LearningConfig) -> TrainState:
@@ -93,7 +94,7 @@ class UpdateProgram:
         labels = parameters.groups(start, c)
         transform = parameters.optimizer(c, labels)
         trained = state.trained
-        whole = lambda flat: parameters.unflatten(frozen | flat)
+        whole = lambda flat: tree.unflatten(frozen | flat)
         data = pieces((episodes, advantage_B), c.minibatches * c.micro_batches)
         own_start = c.ppo_epochs * c.minibatches == 1
         anchor = lambda piece: self.objective.anchors(start, reference, piece[0], own_start)

@@ -16,6 +16,7 @@ import unigrpo_jax
 from unigrpo_jax.config import ConfigError, RunConfig, load_run_config, to_dict
 from unigrpo_jax.learning import parameters
 from unigrpo_jax.learning.update import TrainState
+from unigrpo_jax.models import tree
 from unigrpo_jax.models.folder import LoadedModel
 from unigrpo_jax.rewards.load import RewardError
 from unigrpo_jax.training.atomic import write_atomically
@@ -215,7 +216,7 @@ def card(parts: Parts, run_dir: pathlib.Path) -> list[tuple[str, str]]:
     params = parts.loaded.abstract_params()
     labels = parameters.groups(params, learn)
     sizes = {group: 0 for group in parameters.GROUPS}
-    for path, array in parameters.flatten(params).items():
+    for path, array in tree.flatten(params).items():
         sizes[labels[path]] += array.size
     rate = {parameters.REASONING: f"Adam {learn.reasoning_lr:g}", parameters.DENOISING: f"Adam {learn.denoising_lr:g}",
             parameters.FROZEN: "not trained"}  # fmt: skip

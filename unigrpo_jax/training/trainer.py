@@ -17,6 +17,7 @@ from unigrpo_jax.learning.advantages import combine, zero_variance_share
 from unigrpo_jax.learning.objective import Objective
 from unigrpo_jax.learning.policy import Policy
 from unigrpo_jax.learning.update import TrainState, UpdateProgram, new_state
+from unigrpo_jax.models import tree
 from unigrpo_jax.models.bagel import Context
 from unigrpo_jax.models.folder import LoadedModel, load_model
 from unigrpo_jax.parallel import mesh as meshes
@@ -146,7 +147,7 @@ class Trainer:
         trained, self.frozen = parameters.split(params, parameters.groups(params, learning))
         self.reference = stored
         own = {path: jnp.copy(x) for path, x in trained.items()}
-        return jax.device_put(new_state(parameters.unflatten(own | self.frozen), learning), self.everywhere)
+        return jax.device_put(new_state(tree.unflatten(own | self.frozen), learning), self.everywhere)
 
     def params(self, state: TrainState) -> dict:
         """The parameters that sample, as the network takes them."""
