@@ -45,6 +45,7 @@ def main(arguments: Arguments) -> None:
     bare, _ = preset([arguments.preset] if arguments.preset else [], "shapes")
     check(RunConfig(evaluation=arguments.evaluation))
     restored = restore(arguments.checkpoint, bare)
+    restored.loaded.check_image_size(restored.config.rollout)
     source = bare if arguments.preset else restored.config
     prompts, reward = arguments.prompts or source.prompts, arguments.reward or source.reward
     e = arguments.evaluation

@@ -1,6 +1,9 @@
-"""Thinks about a prompt, draws it, prints the thinking and writes the picture.
+"""Thinks about a prompt, draws it, prints the thinking and writes the picture; edits a picture, or answers about it.
 
-python -m experiments.generate CHECKPOINT "three green circles"
+python -m experiments.generate [CHECKPOINT] "three green circles"
+python -m experiments.generate --model.path DIR "a lighthouse at dusk"
+python -m experiments.generate --model.path DIR --image photo.jpg "make it winter"
+python -m experiments.generate --model.path DIR --image photo.jpg --answer "what is on the table?"
 
 CHECKPOINT is a run folder (its newest checkpoint), RUN/checkpoints/N, a model folder, or `base`, the shapes base.
 """
@@ -12,30 +15,77 @@ import re
 import tyro
 
 from experiments.command_line import command_line, preset
+from unigrpo_jax.config import EvaluationConfig, ModelConfig, RolloutConfig
 
 
 @dataclasses.dataclass(frozen=True)
 class Arguments:
-    """What to draw and how."""
+    """What to draw and how; what is not given follows the model, and for BAGEL its published defaults."""
 
-    checkpoint: tyro.conf.Positional[str]
-    """Run folder, RUN/checkpoints/N, model folder, or `base`."""
-    prompt: tyro.conf.Positional[str]
-    """What to draw."""
+    words: tyro.conf.Positional[tuple[str, ...]]
+    """[CHECKPOINT] PROMPT; without a checkpoint --model.path says which model, and else it is the shapes base."""
     out: pathlib.Path | None = None
     """PNG file; default the prompt's words in the current folder."""
+    image: pathlib.Path | None = None
+    """A picture to edit, or to answer about."""
+    answer: bool = False
+    """Answer in words instead of drawing."""
     thinking: bool = True
     """Think before drawing."""
+    thinking_tokens: int | None = None
+    """Largest number of tokens; default the run's, or 999."""
     temperature: float = 0.0
     """Of the thinking; 0 is greedy."""
-    flow_steps: int = 20
-    """Denoising transitions."""
-    guidance: float = 1.0
-    """Text classifier-free guidance scale; 1 is off."""
+    flow_steps: int | None = None
+    """Denoising transitions; default 20, or 49 (50 points) with an autoencoder."""
+    guidance: float | None = None
+    """Text classifier-free guidance scale, 1 is off; default 1, or 4 with an autoencoder."""
+    guidance_image: float | None = None
+    """Image guidance scale; default 1, or 2 for an edit."""
+    height: int | None = None
+    """Pixels; default the run's, the picture's, or 1024."""
+    width: int | None = None
+    """Pixels."""
     seed: int = 0
     """Seed of tokens and noise."""
-    enlarge: int = 8
-    """Each pixel becomes this many on a side."""
+    enlarge: int | None = None
+    """Each pixel becomes this many on a side; default 1, or 8 where latents are pixels."""
+    model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
+    """The model, where no checkpoint is named."""
+
+
+def settings(arguments: Arguments, restored, picture) -> tuple[EvaluationConfig, RolloutConfig]:
+    """The sampler's settings: what was given, else the run's, else what BAGEL publishes."""
+    from unigrpo_jax.models.bagel.pictures import autoencoder_rule
+    from unigrpo_jax.models.bagel.text import GENERATION_SYSTEM_PROMPT
+
+    chosen = lambda value, default: default if value is None else value
+    learned, rollout = restored.loaded.autoencoder_stored is not None, restored.config.rollout
+    if learned and restored.is_bare:
+        side = autoencoder_rule(restored.loaded.network.config).longest
+        rollout = dataclasses.replace(
+            rollout, image_height=side, image_width=side, timestep_shift=3.0, thinking_tokens=999,
+            system_prompt=GENERATION_SYSTEM_PROMPT,
+        )  # fmt: skip
+    height, width = (rollout.image_height, rollout.image_width) if picture is None else picture.pixels.shape[1:3]
+    rollout = dataclasses.replace(
+        rollout,
+        thinking=arguments.thinking,
+        thinking_tokens=chosen(arguments.thinking_tokens, rollout.thinking_tokens),
+        image_height=chosen(arguments.height, height),
+        image_width=chosen(arguments.width, width),
+    )
+    evaluation = EvaluationConfig(
+        thinking=arguments.thinking,
+        temperature=arguments.temperature,
+        flow_steps=chosen(arguments.flow_steps, 49 if learned else 20),
+        guidance=chosen(arguments.guidance, 4.0 if learned else 1.0),
+        guidance_image=chosen(arguments.guidance_image, 2.0 if picture is not None else 1.0),
+        guidance_interval=(0.4, 1.0) if learned and picture is None else (0.0, 1.0),
+        guidance_renorm="global" if picture is None else "text_channel",
+        seed=arguments.seed,
+    )
+    return evaluation, rollout
 
 
 @command_line
@@ -45,34 +95,50 @@ def main(arguments: Arguments) -> None:
     import numpy as np
     from PIL import Image
 
-    from unigrpo_jax.config import EvaluationConfig, RunConfig, check, require
+    from unigrpo_jax.config import RunConfig, check, require
+    from unigrpo_jax.models.bagel import pictures
+    from unigrpo_jax.models.bagel.text import UNDERSTANDING_SYSTEM_PROMPT
+    from unigrpo_jax.rollout.answer import answer
     from unigrpo_jax.training.evaluation import evaluation_rollout
     from unigrpo_jax.training.restore import restore
 
-    require(arguments.enlarge >= 1, f"enlarge = {arguments.enlarge}, but it must be at least 1.")
-    evaluation = EvaluationConfig(
-        thinking=arguments.thinking,
-        temperature=arguments.temperature,
-        flow_steps=arguments.flow_steps,
-        guidance=arguments.guidance,
-        seed=arguments.seed,
-    )
-    check(RunConfig(evaluation=evaluation))
-    restored = restore(arguments.checkpoint, preset([], "shapes")[0])
-    rollout, codec = restored.config.rollout, restored.loaded.codec
-    block = codec.prompts([arguments.prompt], rollout.prompt_tokens)
-    words = re.sub(r"[^a-z0-9]+", "-", arguments.prompt.lower()).strip("-")[:60] or "image"
-    out = arguments.out or pathlib.Path(f"{words}.png")
+    words = arguments.words
+    require(1 <= len(words) <= 2, "expected [CHECKPOINT] PROMPT; put the prompt in quotes.")
+    require(len(words) == 1 or arguments.model == ModelConfig(),
+            "a checkpoint knows its model; give either CHECKPOINT or --model settings.")  # fmt: skip
+    enlarge = arguments.enlarge
+    require(enlarge is None or enlarge >= 1, f"enlarge = {enlarge}, but it must be at least 1.")
+    require(not arguments.answer or arguments.image is not None, "--answer is about a picture; give one with --image.")
+    bare = dataclasses.replace(preset([], "shapes")[0], model=arguments.model)
+    restored = restore(words[0] if len(words) == 2 else arguments.model.path or "base", bare)
+    loaded, config, prompt = restored.loaded, restored.loaded.network.config, words[-1]
+    picture = None
+    if arguments.image is not None:
+        require(config.vision is not None, f"{loaded.folder} has no vision encoder, so it cannot look at a picture; "
+                                           "use a model with vit_config.json.")  # fmt: skip
+        picture = pictures.picture(pictures.open_rgb(arguments.image), config)
+    evaluation, rollout = settings(arguments, restored, picture)
+    check(RunConfig(evaluation=evaluation, rollout=dataclasses.replace(RolloutConfig(), **{
+        name: getattr(rollout, name) for name in ("thinking_tokens", "image_height", "image_width")})))  # fmt: skip
+    if arguments.answer:
+        system = UNDERSTANDING_SYSTEM_PROMPT if arguments.thinking else ""
+        print(answer(loaded.network, restored.read(), loaded.codec, picture.patches, prompt, system,
+                     rollout.thinking_tokens, arguments.temperature, arguments.seed))  # fmt: skip
+        return
+    loaded.check_image_size(rollout)
+    block = loaded.codec.prompts([prompt], len(loaded.codec.ids(prompt)))
+    name = re.sub(r"[^a-z0-9]+", "-", prompt.lower()).strip("-")[:60] or "image"
+    out = arguments.out or pathlib.Path(f"{name}.png")
     require(not out.is_dir(), f"out = {out} is a folder; name a PNG file.")
     params = restored.read()
     out.parent.mkdir(parents=True, exist_ok=True)
-    program = jax.jit(evaluation_rollout(evaluation, rollout, restored.loaded).__call__)
-    episodes = program(params, {}, block, arguments.seed, 0)
+    program = jax.jit(evaluation_rollout(evaluation, rollout, loaded).__call__)
+    episodes = program(params, loaded.autoencoder_params(), block, arguments.seed, 0, 0, picture)
     if arguments.thinking:
-        print(codec.thoughts(episodes.thinking, 1)[0])
+        print(loaded.codec.thoughts(episodes.thinking, 1)[0])
     image = Image.fromarray(np.asarray(episodes.drawing.image)[0])
-    image = image.resize((image.width * arguments.enlarge, image.height * arguments.enlarge), Image.Resampling.NEAREST)
-    image.save(out, format="PNG")
+    times = enlarge or (8 if loaded.autoencoder_stored is None else 1)
+    image.resize((image.width * times, image.height * times), Image.Resampling.NEAREST).save(out, format="PNG")
     print(f"Wrote {out}")
 
 

@@ -221,7 +221,7 @@ class RunConfig:
     iterations: int = 100
     """Rollout, reward, update: once each per iteration."""
     prompts: str = "shapes"
-    """`shapes`, the shapes world, or a JSONL file with a `prompt` and any metadata per line."""
+    """`shapes`, the shapes world; `examples`, 48 prompts; or a JSONL file with a `prompt` and any metadata per line."""
     reward: str = "shapes"
     """The shapes checker, or package.module:function (see unigrpo_jax.rewards.protocol)."""
     devices: int = 0

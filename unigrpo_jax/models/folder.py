@@ -54,6 +54,11 @@ class LoadedModel:
         kind = lambda path: jnp.float32 if path in weights.FIXED_TABLES else jnp.dtype(self.config.param_dtype)
         return unflatten({p: jax.ShapeDtypeStruct(x.shape, kind(p)) for p, x in flatten(tree).items()})
 
+    @property
+    def stored_dtype(self) -> str:
+        """Dtype of the file's matrices, such as "bfloat16"."""
+        return stores.DTYPES[self.stored.dtype("vae2llm.weight")]
+
     def abstract_params(self) -> Params:
         """Shapes and dtypes of all parameters, with the adapters where the config asks for them."""
         return jax.eval_shape(self.with_adapters, self.stored_params())
@@ -216,7 +221,7 @@ def save_model(folder: pathlib.Path, config: BagelConfig, params: Params, dtype:
 
 
 def export_model(loaded: LoadedModel, params: Params, folder: pathlib.Path, dtype: str,
-                 shard_bytes: int = stores.SHARD_BYTES) -> None:  # fmt: skip
+                 shard_bytes: int = stores.SHARD_BYTES) -> list[pathlib.Path]:  # fmt: skip
     """Writes trained parameters beside copies of everything else that their folder held: autoencoder, tokenizer, configs.
 
     Args:
@@ -225,6 +230,9 @@ def export_model(loaded: LoadedModel, params: Params, folder: pathlib.Path, dtyp
       folder: a new folder.
       dtype: as in `save_model`.
       shard_bytes: as in `save_model`.
+
+    Returns:
+      The files of the folder.
     """
     folder.mkdir(parents=True, exist_ok=True)
     weight_files = {path.name for path in loaded.stored.files} | {loaded.stored.path.name}
@@ -232,7 +240,7 @@ def export_model(loaded: LoadedModel, params: Params, folder: pathlib.Path, dtyp
         keep = path.suffix in (".json", ".txt") or path.name == "ae.safetensors"
         if path.is_file() and keep and path.name not in weight_files and not path.name.endswith(".index.json"):
             shutil.copyfile(path, folder / path.name)
-    whole = lora.fold(params, loaded.network.lora_scale) if loaded.config.lora.rank else params
     config = loaded.network.config
-    shapes = weights.stored_shapes(config, whole)
-    stores.write(folder, "ema", shapes, weights.stored_tensors(config, whole), dtype, shard_bytes)
+    tensors = weights.stored_tensors(config, params, loaded.network.lora_scale)
+    stores.write(folder, "ema", weights.stored_shapes(config, params), tensors, dtype, shard_bytes)
+    return sorted(folder.iterdir())

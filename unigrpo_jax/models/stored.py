@@ -55,10 +55,10 @@ class StoredTensors:
         except FileNotFoundError:
             raise ValueError(f"there is neither {self.path.name.removesuffix('.index.json')} nor its index in "
                              f"{self.path.parent}.") from None  # fmt: skip
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
             raise ValueError(f"{self.path} is not a safetensors index (JSON with a weight_map).") from None
         for file in names.values():
-            if file.name != str(file):
+            if file.name != str(file) or file.name == "..":
                 raise ValueError(f"{self.path} names a file outside its folder: {file}.")
         return {name: self.path.parent / file for name, file in names.items()}
 
@@ -105,7 +105,7 @@ def faults(stored: StoredTensors, wanted: Mapping[str, tuple[int, ...]], optiona
         number = re.search(r"\.layers\.(\d+)\.", name)
         pattern = name if number is None else name.replace(number.group(), ".layers.{}.", 1)
         merged.setdefault((before, pattern, after), []).extend([] if number is None else [int(number[1])])
-    return [f"{before}{name.format(_ranges(layers))}{after}" for (before, name, after), layers in sorted(merged.items())]
+    return [before + name.replace("{}", _ranges(layers)) + after for (before, name, after), layers in sorted(merged.items())]
 
 
 def _ranges(numbers: list[int]) -> str:
@@ -152,9 +152,11 @@ def write(folder: pathlib.Path, stem: str, shapes: Mapping[str, tuple[int, ...]]
                   zip(names, tensors, strict=False)}  # fmt: skip
         temporary = folder / f".{file_name(i)}.partial"
         save_file(arrays, temporary, metadata={"format": "pt"})
+        temporary.chmod(0o644)  # safetensors writes for the owner alone
         temporary.replace(folder / file_name(i))
     if len(shards) > 1:
         total = sum(math.prod(shape) for shape in shapes.values()) * kind.itemsize
         index = {"metadata": {"total_size": total},
                  "weight_map": {name: file_name(i) for i, names in enumerate(shards) for name in names}}  # fmt: skip
         (folder / f"{stem}.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n")
+        (folder / f"{stem}.safetensors").unlink(missing_ok=True)  # an older single file would be read instead

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from unigrpo_jax.config import ConfigError
+from unigrpo_jax.config import ConfigError, require
 from unigrpo_jax.rewards.protocol import RewardBatch, RewardFunction
 
 
@@ -21,6 +21,7 @@ def load_reward(name: str) -> RewardFunction:
         from unigrpo_jax.worlds.shapes.judge import reward
 
         return reward
+    require(bool(name), "reward is empty; give --reward package.module:function, which scores a batch of pictures.")
     module_name, _, attribute = name.partition(":")
     if not module_name or not attribute:
         raise ConfigError(

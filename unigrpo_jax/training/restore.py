@@ -24,6 +24,7 @@ class Restored:
       read: reads the weights; to be called when all else is checked.  ConfigError where they do not fit.
       name: for titles and file names.
       folder: where results about it belong.
+      is_bare: it is a model folder, and `config` was assumed.
     """
 
     config: RunConfig
@@ -31,6 +32,7 @@ class Restored:
     read: Callable[[], dict]
     name: str
     folder: pathlib.Path
+    is_bare: bool
 
 
 def restore(path: str, bare: RunConfig) -> Restored:
@@ -52,7 +54,7 @@ def restore(path: str, bare: RunConfig) -> Restored:
         loaded.check_weights()
         name = "base" if path == "base" else folder.resolve().name
         config, results = dataclasses.replace(bare, model=model), pathlib.Path("runs") / name
-        return Restored(config, loaded, loaded.params, name, results)
+        return Restored(config, loaded, loaded.params, name, results, True)
     numbered = folder.parent.name == "checkpoints" and folder.name.isdigit()
     run_dir = folder.parent.parent if numbered else folder
     if not (run_dir / "config.json").is_file() or not (run_dir / "checkpoints").is_dir():
@@ -79,4 +81,4 @@ def restore(path: str, bare: RunConfig) -> Restored:
         state = checkpoints.load(step, abstract(like, device))
         return state.averaged(flatten(loaded.params(wanted=lambda path: path not in like.trained)))
 
-    return Restored(config, loaded, read, f"{run_dir.resolve().name}-{step}", run_dir)
+    return Restored(config, loaded, read, f"{run_dir.resolve().name}-{step}", run_dir, False)

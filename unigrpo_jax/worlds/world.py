@@ -6,9 +6,12 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
+from unigrpo_jax.config import require
 from unigrpo_jax.rewards.protocol import RewardBatch
 from unigrpo_jax.worlds.prompt import Prompt
 from unigrpo_jax.worlds.source import by_category, read_prompts
+
+EXAMPLES = pathlib.Path(__file__).with_name("examples.jsonl")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -42,11 +45,16 @@ class World:
 
 
 def load_world(prompts: str) -> World:
-    """The shapes world for "shapes", else the prompts of a JSONL file, which are then also those of the evaluation."""
+    """The shapes world for "shapes", else the prompts of a JSONL file, which are then also those of the evaluation.
+
+    "examples" is a file of 48 prompts inside the package.  ConfigError where there is no such file.
+    """
+    require(bool(prompts), "prompts is empty; give --prompts FILE.jsonl, one object with a `prompt` per line.")
     if prompts == "shapes":
         from unigrpo_jax.worlds.shapes.world import shapes
 
         return shapes()
-    read = read_prompts(pathlib.Path(prompts).expanduser())
-    repeated = lambda n: [read[i % len(read)] for i in range(n)]
-    return World(train=by_category(read), evaluation=repeated, judge=None)
+    read = read_prompts(EXAMPLES if prompts == "examples" else pathlib.Path(prompts).expanduser())
+    groups = by_category(read)
+    in_turn = lambda i: groups[i % len(groups)][i // len(groups) % len(groups[i % len(groups)])]
+    return World(train=groups, evaluation=lambda n: [in_turn(i) for i in range(n)], judge=None)

@@ -53,19 +53,3 @@ def attach(params: dict, rank: int, targets: Sequence[str], key: jax.Array) -> d
             flat[f"{path}/lora_a"] = jax.random.normal(own, (layers, *shape[:inputs], rank)) * width**-0.5
             flat[f"{path}/lora_b"] = jnp.zeros((layers, rank, *shape[inputs:]))
     return unflatten(flat)
-
-
-def detach(params: dict) -> dict:
-    """The parameters without adapters; shares their arrays."""
-    return unflatten({path: x for path, x in flatten(params).items() if not is_adapter(path)})
-
-
-def fold(params: dict, scale: float) -> dict:
-    """The parameters with every adapter added into its kernel, in float32, and no adapters left."""
-    flat = flatten(params)
-    for path in [p for p in flat if p.endswith("/lora_a")]:
-        place = path.removesuffix("/lora_a")
-        a, b, kernel = (flat[f"{place}/{name}"] for name in (*NAMES, "kernel"))
-        product = jax.vmap(lambda a, b: jnp.tensordot(a, b, 1, precision="highest"))(a, b)
-        flat[f"{place}/kernel"] = (kernel.astype(jnp.float32) + scale * product).astype(kernel.dtype)
-    return detach(unflatten(flat))

@@ -6,6 +6,7 @@ size.
 
 import dataclasses
 import pathlib
+import warnings
 
 import flax.struct
 import jax
@@ -86,22 +87,30 @@ def vision_rule(config: VisionConfig) -> ResizeRule:
 
 def open_rgb(path: pathlib.Path):
     """A file as a Pillow RGB image: turned as its EXIF says, transparency on white; ConfigError where it is no picture."""
-    from PIL import Image, ImageOps, UnidentifiedImageError
+    from PIL import Image, ImageOps
 
     try:
-        with Image.open(path) as file:
-            image = ImageOps.exif_transpose(file)
-            if "A" in image.getbands() or "transparency" in image.info:
-                image = image.convert("RGBA")
-                white = Image.new("RGBA", image.size, "white")
-                image = Image.alpha_composite(white, image)
-            elif image.mode.startswith("I"):  # 16-bit grey, which Pillow would clip instead of scale
-                image = Image.fromarray((np.asarray(image, np.float64) / 65535 * 255).astype(np.uint8))
-            return image.convert("RGB")
+        with warnings.catch_warnings(action="ignore"), Image.open(path) as file:  # large, or an EXIF that is half there
+            return _rgb(ImageOps.exif_transpose(file))
     except FileNotFoundError:
         raise ConfigError(f"there is no picture {path}; give an existing file.") from None
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except Exception as error:  # a broken file makes Pillow's decoders raise nearly anything
         raise ConfigError(f"{path} is not a picture that can be read ({error}); give a PNG or JPEG file.") from None
+
+
+def _rgb(image):
+    from PIL import Image
+
+    if image.mode.startswith("I"):  # 16-bit grey, which Pillow would clip instead of scale
+        values = np.asarray(image, np.float64)
+        grey = Image.fromarray((np.clip(values / 65535, 0, 1) * 255).astype(np.uint8))
+        if "transparency" in image.info:
+            grey.putalpha(Image.fromarray(np.where(values == image.info["transparency"], 0, 255).astype(np.uint8)))
+        image = grey
+    if "A" in image.getbands() or "transparency" in image.info:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image.convert("RGB")
 
 
 def picture(image, config: BagelConfig) -> Picture:

@@ -96,9 +96,11 @@ def load_tokenizer(folder: pathlib.Path) -> Any:
 
     try:
         return AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        first = next(iter(str(error).splitlines()), type(error).__name__)
-        raise ConfigError(f"the tokenizer in {folder} cannot be read: {first}") from None
+    except Exception as error:  # the Rust library under it raises plain Exception
+        first = next(iter(str(error).splitlines()), type(error).__name__).rstrip(" .:")
+        raise ConfigError(
+            f"the tokenizer in {folder} cannot be read ({first}); copy the tokenizer files of the model there again."
+        ) from None
 
 
 def special_tokens(tokenizer: Any, folder: pathlib.Path) -> dict[str, int]:

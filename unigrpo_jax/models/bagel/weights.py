@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 import jax
 import numpy as np
 
+from unigrpo_jax.models.bagel import lora
 from unigrpo_jax.models.bagel.config import BagelConfig
 from unigrpo_jax.models.stored import StoredTensors, faults
 from unigrpo_jax.models.tree import flatten, unflatten
@@ -207,9 +208,18 @@ def stored_shapes(config: BagelConfig, shapes: dict) -> dict[str, tuple[int, ...
     return {name: t.stored_shape(flat[t.path].shape) for t in name_table(config) for name in t.names}
 
 
-def stored_tensors(config: BagelConfig, params: dict) -> Iterator[tuple[str, np.ndarray]]:
-    """Every tensor of the checkpoint under BAGEL's name, fetched from the devices one layer at a time."""
+def stored_tensors(config: BagelConfig, params: dict, lora_scale: float = 1.0) -> Iterator[tuple[str, np.ndarray]]:
+    """Every tensor of the checkpoint under BAGEL's name, fetched from the devices one layer at a time.
+
+    Where a kernel has an adapter, lora_scale * A B is added to it, in float32.
+    """
     flat = flatten(params)
     for t in name_table(config):
+        place = t.path.removesuffix("/kernel")
+        adapter = [flat[f"{place}/{name}"] for name in lora.NAMES] if f"{place}/{lora.NAMES[0]}" in flat else None
         for i, name in enumerate(t.names):
-            yield name, t.to_stored(np.asarray(flat[t.path][i] if t.stacked else flat[t.path]))
+            value = np.asarray(flat[t.path][i] if t.stacked else flat[t.path])
+            if adapter is not None:
+                a, b = (np.asarray(x[i], np.float32) for x in adapter)
+                value = value.astype(np.float32) + np.float32(lora_scale) * np.tensordot(a, b, 1)
+            yield name, t.to_stored(value)

@@ -1,0 +1,54 @@
+"""Writes a trained model in BAGEL's published layout, for PyTorch and for `--model.path`.
+
+python -m experiments.export CHECKPOINT OUT_DIR [--dtype bfloat16]
+
+CHECKPOINT is a run folder (its newest checkpoint), RUN/checkpoints/N, or a model folder.  OUT_DIR gets ema.safetensors
+(shards and an index above 5 GB) with the original names and shapes, adapters folded in, and copies of the configs, the
+autoencoder and the tokenizer.
+"""
+
+import dataclasses
+import pathlib
+from typing import Literal
+
+import tyro
+
+from experiments.command_line import command_line, preset
+
+
+@dataclasses.dataclass(frozen=True)
+class Arguments:
+    """What to write, where, and how."""
+
+    checkpoint: tyro.conf.Positional[str]
+    """Run folder, RUN/checkpoints/N, model folder, or `base`."""
+    out: tyro.conf.Positional[pathlib.Path]
+    """A new folder."""
+    dtype: Literal["stored", "float32", "bfloat16", "float16"] = "stored"
+    """Of the written weights; `stored` is that of the weights that the run started from."""
+    shard_gb: float = 5.0
+    """Largest file, in 10^9 bytes."""
+
+
+@command_line
+def main(arguments: Arguments) -> None:
+    """Reads, folds, writes."""
+    from unigrpo_jax.config import require
+    from unigrpo_jax.models.folder import export_model
+    from unigrpo_jax.training.restore import restore
+
+    out = arguments.out
+    require(arguments.shard_gb > 0, f"shard_gb = {arguments.shard_gb}, but it must be above 0.")
+    require(not out.exists() or (out.is_dir() and not any(out.iterdir())), f"{out} is not empty; name a new folder.")
+    restored = restore(arguments.checkpoint, preset([], "shapes")[0])
+    dtype = restored.loaded.stored_dtype if arguments.dtype == "stored" else arguments.dtype
+    try:
+        files = export_model(restored.loaded, restored.read(), out, dtype, int(arguments.shard_gb * 1e9))
+    except OSError as error:
+        require(False, f"{out} cannot be written ({error.strerror or error}); choose another folder.")
+    for path in files:
+        print(f"{path.stat().st_size / 1e6:10.1f} MB  {path}")
+
+
+if __name__ == "__main__":
+    main()

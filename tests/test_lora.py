@@ -1,0 +1,123 @@
+"""Adapters: nothing at the start, W + scale A B afterwards, a reference without a copy."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tests import tiny
+from unigrpo_jax.config import LearningConfig
+from unigrpo_jax.learning import parameters
+from unigrpo_jax.learning.objective import Objective
+from unigrpo_jax.learning.policy import Policy
+from unigrpo_jax.learning.update import UpdateProgram, new_state
+from unigrpo_jax.models import tree
+from unigrpo_jax.models.bagel import Bagel, lora, weights
+
+RANK, SCALE = 3, 1.7
+ALL = ("layers/(und|gen)/(q|k|v|o|gate|up|down)_proj",)
+MODEL = Bagel(tiny.CONFIG, lora_scale=SCALE)
+BASE = tiny.params()
+
+
+def trained(params, size=0.1):
+    """The adapters moved away from their start, where B is 0."""
+    rng = np.random.default_rng(0)
+    move = lambda path, x: x + size * rng.standard_normal(x.shape, np.float32) if lora.is_adapter(path) else x
+    return tree.unflatten({path: jnp.asarray(move(path, x)) for path, x in tree.flatten(params).items()})
+
+
+def folded(params):
+    """Every adapter multiplied out in float64 and added to its kernel: the definition."""
+    flat = {path: np.asarray(x, np.float64) for path, x in tree.flatten(params).items()}
+    for path in [p for p in flat if p.endswith("/lora_a")]:
+        place = path.removesuffix("/lora_a")
+        a, b, kernel = flat.pop(f"{place}/lora_a"), flat.pop(f"{place}/lora_b"), flat[f"{place}/kernel"]
+        layers, rank = a.shape[0], a.shape[-1]
+        product = a.reshape(layers, -1, rank) @ b.reshape(layers, rank, -1)
+        flat[f"{place}/kernel"] = kernel + SCALE * product.reshape(kernel.shape)
+    return tree.unflatten({path: jnp.asarray(x, jnp.float32) for path, x in flat.items()})
+
+
+def look(params, model=MODEL):
+    """Logits and velocities of a prompt and an image."""
+    prompt = tiny.prompts()
+    hidden, context = model.prefill(params, prompt.tokens, prompt.valid, model.empty(4))
+    x = jax.random.normal(jax.random.key(0), (4, 6, tiny.CONFIG.latent_width))
+    return model.text_logits(params, hidden), model.velocity(params, x, jnp.full(4, 0.6), tiny.GRID, context)
+
+
+ADAPTED = lora.attach(BASE, RANK, ALL, jax.random.key(1))
+look_at = tiny.jit(look)
+
+
+def test_fresh_adapters_change_no_bit():
+    tiny.assert_trees_equal(look_at(ADAPTED), look_at(BASE))
+
+
+@pytest.mark.parametrize("targets", [ALL, ("layers/gen/q_proj", "layers/und/o_proj"), ("layers/und/.*",)])
+def test_adapters_are_the_products_added_to_the_kernels(targets):
+    params = trained(lora.attach(BASE, RANK, targets, jax.random.key(1)))
+    got, want, start = look_at(params), look_at(folded(params)), look_at(BASE)
+    for a, b, c in zip(got, want, start, strict=True):
+        np.testing.assert_allclose(a, b, atol=5e-5 * float(jnp.max(jnp.abs(b))))
+        assert float(jnp.max(jnp.abs(a - c))) > 0.01
+
+
+def test_targets_choose_projections_of_each_expert():
+    flat = tree.flatten(lora.attach(BASE, RANK, ("layers/gen/(q|down)_proj",), jax.random.key(0)))
+    added = {path for path in flat if lora.is_adapter(path)}
+    assert added == {f"layers/gen/{n}_proj/lora_{x}" for n in ("q", "down") for x in "ab"}
+    c = tiny.CONFIG
+    assert flat["layers/gen/q_proj/lora_b"].shape == (c.layers, RANK, c.heads, c.head_dim)
+    assert flat["layers/gen/down_proj/lora_a"].shape == (c.layers, c.intermediate_size, RANK)
+    o = tree.flatten(lora.attach(BASE, RANK, ("layers/und/o_proj",), jax.random.key(0)))
+    assert o["layers/und/o_proj/lora_a"].shape == (c.layers, c.heads, c.head_dim, RANK)
+    a = np.asarray(ADAPTED["layers"]["und"]["down_proj"]["lora_a"])
+    assert abs(a.std() * c.intermediate_size**0.5 - 1) < 0.2 and not ADAPTED["layers"]["und"]["o_proj"]["lora_b"].any()
+
+
+@pytest.mark.parametrize(
+    ("target", "words"), [("layers/gen/r_proj", "matches no projection; there are layers/gen/down_proj"), ("(", "regular")]
+)
+def test_a_target_that_cannot_work_is_one_sentence(target, words):
+    with pytest.raises(ValueError, match=words.replace("(", r"\(")):
+        lora.attach(BASE, RANK, (target,), jax.random.key(0))
+
+
+def test_adapters_alone_are_trained_in_their_experts_groups():
+    labels = parameters.groups(ADAPTED, LearningConfig())
+    for path, group in labels.items():
+        expert = parameters.REASONING if "/und/" in path else parameters.DENOISING
+        assert group == (expert if lora.is_adapter(path) else parameters.FROZEN), path
+
+
+def test_an_update_moves_the_adapters_and_is_on_policy():
+    """The reference is the tree without adapters; the frozen weights are given once and come back nowhere."""
+    base = tiny.update_program()
+    policy = Policy(model=MODEL, tokens=base.objective.policy.tokens, flow=base.objective.policy.flow)
+    program = UpdateProgram(objective=Objective(policy=policy, config=base.config), config=base.config)
+    start = trained(ADAPTED, 0.01)
+    _, frozen = parameters.split(start, parameters.groups(start, base.config))
+    state = new_state(start, base.config)
+    assert set(frozen) == set(tree.flatten(BASE)) and all(map(lora.is_adapter, state.trained))
+    run = tiny.jit(program.__call__)
+    after, metrics = run(state, frozen, BASE, tiny.episodes(), tiny.advantages())
+    for name in ("text", "flow"):
+        assert float(metrics[f"{name}/ratio_min"]) == float(metrics[f"{name}/ratio_max"]) == 1.0
+    assert float(metrics["flow/velocity_mse"]) > 1e-8 and float(metrics["update/skipped"]) == 0
+    assert {path for path, x in after.trained.items() if (x != state.trained[path]).any()} == set(state.trained)
+    fresh, still = new_state(ADAPTED, base.config), parameters.split(ADAPTED, parameters.groups(ADAPTED, base.config))[1]
+    _, metrics = run(fresh, still, BASE, tiny.episodes(), tiny.advantages())
+    assert float(metrics["flow/velocity_mse"]) < 1e-10  # adapters that do nothing are the reference
+
+
+def test_stored_tensors_have_the_adapters_folded_in():
+    params = trained(ADAPTED)
+    ours = dict(weights.stored_tensors(tiny.CONFIG, params, SCALE))
+    want = dict(weights.stored_tensors(tiny.CONFIG, folded(params)))
+    plain = dict(weights.stored_tensors(tiny.CONFIG, BASE))
+    assert ours.keys() == want.keys() == plain.keys()
+    for name, value in ours.items():
+        np.testing.assert_allclose(value, want[name], atol=1e-6, err_msg=name)
+        assert ("_proj" in name and name.endswith("weight")) == bool((np.abs(value - plain[name]) > 1e-3).any()), name

@@ -1,0 +1,91 @@
+"""A toy with every part of BAGEL and random weights, as a folder in the published layout.
+
+For trying the whole way (load, roll out, decode, update, export) in seconds.  What it draws means nothing.
+"""
+
+import json
+import os
+import pathlib
+import shutil
+import tempfile
+
+import jax
+import numpy as np
+
+import unigrpo_jax
+from unigrpo_jax.models import stored
+from unigrpo_jax.models.bagel import Bagel, BagelConfig, VisionConfig, layout, weights
+from unigrpo_jax.models.bagel.autoencoder import FluxAutoencoder
+from unigrpo_jax.models.bagel.text import load_tokenizer, special_tokens
+
+SPECIAL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>")
+AUTOENCODER = FluxAutoencoder(width=32, multipliers=(1, 1), blocks=1, channels=4)
+
+
+def tiny_folder() -> pathlib.Path:
+    """The toy's folder, made on first use in the user's cache."""
+    cache = pathlib.Path(os.environ.get("XDG_CACHE_HOME", pathlib.Path.home() / ".cache"))
+    folder = cache / "unigrpo_jax" / f"tiny-bagel-{unigrpo_jax.__version__}"
+    if not (folder / "ae.safetensors").exists():
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        fresh = pathlib.Path(tempfile.mkdtemp(dir=folder.parent))
+        fresh.chmod(0o755)
+        make_tiny(fresh)
+        try:
+            fresh.rename(folder)  # another process may have been first, with the same bits
+        except OSError:
+            shutil.rmtree(fresh)
+    return folder
+
+
+def make_tiny(folder: pathlib.Path, seed: int = 0) -> None:
+    """Writes the toy: two layers of width 64, images of up to 64 pixels, a byte-level tokenizer, bfloat16 weights."""
+    _save_tokenizer(folder)
+    tokenizer = load_tokenizer(folder)
+    config = BagelConfig(
+        **special_tokens(tokenizer, folder),
+        vocab_size=-(-len(tokenizer) // 16) * 16,
+        hidden_size=64,
+        intermediate_size=128,
+        layers=2,
+        heads=4,
+        kv_heads=2,
+        latent_channels=AUTOENCODER.channels,
+        latent_patch=2,
+        latent_downsample=AUTOENCODER.downsample,
+        max_latent_size=16,
+        vision=VisionConfig(
+            hidden_size=32, intermediate_size=64, layers=2, heads=2, patch=8, table_side=8, max_side=8
+        ),
+    )
+    layout.write_config(folder, config)
+    rng = np.random.default_rng(seed)
+    shapes = weights.stored_shapes(config, jax.eval_shape(Bagel(config).init, jax.random.key(0)))
+    stored.write(folder, "ema", shapes, ((name, _random(rng, name, shape)) for name, shape in shapes.items()), "bfloat16")
+    shapes = AUTOENCODER.shapes()
+    stored.write(folder, "ae", shapes, ((name, _random(rng, name, shape)) for name, shape in shapes.items()), "float32")
+
+
+def _random(rng: np.random.Generator, name: str, shape: tuple[int, ...]) -> np.ndarray:
+    """Matrices of variance 1 / inputs, norms about 1, biases about 0."""
+    noise = rng.standard_normal(shape, np.float32)
+    if len(shape) > 1:
+        return noise / np.sqrt(np.prod(shape[1:]))
+    return 0.1 * noise + (1.0 if "norm" in name and name.endswith("weight") else 0.0)
+
+
+def _save_tokenizer(folder: pathlib.Path) -> None:
+    """A byte-level BPE tokenizer with Qwen2.5's special tokens and a few merges."""
+    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    text = ["a red circle and a blue square, one green triangle above two yellow crosses"] * 2
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=320, special_tokens=[], initial_alphabet=alphabet, show_progress=False)
+    tokenizer.train_from_iterator(text, trainer)
+    tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIAL_TOKENS])
+    tokenizer.save(str(folder / "tokenizer.json"))
+    about = {"tokenizer_class": "PreTrainedTokenizerFast", "pad_token": "<|endoftext|>", "eos_token": "<|im_end|>"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(about, indent=2) + "\n")
