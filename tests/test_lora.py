@@ -6,13 +6,17 @@ import numpy as np
 import pytest
 
 from tests import tiny
-from unigrpo_jax.config import LearningConfig
+from tests.command import REWARD, run_small
+from unigrpo_jax.config import LearningConfig, load_run_config
 from unigrpo_jax.learning import parameters
 from unigrpo_jax.learning.objective import Objective
 from unigrpo_jax.learning.policy import Policy
 from unigrpo_jax.learning.update import UpdateProgram, new_state
 from unigrpo_jax.models import tree
 from unigrpo_jax.models.bagel import Bagel, lora, weights
+from unigrpo_jax.models.folder import load_model
+from unigrpo_jax.parallel import mesh as meshes
+from unigrpo_jax.training.checkpoint import Checkpoints, abstract
 
 RANK, SCALE = 3, 1.7
 ALL = ("layers/(und|gen)/(q|k|v|o|gate|up|down)_proj",)
@@ -49,6 +53,16 @@ def look(params, model=MODEL):
 
 ADAPTED = lora.attach(BASE, RANK, ALL, jax.random.key(1))
 look_at = tiny.jit(look)
+
+
+def program_of(**changes):
+    base = tiny.update_program(**changes)
+    policy = Policy(model=MODEL, tokens=base.objective.policy.tokens, flow=base.objective.policy.flow)
+    return UpdateProgram(objective=Objective(policy=policy, config=base.config), config=base.config)
+
+
+START = trained(ADAPTED, 0.05)
+FROZEN = parameters.split(START, parameters.groups(START, LearningConfig()))[1]
 
 
 def test_fresh_adapters_change_no_bit():
@@ -94,21 +108,16 @@ def test_adapters_alone_are_trained_in_their_experts_groups():
 
 def test_an_update_moves_the_adapters_and_is_on_policy():
     """The reference is the tree without adapters; the frozen weights are given once and come back nowhere."""
-    base = tiny.update_program()
-    policy = Policy(model=MODEL, tokens=base.objective.policy.tokens, flow=base.objective.policy.flow)
-    program = UpdateProgram(objective=Objective(policy=policy, config=base.config), config=base.config)
-    start = trained(ADAPTED, 0.01)
-    _, frozen = parameters.split(start, parameters.groups(start, base.config))
-    state = new_state(start, base.config)
-    assert set(frozen) == set(tree.flatten(BASE)) and all(map(lora.is_adapter, state.trained))
+    program = program_of()
+    state = new_state(START, program.config)
+    assert set(FROZEN) == set(tree.flatten(BASE)) and all(map(lora.is_adapter, state.trained))
     run = tiny.jit(program.__call__)
-    after, metrics = run(state, frozen, BASE, tiny.episodes(), tiny.advantages())
+    after, metrics = run(state, FROZEN, BASE, tiny.episodes(), tiny.advantages())
     for name in ("text", "flow"):
         assert float(metrics[f"{name}/ratio_min"]) == float(metrics[f"{name}/ratio_max"]) == 1.0
     assert float(metrics["flow/velocity_mse"]) > 1e-8 and float(metrics["update/skipped"]) == 0
     assert {path for path, x in after.trained.items() if (x != state.trained[path]).any()} == set(state.trained)
-    fresh, still = new_state(ADAPTED, base.config), parameters.split(ADAPTED, parameters.groups(ADAPTED, base.config))[1]
-    _, metrics = run(fresh, still, BASE, tiny.episodes(), tiny.advantages())
+    _, metrics = run(new_state(ADAPTED, program.config), FROZEN, BASE, tiny.episodes(), tiny.advantages())
     assert float(metrics["flow/velocity_mse"]) < 1e-10  # adapters that do nothing are the reference
 
 
@@ -121,3 +130,63 @@ def test_stored_tensors_have_the_adapters_folded_in():
     for name, value in ours.items():
         np.testing.assert_allclose(value, want[name], atol=1e-6, err_msg=name)
         assert ("_proj" in name and name.endswith("weight")) == bool((np.abs(value - plain[name]) > 1e-3).any()), name
+
+
+def test_gradients_are_those_of_the_kernels_by_the_chain_rule():
+    """dL/dA = scale dL/dW B^T, dL/dB = scale A^T dL/dW, with dL/dW taken at the folded weights, which hold no adapter."""
+    objective = program_of().objective
+    episodes, advantages = tiny.episodes(), tiny.advantages()
+
+    def gradient(params):
+        anchors = objective.anchors(params, BASE, episodes, True)
+        return jax.grad(lambda p: objective(p, episodes, anchors, advantages, True)[0])(params)
+
+    own = tree.flatten(tiny.jit(gradient)(START))
+    whole = tree.flatten(tiny.jit(gradient)(folded(START)))
+    flat = {path: np.asarray(x, np.float64) for path, x in tree.flatten(START).items()}
+    for path in [p for p in flat if p.endswith("/lora_a")]:
+        place = path.removesuffix("lora_a")
+        a, b = flat[path], flat[f"{place}lora_b"]
+        layers, rank = a.shape[0], a.shape[-1]
+        a2, b2 = a.reshape(layers, -1, rank), b.reshape(layers, rank, -1)
+        w = np.asarray(whole[f"{place}kernel"], np.float64).reshape(layers, a2.shape[1], b2.shape[2])
+        for name, want in (("lora_a", SCALE * w @ b2.swapaxes(1, 2)), ("lora_b", SCALE * a2.swapaxes(1, 2) @ w)):
+            got = np.asarray(own[place + name]).reshape(want.shape)
+            np.testing.assert_allclose(got, want, atol=2e-4 * np.abs(want).max(), err_msg=place + name)
+            assert np.abs(want).max() > 1e-7
+
+
+def test_micro_batches_and_devices_change_no_update():
+    """One piece on one device, four pieces, and eight devices."""
+    results = []
+    for devices, micro_batches in ((1, 1), (1, 4), (8, 1)):
+        program, mesh = program_of(micro_batches=micro_batches), meshes.make_mesh(devices)
+        everywhere, spread = meshes.replicated(mesh), meshes.spread(mesh)
+        state, frozen, base = jax.device_put((new_state(START, program.config), FROZEN, BASE), everywhere)
+        episodes, advantages = jax.device_put((tiny.episodes(), tiny.advantages()), spread)
+        results.append(tiny.jit(program.__call__)(state, frozen, base, episodes, advantages))
+    for state, metrics in results[1:]:
+        for path, value in state.trained.items():
+            np.testing.assert_allclose(value, results[0][0].trained[path], atol=1e-6, err_msg=path)
+        assert float(metrics["text/ratio_min"]) == float(metrics["flow/ratio_max"]) == 1.0
+
+
+def test_a_run_with_adapters_resumes_in_the_same_bits(tiny_model, tmp_path, monkeypatch):
+    """Four iterations straight, and two, then two more; the checkpoints hold adapters alone."""
+    (tmp_path / "tiny_reward.py").write_text(REWARD)
+    monkeypatch.syspath_prepend(tmp_path)
+    own = ("--model.lora.rank", 2, "--model.lora.alpha", 3)
+    folders = [tmp_path / name for name in ("straight", "stopped")]
+    for folder, *more in ((folders[0], "--iterations", 4), (folders[1], "--iterations", 2),
+                          (folders[1], "--iterations", 4, "--resume")):  # fmt: skip
+        outcome = run_small(tiny_model, folder, *own, *more)
+        assert outcome.code == 0, outcome
+    config = load_run_config(folders[0] / "config.json")
+    loaded = load_model(config.model)
+    assert loaded.network.lora_scale == 1.5
+    like = jax.eval_shape(lambda p: new_state(p, config.learning), loaded.abstract_params())
+    assert like.trained and all(map(lora.is_adapter, like.trained))
+    place = abstract(like, jax.sharding.SingleDeviceSharding(jax.devices()[0]))
+    states = [Checkpoints(folder / "checkpoints", 10).load(4, place) for folder in folders]
+    tiny.assert_trees_equal(*states)
+    assert any(np.asarray(x).any() for path, x in states[0].trained.items() if path.endswith("lora_b"))

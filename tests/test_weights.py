@@ -173,6 +173,8 @@ def test_a_linear_weight_is_stored_transposed_and_heads_are_split_out_of_it(refe
             assert kernels["o_proj"][head, k, d] == o[d, 16 * head + k]
         np.testing.assert_array_equal(kernels["down_proj"], down.T)
         np.testing.assert_array_equal(layers["q_proj"]["bias"][i], bias.reshape(4, 16))
+    for ours, theirs in (("norm_und", "norm"), ("norm_gen", "norm_moe_gen")):
+        np.testing.assert_array_equal(reference.params[ours]["scale"], file[f"language_model.model.{theirs}.weight"])
 
 
 def test_eight_devices_hold_one_part_each_of_the_same_bits(made):
@@ -417,11 +419,17 @@ def test_layers_that_lack_the_same_tensor_are_ranges(made, tmp_path):
 def test_an_autoencoder_that_does_not_fit_is_one_sentence(published, change, words):
     path = published / "ae.safetensors"
     changed(path, change)
+    text = refusal(load(published).check_weights)
+    for word in [str(path), *words]:
+        assert word in text, text
+
+
+def test_neither_network_nor_autoencoder_is_read_where_the_autoencoder_does_not_fit(published, monkeypatch):
+    changed(published / "ae.safetensors", lambda t: t.pop("decoder.conv_out.bias"))
     loaded = load(published)
-    for function in (loaded.check_weights, loaded.autoencoder_params, loaded.params):
-        text = refusal(function)
-        for word in [str(path), *words]:
-            assert word in text, text
+    monkeypatch.setattr(StoredTensors, "read", lambda self, name: pytest.fail(f"{name} was read"))
+    for function in (loaded.autoencoder_params, loaded.params):
+        assert "missing decoder.conv_out.bias" in refusal(function)
 
 
 def vision_layers(count):

@@ -3,8 +3,8 @@
     python -m experiments.run bagel_7b --model.path DIR --prompts prompts.jsonl --reward my_reward:score
 
 Not run yet: no machine that holds it was at hand.  Weights are replicated over the devices for now, so that training both
-experts in full (float32 weights, Adam, reference: about 200 GB) needs more memory than one accelerator has; adapters over
-bfloat16 weights (`--model.param-dtype bfloat16 --model.lora.rank 64`) need about 30 GB for the weights.
+experts in full (float32 weights 58 GB, Adam 105 GB, gradients 52 GB, reference 52 GB) needs more memory than one accelerator
+has; adapters over bfloat16 weights (`--model.param-dtype bfloat16 --model.lora.rank 64`) need about 35 GB for the same.
 
 The paper's "PPO epochs 2" is read as two disjoint minibatches per iteration, as UniRL does; two passes are
 `--learning.minibatches 1 --learning.ppo-epochs 2`.  The paper does not say whether its MSE weight 1.5e-5 is on the sum or on

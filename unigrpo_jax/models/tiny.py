@@ -40,7 +40,7 @@ def tiny_folder() -> pathlib.Path:
 
 def make_tiny(folder: pathlib.Path, seed: int = 0) -> None:
     """Writes the toy: two layers of width 64, images of up to 64 pixels, a byte-level tokenizer, bfloat16 weights."""
-    _save_tokenizer(folder)
+    save_tokenizer(folder)
     tokenizer = load_tokenizer(folder)
     config = BagelConfig(
         **special_tokens(tokenizer, folder),
@@ -74,7 +74,7 @@ def _random(rng: np.random.Generator, name: str, shape: tuple[int, ...]) -> np.n
     return 0.1 * noise + (1.0 if "norm" in name and name.endswith("weight") else 0.0)
 
 
-def _save_tokenizer(folder: pathlib.Path) -> None:
+def save_tokenizer(folder: pathlib.Path) -> None:
     """A byte-level BPE tokenizer with Qwen2.5's special tokens and a few merges."""
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 

@@ -13,6 +13,8 @@ from unigrpo_jax.models.tree import flatten
 from unigrpo_jax.training.checkpoint import Checkpoints, abstract
 from unigrpo_jax.training.loop import check_same_weights
 
+EXPECTED = "expected `base`, a model folder, a run folder such as runs/shapes, or RUN/checkpoints/N"
+
 
 @dataclasses.dataclass(frozen=True)
 class Restored:
@@ -50,7 +52,12 @@ def restore(path: str, bare: RunConfig) -> Restored:
     is_run = (folder / "checkpoints").is_dir() or folder.parent.name == "checkpoints"
     if path in ("base", TINY) or (folder.is_dir() and not is_run) or (not folder.exists() and HUB_NAME.fullmatch(path)):
         model = dataclasses.replace(bare.model, path=None if path == "base" else path)
-        loaded = load_model(model)
+        try:
+            loaded = load_model(model)
+        except ConfigError as error:
+            if folder.exists() or path in ("base", TINY):
+                raise
+            raise ConfigError(f"{path} is no checkpoint: {EXPECTED}; nor a model that the hub gives ({error}).") from None
         loaded.check_weights()
         name = "base" if path == "base" else folder.resolve().name
         config, results = dataclasses.replace(bare, model=model), pathlib.Path("runs") / name
@@ -58,10 +65,7 @@ def restore(path: str, bare: RunConfig) -> Restored:
     numbered = folder.parent.name == "checkpoints" and folder.name.isdigit()
     run_dir = folder.parent.parent if numbered else folder
     if not (run_dir / "config.json").is_file() or not (run_dir / "checkpoints").is_dir():
-        raise ConfigError(
-            f"{path} is no checkpoint: expected `base`, a model folder, a run folder such as runs/shapes, or "
-            "RUN/checkpoints/N."
-        )
+        raise ConfigError(f"{path} is no checkpoint: {EXPECTED}.")
     config = load_run_config(run_dir / "config.json")
     check(config)
     loaded = load_model(config.model)

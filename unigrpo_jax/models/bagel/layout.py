@@ -108,7 +108,7 @@ def _has_vision(path: pathlib.Path, stored: StoredTensors) -> bool:
 def _vision(path: pathlib.Path, stored: StoredTensors) -> VisionConfig:
     """The encoder; the file counts one layer more than the original runs."""
     vit = _read(path)
-    _demand(path, vit, hidden_act="gelu_pytorch_tanh", rope=False, num_channels=3)
+    _demand(path, vit, hidden_act="gelu_pytorch_tanh", num_channels=3)
     patch, size = _whole(path, vit, "patch_size"), _whole(path, vit, "image_size")
     layers = _whole(path, vit, "num_hidden_layers") - 1
     if layers < 1 or size < patch:

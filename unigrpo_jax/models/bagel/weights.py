@@ -183,7 +183,8 @@ def load_params(
             sharding = default if place is None else place(t.path, like.shape)
             shard = lambda index, t=t, like=like, read=read: _shard(t, like, read, index)
             try:
-                out[t.path] = jax.make_array_from_callback(like.shape, sharding, shard)
+                whole = jax.make_array_from_callback(like.shape, sharding, shard)
+                out[t.path] = jax.block_until_ready(whole)  # else the next one is read beside this one's host copy
             except (OSError, SafetensorError) as error:
                 raise ValueError(f"{stored.path} cannot be read ({error}).") from None
     return unflatten(out)
