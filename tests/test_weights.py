@@ -477,6 +477,24 @@ def test_a_file_that_is_missing_or_another_is_one_sentence(published, damage, wo
         assert word in text, text
 
 
+@pytest.mark.parametrize(
+    "file, name",
+    [
+        ("ema", "vae2llm.weight"),
+        ("ema", "time_embedder.mlp.0.weight"),
+        ("ema", "latent_pos_embed.pos_embed"),
+        ("ema", "vit_pos_embed.pos_embed"),
+        ("ae", "encoder.conv_in.weight"),
+        ("ae", "decoder.conv_in.weight"),
+    ],
+)
+def test_a_tensor_of_no_numbers_is_one_sentence(published, file, name):
+    """The sizes of the network follow from the shapes of these."""
+    for axis in range(2):
+        changed(published / f"{file}.safetensors", lambda t, axis=axis: t.update({name: t[name].take([], axis)}))
+        assert f"{file}.safetensors holds {name} without a number in it" in refusal(load, published)
+
+
 def test_a_vit_config_with_another_layer_count_is_one_sentence(published):
     """The file counts one layer more than the checkpoint holds, which is two."""
     vision_layers(4)(published)

@@ -2,7 +2,12 @@
 
     pytest -s -m slow tests/test_weights_memory.py
 
-Writes a checkpoint of 4.5 GB into the temporary folder and removes it again.
+Writes a checkpoint of 4.3 GB into the temporary folder and removes it again.  Two minutes; seen on 2 CPU cores, in GB:
+
+    parameters in memory      devices    on the devices    largest parameter    most beside the devices
+    bfloat16                        1              4.33                 0.63                       0.70
+    float32                         1              8.66                 1.26                       1.34
+    bfloat16                        8              4.33                 0.63                       0.87
 """
 
 import json
@@ -19,7 +24,7 @@ import pytest
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 SAMPLES = 0.002  # seconds between two looks at the memory
-SLACK = 2e9  # bytes: stored tensors, the allocator, what the first use of a library takes
+SLACK = 0.3e9  # bytes: stored tensors, the allocator, what the first use of a library takes
 
 
 def big_config(vocabulary: int):
@@ -94,7 +99,7 @@ def test_loading_takes_at_most_about_one_parameter_beside_the_devices(big_folder
     )
     assert file > 4e9 and seen["largest"] == 14 * 2048 * 11008 * width
     assert seen["loaded"] == pytest.approx(file * width / 2, rel=0.01)
-    assert seen["gap"] < 0.05 * seen["seconds"], "too few samples to have seen the peak"
+    assert seen["gap"] < 0.1 * seen["seconds"], "too few samples to have seen the peak"
     assert seen["overhead"] < 1.25 * seen["largest"] + SLACK
 
 
@@ -111,11 +116,25 @@ def measure(folder: str, param_dtype: str) -> dict:
     live = lambda: sum(x.nbytes for x in jax.live_arrays())
     jax.block_until_ready(jax.numpy.ones(8))
     loaded.check_weights()
-    before, stop, seen = resident() - live(), threading.Event(), []
+    before, stop, seen, placed = resident() - live(), threading.Event(), [], [0]
+    make_array = jax.make_array_from_callback
+
+    def watched(shape, sharding, part):
+        """JAX lists an array when it is whole; what is being copied to the devices counts as theirs, too."""
+
+        def read(index):
+            placed[0] = 0
+            array = part(index)
+            placed[0] = live() + math.prod(shape) * array.itemsize
+            return array
+
+        return make_array(shape, sharding, read)
+
+    jax.make_array_from_callback = watched
 
     def watch():
         while not stop.is_set():
-            held = live()  # first: an array that appears between the two counts against the loader
+            held = max(live(), placed[0])  # first: what appears between the two counts against the loader
             seen.append((time.perf_counter(), resident() - held - before))
             time.sleep(SAMPLES)
 

@@ -1,6 +1,7 @@
 """A model folder in BAGEL's layout: configs, weights, autoencoder and tokenizer, found, checked and read as one."""
 
 import dataclasses
+import functools
 import hashlib
 import pathlib
 import re
@@ -50,6 +51,10 @@ class LoadedModel:
 
     def stored_params(self) -> Params:
         """Shapes and dtypes of the parameters that the file holds; the fixed tables stay float32."""
+        return self._stored_params
+
+    @functools.cached_property
+    def _stored_params(self) -> Params:
         tree = jax.eval_shape(lambda: self.network.init(jax.random.key(0)))
         kind = lambda path: jnp.float32 if path in weights.FIXED_TABLES else jnp.dtype(self.config.param_dtype)
         return unflatten({p: jax.ShapeDtypeStruct(x.shape, kind(p)) for p, x in flatten(tree).items()})
@@ -87,7 +92,7 @@ class LoadedModel:
     def params(self, place: weights.Place | None = None, wanted: Callable[[str], bool] = lambda path: True) -> Params:
         """Reads the stored weights (no adapters), each parameter laid out by `place`; ConfigError where they do not fit.
 
-        Host memory stays at one shard of one parameter and one stored tensor above what the devices hold.
+        The host holds this process's shards of one parameter and one stored tensor beside what lies on the devices.
         """
         self.check_weights()
         try:
@@ -102,8 +107,11 @@ class LoadedModel:
         if self.autoencoder_stored is None:
             return {}
         self.check_weights()
-        read = self.autoencoder_stored.read
-        return {name: jax.device_put(read(name).astype(np.float32), sharding) for name in self.autoencoder.shapes()}
+        read = lambda name: self.autoencoder_stored.read(name).astype(np.float32)
+        try:
+            return {name: jax.device_put(read(name), sharding) for name in self.autoencoder.shapes()}
+        except ValueError as error:
+            raise ConfigError(str(error)) from None
 
     def _table(self, path: str) -> np.ndarray:
         c = self.network.config
@@ -208,7 +216,7 @@ def save_model(folder: pathlib.Path, config: BagelConfig, params: Params, dtype:
     """Writes configs and weights in BAGEL's layout.
 
     Args:
-      folder: made where it is missing; each file is written in one step.
+      folder: made where it is missing; a weight file appears when it is whole.
       config: the network's sizes.
       params: the parameters; adapters must have been folded in.
       dtype: "float32", "float16" or "bfloat16"; the fixed tables are written in it, too.

@@ -43,6 +43,9 @@ class StoredTensors:
                 raise ValueError(
                     f"{path} is not a readable safetensors file ({error}); download or copy it again."
                 ) from None
+        empty = [name for name, (shape, _) in self._about.items() if 0 in shape]
+        if empty:
+            raise ValueError(f"{self.path} holds {empty[0]} without a number in it; download or copy it again.")
         if not single.exists():
             lost = [name for name, path in self._index().items() if self._file_of.get(name) != path]
             if lost:
@@ -75,11 +78,14 @@ class StoredTensors:
         return self._about[name][1]
 
     def read(self, name: str) -> np.ndarray:
-        """One tensor, in its stored shape and dtype."""
-        from safetensors import safe_open
+        """One tensor, in its stored shape and dtype; ValueError where its file has become unreadable."""
+        from safetensors import SafetensorError, safe_open
 
-        with safe_open(self._file_of[name], framework="numpy") as file:
-            return file.get_tensor(name)
+        try:
+            with safe_open(self._file_of[name], framework="numpy") as file:
+                return file.get_tensor(name)
+        except (OSError, SafetensorError) as error:
+            raise ValueError(f"{self._file_of[name]} cannot be read ({error}); download or copy it again.") from None
 
 
 def faults(stored: StoredTensors, wanted: Mapping[str, tuple[int, ...]], optional: Iterable[str], ignored: str) -> list[str]:
@@ -105,7 +111,8 @@ def faults(stored: StoredTensors, wanted: Mapping[str, tuple[int, ...]], optiona
         number = re.search(r"\.layers\.(\d+)\.", name)
         pattern = name if number is None else name.replace(number.group(), ".layers.{}.", 1)
         merged.setdefault((before, pattern, after), []).extend([] if number is None else [int(number[1])])
-    return [before + name.replace("{}", _ranges(layers)) + after for (before, name, after), layers in sorted(merged.items())]
+    phrases = (before + name.replace("{}", _ranges(n)) + after for (before, name, after), n in sorted(merged.items()))
+    return [phrase.replace("\n", "\\n") for phrase in phrases]
 
 
 def _ranges(numbers: list[int]) -> str:

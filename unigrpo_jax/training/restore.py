@@ -54,10 +54,10 @@ def restore(path: str, bare: RunConfig) -> Restored:
         model = dataclasses.replace(bare.model, path=None if path == "base" else path)
         try:
             loaded = load_model(model)
-        except ConfigError as error:
+        except ConfigError:
             if folder.exists() or path in ("base", TINY):
                 raise
-            raise ConfigError(f"{path} is no checkpoint: {EXPECTED}; nor a model that the hub gives ({error}).") from None
+            raise ConfigError(f"{path} is no checkpoint: {EXPECTED}; nor does the Hugging Face hub give one here.") from None
         loaded.check_weights()
         name = "base" if path == "base" else folder.resolve().name
         config, results = dataclasses.replace(bare, model=model), pathlib.Path("runs") / name

@@ -56,9 +56,9 @@ def build(config: RunConfig) -> Parts:
     check(config)
     mesh = meshes.make_mesh(config.devices)
     check_devices(config, mesh.size)
-    loaded = load_model(config.model)
     world = load_world(config.prompts)
     reward = load_reward(config.reward)
+    loaded = load_model(config.model)  # last, since a model on the hub takes long to fetch
     loaded.check_image_size(config.rollout)
     for name, module in (("tensorboard", "tensorboardX"), ("wandb", "wandb")):
         require(not getattr(config.logging, name) or importlib.util.find_spec(module) is not None,

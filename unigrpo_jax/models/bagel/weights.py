@@ -5,6 +5,7 @@ a leading axis for the scan.
 """
 
 import dataclasses
+import gc
 import math
 from collections.abc import Callable, Iterator
 
@@ -157,9 +158,9 @@ def load_params(
     place: Place | None = None,
     wanted: Callable[[str], bool] = lambda path: True,
 ) -> dict:
-    """Reads a checkpoint into our parameter tree, one parameter and one shard of it at a time.
+    """Reads a checkpoint into our parameter tree, one parameter at a time.
 
-    The host holds one shard of one parameter and one stored tensor beside what lies on the devices.
+    The host holds this process's shards of one parameter and one stored tensor beside what lies on the devices.
 
     Args:
       stored: the file, with BAGEL's names; call `check` first.
@@ -172,8 +173,6 @@ def load_params(
     Raises:
       ValueError: a tensor cannot be read.
     """
-    from safetensors import SafetensorError
-
     flat, out = flatten(shapes), {}
     default = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     for t in name_table(config):
@@ -182,11 +181,8 @@ def load_params(
             read = stored.read if t.names[0] in stored.names() else lambda _, path=t.path: tables(path)
             sharding = default if place is None else place(t.path, like.shape)
             shard = lambda index, t=t, like=like, read=read: _shard(t, like, read, index)
-            try:
-                whole = jax.make_array_from_callback(like.shape, sharding, shard)
-                out[t.path] = jax.block_until_ready(whole)  # else the next one is read beside this one's host copy
-            except (OSError, SafetensorError) as error:
-                raise ValueError(f"{stored.path} cannot be read ({error}).") from None
+            out[t.path] = jax.block_until_ready(jax.make_array_from_callback(like.shape, sharding, shard))
+            gc.collect(0)  # only then JAX lets go of the host's copy
     return unflatten(out)
 
 
