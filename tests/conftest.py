@@ -1,10 +1,15 @@
-"""Settings every test runs under: CPU, eight devices, full float32 products, no silent rank promotion."""
+"""Settings every test runs under: CPU, eight devices, full float32 products, no silent rank promotion.
+
+Compiling is most of a test's time, so the compiler is told to be quick; set XLA_FLAGS to test what it does otherwise.
+"""
 
 import os
 import pathlib
 
+from tests.quick import FLAGS
+
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
+os.environ.setdefault("XLA_FLAGS", f"--xla_force_host_platform_device_count=8 {FLAGS}")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import jax

@@ -70,7 +70,8 @@ def test_a_system_prompt_is_a_text_block_before_the_prompt():
         valid=jnp.concatenate([jnp.ones((4, len(SYSTEM)), bool), prompts.valid], axis=1),
     )
     run = tiny.jit(dataclasses.replace(tiny.rollout_program(), system=SYSTEM).__call__)
-    episodes, want = run(PARAMS, {}, prompts, 0, 0), tiny.rollout()(PARAMS, {}, joined, 0, 0, 0)
+    plainly = tiny.jit(tiny.rollout_program().__call__)
+    episodes, want = run(PARAMS, {}, prompts, 0, 0), plainly(PARAMS, {}, joined, 0, 0)
     for got, expected in zip(episodes.segments, want.segments, strict=True):
         tiny.assert_episodes_equal(got, expected, limit=1e-4)
     plain = tiny.policy()

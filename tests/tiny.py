@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from tests.quick import OPTIONS
 from unigrpo_jax.config import LearningConfig, RolloutConfig
 from unigrpo_jax.episode import TokenBlock
 from unigrpo_jax.learning.objective import Objective
@@ -41,11 +42,7 @@ LEARNING = dataclasses.replace(  # an epsilon far above rounding: Adam would oth
 )
 EPISODES = PROMPTS * GROUP
 
-# Compiling is most of a test's time; the quick code that this asks for is right for tiny arrays.
-QUICK = {"xla_backend_optimization_level": 0}
-if jax.__version_info__ < (0, 11):  # later compilers do not know the option
-    QUICK["xla_cpu_use_fusion_emitters"] = False
-jit = functools.partial(jax.jit, compiler_options=QUICK)
+jit = functools.partial(jax.jit, compiler_options=OPTIONS)  # whatever XLA_FLAGS says
 
 
 @functools.cache
