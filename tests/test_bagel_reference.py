@@ -14,7 +14,7 @@
 | e2e | every array | ..._images |
 | train_t2i, its gradnorms | every array | ..._training |
 | train_interleaved, its gradnorms | every array | ..._training |
-| model.safetensors, ae.safetensors | every tensor, in and out, byte-equal | test_export |
+| model.safetensors, ae.safetensors | every tensor, in and out, byte-equal | test_weights |
 | param_shapes | every name and shape | here |
 
 "Every array" is enforced: `Reference.all_of` fails where one was not read.  The inputs among them are what the comparison
