@@ -2,6 +2,8 @@
 
     python -m experiments.run bagel_tiny
 
+Seen on 2 CPU cores with an empty compile cache: 46 s, and 4 s for `python -m experiments.export runs/bagel_tiny DIR`.
+
 The model is made on first use and read from its folder like the real one.  What it draws means nothing, and the reward
 (colourfulness) asks for nothing sensible.
 """
