@@ -99,6 +99,21 @@ def test_a_run_resumes_and_refuses_other_weights(folder, trained, tmp_path):
         assert again[name] == first[name], name
 
 
+def test_a_run_goes_on_upon_another_mesh(folder, trained, tmp_path):
+    """The second iteration, of one device's first, on four devices that cut the parameters in two ways."""
+    copy = shutil.copytree(trained, tmp_path / "copy")
+    shutil.rmtree(copy / "checkpoints" / "2")
+    first = json.loads((copy / "metrics.jsonl").read_text().splitlines()[1])
+    mesh = ("--devices", 4, "--mesh.fsdp", 2, "--mesh.tensor", 2)
+    small = [a for pair in zip(SMALL[::2], SMALL[1::2], strict=True) if pair[0] != "--devices" for a in pair]
+    outcome = command("experiments.run", "bagel_tiny", "--model.path", folder, "--run-dir", copy, "--resume", *small, *mesh)
+    assert outcome.code == 0 and "data 1, fsdp 2, tensor 2" in outcome.out, outcome
+    again = json.loads((copy / "metrics.jsonl").read_text().splitlines()[1])
+    for name in ("reward/mean", "grad_norm/denoising", "grad_norm/reasoning", "text/entropy", "flow/velocity_mse"):
+        assert again[name] == pytest.approx(first[name], rel=2e-3), name
+    assert again["text/ratio_min"] == again["flow/ratio_max"] == 1
+
+
 def test_adapters_train_export_and_leave_the_base_alone(folder, tmp_path):
     """bfloat16 weights below float32 adapters; the export is the base plus their products."""
     lora = ("--model.lora.rank", 2, "--model.lora.targets", "layers/gen/.*_proj", "--model.param-dtype", "bfloat16")

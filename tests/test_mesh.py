@@ -1,37 +1,53 @@
-"""Rollout and update on 1, 2, 4 and 8 devices: the same episodes, the same parameters."""
+"""Rollout and update on several devices, arranged in every way: the same episodes, the same parameters."""
+
+import dataclasses
+import re
 
 import jax
 import numpy as np
 import pytest
 
 from tests import tiny
-from unigrpo_jax.config import ConfigError
+from tests.test_weights import VISION, bagel
+from unigrpo_jax.config import ConfigError, MeshConfig
 from unigrpo_jax.learning import parameters
-from unigrpo_jax.learning.update import new_state
-from unigrpo_jax.models.bagel import Context
+from unigrpo_jax.learning.objective import Objective
+from unigrpo_jax.learning.policy import Policy
+from unigrpo_jax.learning.update import UpdateProgram, new_state
+from unigrpo_jax.models import tree
+from unigrpo_jax.models.bagel import Bagel, lora
 from unigrpo_jax.parallel import mesh as meshes
+from unigrpo_jax.parallel.rules import PARAMETERS, Layout
 
 START = tiny.params()
 REFERENCE = tiny.nearby(START, 0.01, seed=8)
 
 
-def iteration(devices):
-    """One rollout and one update, laid out as in training: parameters everywhere, episodes spread."""
-    mesh = meshes.make_mesh(devices)
-    everywhere, spread, by_slot = meshes.replicated(mesh), meshes.spread(mesh), meshes.spread(mesh, axis=1)
-    layout = Context(keys=by_slot, values=by_slot, valid=spread, rope=spread)
-    place = lambda context: jax.lax.with_sharding_constraint(context, layout)
+def iteration(devices, fsdp=1, tensor=1):
+    """One rollout and one update, laid out as in training."""
+    mesh = meshes.make_mesh(devices, MeshConfig(fsdp=fsdp, tensor=tensor))
+    layout, spread = Layout(mesh), meshes.spread(mesh)
+    placed, model = layout.context(), dataclasses.replace(tiny.MODEL, hold=layout.activations)
+    place = lambda context: jax.lax.with_sharding_constraint(context, placed)
     program = tiny.training_rollout(
-        tiny.ROLLOUT, tiny.MODEL, tiny.PixelAutoencoder(), tiny.GROUP, place=place
+        tiny.ROLLOUT, model, tiny.PixelAutoencoder(), tiny.GROUP, place=place
     )
     rollout = tiny.jit(program.__call__, out_shardings=spread)
-    learner = tiny.update_program()
-    update = tiny.jit(learner.__call__, donate_argnums=0, out_shardings=everywhere)
-    params, reference = jax.device_put((START, REFERENCE), everywhere)
+    base = tiny.update_program()
+    policy = Policy(model=model, tokens=program.tokens, flow=program.flow)
+    learner = UpdateProgram(objective=Objective(policy=policy, config=base.config), config=base.config)
+    lay = lambda params: tree.unflatten(
+        {path: jax.device_put(x, layout.parameter(path, x.shape)) for path, x in tree.flatten(params).items()}
+    )
+    params, reference = lay(START), lay(REFERENCE)
     episodes = rollout(params, {}, tiny.prompts(), 0, 0)
-    state = jax.device_put(new_state(jax.tree.map(jax.numpy.copy, params), learner.config), everywhere)
+    state = new_state(START, learner.config)
+    shardings = layout.like_parameters(state)
+    update = tiny.jit(learner.__call__, out_shardings=(shardings, meshes.replicated(mesh)))
     _, frozen = parameters.split(params, parameters.groups(params, learner.config))
-    state, metrics = update(state, frozen, reference, episodes, jax.device_put(tiny.advantages(), spread))
+    state, metrics = update(
+        jax.device_put(state, shardings), frozen, reference, episodes, jax.device_put(tiny.advantages(), spread)
+    )
     return jax.block_until_ready((episodes, state, metrics))
 
 
@@ -44,22 +60,62 @@ def test_one_device_is_no_mesh(alone):
     tiny.assert_episodes_equal(alone[0], tiny.episodes())
 
 
-@pytest.mark.parametrize("devices", [2, 4, 8])
-def test_the_mesh_changes_neither_episodes_nor_update(alone, devices):
-    episodes, state, metrics = iteration(devices)
+@pytest.mark.parametrize(
+    ("devices", "fsdp", "tensor"), [(2, 1, 1), (8, 1, 1), (4, 4, 1), (2, 1, 2), (8, 8, 1), (8, 2, 2), (8, 4, 2)]
+)
+def test_the_mesh_changes_neither_episodes_nor_update(alone, devices, fsdp, tensor):
+    episodes, state, metrics = iteration(devices, fsdp, tensor)
     tiny.assert_episodes_equal(episodes, alone[0])
     for x in jax.tree.leaves(episodes):
-        assert len(x.sharding.device_set) == devices
-        assert x.addressable_shards[0].data.shape[0] == tiny.EPISODES // devices
-    assert all(x.sharding.is_fully_replicated for x in jax.tree.leaves(state))
+        assert x.addressable_shards[0].data.shape[0] == tiny.EPISODES * tensor // devices
     for (path, a), b in zip(jax.tree_util.tree_leaves_with_path(state), jax.tree.leaves(alone[1]), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6, err_msg=jax.tree_util.keystr(path))
     for name, value in metrics.items():
         np.testing.assert_allclose(value, alone[2][name], rtol=1e-4, atol=2e-6, err_msg=name)
     assert float(metrics["text/ratio_min"]) == float(metrics["text/ratio_max"]) == 1.0
+    # What the rules cut is cut: a device holds its part of weights and of both moments.
+    for arrays in (state.trained, *(x for x in jax.tree.leaves(state.opt_state, is_leaf=lambda x: isinstance(x, dict))
+                                    if isinstance(x, dict))):  # fmt: skip
+        up = arrays.get("layers/gen/up_proj/kernel")
+        if up is not None:
+            assert up.addressable_shards[0].data.size * fsdp * tensor == up.size
 
 
-def test_more_devices_than_there_are_is_an_error():
-    with pytest.raises(ConfigError, match=r"devices = 9, but JAX sees 8 \(cpu\); use 0 for all of them"):
-        meshes.make_mesh(9)
-    assert meshes.make_mesh(0).size == 8 and meshes.make_mesh(3).size == 3
+def test_every_parameter_has_one_rule_and_every_rule_a_parameter():
+    """Of a model with all parts and adapters everywhere."""
+    key, targets = jax.random.key(0), ("layers/.*",)
+    params = jax.eval_shape(lambda: lora.attach(Bagel(bagel(32, VISION)).init(key), 2, targets, key))
+    hits = {pattern: 0 for pattern, _ in PARAMETERS}
+    for path, x in tree.flatten(params).items():
+        first = next(pattern for pattern, _ in PARAMETERS if re.fullmatch(pattern, path))
+        hits[first] += 1
+        assert len(dict(PARAMETERS)[first]) == x.ndim, path
+    assert all(hits.values()), [pattern for pattern, count in hits.items() if not count]
+
+
+def test_what_does_not_divide_is_an_error_with_the_arithmetic():
+    layout = Layout(meshes.make_mesh(8, MeshConfig(fsdp=1, tensor=8)))
+    with pytest.raises(ConfigError, match=r"'kv_heads' = 2 does not divide over mesh.tensor = 8 \(2 / 8 = 0.25\)"):
+        layout.parameter("layers/und/k_proj/kernel", (2, 32, 2, 8))
+    with pytest.raises(ConfigError, match=r"no rule says where parameter vit/kernel of shape \[3\] lies"):
+        layout.parameter("vit/kernel", (3,))
+
+
+@pytest.mark.parametrize(
+    ("devices", "sizes", "words"),
+    [
+        (9, {}, r"devices = 9, but JAX sees 8 \(cpu\); use 0 for all of them"),
+        (8, {"fsdp": 3}, r"mesh.data = \? \* mesh.fsdp = 3 \* mesh.tensor = 1 = 3 \* \? does not give the 8 devices"),
+        (8, {"data": 2, "fsdp": 2}, r"= 4 does not give the 8 devices; .* or use devices = 4"),
+        (8, {"fsdp": 0}, r"at most one size may be 0"),
+    ],
+)
+def test_a_mesh_that_cannot_be_is_one_sentence(devices, sizes, words):
+    with pytest.raises(ConfigError, match=words):
+        meshes.make_mesh(devices, MeshConfig(**sizes))
+
+
+def test_sizes_that_are_not_given_are_inferred():
+    assert meshes.make_mesh(0).shape == {"data": 8, "fsdp": 1, "tensor": 1} and meshes.make_mesh(3).size == 3
+    assert meshes.make_mesh(8, MeshConfig(fsdp=2, tensor=2)).shape["data"] == 2
+    assert meshes.make_mesh(8, MeshConfig(data=2, fsdp=0, tensor=1)).shape["fsdp"] == 4

@@ -211,6 +211,18 @@ class LoggingConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class MeshConfig:
+    """How the devices are arranged; the sizes multiply to their number."""
+
+    data: int = 0
+    """Copies of the parameters; episodes are spread over them. 0 is what the others leave."""
+    fsdp: int = 1
+    """Parts of every parameter along its width, gathered when a layer runs; episodes are spread over these, too."""
+    tensor: int = 1
+    """Parts of every head group, MLP and the vocabulary; each part is computed where it lies."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class RunConfig:
     """One training run."""
 
@@ -225,7 +237,8 @@ class RunConfig:
     reward: str = "shapes"
     """The shapes checker, or package.module:function (see unigrpo_jax.rewards.protocol)."""
     devices: int = 0
-    """Devices that episodes are spread over; 0 is all."""
+    """Devices that are used; 0 is all."""
+    mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
     model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
     rollout: RolloutConfig = dataclasses.field(default_factory=RolloutConfig)
     learning: LearningConfig = dataclasses.field(default_factory=LearningConfig)
@@ -259,6 +272,7 @@ _NOT_NEGATIVE = {
                  "denoising_lr", "weight_decay", "ema_decay"),
     "evaluation": ("temperature", "every", "seed"),
     "logging": ("samples_every",),
+    "mesh": ("data", "fsdp", "tensor"),
 }  # fmt: skip
 _LARGEST = {int: 2**31 - 1, float: 3.4e38}
 

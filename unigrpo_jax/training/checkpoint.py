@@ -67,6 +67,7 @@ def _shapes(tree) -> dict[str, tuple[int, ...]]:
     return {jax.tree_util.keystr(path, simple=True, separator="/"): tuple(leaf.shape) for path, leaf in leaves}
 
 
-def abstract(state: TrainState, sharding: jax.sharding.Sharding) -> TrainState:
-    """Shapes and dtypes of a state, laid out by one sharding."""
-    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), state)
+def abstract(state: TrainState, sharding: jax.sharding.Sharding | None = None) -> TrainState:
+    """Shapes and dtypes of a state, laid out by one sharding, or as its arrays are."""
+    place = lambda x: x.sharding if sharding is None else sharding
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place(x)), state)

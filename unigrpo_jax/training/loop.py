@@ -30,7 +30,7 @@ from unigrpo_jax.training.trainer import Parts, Trainer, build
 
 MAX_SKIPPED_IN_ROW = 5
 # Fields that a resume may change: they decide how long and how closely one looks, not what is learned.
-FREE_FIELDS = ("name", "iterations", "devices", "evaluation", "checkpoint", "logging")
+FREE_FIELDS = ("name", "iterations", "devices", "mesh", "evaluation", "checkpoint", "logging")
 
 
 class RunStopped(RuntimeError):
@@ -63,7 +63,7 @@ def run(config: RunConfig, run_dir: pathlib.Path, resume: bool = False) -> dict:
     if done is not None:
         if config.iterations < done:
             raise ConfigError(f"iterations = {config.iterations}, but {run_dir} has done {done}; use {done} or more.")
-        state = checkpoints.load(done, abstract(state, trainer.everywhere))
+        state = checkpoints.load(done, abstract(state))
     trainer.compile(state)
     with Console() as console:
         console.card(f"UniGRPO: {config.name}", card(parts, run_dir))
@@ -221,9 +221,9 @@ def card(parts: Parts, run_dir: pathlib.Path) -> list[tuple[str, str]]:
     rate = {parameters.REASONING: f"Adam {learn.reasoning_lr:g}", parameters.DENOISING: f"Adam {learn.denoising_lr:g}",
             parameters.FROZEN: "not trained"}  # fmt: skip
     pieces = learn.minibatches * learn.micro_batches
-    kind = jax.devices()[0].device_kind
+    kind, mesh = jax.devices()[0].device_kind, parts.layout.mesh
     return [
-        ("devices", f"{parts.mesh.size} x {kind}"),
+        ("devices", f"{mesh.size} x {kind}, " + ", ".join(f"{n} {s}" for n, s in mesh.shape.items())),
         ("model", f"{parts.loaded.folder}, compute in {c.model.dtype}"),
         *((f"{group} parameters", f"{size:,}, {rate[group]}") for group, size in sizes.items()),
         ("episodes per iteration", f"{r.prompts_per_iteration} prompts x {learn.group_size} = {c.episodes}"),

@@ -8,7 +8,6 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
 
 from unigrpo_jax.config import ConfigError, RunConfig, check, check_devices, require
 from unigrpo_jax.episode import Episodes, TokenBlock
@@ -18,9 +17,9 @@ from unigrpo_jax.learning.objective import Objective
 from unigrpo_jax.learning.policy import Policy
 from unigrpo_jax.learning.update import TrainState, UpdateProgram, new_state
 from unigrpo_jax.models import tree
-from unigrpo_jax.models.bagel import Context
 from unigrpo_jax.models.folder import LoadedModel, load_model
 from unigrpo_jax.parallel import mesh as meshes
+from unigrpo_jax.parallel.rules import Layout
 from unigrpo_jax.rewards.load import call_reward, load_reward
 from unigrpo_jax.rewards.protocol import RewardBatch, RewardFunction
 from unigrpo_jax.rollout.program import training_rollout
@@ -36,7 +35,7 @@ class Parts:
 
     Attributes:
       config: the settings.
-      mesh: the devices.
+      layout: the devices, and where every array lies on them.
       loaded: the model folder, without its weights.
       world: prompts and rules.
       order: training prompts by position.
@@ -44,7 +43,7 @@ class Parts:
     """
 
     config: RunConfig
-    mesh: Mesh
+    layout: Layout
     loaded: LoadedModel
     world: World
     order: PromptOrder
@@ -54,8 +53,9 @@ class Parts:
 def build(config: RunConfig) -> Parts:
     """Checks a config against itself, the machine and the files it names; ConfigError says what cannot work."""
     check(config)
-    mesh = meshes.make_mesh(config.devices)
-    check_devices(config, mesh.size)
+    mesh = meshes.make_mesh(config.devices, config.mesh)
+    check_devices(config, meshes.batch_size(mesh))
+    layout = Layout(mesh)
     world = load_world(config.prompts)
     reward = load_reward(config.reward)
     loaded = load_model(config.model)  # last, since a model on the hub takes long to fetch
@@ -64,6 +64,9 @@ def build(config: RunConfig) -> Parts:
         require(not getattr(config.logging, name) or importlib.util.find_spec(module) is not None,
                 f"logging.{name} needs {module}: pip install 'unigrpo_jax[{name}]'.")  # fmt: skip
     loaded.check_weights()
+    for path, x in tree.flatten(loaded.abstract_params()).items():
+        layout.parameter(path, x.shape)
+    loaded = dataclasses.replace(loaded, network=dataclasses.replace(loaded.network, hold=layout.activations))
     parameters.groups(loaded.abstract_params(), config.learning)
     require(
         config.model.param_dtype == "float32" or config.model.lora.rank > 0,
@@ -71,17 +74,16 @@ def build(config: RunConfig) -> Parts:
         "away; use float32, or adapters with model.lora.rank.",
     )
     loaded.codec.check_lengths([p.text for group in world.train for p in group], config.rollout.prompt_tokens)
-    return Parts(config, mesh, loaded, world, PromptOrder(world.train, config.seed), reward)
+    return Parts(config, layout, loaded, world, PromptOrder(world.train, config.seed), reward)
 
 
 class Trainer:
     """Rollout, reward and update of a run."""
 
     def __init__(self, parts: Parts):
-        self.parts, config, mesh = parts, parts.config, parts.mesh
+        self.parts, config, mesh = parts, parts.config, parts.layout.mesh
         self.everywhere, self._spread = meshes.replicated(mesh), meshes.spread(mesh)
-        by_slot = meshes.spread(mesh, axis=1)
-        layout = Context(keys=by_slot, values=by_slot, valid=self._spread, rope=self._spread)
+        placed = parts.layout.context()
         self._thought_at = 0.0
         system = parts.loaded.codec.system(config.rollout)
         program = training_rollout(
@@ -90,7 +92,7 @@ class Trainer:
             parts.loaded.autoencoder,
             config.learning.group_size,
             system,
-            place=lambda context: jax.lax.with_sharding_constraint(context, layout),
+            place=lambda context: jax.lax.with_sharding_constraint(context, placed),
             thought=self._note_time,
         )
         self._rollout = jax.jit(program.__call__, out_shardings=self._spread)
@@ -102,7 +104,10 @@ class Trainer:
             context_gradient=config.learning.context_gradient,
         )
         program = UpdateProgram(objective=Objective(policy=policy, config=config.learning), config=config.learning)
-        self._update = jax.jit(program.__call__, donate_argnums=0, out_shardings=self.everywhere)
+        state = jax.eval_shape(lambda p: new_state(p, config.learning), parts.loaded.abstract_params())
+        self.state_shardings = parts.layout.like_parameters(state)
+        out = (self.state_shardings, self.everywhere)
+        self._update = jax.jit(program.__call__, donate_argnums=0, out_shardings=out)
         self._compiled: Future | None = None
         self.frozen: dict[str, jax.Array] = {}
         self.reference: dict = {}
@@ -113,9 +118,9 @@ class Trainer:
         shapes = lambda tree, sharding: jax.tree.map(
             lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree
         )
+        own = lambda tree: jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), tree)
         config = self.parts.config
-        state, frozen = shapes((state, self.frozen), self.everywhere)
-        reference, autoencoder = shapes((self.reference, self.autoencoder_params), self.everywhere)
+        state, frozen, reference, autoencoder = own((state, self.frozen, self.reference, self.autoencoder_params))
         prompts, length = config.rollout.prompts_per_iteration, config.rollout.prompt_tokens
         block = TokenBlock(tokens=np.zeros((prompts, length), np.int32), valid=np.zeros((prompts, length), bool))
         inputs = (state.params(frozen), autoencoder, shapes(block, self.everywhere), np.int32(0), np.int32(0))
@@ -141,13 +146,13 @@ class Trainer:
         were read where they are trained; adapters are trained instead of weights, so it needs no copy then.
         """
         loaded, learning = self.parts.loaded, self.parts.config.learning
-        stored = loaded.params(lambda path, shape: self.everywhere)
+        stored = loaded.params(self.parts.layout.parameter)
         self.autoencoder_params = loaded.autoencoder_params(self.everywhere)
         params = loaded.with_adapters(stored)
         trained, self.frozen = parameters.split(params, parameters.groups(params, learning))
         self.reference = stored
         own = {path: jnp.copy(x) for path, x in trained.items()}
-        return jax.device_put(new_state(tree.unflatten(own | self.frozen), learning), self.everywhere)
+        return jax.device_put(new_state(tree.unflatten(own | self.frozen), learning), self.state_shardings)
 
     def params(self, state: TrainState) -> dict:
         """The parameters that sample, as the network takes them."""

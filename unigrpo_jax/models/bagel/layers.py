@@ -6,6 +6,7 @@ not know the order of its keys, only their rotary positions, so the streams are 
 """
 
 import dataclasses
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -149,6 +150,7 @@ class DecoderLayer(nn.Module):
     config: BagelConfig
     dtype: jnp.dtype
     lora_scale: float = 1.0
+    hold: Callable[[jax.Array], jax.Array] | None = None
 
     def setup(self):
         """The two experts."""
@@ -164,6 +166,8 @@ class DecoderLayer(nn.Module):
           rotary: cosines and sines [B, L, K].
           visible: who sees whom.
         """
+        if self.hold is not None:
+            streams = tuple(None if x is None else self.hold(x) for x in streams)
         present = [(e, x) for e, x in zip((self.und, self.gen), streams, strict=True) if x is not None]
         starts = [0, present[0][1].shape[1]]
         cut = lambda a, i, x: a[:, starts[i] : starts[i] + x.shape[1]]

@@ -9,6 +9,7 @@ that is looked at enters as its clean latents (t = 0), then as patches, and each
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from typing import Any, Literal
 
 import jax
@@ -53,6 +54,7 @@ class Network(nn.Module):
     remat: bool = False
     unroll: int = 1
     lora_scale: float = 1.0
+    hold: Callable[[jax.Array], jax.Array] | None = None
 
     def setup(self):
         """Layers are stacked along a leading axis and scanned."""
@@ -65,7 +67,7 @@ class Network(nn.Module):
             in_axes=(0, nn.broadcast, nn.broadcast),
             length=c.layers,
             unroll=min(self.unroll, c.layers),
-        )(c, self.dtype, self.lora_scale)
+        )(c, self.dtype, self.lora_scale, self.hold)
         self.embed = nn.Embed(c.vocab_size, c.hidden_size, dtype=self.dtype)
         self.lm_head = nn.Dense(c.vocab_size, use_bias=False, dtype=self.dtype)
         self.norm_und = RMSNorm(c.rms_norm_eps)
@@ -152,6 +154,7 @@ class Bagel:
       remat: recompute each layer in the backward pass instead of storing its activations.
       unroll: layers per iteration of the scan over layers; more compiles longer and may run faster on CPU.
       lora_scale: factor of the adapters' products, alpha / rank; read only where the parameters hold adapters.
+      hold: applied to the residual stream before each layer, to hold it to its place on a mesh; None leaves it free.
     """
 
     config: BagelConfig
@@ -159,11 +162,12 @@ class Bagel:
     remat: bool = False
     unroll: int = 1
     lora_scale: float = 1.0
+    hold: Callable[[jax.Array], jax.Array] | None = None
 
     @functools.cached_property
     def network(self) -> Network:
         """The Linen module behind the verbs."""
-        return Network(self.config, jnp.dtype(self.dtype), self.remat, self.unroll, self.lora_scale)
+        return Network(self.config, jnp.dtype(self.dtype), self.remat, self.unroll, self.lora_scale, self.hold)
 
     def _apply(self, params: Params, method: str, *args):
         return self.network.apply({"params": params}, *args, method=method)
