@@ -1,1 +1,1 @@
-"""Starting runs on pods and clusters.  Nothing is here yet: `python -m experiments.run` starts a run on one machine."""
+"""Planning runs on pods: `python -m launch.plan`.  A run itself is started by `python -m experiments.run`."""

@@ -3,6 +3,7 @@
 The folder is the published one with files that are one large hole: every header is real, no byte of a tensor is stored.
 """
 
+import dataclasses
 import importlib
 import json
 import math
@@ -20,6 +21,8 @@ from unigrpo_jax.learning import parameters
 from unigrpo_jax.learning.objective import Objective
 from unigrpo_jax.learning.policy import Policy
 from unigrpo_jax.learning.update import UpdateProgram, new_state
+from unigrpo_jax.models.bagel.release import AUTOENCODER, BAGEL_7B
+from unigrpo_jax.models.bagel.text import SPECIAL_TOKENS
 from unigrpo_jax.models.folder import load_model
 from unigrpo_jax.models.tiny import save_tokenizer
 from unigrpo_jax.rollout.program import training_rollout
@@ -125,6 +128,8 @@ def test_the_published_folder_is_the_published_model(loaded):
     assert (c.max_latent_size, c.latent_patch, c.latent_width, c.token_pixels) == (64, 2, 64, 16)
     assert (c.vision.layers, c.vision.table_side, c.vision.max_side, c.head_dim) == (26, 70, 70, 128)
     assert c.grid(1024, 1024) == (64, 64)
+    tokens = {name: getattr(BAGEL_7B, name) for name in (*SPECIAL_TOKENS, "pad_token")}  # the toy tokenizer has others
+    assert dataclasses.replace(c, **tokens) == BAGEL_7B and loaded.autoencoder == AUTOENCODER
     with pytest.raises(ValueError, match="the largest side is 1024 pixels"):
         c.grid(1040, 1024)
 

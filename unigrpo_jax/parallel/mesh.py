@@ -11,13 +11,15 @@ DATA, FSDP, TENSOR = "data", "fsdp", "tensor"
 BATCH = (DATA, FSDP)  # what episodes are spread over: devices that share no parameter work on other episodes, too
 
 
-def make_mesh(devices: int = 0, sizes: MeshConfig = MeshConfig()) -> Mesh:  # noqa: B008 (frozen)
-    """A mesh of the first `devices` devices, 0 takes all; a size of 0 is what the others leave.
+def make_mesh(devices: int = 0, sizes: MeshConfig = MeshConfig(), present=None) -> Mesh:  # noqa: B008 (frozen)
+    """A mesh of the first `devices` of those that are present, 0 takes all; a size of 0 is what the others leave.
+
+    `present` are devices to compile for; None is what JAX sees.
 
     Raises:
       ConfigError: there are fewer devices, or the sizes do not multiply to their number.
     """
-    present = jax.devices()
+    present = jax.devices() if present is None else present
     require(
         0 <= devices <= len(present),
         f"devices = {devices}, but JAX sees {len(present)} ({present[0].platform}); use 0 for all of them.",

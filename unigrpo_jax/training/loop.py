@@ -64,7 +64,7 @@ def run(config: RunConfig, run_dir: pathlib.Path, resume: bool = False) -> dict:
         if config.iterations < done:
             raise ConfigError(f"iterations = {config.iterations}, but {run_dir} has done {done}; use {done} or more.")
         state = checkpoints.load(done, abstract(state))
-    trainer.compile(state)
+    trainer.compile()
     with Console() as console:
         console.card(f"UniGRPO: {config.name}", card(parts, run_dir))
         if done is not None:

@@ -10,21 +10,19 @@ import jax.numpy as jnp
 import numpy as np
 
 from unigrpo_jax.config import ConfigError, RunConfig, check, check_devices, require
-from unigrpo_jax.episode import Episodes, TokenBlock
+from unigrpo_jax.episode import Episodes
 from unigrpo_jax.learning import parameters
 from unigrpo_jax.learning.advantages import combine, zero_variance_share
-from unigrpo_jax.learning.objective import Objective
-from unigrpo_jax.learning.policy import Policy
-from unigrpo_jax.learning.update import TrainState, UpdateProgram, new_state
+from unigrpo_jax.learning.update import TrainState, new_state
 from unigrpo_jax.models import tree
 from unigrpo_jax.models.folder import LoadedModel, load_model
 from unigrpo_jax.parallel import mesh as meshes
 from unigrpo_jax.parallel.rules import Layout
 from unigrpo_jax.rewards.load import call_reward, load_reward
 from unigrpo_jax.rewards.protocol import RewardBatch, RewardFunction
-from unigrpo_jax.rollout.program import training_rollout
 from unigrpo_jax.training.evaluation import reward_batch
 from unigrpo_jax.training.image_statistics import colour_entropy, edge_density
+from unigrpo_jax.training.programs import Programs
 from unigrpo_jax.worlds.source import PromptOrder
 from unigrpo_jax.worlds.world import World, load_world
 
@@ -81,59 +79,24 @@ class Trainer:
     """Rollout, reward and update of a run."""
 
     def __init__(self, parts: Parts):
-        self.parts, config, mesh = parts, parts.config, parts.layout.mesh
-        self.everywhere, self._spread = meshes.replicated(mesh), meshes.spread(mesh)
-        placed = parts.layout.context()
-        self._thought_at = 0.0
-        system = parts.loaded.codec.system(config.rollout)
-        program = training_rollout(
-            config.rollout,
-            parts.loaded.network,
-            parts.loaded.autoencoder,
-            config.learning.group_size,
-            system,
-            place=lambda context: jax.lax.with_sharding_constraint(context, placed),
-            thought=self._note_time,
+        loaded = parts.loaded
+        self.parts, self._thought_at = parts, 0.0
+        system = loaded.codec.system(parts.config.rollout)
+        self.programs = Programs(
+            parts.config, loaded.network, loaded.autoencoder, system, parts.layout, loaded.abstract_params(), self._note_time
         )
-        self._rollout = jax.jit(program.__call__, out_shardings=self._spread)
-        policy = Policy(
-            model=parts.loaded.network,
-            system=system,
-            tokens=program.tokens,
-            flow=program.flow,
-            context_gradient=config.learning.context_gradient,
-        )
-        program = UpdateProgram(objective=Objective(policy=policy, config=config.learning), config=config.learning)
-        state = jax.eval_shape(lambda p: new_state(p, config.learning), parts.loaded.abstract_params())
-        self.state_shardings = parts.layout.like_parameters(state)
-        out = (self.state_shardings, self.everywhere)
-        self._update = jax.jit(program.__call__, donate_argnums=0, out_shardings=out)
         self._compiled: Future | None = None
         self.frozen: dict[str, jax.Array] = {}
         self.reference: dict = {}
         self.autoencoder_params: dict[str, jax.Array] = {}
 
-    def compile(self, state: TrainState) -> None:
+    def compile(self) -> None:
         """Starts compiling both programs in the background, from shapes alone; the first use waits for them."""
-        shapes = lambda tree, sharding: jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree
-        )
-        own = lambda tree: jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), tree)
-        config = self.parts.config
-        state, frozen, reference, autoencoder = own((state, self.frozen, self.reference, self.autoencoder_params))
-        prompts, length = config.rollout.prompts_per_iteration, config.rollout.prompt_tokens
-        block = TokenBlock(tokens=np.zeros((prompts, length), np.int32), valid=np.zeros((prompts, length), bool))
-        inputs = (state.params(frozen), autoencoder, shapes(block, self.everywhere), np.int32(0), np.int32(0))
-        advantages = jax.ShapeDtypeStruct((config.episodes,), np.float32, sharding=self._spread)
-
-        def both():
-            episodes = shapes(jax.eval_shape(self._rollout, *inputs), self._spread)
-            rollout = self._rollout.lower(*inputs).compile()
-            update = self._update.lower(state, frozen, reference, episodes, advantages).compile()
-            return rollout, update
-
+        loaded = self.parts.loaded
+        autoencoder = loaded.autoencoder.shapes() if loaded.autoencoder_stored is not None else {}
+        inputs = self.programs.inputs(loaded.stored_params(), autoencoder)
         executor = ThreadPoolExecutor(1)
-        self._compiled = executor.submit(both)
+        self._compiled = executor.submit(lambda: [program.compile() for program in self.programs.lower(inputs)])
         executor.shutdown(wait=False)
 
     def _note_time(self, _) -> None:
@@ -147,12 +110,12 @@ class Trainer:
         """
         loaded, learning = self.parts.loaded, self.parts.config.learning
         stored = loaded.params(self.parts.layout.parameter)
-        self.autoencoder_params = loaded.autoencoder_params(self.everywhere)
+        self.autoencoder_params = loaded.autoencoder_params(self.programs.everywhere)
         params = loaded.with_adapters(stored)
         trained, self.frozen = parameters.split(params, parameters.groups(params, learning))
         self.reference = stored
         own = {path: jnp.copy(x) for path, x in trained.items()}
-        return jax.device_put(new_state(tree.unflatten(own | self.frozen), learning), self.state_shardings)
+        return jax.device_put(new_state(tree.unflatten(own | self.frozen), learning), self.programs.state_shardings)
 
     def params(self, state: TrainState) -> dict:
         """The parameters that sample, as the network takes them."""
@@ -219,6 +182,7 @@ class Trainer:
         """One update; `state` is donated."""
         _, update = self._compiled.result()
         begin = time.monotonic()
-        state, metrics = update(state, self.frozen, self.reference, episodes, jax.device_put(advantages, self._spread))
+        advantages = jax.device_put(advantages, self.programs.spread)
+        state, metrics = update(state, self.frozen, self.reference, episodes, advantages)
         metrics = {name: float(value) for name, value in jax.device_get(metrics).items()}
         return state, metrics | {"time/update": time.monotonic() - begin}

@@ -1,0 +1,28 @@
+"""BAGEL-7B-MoT's sizes, for what is computed from sizes alone; a run reads its folder."""
+
+from unigrpo_jax.models.bagel.autoencoder import FluxAutoencoder
+from unigrpo_jax.models.bagel.config import BagelConfig, VisionConfig
+
+HUB_NAME = "ByteDance-Seed/BAGEL-7B-MoT"
+SYSTEM_TOKENS = 64  # room for the generation system prompt, whose exact number the tokenizer's files decide
+AUTOENCODER = FluxAutoencoder(width=128, multipliers=(1, 2, 4, 4), blocks=2, channels=16)
+BAGEL_7B = BagelConfig(
+    vocab_size=152064,
+    hidden_size=3584,
+    intermediate_size=18944,
+    layers=28,
+    heads=28,
+    kv_heads=4,
+    bos_token=151644,
+    eos_token=151645,
+    image_start_token=151652,
+    image_end_token=151653,
+    pad_token=151643,
+    latent_channels=16,
+    latent_patch=2,
+    latent_downsample=8,
+    max_latent_size=64,
+    vision=VisionConfig(
+        hidden_size=1152, intermediate_size=4304, layers=26, heads=16, patch=14, table_side=70, max_side=70
+    ),
+)

@@ -1,0 +1,111 @@
+"""The two programs of an iteration on one mesh, rollout and update, and the shapes that they are compiled from.
+
+Nothing here needs weights or a device that is there: the same programs train a run and are compiled ahead for a pod.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+
+from unigrpo_jax.config import RunConfig
+from unigrpo_jax.episode import TokenBlock
+from unigrpo_jax.learning import parameters
+from unigrpo_jax.learning.objective import Objective
+from unigrpo_jax.learning.policy import Policy
+from unigrpo_jax.learning.update import TrainState, UpdateProgram, new_state
+from unigrpo_jax.models import tree
+from unigrpo_jax.models.bagel import Bagel
+from unigrpo_jax.parallel import mesh as meshes
+from unigrpo_jax.parallel.rules import Layout
+from unigrpo_jax.rollout.program import training_rollout
+
+
+@dataclasses.dataclass(frozen=True)
+class Inputs:
+    """Shapes, dtypes and places of everything that an iteration reads.
+
+    Attributes:
+      state: trained parameters and optimizer.
+      frozen: {path: array} of all other parameters.
+      reference: nested parameters without adapters.
+      autoencoder: the autoencoder's tensors.
+      prompt: the prompts of an iteration.
+    """
+
+    state: TrainState
+    frozen: dict
+    reference: dict
+    autoencoder: dict
+    prompt: TokenBlock
+
+
+class Programs:
+    """Both programs, jitted and not compiled.
+
+    Attributes:
+      state_shardings: where the state lies.
+      rollout: (params, autoencoder's, prompts, seed, step) -> episodes.
+      update: (state, frozen, reference, episodes, advantages) -> (state, metrics); donates the state.
+    """
+
+    def __init__(
+        self, config: RunConfig, network: Bagel, autoencoder: Any, system: tuple[int, ...], layout: Layout, params: dict,
+        thought: Callable[[Any], None] | None = None,
+    ):  # fmt: skip
+        """`params` are the shapes of all parameters, adapters included; `thought` as in `RolloutProgram`."""
+        self.config, self.layout, self._params = config, layout, params
+        placed, learning = layout.context(), config.learning
+        self.everywhere, self.spread = meshes.replicated(layout.mesh), meshes.spread(layout.mesh)
+        program = training_rollout(
+            config.rollout,
+            network,
+            autoencoder,
+            learning.group_size,
+            system,
+            place=lambda context: jax.lax.with_sharding_constraint(context, placed),
+            thought=thought,
+        )
+        self.rollout = jax.jit(program.__call__, out_shardings=self.spread)
+        policy = Policy(
+            model=network,
+            system=system,
+            tokens=program.tokens,
+            flow=program.flow,
+            context_gradient=learning.context_gradient,
+        )
+        self._state = jax.eval_shape(lambda p: new_state(p, learning), params)
+        self.state_shardings = layout.like_parameters(self._state)
+        update = UpdateProgram(objective=Objective(policy=policy, config=learning), config=learning)
+        self.update = jax.jit(update.__call__, donate_argnums=0, out_shardings=(self.state_shardings, self.everywhere))
+
+    def inputs(self, stored: dict, autoencoder: dict[str, tuple[int, ...]]) -> Inputs:
+        """What the programs are compiled from.
+
+        Args:
+          stored: shapes and dtypes of the parameters without adapters.
+          autoencoder: names and shapes of the autoencoder's tensors.
+        """
+        at = lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
+        lay = lambda flat: {path: at(x, self.layout.parameter(path, x.shape)) for path, x in flat.items()}
+        _, frozen = parameters.split(self._params, parameters.groups(self._params, self.config.learning))
+        shape = (self.config.rollout.prompts_per_iteration, self.config.rollout.prompt_tokens)
+        here = lambda shape, dtype: jax.ShapeDtypeStruct(shape, dtype, sharding=self.everywhere)
+        return Inputs(
+            state=jax.tree.map(at, self._state, self.state_shardings),
+            frozen=lay(frozen),
+            reference=tree.unflatten(lay(tree.flatten(stored))),
+            autoencoder={name: here(shape, np.float32) for name, shape in autoencoder.items()},
+            prompt=TokenBlock(tokens=here(shape, np.int32), valid=here(shape, bool)),
+        )
+
+    def lower(self, inputs: Inputs) -> tuple[jax.stages.Lowered, jax.stages.Lowered]:
+        """Both programs, traced and ready to be compiled."""
+        i = inputs
+        given = (i.state.params(i.frozen), i.autoencoder, i.prompt, np.int32(0), np.int32(0))
+        shapes = jax.eval_shape(self.rollout, *given)
+        episodes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=self.spread), shapes)
+        advantages = jax.ShapeDtypeStruct((self.config.episodes,), np.float32, sharding=self.spread)
+        return self.rollout.lower(*given), self.update.lower(i.state, i.frozen, i.reference, episodes, advantages)
