@@ -21,8 +21,8 @@ import tyro
 from experiments.command_line import complain, preset
 from unigrpo_jax.config import ConfigError, RunConfig
 
-# Usable memory of one chip in GiB (what the TPU compiler itself reports as its limit).
-HBM = {"v5p": 95.0, "v6e": 31.25, "v5e": 15.75, "v4": 30.75}
+# Memory of one chip in GiB that programs can use.
+HBM = {"v5p": 95.0, "v6e": 31.0}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,10 +1,11 @@
 """BAGEL-7B-MoT with the settings of UniGRPO's Table 3 (arXiv 2603.23500): 32 prompts x 24 episodes at 1024 px.
 
-    python -m experiments.run bagel_7b --model.path DIR --prompts prompts.jsonl --reward my_reward:score
+    python -m experiments.run bagel_7b --model.path DIR --prompts prompts.jsonl --reward my_reward:score --mesh.fsdp 64
 
-Not run yet: no machine that holds it was at hand.  Weights are replicated over the devices for now, so that training both
-experts in full (float32 weights 58 GB, Adam 105 GB, gradients 52 GB, reference 52 GB) needs more memory than one accelerator
-has; adapters over bfloat16 weights (`--model.param-dtype bfloat16 --model.lora.rank 64`) need about 35 GB for the same.
+Not run yet: no machine that holds it was at hand.  Training both experts in full takes float32 weights 58 GB, Adam 105 GB,
+gradients 52 GB, reference 52 GB over all chips that `--mesh.fsdp` spreads them on; adapters over bfloat16 weights
+(`--model.param-dtype bfloat16 --model.lora.rank 64`) take about 35 GB for the same.  `python -m launch.plan bagel_7b
+--topology v5p:4x4x4 --mesh.fsdp 64` compiles it without chips.
 
 The paper's "PPO epochs 2" is read as two disjoint minibatches per iteration, as UniRL does; two passes are
 `--learning.minibatches 1 --learning.ppo-epochs 2`.  The paper does not say whether its MSE weight 1.5e-5 is on the sum or on
