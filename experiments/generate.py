@@ -95,7 +95,7 @@ def main(arguments: Arguments) -> None:
     import numpy as np
     from PIL import Image
 
-    from unigrpo_jax.config import RunConfig, check, require
+    from unigrpo_jax.config import check, require
     from unigrpo_jax.models.bagel import pictures
     from unigrpo_jax.models.bagel.text import UNDERSTANDING_SYSTEM_PROMPT
     from unigrpo_jax.rollout.answer import answer
@@ -118,8 +118,7 @@ def main(arguments: Arguments) -> None:
                                            "use a model with vit_config.json.")  # fmt: skip
         picture = pictures.picture(pictures.open_rgb(arguments.image), config)
     evaluation, rollout = settings(arguments, restored, picture)
-    check(RunConfig(evaluation=evaluation, rollout=dataclasses.replace(RolloutConfig(), **{
-        name: getattr(rollout, name) for name in ("thinking_tokens", "image_height", "image_width")})))  # fmt: skip
+    check(dataclasses.replace(restored.config, evaluation=evaluation, rollout=rollout))
     if arguments.answer:
         system = UNDERSTANDING_SYSTEM_PROMPT if arguments.thinking else ""
         print(answer(loaded.network, restored.read(), loaded.codec, picture.patches, prompt, system,

@@ -126,9 +126,8 @@ def main() -> None:
     """Parses, compiles, prints."""
     try:
         default, rest = preset(sys.argv[1:], "bagel_7b")
-        config = dataclasses.replace(default, prompts="examples", reward="none")
         arguments = tyro.cli(
-            Arguments, args=rest, default=Arguments(config, ""), prog="python -m launch.plan [PRESET]", description=__doc__
+            Arguments, args=rest, default=Arguments(default, ""), prog="python -m launch.plan [PRESET]", description=__doc__
         )
         numbers = plan(arguments.config, arguments.topology)
     except ConfigError as error:

@@ -2,7 +2,8 @@
 
     python -m experiments.run bagel_7b --model.path DIR --prompts prompts.jsonl --reward my_reward:score --mesh.fsdp 64
 
-Not run yet: no machine that holds it was at hand.  Training both experts in full takes float32 weights 58 GB, Adam 105 GB,
+Not run yet: no machine that holds it was at hand, and one process must see all devices, which a slice of 64 TPU chips does
+not offer; several processes are not supported yet.  Training both experts in full takes float32 weights 58 GB, Adam 105 GB,
 gradients 52 GB, reference 52 GB over all chips that `--mesh.fsdp` spreads them on; adapters over bfloat16 weights
 (`--model.param-dtype bfloat16 --model.lora.rank 64`) take about 35 GB for the same.  `python -m launch.plan bagel_7b
 --topology v5p:4x4x4 --mesh.fsdp 64` compiles it without chips.
@@ -21,6 +22,7 @@ from unigrpo_jax.config import (
     RolloutConfig,
     RunConfig,
 )
+from unigrpo_jax.models.bagel.release import HUB_NAME
 from unigrpo_jax.models.bagel.text import GENERATION_SYSTEM_PROMPT
 
 # Both experts' projections and MLPs, the time embedder and the latent's two maps are trained; these are not.
@@ -34,7 +36,7 @@ def config() -> RunConfig:
         iterations=300,
         prompts="",
         reward="",
-        model=ModelConfig(path="ByteDance-Seed/BAGEL-7B-MoT", dtype="bfloat16", remat=True),
+        model=ModelConfig(path=HUB_NAME, dtype="bfloat16", remat=True),
         rollout=RolloutConfig(
             prompts_per_iteration=32,
             prompt_tokens=128,

@@ -22,7 +22,7 @@ from unigrpo_jax.models.tree import flatten, unflatten
 
 SHAPES_BASE = pathlib.Path(__file__).resolve().parent.parent / "worlds" / "shapes" / "base"
 TINY = "tiny"  # the name of the toy model that is made on the spot
-HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+HUB_PATTERN = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 # Weight files up to this size are hashed whole; of larger ones only blocks, evenly spread.
 HASHED_WHOLE = 2**30
 
@@ -165,7 +165,7 @@ def find_folder(path: str | None) -> pathlib.Path:
 
         return tiny_folder()
     absent = f"model.path: there is no folder {folder}"
-    require(HUB_NAME.fullmatch(path) is not None,
+    require(HUB_PATTERN.fullmatch(path) is not None,
             f"{absent}; give an existing model folder, or none for the shapes base.")  # fmt: skip
     from huggingface_hub import snapshot_download
 

@@ -46,6 +46,8 @@ class Programs:
     """Both programs, jitted and not compiled.
 
     Attributes:
+      everywhere: the sharding of what is replicated.
+      spread: that of arrays with the episodes first.
       state_shardings: where the state lies.
       rollout: (params, autoencoder's, prompts, seed, step) -> episodes.
       update: (state, frozen, reference, episodes, advantages) -> (state, metrics); donates the state.

@@ -8,7 +8,7 @@ import jax
 
 from unigrpo_jax.config import ConfigError, RunConfig, check, load_run_config
 from unigrpo_jax.learning.update import new_state
-from unigrpo_jax.models.folder import HUB_NAME, TINY, LoadedModel, load_model
+from unigrpo_jax.models.folder import HUB_PATTERN, TINY, LoadedModel, load_model
 from unigrpo_jax.models.tree import flatten
 from unigrpo_jax.training.checkpoint import Checkpoints, abstract
 from unigrpo_jax.training.loop import check_same_weights
@@ -50,7 +50,7 @@ def restore(path: str, bare: RunConfig) -> Restored:
     """
     folder = pathlib.Path(path).expanduser()
     is_run = (folder / "checkpoints").is_dir() or folder.parent.name == "checkpoints"
-    if path in ("base", TINY) or (folder.is_dir() and not is_run) or (not folder.exists() and HUB_NAME.fullmatch(path)):
+    if path in ("base", TINY) or (folder.is_dir() and not is_run) or (not folder.exists() and HUB_PATTERN.fullmatch(path)):
         model = dataclasses.replace(bare.model, path=None if path == "base" else path)
         try:
             loaded = load_model(model)
