@@ -1,6 +1,6 @@
 """Writes a trained model in BAGEL's published layout, for PyTorch and for `--model.path`.
 
-python -m experiments.export CHECKPOINT OUT_DIR [--dtype bfloat16]
+    python -m experiments.export CHECKPOINT OUT_DIR [--dtype bfloat16]
 
 CHECKPOINT is a run folder (its newest checkpoint), RUN/checkpoints/N, or a model folder.  OUT_DIR gets ema.safetensors
 (shards and an index above 5 GB) with the original names and shapes, adapters folded in, and copies of the configs, the

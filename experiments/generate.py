@@ -1,9 +1,9 @@
 """Thinks about a prompt, draws it, prints the thinking and writes the picture; edits a picture, or answers about it.
 
-python -m experiments.generate [CHECKPOINT] "three green circles"
-python -m experiments.generate --model.path DIR "a lighthouse at dusk"
-python -m experiments.generate --model.path DIR --image photo.jpg "make it winter"
-python -m experiments.generate --model.path DIR --image photo.jpg --answer "what is on the table?"
+    python -m experiments.generate [CHECKPOINT] "three green circles"
+    python -m experiments.generate --model.path DIR "a lighthouse at dusk"
+    python -m experiments.generate --model.path DIR --image photo.jpg "make it winter"
+    python -m experiments.generate --model.path DIR --image photo.jpg --answer "what is on the table?"
 
 CHECKPOINT is a run folder (its newest checkpoint), RUN/checkpoints/N, a model folder, or `base`, the shapes base.
 """
