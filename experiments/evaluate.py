@@ -34,7 +34,9 @@ class Arguments:
 @command_line
 def main(arguments: Arguments) -> None:
     """Reads, judges, prints and saves."""
-    from unigrpo_jax.config import RunConfig, check, to_dict
+    from unigrpo_jax.config import RunConfig
+    from unigrpo_jax.config_checks import check
+    from unigrpo_jax.config_json import to_dict
     from unigrpo_jax.rewards.load import load_reward
     from unigrpo_jax.training.console import Console
     from unigrpo_jax.training.evaluation import Evaluator

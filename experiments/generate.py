@@ -95,7 +95,8 @@ def main(arguments: Arguments) -> None:
     import numpy as np
     from PIL import Image
 
-    from unigrpo_jax.config import check, require
+    from unigrpo_jax.config import require
+    from unigrpo_jax.config_checks import check
     from unigrpo_jax.models.bagel import pictures
     from unigrpo_jax.models.bagel.text import UNDERSTANDING_SYSTEM_PROMPT
     from unigrpo_jax.rollout.answer import answer

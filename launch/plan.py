@@ -46,7 +46,8 @@ def plan(config: RunConfig, topology: str) -> dict[str, Any]:
     import jax.numpy as jnp
     from jax.experimental import topologies
 
-    from unigrpo_jax.config import check, check_devices, require
+    from unigrpo_jax.config import require
+    from unigrpo_jax.config_checks import check, check_devices
     from unigrpo_jax.models import tree
     from unigrpo_jax.models.bagel import Bagel, lora, weights
     from unigrpo_jax.models.bagel.release import AUTOENCODER, BAGEL_7B, HUB_NAME, SYSTEM_TOKENS

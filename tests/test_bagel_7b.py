@@ -15,7 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from unigrpo_jax.config import ConfigError, ModelConfig, check
+from unigrpo_jax.config import ConfigError, ModelConfig
+from unigrpo_jax.config_checks import check
 from unigrpo_jax.episode import TokenBlock
 from unigrpo_jax.learning import parameters
 from unigrpo_jax.learning.objective import Objective

@@ -12,7 +12,9 @@ from hypothesis import strategies as st
 
 from experiments.command_line import preset, presets
 from unigrpo_jax import config as module
-from unigrpo_jax.config import ConfigError, RunConfig, check, check_devices, from_dict, load_run_config, to_dict
+from unigrpo_jax.config import ConfigError, RunConfig
+from unigrpo_jax.config_checks import check, check_devices
+from unigrpo_jax.config_json import from_dict, load_run_config, to_dict
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 CONFIGS = [value for value in vars(module).values() if dataclasses.is_dataclass(value)]

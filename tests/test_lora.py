@@ -7,7 +7,8 @@ import pytest
 
 from tests import tiny
 from tests.command import REWARD, run_small
-from unigrpo_jax.config import LearningConfig, load_run_config
+from unigrpo_jax.config import LearningConfig
+from unigrpo_jax.config_json import load_run_config
 from unigrpo_jax.learning import parameters
 from unigrpo_jax.learning.objective import Objective
 from unigrpo_jax.learning.policy import Policy

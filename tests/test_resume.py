@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from tests.command import REWARD, Outcome, run_small
-from unigrpo_jax.config import load_run_config
+from unigrpo_jax.config_json import load_run_config
 from unigrpo_jax.learning.update import new_state
 from unigrpo_jax.models.folder import load_model
 from unigrpo_jax.models.tree import flatten

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from tests import tiny
-from unigrpo_jax.config import ConfigError, RunConfig, check
+from unigrpo_jax.config import ConfigError, RunConfig
+from unigrpo_jax.config_checks import check
 from unigrpo_jax.rollout import randomness
 
 

@@ -13,7 +13,8 @@ import jax
 import numpy as np
 
 import unigrpo_jax
-from unigrpo_jax.config import ConfigError, RunConfig, load_run_config, to_dict
+from unigrpo_jax.config import ConfigError, RunConfig
+from unigrpo_jax.config_json import load_run_config, to_dict
 from unigrpo_jax.learning import parameters
 from unigrpo_jax.learning.update import TrainState
 from unigrpo_jax.models import tree

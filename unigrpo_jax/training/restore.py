@@ -6,7 +6,9 @@ from collections.abc import Callable
 
 import jax
 
-from unigrpo_jax.config import ConfigError, RunConfig, check, load_run_config
+from unigrpo_jax.config import ConfigError, RunConfig
+from unigrpo_jax.config_checks import check
+from unigrpo_jax.config_json import load_run_config
 from unigrpo_jax.learning.update import new_state
 from unigrpo_jax.models.folder import HUB_PATTERN, TINY, LoadedModel, load_model
 from unigrpo_jax.models.tree import flatten

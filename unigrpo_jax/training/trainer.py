@@ -9,7 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from unigrpo_jax.config import ConfigError, RunConfig, check, check_devices, require
+from unigrpo_jax.config import ConfigError, RunConfig, require
+from unigrpo_jax.config_checks import check, check_devices
 from unigrpo_jax.episode import Episodes
 from unigrpo_jax.learning import parameters
 from unigrpo_jax.learning.advantages import combine, zero_variance_share

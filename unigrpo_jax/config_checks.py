@@ -1,0 +1,172 @@
+"""Whether settings can work together, from the numbers alone: nothing is compiled and no file is read."""
+
+import dataclasses
+import math
+from collections.abc import Iterator
+from typing import Any
+
+from unigrpo_jax.config import ConfigError, RunConfig, require
+
+_AT_LEAST_ONE = {
+    "rollout": ("prompts_per_iteration", "prompt_tokens", "thinking_tokens", "flow_steps", "window_size",
+                "micro_batches", "image_height", "image_width"),
+    "learning": ("ppo_epochs", "minibatches", "micro_batches"),
+    "evaluation": ("prompts", "images_per_prompt", "batch", "flow_steps"),
+    "checkpoint": ("every", "keep"),
+    "logging": ("samples",),
+    "model": ("unroll",),
+}  # fmt: skip
+_POSITIVE = {
+    "rollout": ("timestep_shift",),
+    "learning": ("text_clip", "flow_clip", "max_grad_norm", "adam_eps"),
+    "evaluation": ("guidance", "guidance_image"),
+}
+_NOT_NEGATIVE = {
+    "rollout": ("temperature", "top_k", "noise_level"),
+    "learning": ("flow_weight", "text_weight", "mse_weight", "latent_kl_weight", "text_kl_weight", "reasoning_lr",
+                 "denoising_lr", "weight_decay", "ema_decay"),
+    "evaluation": ("temperature", "every", "seed"),
+    "logging": ("samples_every",),
+    "mesh": ("data", "fsdp", "tensor"),
+}  # fmt: skip
+_LARGEST = {int: 2**31 - 1, float: 3.4e38}
+
+
+def _numbers(value: Any, name: str = "") -> Iterator[tuple[str, int | float]]:
+    """Every number in a config with its name, such as ("rollout.window_range[1]", 5)."""
+    if dataclasses.is_dataclass(value):
+        for field in dataclasses.fields(value):
+            yield from _numbers(getattr(value, field.name), f"{name}.{field.name}" if name else field.name)
+    elif isinstance(value, dict | tuple):
+        for key, item in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from _numbers(item, f"{name}[{key}]")
+    elif type(value) in _LARGEST:
+        yield name, value
+
+
+def check(config: RunConfig) -> None:
+    """Raises ConfigError where settings contradict each other or cannot work; compiles and reads nothing."""
+    for name, value in _numbers(config):
+        fits = abs(value) <= _LARGEST[type(value)]  # False for NaN
+        require(fits, f"{name} = {value}, but it must be a finite number that fits into 32 bits.")
+    for table, low, words in ((_AT_LEAST_ONE, 1, "at least 1"), (_NOT_NEGATIVE, 0, "0 or more")):
+        for section, names in table.items():
+            for name in names:
+                value = getattr(getattr(config, section), name)
+                require(value >= low, f"{section}.{name} = {value}, but it must be {words}.")
+    for section, names in _POSITIVE.items():
+        for name in names:
+            value = getattr(getattr(config, section), name)
+            require(value > 0, f"{section}.{name} = {value}, but it must be above 0.")
+    require(config.iterations >= 1, f"iterations = {config.iterations}, but it must be at least 1.")
+    require(config.seed >= 0, f"seed = {config.seed}, but it must be 0 or more.")
+    require(config.devices >= 0, f"devices = {config.devices}, but it must be 0 (all of them) or more.")
+    require(
+        config.name not in ("", ".", "..") and not set("/\\") & set(config.name),
+        f"name = {config.name!r} cannot be a folder's name; use letters, digits and '-', or --run-dir for a path.",
+    )
+    r, learn, e, lora = config.rollout, config.learning, config.evaluation, config.model.lora
+    require(lora.rank >= 0, f"model.lora.rank = {lora.rank}, but it must be 0 (no adapters) or more.")
+    require(lora.alpha > 0, f"model.lora.alpha = {lora.alpha}, but it must be above 0.")
+    require(
+        r.guidance == 1,
+        f"rollout.guidance = {r.guidance}, but episodes are sampled and trained without guidance: the ratio is that of one "
+        "policy on one linear episode, and a guided velocity mixes several contexts; use evaluation.guidance.",
+    )
+    require(
+        learn.group_size >= 2,
+        f"learning.group_size = {learn.group_size}: an advantage compares an episode with its group, so a group needs "
+        "at least 2 episodes (the paper uses 24).",
+    )
+    first, end = r.window_range
+    require(
+        0 <= first < end and r.window_size <= end - first,
+        f"rollout.window_size = {r.window_size} does not fit into rollout.window_range = [{first}, {end}), which holds "
+        f"{max(end - first, 0)} transitions; use a smaller window or a wider range.",
+    )
+    require(
+        end <= r.flow_steps,
+        f"rollout.window_range = [{first}, {end}) reaches beyond the schedule of rollout.flow_steps = {r.flow_steps} "
+        f"transitions; use a range that ends at {r.flow_steps} or before, or more steps.",
+    )
+    require(0 < r.top_p <= 1, f"rollout.top_p = {r.top_p}, but it must be above 0 and at most 1.")
+    require(r.temperature > 0 or not r.thinking,
+            "rollout.temperature = 0 is greedy: every episode of a group would think the same; use 1.")  # fmt: skip
+    require(
+        r.step_rule != "ode" and r.noise_level > 0,
+        f"rollout.step_rule = {r.step_rule!r} with noise_level = {r.noise_level} draws without noise, so there is no "
+        "ratio to learn from; use flow_sde, dance_sde or cps with a noise_level above 0.",
+    )
+    require(r.step_rule != "cps" or r.noise_level < 2,
+            f"rollout.noise_level = {r.noise_level}, but it must be below 2 for cps.")  # fmt: skip
+    require(
+        r.step_rule != "cps" or end < r.flow_steps,
+        f"rollout.window_range = [{first}, {end}) holds the schedule's last transition, where cps has no noise; "
+        f"let the range end at {r.flow_steps - 1}.",
+    )
+    for name in ("ema_decay", "adam_b1", "adam_b2"):
+        value = getattr(learn, name)
+        require(0 <= value < 1, f"learning.{name} = {value}, but it must be 0 or more and below 1.")
+    require(
+        r.prompts_per_iteration % r.micro_batches == 0,
+        f"rollout.prompts_per_iteration = {r.prompts_per_iteration} does not divide into rollout.micro_batches = "
+        f"{r.micro_batches}; use {nearest_divisors(r.prompts_per_iteration, r.micro_batches)} micro-batches.",
+    )
+    pieces = learn.minibatches * learn.micro_batches
+    require(
+        config.episodes % pieces == 0,
+        f"learning.group_size * rollout.prompts_per_iteration = {learn.group_size} * {r.prompts_per_iteration} = "
+        f"{config.episodes} episodes do not divide into learning.minibatches * learning.micro_batches = "
+        f"{learn.minibatches} * {learn.micro_batches} = {pieces} pieces; let the product be "
+        f"{nearest_divisors(config.episodes, pieces)}.",
+    )
+    low, high = e.guidance_interval
+    require(0 <= low < high <= 1, f"evaluation.guidance_interval = ({low}, {high}) must satisfy 0 <= low < high <= 1.")
+    require(0 <= e.guidance_renorm_min <= 1,
+            f"evaluation.guidance_renorm_min = {e.guidance_renorm_min}, but it must be from 0 to 1.")  # fmt: skip
+    require(
+        e.batch % e.images_per_prompt == 0,
+        f"evaluation.batch = {e.batch} is not a multiple of evaluation.images_per_prompt = {e.images_per_prompt}; use "
+        f"{nearest_multiples(e.batch, e.images_per_prompt)}.",
+    )
+    require(
+        learn.text_weight > 0 or learn.flow_weight > 0,
+        "learning.text_weight and learning.flow_weight are both 0, so nothing learns; set one above 0.",
+    )
+    require(
+        r.thinking or learn.flow_weight > 0,
+        "rollout.thinking is off and learning.flow_weight is 0, so nothing learns; change one of them.",
+    )
+
+
+def check_devices(config: RunConfig, devices: int) -> None:
+    """Raises ConfigError, with the arithmetic, unless the episodes spread evenly over the devices."""
+    prompts, rollouts = config.rollout.prompts_per_iteration, config.rollout.micro_batches
+    group, total = config.learning.group_size, config.episodes
+    pieces = config.learning.minibatches * config.learning.micro_batches
+    spreads = lambda devices: total % (devices * pieces) == 0 and total // rollouts % devices == 0
+    if spreads(devices):
+        return
+    part = lambda count: count // math.gcd(count, group)  # what the prompts must be a multiple of for `count` pieces
+    unit = math.lcm(part(devices * pieces), rollouts * part(devices))
+    options = " or ".join(f"{p} ({p * group})" for p in (prompts // unit * unit, prompts // unit * unit + unit) if p)
+    fewer = max(d for d in range(1, devices) if spreads(d))
+    parts = ((rollouts, "rollout micro-batches"), (pieces, "pieces of an update"))
+    split = [f"{count} {what}" for count, what in parts if count > 1]
+    raise ConfigError(
+        f"learning.group_size * rollout.prompts_per_iteration = {group} * {prompts} = {total} episodes do not divide "
+        f"over {devices} devices{' in ' + ' and '.join(split) if split else ''}; use rollout.prompts_per_iteration = "
+        f"{options}, or devices = {fewer}."
+    )
+
+
+def nearest_divisors(whole: int, wanted: int) -> str:
+    """The divisors of `whole` just below and above `wanted`, in words."""
+    below = next(d for d in range(min(wanted, whole), 0, -1) if whole % d == 0)
+    above = next((d for d in range(wanted + 1, whole + 1) if whole % d == 0), None)
+    return f"{below}" if above is None else f"{below} or {above}"
+
+
+def nearest_multiples(near: int, unit: int) -> str:
+    """The multiples of `unit` just below and above `near`, in words."""
+    return " or ".join(str(n) for n in (near // unit * unit, near // unit * unit + unit) if n)
