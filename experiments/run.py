@@ -39,13 +39,15 @@ def main() -> None:
             description=f"{__doc__}Presets: {', '.join(presets())}.",
         )
         configure_jax()
-        from unigrpo_jax.training.loop import RunStopped, run
+        from unigrpo_jax.parallel.roll_call import PeersMissing
+        from unigrpo_jax.training.loop import Preempted, RunStopped, run
+        from unigrpo_jax.training.watchdog import RESTART
 
         try:
             run(arguments.config, arguments.run_dir or pathlib.Path("runs") / arguments.config.name, arguments.resume)
-        except RunStopped as error:
+        except (PeersMissing, RunStopped) as error:
             print(f"experiments.run: {error}", file=sys.stderr)
-            sys.exit(1)
+            sys.exit(RESTART if isinstance(error, PeersMissing | Preempted) else 1)
     except ConfigError as error:
         complain(error, "experiments.run")
     except KeyboardInterrupt:

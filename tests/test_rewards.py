@@ -6,10 +6,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from unigrpo_jax.config import ConfigError, LearningConfig, RunConfig
+from unigrpo_jax.config import ConfigError, LearningConfig, RolloutConfig, RunConfig
 from unigrpo_jax.rewards.load import RewardError, call_reward, load_reward
 from unigrpo_jax.rewards.protocol import RewardBatch
-from unigrpo_jax.training.trainer import Trainer
+from unigrpo_jax.training.trainer import OwnEpisodes, Trainer
 
 IMAGES = np.zeros((3, 2, 2, 3), np.uint8)
 BATCH = RewardBatch(prompts=["a", "b", "c"], metadata=[{}] * 3, images=IMAGES, thinking=[""] * 3)
@@ -92,6 +92,11 @@ def test_a_weight_of_a_component_that_the_reward_does_not_return_is_refused():
     learning = LearningConfig(group_size=3, reward_weights={"x": 2.0, "z": 1.0})
     reward = lambda batch: {"x": [1, 2, 3], "y": [0, 0, 0]}
     world = types.SimpleNamespace(judge=None)
-    parts = types.SimpleNamespace(config=RunConfig(learning=learning), reward=reward, world=world)
+    parts = types.SimpleNamespace(
+        config=RunConfig(learning=learning, rollout=RolloutConfig(prompts_per_iteration=1)), reward=reward, world=world
+    )
+    trainer = Trainer.__new__(Trainer)
+    trainer.parts = parts
+    own = OwnEpisodes(rows=np.arange(3), batch=BATCH, tokens=np.zeros(3, int))
     with pytest.raises(ConfigError, match="reward_weights names z, but the reward returns x, y"):
-        Trainer.judge(types.SimpleNamespace(parts=parts), BATCH)
+        trainer.judge(own, {"time/rollout_text": 1.0, "time/rollout_flow": 1.0})

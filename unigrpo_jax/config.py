@@ -216,6 +216,22 @@ class MeshConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class ProcessConfig:
+    """Several processes that work as one.  TPU slices, Slurm and the launchers' JobSets are recognised without a flag."""
+
+    count: int = 0
+    """Number of processes; 0 is what the environment says, 1 ignores it."""
+    index: int = -1
+    """Which of them this one is, from 0."""
+    coordinator: str = ""
+    """host:port of process 0, where the others meet it."""
+    wait_seconds: int = 600
+    """How long the others are waited for at the start."""
+    hang_seconds: int = 3600
+    """A step that takes longer prints the stacks of all threads, and the process ends; 0 never does."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class RunConfig:
     """One training run."""
 
@@ -232,6 +248,7 @@ class RunConfig:
     devices: int = 0
     """Devices that are used; 0 is all."""
     mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
+    processes: ProcessConfig = dataclasses.field(default_factory=ProcessConfig)
     model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
     rollout: RolloutConfig = dataclasses.field(default_factory=RolloutConfig)
     learning: LearningConfig = dataclasses.field(default_factory=LearningConfig)

@@ -15,6 +15,7 @@ _AT_LEAST_ONE = {
     "checkpoint": ("every", "keep"),
     "logging": ("samples",),
     "model": ("unroll",),
+    "processes": ("wait_seconds",),
 }  # fmt: skip
 _POSITIVE = {
     "rollout": ("timestep_shift",),
@@ -28,6 +29,7 @@ _NOT_NEGATIVE = {
     "evaluation": ("temperature", "every", "seed"),
     "logging": ("samples_every",),
     "mesh": ("data", "fsdp", "tensor"),
+    "processes": ("count", "hang_seconds"),
 }  # fmt: skip
 _LARGEST = {int: 2**31 - 1, float: 3.4e38}
 

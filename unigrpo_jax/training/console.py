@@ -26,17 +26,19 @@ RECENT = 20  # iterations behind the estimate of the time left
 class Console:
     """Prints to `stream`, standard output unless told; a context manager that takes the live line down.
 
-    `clock` gives seconds; the durations between calls of `iteration` are measured with it.
+    `clock` gives seconds; the durations between calls of `iteration` are measured with it.  `quiet` prints nothing: one of
+    several processes speaks for all.
     """
 
-    def __init__(self, stream: TextIO | None = None, *, clock: Callable[[], float] = time.monotonic):
+    def __init__(self, stream: TextIO | None = None, *, clock: Callable[[], float] = time.monotonic, quiet: bool = False):
         self._stream = sys.stdout if stream is None else stream
+        self._quiet = quiet
         self._clock = clock
         self._previous: float | None = None
         self._durations: collections.deque[float] = collections.deque(maxlen=RECENT)
         self._rich = None
         self._live = None
-        if self._stream.isatty():
+        if self._stream.isatty() and not quiet:
             import rich.console
 
             self._rich = rich.console.Console(file=self._stream, markup=False, emoji=False, highlight=False)
@@ -132,6 +134,8 @@ class Console:
         self.close()
 
     def _plain(self, lines: Sequence[str]) -> None:
+        if self._quiet:
+            return
         self._stream.write("".join(f"{line}\n" for line in lines))
         self._stream.flush()
 

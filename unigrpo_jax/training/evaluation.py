@@ -13,7 +13,10 @@ import numpy as np
 from unigrpo_jax.config import EvaluationConfig, RolloutConfig
 from unigrpo_jax.models.bagel.guidance import Guidance
 from unigrpo_jax.models.folder import LoadedModel
-from unigrpo_jax.rewards.load import call_reward
+from unigrpo_jax.parallel import mesh as meshes
+from unigrpo_jax.parallel import processes
+from unigrpo_jax.parallel.rules import Layout
+from unigrpo_jax.rewards.load import RewardError, call_reward
 from unigrpo_jax.rewards.protocol import RewardBatch, RewardFunction
 from unigrpo_jax.rollout.program import RolloutProgram, flow_sampler
 from unigrpo_jax.rollout.thinking import TokenSampler
@@ -46,6 +49,16 @@ def evaluation_rollout(evaluation: EvaluationConfig, rollout: RolloutConfig, loa
     )
 
 
+@dataclasses.dataclass(frozen=True)
+class _Call:
+    """What one call of the program gave: this process's episodes among all, and the first images of all."""
+
+    rows: np.ndarray
+    batch: RewardBatch
+    total: int
+    shown: np.ndarray
+
+
 class Evaluator:
     """A compiled evaluation of one model, world and setting.
 
@@ -61,50 +74,83 @@ class Evaluator:
         world: World,
         reward: RewardFunction,
         reward_name: str,
+        layout: Layout | None = None,
+        samples: int = 0,
     ):
+        """`layout` is the mesh of the weights, None for one device; `samples` images are kept to be looked at."""
         self.prompts = world.evaluation(evaluation.prompts)
         self._per_call = evaluation.batch // evaluation.images_per_prompt
+        self._count = min(samples, evaluation.batch, len(self.prompts) * evaluation.images_per_prompt)
         self._config, self._world = evaluation, world
         self._reward, self._reward_name = reward, reward_name
         self._codec = loaded.codec
         self._blocks = loaded.codec.prompts([p.text for p in self.prompts], rollout.prompt_tokens)
-        self._run = jax.jit(evaluation_rollout(evaluation, rollout, loaded).__call__)
+        program, places = evaluation_rollout(evaluation, rollout, loaded), {}
+        if layout is not None:
+            whole = meshes.replicated(layout.mesh)
+            even = evaluation.batch % meshes.batch_size(layout.mesh) == 0
+            places["out_shardings"] = (meshes.spread(layout.mesh) if even else whole, whole)
+            if even:
+                placed = layout.context()
+                program = dataclasses.replace(program, place=lambda c: jax.lax.with_sharding_constraint(c, placed))
+
+        def run(*given):
+            episodes = program(*given)
+            return episodes, episodes.drawing.image[: self._count]
+
+        self._run = jax.jit(run, **places)
 
     def __call__(self, params, autoencoder_params) -> tuple[dict[str, Any], list[Sample]]:
-        """The table and all samples, prompt by prompt.
+        """The table and the samples of the first prompts.
 
         The table holds {"overall": mean, category: mean, ...} for each score of the world and each component of the
-        reward.
+        reward.  Each process judges its own images, and all know the table.
         """
         starts = range(0, len(self.prompts), self._per_call)
-        batches = [self._call(params, autoencoder_params, start) for start in starts]
-        return self._judge(batches)
+        return self._judge([self._call(params, autoencoder_params, start) for start in starts])
 
-    def samples(self, params, autoencoder_params, count: int) -> list[Sample]:
-        """Samples of the first prompts only."""
-        return self._judge([self._call(params, autoencoder_params, 0)])[1][:count]
+    def samples(self, params, autoencoder_params) -> list[Sample]:
+        """The samples only."""
+        return self._judge([self._call(params, autoencoder_params, 0)])[1]
 
-    def _call(self, params, autoencoder_params, start: int) -> RewardBatch:
+    def _call(self, params, autoencoder_params, start: int) -> _Call:
         """One call of the program; the last one is filled up with repeated prompts, which are then dropped."""
         per, images = self._per_call, self._config.images_per_prompt
         rows = [min(i, len(self.prompts) - 1) for i in range(start, start + per)]
         block = jax.tree.map(lambda x: x[rows], self._blocks)
-        episodes = self._run(params, autoencoder_params, block, self._config.seed, 0, start * images)
+        seed, first = np.int32(self._config.seed), np.int32(start * images)
+        episodes, shown = self._run(params, autoencoder_params, block, seed, np.int32(0), first)
         keep = min(per, len(self.prompts) - start) * images
-        thoughts = self._codec.thoughts(episodes.thinking, per * images)[:keep]
-        return reward_batch(
-            [p for p in self.prompts[start : start + per] for _ in range(images)],
-            np.asarray(episodes.drawing.image)[:keep],
-            thoughts,
+        numbers, drawn = processes.own_rows(episodes.drawing.image)
+        kept = numbers < keep
+        thinking = jax.tree.map(lambda x: processes.own_rows(x)[1][kept], episodes.thinking)
+        numbers = numbers[kept]
+        batch = reward_batch(
+            [self.prompts[start + n // images] for n in numbers], drawn[kept], self._codec.thoughts(thinking, len(numbers))
         )
+        return _Call(rows=start * images + numbers, batch=batch, total=keep, shown=np.asarray(shown))
 
-    def _judge(self, batches: Sequence[RewardBatch]) -> tuple[dict[str, Any], list[Sample]]:
-        batch = RewardBatch(
-            prompts=[p for b in batches for p in b.prompts],
-            metadata=[m for b in batches for m in b.metadata],
-            images=np.concatenate([b.images for b in batches]),
-            thinking=[t for b in batches for t in b.thinking],
+    def _judge(self, calls: Sequence[_Call]) -> tuple[dict[str, Any], list[Sample]]:
+        own = RewardBatch(
+            prompts=[p for c in calls for p in c.batch.prompts],
+            metadata=[m for c in calls for m in c.batch.metadata],
+            images=np.concatenate([c.batch.images for c in calls]),
+            thinking=[t for c in calls for t in c.batch.thinking],
         )
+        columns = processes.agree_on_errors((RewardError,), lambda: self._columns(own))
+        total = sum(c.total for c in calls)
+        columns = processes.share_rows(np.concatenate([c.rows for c in calls]), columns, total)
+        asked = [p for p in self.prompts for _ in range(self._config.images_per_prompt)][:total]
+        thinking, verdicts, correct = (columns.pop(name) for name in ("thinking", "verdict", "correct"))
+        scores = {name.removeprefix("score/"): np.asarray(values, np.float64) for name, values in columns.items()}
+        table = by_category(scores, [str(p.metadata.get("category", "")) for p in asked])
+        rows = zip(asked, thinking, calls[0].shown, verdicts, correct, strict=False)
+        return table, [Sample(prompt=p.text, thinking=t, image=i, verdict=v, correct=c) for p, t, i, v, c in rows]
+
+    def _columns(self, batch: RewardBatch) -> dict[str, list]:
+        """Scores, verdicts and words, by episode."""
+        if not batch.prompts:
+            return {}
         scores = call_reward(self._reward, self._reward_name, batch)
         if self._world.judge is None:
             correct = [None] * len(batch.prompts)
@@ -112,10 +158,9 @@ class Evaluator:
         else:
             judged = self._world.judge(batch)
             scores = scores | dict(judged.scores)
-            correct, verdicts = [bool(c) for c in judged.correct], judged.verdicts
-        table = by_category(scores, [str(m.get("category", "")) for m in batch.metadata])
-        rows = zip(batch.prompts, batch.thinking, batch.images, verdicts, correct, strict=True)
-        return table, [Sample(prompt=p, thinking=t, image=i, verdict=v, correct=c) for p, t, i, v, c in rows]
+            correct, verdicts = [bool(c) for c in judged.correct], list(judged.verdicts)
+        columns = {f"score/{name}": np.asarray(values).tolist() for name, values in scores.items()}
+        return columns | {"thinking": list(batch.thinking), "verdict": verdicts, "correct": correct}
 
 
 def reward_batch(prompts: Sequence[Prompt], images: np.ndarray, thinking: Sequence[str]) -> RewardBatch:

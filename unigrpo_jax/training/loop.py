@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import hashlib
 import json
 import pathlib
 import platform
@@ -13,12 +14,13 @@ import jax
 import numpy as np
 
 import unigrpo_jax
-from unigrpo_jax.config import ConfigError, RunConfig
+from unigrpo_jax.config import ConfigError, RunConfig, require
 from unigrpo_jax.config_json import load_run_config, to_dict
 from unigrpo_jax.learning import parameters
 from unigrpo_jax.learning.update import TrainState
 from unigrpo_jax.models import tree
 from unigrpo_jax.models.folder import LoadedModel
+from unigrpo_jax.parallel import processes
 from unigrpo_jax.rewards.load import RewardError
 from unigrpo_jax.training.atomic import write_atomically
 from unigrpo_jax.training.checkpoint import Checkpoints, abstract
@@ -27,54 +29,74 @@ from unigrpo_jax.training.evaluation import Evaluator
 from unigrpo_jax.training.metrics import MetricsWriter, read_metrics
 from unigrpo_jax.training.report import write_report
 from unigrpo_jax.training.samples import save_samples
-from unigrpo_jax.training.trainer import Parts, Trainer, build
+from unigrpo_jax.training.trainer import OwnEpisodes, Parts, Trainer, build
+from unigrpo_jax.training.watchdog import Watchdog
 
 MAX_SKIPPED_IN_ROW = 5
 # Fields that a resume may change: they decide how long and how closely one looks, not what is learned.
-FREE_FIELDS = ("name", "iterations", "devices", "mesh", "evaluation", "checkpoint", "logging")
+FREE_FIELDS = ("name", "iterations", "devices", "mesh", "processes", "evaluation", "checkpoint", "logging")
 
 
 class RunStopped(RuntimeError):
     """The run cannot go on; what was done is in a checkpoint, and the message says why."""
 
 
+class Preempted(RunStopped):
+    """The run was told to end (SIGTERM); a checkpoint was written, and `resume` continues."""
+
+
 def run(config: RunConfig, run_dir: pathlib.Path, resume: bool = False) -> dict:
     """Trains and returns the summary {"before": table, "after": table, ...}.
 
+    With several processes each calls this with the same arguments; the first one writes and prints.
+
     Args:
       config: the settings.
-      run_dir: the run folder; must be new or empty, unless `resume` continues it.
+      run_dir: the run folder; must be new or empty, unless `resume` continues it.  All processes must see the same one.
       resume: continue from the newest checkpoint, bit for bit; start where there is none.
 
     Raises:
       ConfigError: something cannot work; nothing was written.
+      PeersMissing: other processes did not come.
       RunStopped: the reward failed or updates stayed non-finite; a checkpoint was written.
+      Preempted: SIGTERM; the iteration was finished and a checkpoint written.
       KeyboardInterrupt: Ctrl-C; the iteration was finished and a checkpoint written.
     """
-    parts = build(config)
-    known = _check_folder(run_dir, parts, resume)
-    evaluator = Evaluator(config.evaluation, config.rollout, parts.loaded, parts.world, parts.reward, config.reward)
+    settings = {name: x for name, x in flat(to_dict(config)).items() if not name.startswith("processes.")}
+    processes.start(config.processes, settings | versions() | {"--run-dir": str(run_dir), "--resume": resume})
+
+    def begin() -> tuple[Parts, bool]:
+        parts = build(config)
+        return parts, _check_folder(run_dir, parts, resume)
+
+    parts, known = processes.agree_on_errors((ConfigError,), begin)
+    seen = processes.gather(known)
+    require(len(set(seen)) == 1, f"only process {seen.index(True) if True in seen else 0} of {len(seen)} finds a run in "
+                                 f"{run_dir}; put the run folder on storage that all of them share.")  # fmt: skip
+    evaluator = Evaluator(config.evaluation, config.rollout, parts.loaded, parts.world, parts.reward, config.reward,
+                          parts.layout, config.logging.samples)  # fmt: skip
     trainer = Trainer(parts)
-    state = trainer.start()
     try:
         checkpoints = Checkpoints(run_dir / "checkpoints", config.checkpoint.keep)
     except OSError as error:
         raise ConfigError(f"{run_dir} cannot be written ({error.strerror}); choose another --run-dir.") from None
     done = checkpoints.latest()
+    require(done is None or config.iterations >= done,
+            f"iterations = {config.iterations}, but {run_dir} has done {done}; use {done} or more.")  # fmt: skip
+    state = trainer.start()
     if done is not None:
-        if config.iterations < done:
-            raise ConfigError(f"iterations = {config.iterations}, but {run_dir} has done {done}; use {done} or more.")
         state = checkpoints.load(done, abstract(state))
     trainer.compile()
-    with Console() as console:
+    with Console(quiet=not processes.is_first()) as console:
         console.card(f"UniGRPO: {config.name}", card(parts, run_dir))
         if done is not None:
             console.message(f"Resuming after iteration {done} from {run_dir / 'checkpoints' / str(done)}.")
         elif known:
             console.message("There is no checkpoint to resume from; starting.")
-        write_json(run_dir / "provenance.json", {"model_sha256": parts.loaded.checksum(), "versions": versions()})
-        write_json(run_dir / "config.json", to_dict(config))
-        loop = _Loop(config, run_dir, trainer, evaluator, checkpoints, console)
+        if processes.is_first():
+            write_json(run_dir / "provenance.json", {"model_sha256": parts.loaded.checksum(), "versions": versions()})
+            write_json(run_dir / "config.json", to_dict(config))
+        loop = _Loop(config, run_dir, trainer, evaluator, checkpoints, console, Watchdog(config.processes.hang_seconds))
         try:
             return loop.run(state, done or 0)
         finally:
@@ -91,64 +113,69 @@ class _Loop:
     evaluator: Evaluator
     checkpoints: Checkpoints
     console: Console
-    interrupted: bool = False
+    watchdog: Watchdog
+    signal: str | None = None
 
     def run(self, state: TrainState, done: int) -> dict:
         began = time.monotonic()
         total, logging, every = self.config.iterations, self.config.logging, self.config.evaluation.every
-        summary = self._summary()
+        first = processes.is_first()
+        summary = processes.gather(self._summary() if first else None)[0]
         settings = to_dict(self.config.evaluation)
-        if not done or summary.get("evaluation") != settings:  # before and after are judged alike
-            params = self.trainer.reference if done else self.trainer.judged_params(state)
-            before, samples = self._judged(state, self.evaluator, params)
-            summary = {"before": before, "evaluation": settings, "seconds": summary.get("seconds", 0.0)}
-            save_samples(self.run_dir, 0, samples[: logging.samples])
-            write_json(self.run_dir / "summary.json", summary)
-            self.console.message(f"Before: {headline(before)}")
-        previous = summary["seconds"] if done else 0.0
-        seconds = lambda: round(previous + time.monotonic() - began, 1)
-        handler = signal.signal(signal.SIGINT, self._interrupt) if _main_thread() else None
-        try:
-            with MetricsWriter(self.run_dir, done, tensorboard=logging.tensorboard, wandb=logging.wandb) as writer:
-                for step in range(done, total):
-                    state, metrics = self._iteration(state, step)
-                    number = step + 1
-                    try:
-                        if every and number % every == 0 and number < total:
-                            table, _ = self._judged(state, self.evaluator, self.trainer.judged_params(state))
-                            metrics |= {f"eval/{n}": row["overall"] for n, row in table.items() if "overall" in row}
-                    finally:
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(self.watchdog)
+            stack.enter_context(self._signals())
+            if not done or summary.get("evaluation") != settings:  # before and after are judged alike
+                params = self.trainer.reference if done else self.trainer.judged_params(state)
+                before, samples = self._judged(state, self.evaluator, params)
+                summary = {"before": before, "evaluation": settings, "seconds": summary.get("seconds", 0.0)}
+                if first:
+                    save_samples(self.run_dir, 0, samples)
+                    write_json(self.run_dir / "summary.json", summary)
+                self.console.message(f"Before: {headline(before)}")
+            previous = summary["seconds"] if done else 0.0
+            seconds = lambda: round(previous + time.monotonic() - began, 1)
+            if first:
+                stack.callback(write_report, self.run_dir)
+                open_writer = MetricsWriter(self.run_dir, done, tensorboard=logging.tensorboard, wandb=logging.wandb)
+            writer = stack.enter_context(open_writer) if first else None
+            for step in range(done, total):
+                state, metrics = self._iteration(state, step)
+                number = step + 1
+                try:
+                    if every and number % every == 0 and number < total:
+                        table, _ = self._judged(state, self.evaluator, self.trainer.judged_params(state))
+                        metrics |= {f"eval/{n}": row["overall"] for n, row in table.items() if "overall" in row}
+                finally:
+                    if writer is not None:
                         writer.write(number, metrics)
-                    self.console.iteration(number, total, metrics)
-                    if logging.samples_every and number % logging.samples_every == 0 and number < total:
-                        params = self.trainer.judged_params(state)
-                        samples = self._judged(state, self.evaluator.samples, params, logging.samples)
+                self.console.iteration(number, total, metrics)
+                if logging.samples_every and number % logging.samples_every == 0 and number < total:
+                    samples = self._judged(state, self.evaluator.samples, self.trainer.judged_params(state))
+                    if first:
                         save_samples(self.run_dir, number, samples)
-                    if number % self.config.checkpoint.every == 0 or number == total or self.interrupted:
+                told = next(filter(None, processes.gather(self.signal)), None)
+                if number % self.config.checkpoint.every == 0 or number == total or told:
+                    if first:
                         write_json(self.run_dir / "summary.json", summary | {"seconds": seconds()})
-                        self.checkpoints.save(state)
-                    if int(state.skipped_in_row) >= MAX_SKIPPED_IN_ROW:
-                        self.checkpoints.save(state)
-                        raise RunStopped(
-                            f"{MAX_SKIPPED_IN_ROW} updates in a row were not finite, so the run stopped after "
-                            f"iteration {number} with a checkpoint; lower the learning rates, or see the last metrics."
-                        )
-                    if self.interrupted:
-                        self.console.message(
-                            f"Stopped after iteration {number}; --resume continues from {self.run_dir / 'checkpoints'}."
-                        )
-                        raise KeyboardInterrupt
-        finally:
-            if handler is not None:
-                signal.signal(signal.SIGINT, handler)
-            if summary:
-                write_report(self.run_dir)
-        after, samples = self._judged(state, self.evaluator, self.trainer.judged_params(state))
-        save_samples(self.run_dir, total, samples[: logging.samples])
-        summary = summary | {"after": after, "iterations": total, "seconds": seconds()}
-        write_json(self.run_dir / "summary.json", summary)
-        report = write_report(self.run_dir)
-        self._show(summary, report)
+                    self.checkpoints.save(state)
+                if int(state.skipped_in_row) >= MAX_SKIPPED_IN_ROW:
+                    self.checkpoints.save(state)
+                    raise RunStopped(
+                        f"{MAX_SKIPPED_IN_ROW} updates in a row were not finite, so the run stopped after "
+                        f"iteration {number} with a checkpoint; lower the learning rates, or see the last metrics."
+                    )
+                if told:
+                    words = f"Stopped after iteration {number}; --resume continues from {self.run_dir / 'checkpoints'}."
+                    self.console.message(words)
+                    raise KeyboardInterrupt if told == "SIGINT" else Preempted(f"{told} came; a checkpoint was written.")
+                self.watchdog.step()
+            after, samples = self._judged(state, self.evaluator, self.trainer.judged_params(state))
+            summary = summary | {"after": after, "iterations": total, "seconds": seconds()}
+            if first:
+                save_samples(self.run_dir, total, samples)
+                write_json(self.run_dir / "summary.json", summary)
+        self._show(summary, self.run_dir / "report.html")
         return summary
 
     def _judged(self, state: TrainState, judge: Callable, params: dict, *arguments):
@@ -162,24 +189,38 @@ class _Loop:
 
     def _iteration(self, state: TrainState, step: int) -> tuple[TrainState, dict[str, float]]:
         begin = time.monotonic()
-        episodes, batch, metrics = self.trainer.sample(state, step)
+        episodes, own, times = self.trainer.sample(state, step)
         try:
-            advantages, judged = self.trainer.judge(batch)
+            advantages, judged = self.trainer.judge(own, times)
         except (RewardError, ConfigError) as error:
-            folder = save_episodes(self.run_dir, step + 1, batch)
+            folder = save_episodes(self.run_dir, step + 1, own)
             self.checkpoints.save(state)
             reason = str(error).rstrip(".")
             raise RunStopped(f"{reason}; the episodes of iteration {step + 1} are in {folder}.") from error
         state, learned = self.trainer.learn(state, episodes, advantages)
-        return state, metrics | judged | learned | {"time/iteration": time.monotonic() - begin}
+        return state, times | judged | learned | {"time/iteration": time.monotonic() - begin}
 
-    def _interrupt(self, *_) -> None:
+    @contextlib.contextmanager
+    def _signals(self):
+        """SIGINT and SIGTERM finish the iteration; all processes hear of it at its end."""
+        if not _main_thread():
+            yield
+            return
+        handlers = {kind: signal.signal(kind, self._interrupt) for kind in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for kind, handler in handlers.items():
+                signal.signal(kind, handler)
+
+    def _interrupt(self, number: int, _) -> None:
         """First Ctrl-C: finish the iteration.  Second: stop at once."""
-        if self.interrupted:
+        if self.signal == "SIGINT" and number == signal.SIGINT:
             raise KeyboardInterrupt
-        self.interrupted = True
+        self.signal = signal.Signals(number).name
+        again = "; Ctrl-C again stops at once" if number == signal.SIGINT else ""
         with contextlib.suppress(RuntimeError):  # the signal came while the console was writing
-            self.console.message("Finishing this iteration, then saving; Ctrl-C again stops at once.")
+            self.console.message(f"Finishing this iteration, then saving{again}.")
 
     def _summary(self) -> dict:
         path = self.run_dir / "summary.json"
@@ -239,11 +280,14 @@ def card(parts: Parts, run_dir: pathlib.Path) -> list[tuple[str, str]]:
     ]  # fmt: skip
 
 
-def save_episodes(run_dir: pathlib.Path, step: int, batch) -> pathlib.Path:
-    """Writes the episodes of an iteration that could not be judged: images.npz and episodes.json."""
+def save_episodes(run_dir: pathlib.Path, step: int, own: OwnEpisodes) -> pathlib.Path:
+    """Writes this process's episodes of an iteration that could not be judged: images.npz and episodes.json."""
     folder = run_dir / "unjudged" / f"{step:06d}"
+    if jax.process_count() > 1:
+        folder /= f"process-{jax.process_index()}"
     folder.mkdir(parents=True, exist_ok=True)
-    np.savez_compressed(folder / "images.npz", images=batch.images)
+    batch = own.batch
+    np.savez_compressed(folder / "images.npz", images=batch.images, episodes=own.rows)
     texts = [{"prompt": p, "metadata": dict(m), "thinking": t}
              for p, m, t in zip(batch.prompts, batch.metadata, batch.thinking, strict=True)]  # fmt: skip
     write_atomically(folder / "episodes.json", json.dumps(texts, indent=1).encode())
@@ -256,7 +300,15 @@ def versions() -> dict[str, str]:
     import optax
 
     return {"python": platform.python_version(), "jax": jax.__version__, "flax": flax.__version__,
-            "optax": optax.__version__, "unigrpo_jax": unigrpo_jax.__version__}  # fmt: skip
+            "optax": optax.__version__, "unigrpo_jax": unigrpo_jax.__version__, "code": code_hash()}  # fmt: skip
+
+
+def code_hash() -> str:
+    """Twelve hexadecimal digits that tell two states of the package's source files apart."""
+    folder, digest = pathlib.Path(unigrpo_jax.__file__).parent, hashlib.sha256()
+    for path in sorted(folder.rglob("*.py")):
+        digest.update(str(path.relative_to(folder)).encode() + b"\0" + path.read_bytes())
+    return digest.hexdigest()[:12]
 
 
 def _check_folder(run_dir: pathlib.Path, parts: Parts, resume: bool) -> bool:

@@ -18,8 +18,9 @@ from unigrpo_jax.learning.update import TrainState, new_state
 from unigrpo_jax.models import tree
 from unigrpo_jax.models.folder import LoadedModel, load_model
 from unigrpo_jax.parallel import mesh as meshes
+from unigrpo_jax.parallel import processes
 from unigrpo_jax.parallel.rules import Layout
-from unigrpo_jax.rewards.load import call_reward, load_reward
+from unigrpo_jax.rewards.load import RewardError, call_reward, load_reward
 from unigrpo_jax.rewards.protocol import RewardBatch, RewardFunction
 from unigrpo_jax.training.evaluation import reward_batch
 from unigrpo_jax.training.image_statistics import colour_entropy, edge_density
@@ -76,6 +77,21 @@ def build(config: RunConfig) -> Parts:
     return Parts(config, layout, loaded, world, PromptOrder(world.train, config.seed), reward)
 
 
+@dataclasses.dataclass(frozen=True)
+class OwnEpisodes:
+    """The episodes of an iteration that this process judges.
+
+    Attributes:
+      rows: int [R], their numbers among all.
+      batch: R episodes as rewards see them.
+      tokens: int [R], tokens thought.
+    """
+
+    rows: np.ndarray
+    batch: RewardBatch
+    tokens: np.ndarray
+
+
 class Trainer:
     """Rollout, reward and update of a run."""
 
@@ -126,64 +142,78 @@ class Trainer:
         """The parameters that are judged: the moving average where there is one."""
         return state.averaged(self.frozen)
 
-    def sample(self, state: TrainState, step: int) -> tuple[Episodes, RewardBatch, dict[str, float]]:
-        """The episodes of iteration `step`, as arrays and as the reward sees them, and the rollout's metrics."""
+    def sample(self, state: TrainState, step: int) -> tuple[Episodes, OwnEpisodes, dict[str, float]]:
+        """The episodes of iteration `step`, those that this process judges, and the rollout's metrics."""
         config = self.parts.config
         prompts = self.parts.order.batch(step, config.rollout.prompts_per_iteration)
         block = self.parts.loaded.codec.prompts([p.text for p in prompts], config.rollout.prompt_tokens)
         rollout, _ = self._compiled.result()
         self._thought_at = begin = time.monotonic()
+        block = jax.tree.map(lambda x: processes.to_global(x, self.programs.everywhere), block)
         given = (self.params(state), self.autoencoder_params, block, np.int32(config.seed), np.int32(step))
         episodes = jax.block_until_ready(rollout(*given))
         jax.effects_barrier()
         end = time.monotonic()
-        thoughts = self.parts.loaded.codec.thoughts(episodes.thinking, config.episodes)
-        images = np.asarray(episodes.drawing.image)
-        grouped = [prompt for prompt in prompts for _ in range(config.learning.group_size)]
-        metrics = {
-            "time/rollout_text": self._thought_at - begin,
-            "time/rollout_flow": end - self._thought_at,
-            "images_per_second": config.episodes / (end - begin),
-            "image/edge_density": float(np.mean(edge_density(images))),
-            "image/colour_entropy": float(np.mean(colour_entropy(images))),
-        }
-        if episodes.thinking is not None:
-            tokens = float(np.sum(np.asarray(episodes.thinking.mask)))
-            metrics["tokens_per_second"] = tokens / max(self._thought_at - begin, 1e-9)
-        return episodes, reward_batch(grouped, images, thoughts), metrics
+        rows, images = processes.own_rows(episodes.drawing.image)
+        thinking = jax.tree.map(lambda x: processes.own_rows(x)[1], episodes.thinking)
+        thoughts = self.parts.loaded.codec.thoughts(thinking, len(rows))
+        tokens = np.zeros(len(rows), int) if thinking is None else thinking.mask.sum(axis=1)
+        batch = reward_batch([prompts[row // config.learning.group_size] for row in rows], images, thoughts)
+        times = {"time/rollout_text": self._thought_at - begin, "time/rollout_flow": end - self._thought_at}
+        return episodes, OwnEpisodes(rows, batch, tokens), times
 
-    def judge(self, batch: RewardBatch) -> tuple[np.ndarray, dict[str, float]]:
-        """Advantages [B] and the reward's metrics; RewardError where the reward function fails."""
+    def judge(self, own: OwnEpisodes, times: dict[str, float]) -> tuple[np.ndarray, dict[str, float]]:
+        """Advantages [B] of all processes' episodes, and metrics; RewardError in all where the reward fails in one."""
         config, begin = self.parts.config, time.monotonic()
-        components = call_reward(self.parts.reward, config.reward, batch)
+        columns = processes.agree_on_errors((RewardError,), lambda: self._columns(own))
+        try:
+            shared = processes.share_rows(own.rows, columns, config.episodes)
+        except ValueError as error:
+            raise RewardError(f"the reward function {config.reward}: {error}") from None
+        values = {name: np.asarray(column, np.float32) for name, column in shared.items()}
+        components = {name.removeprefix("reward/"): x for name, x in values.items() if name.startswith("reward/")}
         unknown = sorted(set(config.learning.reward_weights) - set(components))
         if unknown:
             raise ConfigError(
                 f"learning.reward_weights names {', '.join(unknown)}, but the reward returns {', '.join(components)}."
             )
         weights = {name: config.learning.reward_weights.get(name, 1.0) for name in components}
-        grouped = {name: values.reshape(-1, config.learning.group_size) for name, values in components.items()}
+        grouped = {name: x.reshape(-1, config.learning.group_size) for name, x in components.items()}
         advantages = np.asarray(combine(grouped, weights, config.learning.advantage)).reshape(-1)
-        weighted = sum(weights[name] * values for name, values in grouped.items())
+        weighted = sum(weights[name] * x for name, x in grouped.items())
         metrics = {"reward/mean": float(weighted.mean()), "reward/std": float(weighted.std())}
-        for name, values in grouped.items():
-            metrics[f"reward/{name}/mean"] = float(values.mean())
-            metrics[f"reward/{name}/std"] = float(values.std())
+        for name, x in grouped.items():
+            metrics[f"reward/{name}/mean"] = float(x.mean())
+            metrics[f"reward/{name}/std"] = float(x.std())
         metrics["reward/zero_variance_share"] = float(zero_variance_share(weighted))
-        if self.parts.world.judge is not None:
-            for name, values in self.parts.world.judge(batch).scores.items():
-                if np.isfinite(values).any():
-                    metrics[f"judge/{name}"] = float(np.nanmean(values))
+        for name, x in values.items():
+            if name.startswith(("judge/", "image/")) and np.isfinite(x).any():
+                metrics[name] = float(np.nanmean(x))
+        text, flow = times["time/rollout_text"], times["time/rollout_flow"]
+        metrics["images_per_second"] = config.episodes / (text + flow)
+        if config.rollout.thinking:
+            metrics["tokens_per_second"] = float(values["tokens"].sum()) / max(text, 1e-9)
         metrics["time/reward"] = time.monotonic() - begin
         return advantages, metrics
 
-    def learn(
-        self, state: TrainState, episodes: Episodes, advantages: np.ndarray
-    ) -> tuple[TrainState, dict[str, float]]:
+    def _columns(self, own: OwnEpisodes) -> dict[str, list]:
+        """Everything that is measured of this process's episodes, by episode."""
+        if not len(own.rows):
+            return {}
+        batch = own.batch
+        columns = {f"reward/{n}": x for n, x in call_reward(self.parts.reward, self.parts.config.reward, batch).items()}
+        if self.parts.world.judge is not None:
+            columns |= {f"judge/{name}": x for name, x in self.parts.world.judge(batch).scores.items()}
+        columns["image/edge_density"] = edge_density(batch.images)
+        columns["image/colour_entropy"] = colour_entropy(batch.images)
+        columns["tokens"] = own.tokens
+        return {name: np.asarray(x).tolist() for name, x in columns.items()}
+
+    def learn(self, state: TrainState, episodes: Episodes, advantages: np.ndarray) -> tuple[TrainState, dict[str, float]]:
         """One update; `state` is donated."""
         _, update = self._compiled.result()
         begin = time.monotonic()
-        advantages = jax.device_put(advantages, self.programs.spread)
+        advantages = processes.to_global(advantages, self.programs.spread)
         state, metrics = update(state, self.frozen, self.reference, episodes, advantages)
         metrics = {name: float(value) for name, value in jax.device_get(metrics).items()}
         return state, metrics | {"time/update": time.monotonic() - begin}

@@ -1,0 +1,202 @@
+"""Several processes as one program: how they are found, and that two of them train as one does."""
+
+import json
+import os
+import pathlib
+import socket
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+
+from tests.command import REWARD, SMALL
+from tests.conftest import ROOT
+from tests.quick import FLAGS
+from tests.test_resume import metrics, state_at, steps
+from unigrpo_jax.config import ConfigError, ProcessConfig
+from unigrpo_jax.parallel import mesh as meshes
+from unigrpo_jax.parallel import processes
+from unigrpo_jax.parallel.processes import Place, find
+
+SLURM = {"SLURM_JOB_ID": "5000", "SLURM_NTASKS": "4", "SLURM_PROCID": "3", "SLURM_LOCALID": "1",
+         "SLURM_STEP_NUM_NODES": "2", "SLURM_STEP_NODELIST": "gpu[012-013]"}  # fmt: skip
+OURS = {"UNIGRPO_COORDINATOR": "pod-0.job:8476", "UNIGRPO_PROCESSES": "2", "UNIGRPO_PROCESS": "1"}
+
+
+@pytest.mark.parametrize(
+    "config, environment, place",
+    [
+        ({}, {}, None),
+        ({"count": 2, "index": 1, "coordinator": "a:1"}, SLURM, Place("a:1", 2, 1)),
+        ({}, OURS | SLURM, Place("pod-0.job:8476", 2, 1)),
+        ({}, OURS | {"UNIGRPO_PROCESSES": "1", "UNIGRPO_PROCESS": "0"}, None),
+        ({}, SLURM, Place("gpu012:62344", 4, 3, (1,))),  # 61440 + 5000 mod 4096
+        ({}, SLURM | {"SLURM_NTASKS": "2", "SLURM_PROCID": "1", "JAX_COORDINATOR_PORT": "77"}, Place("gpu012:77", 2, 1)),
+        ({}, SLURM | {"SLURM_STEP_NODELIST": "a-1,b[2-3]"}, Place("a-1:62344", 4, 3, (1,))),
+        ({}, SLURM | {"SLURM_NTASKS": "1", "SLURM_PROCID": "0"}, None),
+        ({"count": 1}, OURS | SLURM, None),
+    ],
+)
+def test_a_process_finds_its_place(config, environment, place):
+    assert find(ProcessConfig(**config), environment) == place
+
+
+@pytest.mark.parametrize(
+    "config, environment, words",
+    [
+        ({"count": 2}, {}, "belong together, but processes.coordinator and processes.index is not given"),
+        ({"count": 2, "index": 2, "coordinator": "a:1"}, {}, "of 2 processes it must be from 0 to 1"),
+        ({"count": 2, "index": 0, "coordinator": "a"}, {}, "'a', but it must be host:port"),
+        ({"count": 2, "index": 0, "coordinator": "a:70000"}, {}, "must be host:port"),
+        ({}, OURS | {"UNIGRPO_PROCESS": "two"}, "UNIGRPO_PROCESS = 'two'"),
+        ({}, {"UNIGRPO_PROCESS": "0"}, "UNIGRPO_COORDINATOR and UNIGRPO_PROCESSES is not given"),
+        ({}, {k: v for k, v in SLURM.items() if k != "SLURM_NTASKS"}, "SLURM_NTASKS"),
+    ],
+)
+def test_a_place_that_cannot_be_is_one_sentence(config, environment, words):
+    with pytest.raises(ConfigError) as caught:
+        find(ProcessConfig(**config), environment)
+    assert words in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_every_row_belongs_to_one_shard():
+    """Copies along `tensor` are counted once, and the rows come in order."""
+    mesh = meshes.make_mesh(8, meshes.MeshConfig(fsdp=2, tensor=2))
+    value = np.arange(24.0).reshape(8, 3)
+    for sharding in (meshes.spread(mesh), meshes.replicated(mesh)):
+        rows, own = processes.own_rows(processes.to_global(value, sharding))
+        np.testing.assert_array_equal(rows, np.arange(8))
+        np.testing.assert_array_equal(own, value)
+
+
+def test_alone_everything_is_the_identity():
+    assert processes.gather({"a": 1}) == [{"a": 1}] and processes.is_first()
+    rows = np.array([1, 0, 2])
+    assert processes.share_rows(rows, {"x": [0.1, float("inf"), 3]}, 3) == {"x": [float("inf"), 0.1, 3]}
+    with pytest.raises(ConfigError, match="^as it was$"):
+        processes.agree_on_errors((ConfigError,), lambda: (_ for _ in ()).throw(ConfigError("as it was")))
+
+
+# All devices; and an epsilon far above rounding, which Adam would otherwise blow up to whole steps.
+OTHERWISE = ("--devices", 0, "--learning.adam-eps", 0.01)
+
+
+def free_port() -> int:
+    with socket.create_server(("", 0)) as server:
+        return server.getsockname()[1]
+
+
+class Pair:
+    """Processes of `experiments.run` with one CPU device each."""
+
+    def __init__(
+        self, folder: pathlib.Path, model: pathlib.Path, run_dir: pathlib.Path, *arguments, count=2, own=lambda i: ()
+    ):
+        (folder / "tiny_reward.py").write_text(REWARD)
+        (folder / "hanging_reward.py").write_text("import time\n\ndef score(batch):\n    time.sleep(600)\n")
+        flags = f"--xla_force_host_platform_device_count=1 {FLAGS}"
+        environment = os.environ | {
+            "XLA_FLAGS": flags, "PYTHONPATH": f"{ROOT}{os.pathsep}{folder}", "JAX_DEFAULT_MATMUL_PRECISION": "highest",
+            "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".cache" / "jax")}  # fmt: skip
+        port = free_port()
+        self.children = []
+        for i in range(count):
+            place = ["--processes.count", count, "--processes.index", i, "--processes.coordinator", f"127.0.0.1:{port}"]
+            words = ["smoke", "--model.path", model, "--run-dir", run_dir, *SMALL, *OTHERWISE, *arguments]
+            words += (place if count > 1 else []) + list(own(i))
+            self.children.append(subprocess.Popen([sys.executable, "-m", "experiments.run", *map(str, words)], cwd=folder,
+                                 env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True))  # fmt: skip
+
+    def wait(self) -> list[tuple[int, str, str]]:
+        """(exit code, stdout, stderr) of each."""
+        out = []
+        for child in self.children:
+            stdout, stderr = child.communicate(timeout=500)
+            out.append((child.returncode, stdout, stderr))
+        return out
+
+
+@pytest.fixture(scope="module")
+def alone(tiny_model, tmp_path_factory) -> pathlib.Path:
+    """Six iterations in one process."""
+    folder = tmp_path_factory.mktemp("alone")
+    ((code, _, err),) = Pair(folder, tiny_model, folder / "run", count=1).wait()
+    assert code == 0, err
+    return folder / "run"
+
+
+def assert_same_run(one: pathlib.Path, other: pathlib.Path, step: int):
+    """Parameters and moments within rounding of sums over devices, metrics too."""
+    leaves = zip(jax.tree.leaves(state_at(one, step)), jax.tree.leaves(state_at(other, step)), strict=True)
+    for a, b in leaves:
+        np.testing.assert_allclose(np.asarray(a), np.asarray(b), rtol=1e-5, atol=1e-6)
+    ours, theirs = metrics(one)[:step], metrics(other)[:step]
+    assert [line["step"] for line in ours] == [line["step"] for line in theirs] == list(range(1, step + 1))
+    for a, b in zip(ours, theirs, strict=True):
+        assert a.keys() == b.keys()
+        for name in a:
+            np.testing.assert_allclose(a[name], b[name], rtol=1e-4, atol=1e-5, err_msg=name)
+
+
+def test_two_processes_train_as_one_and_one_goes_on_from_their_checkpoint(tiny_model, alone, tmp_path):
+    """Two processes over loopback do iterations 1 to 4; then one process resumes to 6."""
+    run_dir = tmp_path / "run"
+    (code, out, err), (other_code, other_out, other_err) = Pair(tmp_path, tiny_model, run_dir, "--iterations", 4).wait()
+    assert code == 0 and other_code == 0, err + other_err
+    assert "2 x cpu" in out and "reward" in out
+    assert "step 4/4" in out and "step" not in other_out  # one speaks for all
+    assert steps(run_dir) == [2, 4]
+    assert_same_run(run_dir, alone, 4)
+    ((code, out, err),) = Pair(tmp_path, tiny_model, run_dir, "--resume", "--iterations", 6, count=1).wait()
+    assert code == 0 and "Resuming after iteration 4" in out, err
+    assert_same_run(run_dir, alone, 6)
+    table = lambda folder: json.loads((folder / "summary.json").read_text())
+    assert table(run_dir)["before"] == table(alone)["before"]
+    for name, row in table(alone)["after"].items():
+        assert row == pytest.approx(table(run_dir)["after"][name], abs=0.01)
+
+
+def test_processes_with_other_settings_do_not_start(tiny_model, tmp_path):
+    own = lambda i: ["--learning.flow-clip", "1e-4"] if i else []
+    for code, out, err in Pair(tmp_path, tiny_model, tmp_path / "run", own=own).wait():
+        assert code == 2 and out == "" and err.count("\n") == 1, (out, err)
+        assert "process 1 has learning.flow_clip = 0.0001 (process 0: 1.2e-05)" in err
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_reward_that_fails_in_one_process_stops_both_in_one_sentence(tiny_model, tmp_path):
+    (tmp_path / "failing.py").write_text(
+        "import jax\ncalls = 0\n\ndef score(batch):\n    global calls\n    calls += 1\n"
+        "    if jax.process_index() == 1 and calls == 3:\n        raise OSError('no disk')\n"
+        "    return batch.images[..., 0].mean((1, 2)) / 255\n")  # fmt: skip
+    run_dir = tmp_path / "run"
+    outcomes = Pair(tmp_path, tiny_model, run_dir, "--reward", "failing:score").wait()
+    for index, (code, _, err) in enumerate(outcomes):
+        assert code == 1 and "process 1: the reward function failing:score raised OSError: no disk" in err, err
+        with np.load(run_dir / "unjudged" / "000002" / f"process-{index}" / "images.npz") as arrays:
+            np.testing.assert_array_equal(arrays["episodes"], np.arange(4) + 4 * index)
+    assert steps(run_dir) == [1]
+
+
+def test_a_signal_to_one_process_saves_in_both_and_asks_for_a_restart(tiny_model, tmp_path):
+    """SIGTERM, as a preemption sends it; the other process hears of it at the iteration's end."""
+    run_dir = tmp_path / "run"
+    pair = Pair(tmp_path, tiny_model, run_dir, "--iterations", 2000, "--checkpoint.every", 1000)
+    deadline = time.monotonic() + 300
+    while not (run_dir / "metrics.jsonl").exists() or not (run_dir / "metrics.jsonl").read_text().count("\n"):
+        assert time.monotonic() < deadline and all(child.poll() is None for child in pair.children)
+        time.sleep(0.1)
+    pair.children[1].terminate()
+    outcomes = pair.wait()
+    assert [code for code, _, _ in outcomes] == [75, 75], outcomes
+    assert len(steps(run_dir)) == 1 and steps(run_dir)[0] == len(metrics(run_dir)) >= 1
+
+
+def test_a_step_that_hangs_prints_stacks_and_ends(tiny_model, tmp_path):
+    arguments = ["--reward", "hanging_reward:score", "--processes.hang-seconds", "20"]
+    ((code, _, err),) = Pair(tmp_path, tiny_model, tmp_path / "run", *arguments, count=1).wait()
+    assert code == 75, err
+    assert "hanging_reward.py" in err and "in score" in err and "processes.hang_seconds" in err

@@ -1,0 +1,203 @@
+"""Several processes that work as one program: how they find each other, and what they tell each other while it runs.
+
+One process is the ordinary case, and everything here is then the identity.
+"""
+
+import dataclasses
+import json
+import os
+import re
+import sys
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from unigrpo_jax.config import ConfigError, ProcessConfig, require
+from unigrpo_jax.parallel.roll_call import roll_call
+
+VARIABLES = ("UNIGRPO_COORDINATOR", "UNIGRPO_PROCESSES", "UNIGRPO_PROCESS")
+
+
+@dataclasses.dataclass(frozen=True)
+class Place:
+    """This process among the others.
+
+    Attributes:
+      coordinator: host:port of process 0.
+      count: number of processes.
+      index: which one this is, from 0.
+      devices: ids of this machine's devices that are its own; None for all of them.
+    """
+
+    coordinator: str
+    count: int
+    index: int
+    devices: tuple[int, ...] | None = None
+
+
+def find(config: ProcessConfig, environment: Mapping[str, str] | None = None) -> Place | None:
+    """Where this process stands, from flags, our variables, Slurm's, or TPU metadata, in this order; None where it is alone.
+
+    Raises:
+      ConfigError: what is said is incomplete or contradicts itself.
+    """
+    environment = os.environ if environment is None else environment
+    if config.count == 1:
+        return None
+    given = (config.coordinator, config.count or "", "" if config.index < 0 else config.index)
+    names = ("processes.coordinator", "processes.count", "processes.index")
+    if not any(value != "" for value in given):
+        given, names = tuple(environment.get(name, "") for name in VARIABLES), VARIABLES
+    if any(value != "" for value in given):
+        missing = [name for name, value in zip(names, given, strict=True) if value == ""]
+        require(not missing, f"{', '.join(names)} belong together, but {' and '.join(missing)} is not given.")
+        return _checked(*given, names)
+    if environment.get("SLURM_STEP_NODELIST") and "SLURM_PROCID" in environment:
+        return _slurm(environment)
+    return _known_to_jax()
+
+
+def _checked(coordinator, count, index, names) -> Place | None:
+    host, _, port = str(coordinator).rpartition(":")
+    require(bool(host) and port.isdigit() and 0 < int(port) < 2**16,
+            f"{names[0]} = {coordinator!r}, but it must be host:port of process 0.")  # fmt: skip
+    require(str(count).isdigit() and int(count) >= 1, f"{names[1]} = {count!r}, but it must be 1 or more.")
+    require(str(index).isdigit() and int(index) < int(count),
+            f"{names[2]} = {index!r}, but of {count} processes it must be from 0 to {int(count) - 1}.")  # fmt: skip
+    return Place(str(coordinator), int(count), int(index)) if int(count) > 1 else None
+
+
+def _slurm(environment: Mapping[str, str]) -> Place | None:
+    """From `srun`: with one task a node it has all devices, with more each has the one of its local number."""
+    try:
+        job, count, index, local, nodes = (
+            int(environment[f"SLURM_{name}"]) for name in ("JOB_ID", "NTASKS", "PROCID", "LOCALID", "STEP_NUM_NODES")
+        )
+    except (KeyError, ValueError) as error:
+        raise ConfigError(f"Slurm's variables are incomplete ({error}); start by srun, or set processes.count, "
+                          "processes.index and processes.coordinator.") from None  # fmt: skip
+    first = re.match(r"([^\[,]+)(?:\[(\d+))?", environment["SLURM_STEP_NODELIST"])
+    require(first is not None, f"SLURM_STEP_NODELIST = {environment['SLURM_STEP_NODELIST']!r} names no node.")
+    port = environment.get("JAX_COORDINATOR_PORT", str(61440 + job % 4096))
+    host = first[1] + (first[2] or "")
+    return Place(f"{host}:{port}", count, index, None if count == nodes else (local,)) if count > 1 else None
+
+
+def _known_to_jax() -> Place | None:
+    """TPU slices and MPI, by JAX's own detection; the public `initialize` would wait in silence for who is missing."""
+    from jax._src.clusters import ClusterEnv
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that a package is missing which would ask Kubernetes
+        address, count, index, devices = ClusterEnv.auto_detect_unset_distributed_params(None, None, None, None, None, 300)
+    if not address or not count or count == 1:
+        return None
+    return Place(address, count, index, None if devices is None else tuple(devices))
+
+
+def start(config: ProcessConfig, facts: Mapping[str, Any]) -> None:
+    """Meets the other processes and starts `jax.distributed`; nothing where this process is alone.
+
+    Must come before anything asks for JAX's devices.  `facts` must be the same in all processes.
+
+    Raises:
+      ConfigError: the environment is incomplete, or processes disagree on a fact.
+      PeersMissing: others did not come in time.
+    """
+    if jax.distributed.is_initialized():
+        return
+    place = find(config)
+    if place is None:
+        return
+    tell = lambda words: print(words, file=sys.stderr, flush=True)
+    roll_call(place.coordinator, place.count, place.index, facts, config.wait_seconds, tell)
+    jax.distributed.initialize(
+        place.coordinator, place.count, place.index, None if place.devices is None else list(place.devices),
+        cluster_detection_method="deactivate", initialization_timeout=config.wait_seconds,
+    )  # fmt: skip
+
+
+def is_first() -> bool:
+    """Whether this process writes what is written once."""
+    return jax.process_index() == 0
+
+
+def gather(value: Any) -> list[Any]:
+    """Every process's JSON value, in order; all processes must call it.  Floats come back bit for bit."""
+    if jax.process_count() == 1:
+        return [value]
+    data = np.frombuffer(json.dumps(value).encode(), np.uint8)
+    sizes = multihost_utils.process_allgather(np.array([data.size]))
+    padded = np.zeros(int(sizes.max()), np.uint8)
+    padded[: data.size] = data
+    rows = multihost_utils.process_allgather(padded)
+    return [json.loads(row[:size].tobytes()) for row, size in zip(rows, sizes.reshape(-1), strict=True)]
+
+
+def agree_on_errors(errors: tuple[type[Exception], ...], action):
+    """What `action()` returns; where it fails in one process, the same error is raised in all."""
+    failed, result = None, None
+    try:
+        result = action()
+    except errors as error:
+        if jax.process_count() == 1:
+            raise
+        failed = error
+    words = gather(None if failed is None else [type(failed).__name__, str(failed)])
+    for index, said in enumerate(words):
+        if said is not None:
+            kind = next(kind for kind in errors if kind.__name__ == said[0])
+            raise kind(f"process {index}: {said[1]}") from failed
+    return result
+
+
+def own_rows(array: jax.Array) -> tuple[np.ndarray, np.ndarray]:
+    """Rows of a global array that this process answers for, and their numbers; every row belongs to one process.
+
+    Args:
+      array: cut along its first axis, or whole; copies are counted once.
+
+    Returns:
+      int [R] row numbers, increasing, and the rows [R, ...] on the host.
+    """
+    shards = [s for s in array.addressable_shards if s.replica_id == 0]
+    shards.sort(key=lambda s: s.index[0].start or 0)
+    numbers = [np.arange(*s.index[0].indices(array.shape[0])) for s in shards]
+    if not shards:
+        return np.zeros(0, int), np.zeros((0, *array.shape[1:]), array.dtype)
+    return np.concatenate(numbers), np.concatenate([np.asarray(s.data) for s in shards])
+
+
+def share_rows(rows: np.ndarray, columns: Mapping[str, list], total: int) -> dict[str, list]:
+    """All rows of a table of which each process holds some.
+
+    Args:
+      rows: numbers of this process's rows.
+      columns: {name: JSON values of these rows}; of no meaning in a process without rows.
+      total: number of rows of all.
+
+    Returns:
+      {name: values of all rows, in order}.
+
+    Raises:
+      ValueError: processes name different columns.
+    """
+    parts = [part for part in gather([rows.tolist(), dict(columns)]) if part[0]]
+    out = {name: [None] * total for name in parts[0][1]}
+    for numbers, theirs in parts:
+        if set(theirs) != set(out):
+            raise ValueError(f"processes have different columns: {sorted(out)} and {sorted(theirs)}")
+        for name, values in theirs.items():
+            for row, value in zip(numbers, values, strict=True):
+                out[name][row] = value
+    return out
+
+
+def to_global(value: np.ndarray, sharding: jax.sharding.Sharding) -> jax.Array:
+    """A global array of a value that every process holds whole; each puts its part on its devices."""
+    value = np.asarray(value)
+    return jax.make_array_from_callback(value.shape, sharding, lambda index: value[index])

@@ -1,0 +1,48 @@
+"""An end for steps that hang: a peer that is gone, a collective that nobody joins, a reward that never answers."""
+
+import faulthandler
+import os
+import sys
+import threading
+
+RESTART = 75  # EX_TEMPFAIL: what launchers start again
+
+
+class Watchdog:
+    """While its context is open, a pause of more than `seconds` between calls of `step` ends the process.
+
+    The stacks of all threads are printed first, by a thread that needs no interpreter lock.  The exit code is RESTART, since
+    what hangs is mended by a restart if by anything; checkpoints are whole.
+    """
+
+    def __init__(self, seconds: float):
+        self._seconds = seconds
+        self._timer: threading.Timer | None = None
+
+    def step(self) -> None:
+        """Starts the time anew."""
+        if not self._seconds:
+            return
+        self._cancel()
+        faulthandler.dump_traceback_later(self._seconds, file=sys.__stderr__)
+        self._timer = threading.Timer(self._seconds + 1, self._end)
+        self._timer.daemon = True
+        self._timer.start()
+
+    def _end(self) -> None:
+        print(f"No step was finished within {self._seconds} s (processes.hang_seconds); the stacks are above.",
+              file=sys.__stderr__, flush=True)  # fmt: skip
+        os._exit(RESTART)
+
+    def _cancel(self) -> None:
+        faulthandler.cancel_dump_traceback_later()
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def __enter__(self) -> "Watchdog":
+        self.step()
+        return self
+
+    def __exit__(self, *exception) -> None:
+        self._cancel()
