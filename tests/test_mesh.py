@@ -23,15 +23,13 @@ START = tiny.params()
 REFERENCE = tiny.nearby(START, 0.01, seed=8)
 
 
-def iteration(devices, fsdp=1, tensor=1):
+def iteration(devices, fsdp=1, tensor=1, slices=1):
     """One rollout and one update, laid out as in training."""
-    mesh = meshes.make_mesh(devices, MeshConfig(fsdp=fsdp, tensor=tensor))
+    mesh = meshes.make_mesh(devices, MeshConfig(slice=slices, fsdp=fsdp, tensor=tensor))
     layout, spread = Layout(mesh), meshes.spread(mesh)
     placed, model = layout.context(), dataclasses.replace(tiny.MODEL, hold=layout.activations)
     place = lambda context: jax.lax.with_sharding_constraint(context, placed)
-    program = tiny.training_rollout(
-        tiny.ROLLOUT, model, tiny.PixelAutoencoder(), tiny.GROUP, place=place
-    )
+    program = tiny.training_rollout(tiny.ROLLOUT, model, tiny.PixelAutoencoder(), tiny.GROUP, place=place)
     rollout = tiny.jit(program.__call__, out_shardings=spread)
     base = tiny.update_program()
     policy = Policy(model=model, tokens=program.tokens, flow=program.flow)
@@ -61,10 +59,11 @@ def test_one_device_is_no_mesh(alone):
 
 
 @pytest.mark.parametrize(
-    ("devices", "fsdp", "tensor"), [(2, 1, 1), (8, 1, 1), (4, 4, 1), (2, 1, 2), (8, 8, 1), (8, 2, 2), (8, 4, 2)]
+    ("devices", "fsdp", "tensor", "slices"),
+    [(2, 1, 1, 1), (8, 1, 1, 1), (4, 4, 1, 1), (2, 1, 2, 1), (8, 8, 1, 1), (8, 2, 2, 2), (8, 4, 2, 1)],
 )
-def test_the_mesh_changes_neither_episodes_nor_update(alone, devices, fsdp, tensor):
-    episodes, state, metrics = iteration(devices, fsdp, tensor)
+def test_the_mesh_changes_neither_episodes_nor_update(alone, devices, fsdp, tensor, slices):
+    episodes, state, metrics = iteration(devices, fsdp, tensor, slices)
     tiny.assert_episodes_equal(episodes, alone[0])
     for x in jax.tree.leaves(episodes):
         assert x.addressable_shards[0].data.shape[0] == tiny.EPISODES * tensor // devices
@@ -116,6 +115,28 @@ def test_a_mesh_that_cannot_be_is_one_sentence(devices, sizes, words):
 
 
 def test_sizes_that_are_not_given_are_inferred():
-    assert meshes.make_mesh(0).shape == {"data": 8, "fsdp": 1, "tensor": 1} and meshes.make_mesh(3).size == 3
+    assert meshes.make_mesh(0).shape == {"slice": 1, "data": 8, "fsdp": 1, "tensor": 1} and meshes.make_mesh(3).size == 3
     assert meshes.make_mesh(8, MeshConfig(fsdp=2, tensor=2)).shape["data"] == 2
     assert meshes.make_mesh(8, MeshConfig(data=2, fsdp=0, tensor=1)).shape["fsdp"] == 4
+
+
+class Device:
+    """Stands for a device of a pod of several slices; a mesh needs no more of it."""
+
+    platform, device_kind, process_index = "cpu", "cpu", 0
+
+    def __init__(self, number, slice_index):
+        self.id, self.slice_index = number, slice_index
+
+
+def test_slices_are_the_outermost_axis_and_are_counted_by_themselves():
+    """Devices come mixed; those of one slice must end up together."""
+    devices = [Device(number, number % 2) for number in range(8)]
+    mesh = meshes.make_mesh(0, MeshConfig(fsdp=2), devices)
+    assert dict(mesh.shape) == {"slice": 2, "data": 2, "fsdp": 2, "tensor": 1} and meshes.batch_size(mesh) == 8
+    for index, island in enumerate(mesh.devices):
+        assert {device.slice_index for device in island.flat} == {index}
+    with pytest.raises(ConfigError, match=r"mesh.slice = 4, but the 8 devices lie in 2 slices; use 2"):
+        meshes.make_mesh(0, MeshConfig(slice=4), devices)
+    with pytest.raises(ConfigError, match=r"mesh.slice = 2 \* mesh.data = 3"):
+        meshes.make_mesh(0, MeshConfig(slice=2, data=3))

@@ -45,11 +45,11 @@ def fresh(params=START):
     return new_state(copy(params), tiny.update_program(ema_decay=DECAY, frozen=FROZEN).config)
 
 
-def update(state=None, advantages=None, rates=RATES, batch=None, reference=REFERENCE, **settings):
+def update(state=None, advantages=None, rates=RATES, batch=None, kept=REFERENCE, **settings):
     state = fresh() if state is None else copy(state)
     batch = tiny.episodes() if batch is None else batch
     advantages = tiny.advantages() if advantages is None else advantages
-    return jax.block_until_ready(program(**settings)(state, reference, batch, advantages, *rates))
+    return jax.block_until_ready(program(**settings)(state, kept, batch, advantages, *rates))
 
 
 @pytest.fixture(scope="module")
@@ -65,6 +65,12 @@ def moved(state, since=START):
     """Paths of the parameters with any other bit."""
     before = {k: np.asarray(v) for k, v in tree.flatten(since).items()}
     return {k for k, v in flat(state).items() if v.tobytes() != before[k].tobytes()}
+
+
+def test_a_reference_that_lies_on_the_host_changes_no_bit(once):
+    place = jax.sharding.SingleDeviceSharding(jax.devices()[0], memory_kind="pinned_host")
+    state, metrics = update(reference="host", kept=jax.device_put(REFERENCE, place))
+    tiny.assert_trees_equal((state, metrics), once)
 
 
 @pytest.mark.parametrize("micro_batches", [2, 4])
@@ -199,7 +205,7 @@ def test_parameters_or_a_reference_that_are_not_finite_drop_the_update():
         state, metrics = update(before)
         assert float(metrics["update/skipped"]) == 1
         tiny.assert_trees_equal((state.trained, state.opt_state), (before.trained, before.opt_state))
-        state, metrics = update(reference=broken)
+        state, metrics = update(kept=broken)
         assert float(metrics["update/skipped"]) == 1 and not moved(state)
 
 

@@ -117,6 +117,8 @@ class LearningConfig:
     """Weight of the k3 estimate of the text KL to the reference."""
     context_gradient: Literal["full", "stop"] = "full"
     """Whether the flow losses reach the thinking through the context's keys and values."""
+    reference: Literal["device", "host"] = "device"
+    """Where the frozen copy of what is trained lies between updates; on the host it takes no device memory."""
     old_log_probs: Literal["recompute", "rollout"] = "recompute"
     """Where the ratio's denominator comes from; recomputed ones make the first ratio exactly 1."""
     ppo_epochs: int = 1
@@ -207,6 +209,8 @@ class LoggingConfig:
 class MeshConfig:
     """How the devices are arranged; the sizes multiply to their number."""
 
+    slice: int = 0
+    """Slices of a pod, joined by a slower network; each holds a copy of the parameters. 0 is what the devices say."""
     data: int = 0
     """Copies of the parameters; episodes are spread over them. 0 is what the others leave."""
     fsdp: int = 1

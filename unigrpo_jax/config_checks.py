@@ -28,7 +28,7 @@ _NOT_NEGATIVE = {
                  "denoising_lr", "weight_decay", "ema_decay"),
     "evaluation": ("temperature", "every", "seed"),
     "logging": ("samples_every",),
-    "mesh": ("data", "fsdp", "tensor"),
+    "mesh": ("slice", "data", "fsdp", "tensor"),
     "processes": ("count", "hang_seconds"),
 }  # fmt: skip
 _LARGEST = {int: 2**31 - 1, float: 3.4e38}

@@ -90,6 +90,8 @@ class UpdateProgram:
           parameters and moments stay, and `update/skipped` counts it.
         """
         c = self.config
+        if c.reference == "host":
+            reference = jax.device_put(reference, jax.memory.Space.Device)
         start = state.params(frozen)
         labels = parameters.groups(start, c)
         transform = parameters.optimizer(c, labels)

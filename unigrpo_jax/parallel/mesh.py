@@ -1,14 +1,18 @@
-"""The device mesh: episodes along `data` and `fsdp`, parameters cut along `fsdp` and `tensor`."""
+"""The device mesh: episodes along `slice`, `data` and `fsdp`, parameters cut along `fsdp` and `tensor`.
+
+Slices are joined by a network far slower than that inside a slice; along their axis only gradients are added.
+"""
 
 import math
 
 import jax
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from unigrpo_jax.config import MeshConfig, require
 
-DATA, FSDP, TENSOR = "data", "fsdp", "tensor"
-BATCH = (DATA, FSDP)  # what episodes are spread over: devices that share no parameter work on other episodes, too
+SLICE, DATA, FSDP, TENSOR = "slice", "data", "fsdp", "tensor"
+BATCH = (SLICE, DATA, FSDP)  # what episodes are spread over: devices that share no parameter work on other episodes, too
 
 
 def make_mesh(devices: int = 0, sizes: MeshConfig = MeshConfig(), present=None) -> Mesh:  # noqa: B008 (frozen)
@@ -25,9 +29,14 @@ def make_mesh(devices: int = 0, sizes: MeshConfig = MeshConfig(), present=None) 
         f"devices = {devices}, but JAX sees {len(present)} ({present[0].platform}); use 0 for all of them.",
     )
     chosen = present[: devices or len(present)]
-    asked = {DATA: sizes.data, FSDP: sizes.fsdp, TENSOR: sizes.tensor}
+    islands = len({getattr(device, "slice_index", 0) for device in chosen})
+    require(
+        sizes.slice in (0, islands) or islands == 1,
+        f"mesh.slice = {sizes.slice}, but the {len(chosen)} devices lie in {islands} slices; use {islands} or 0.",
+    )
+    asked = {SLICE: sizes.slice or islands, DATA: sizes.data, FSDP: sizes.fsdp, TENSOR: sizes.tensor}
     known = math.prod(size for size in asked.values() if size)
-    words = " * ".join(f"mesh.{name} = {size or '?'}" for name, size in asked.items())
+    words = " * ".join(f"mesh.{name} = {size or '?'}" for name, size in asked.items() if name != SLICE or size > 1)
     unknown = [name for name, size in asked.items() if not size]
     require(len(unknown) < 2, f"{words}: at most one size may be 0 (inferred); set the others.")
     require(
@@ -36,7 +45,11 @@ def make_mesh(devices: int = 0, sizes: MeshConfig = MeshConfig(), present=None) 
         f"{len(chosen)}, or use devices = {known}.",
     )
     shape = tuple(size or len(chosen) // known for size in asked.values())
-    return jax.make_mesh(shape, tuple(asked), axis_types=(AxisType.Auto,) * len(shape), devices=chosen)
+    types = (AxisType.Auto,) * len(shape)
+    if islands == 1:
+        return jax.make_mesh(shape, tuple(asked), axis_types=types, devices=chosen)
+    inside, between = (1, *shape[1:]), (islands, *(1,) * (len(shape) - 1))
+    return Mesh(mesh_utils.create_hybrid_device_mesh(inside, between, chosen), tuple(asked), axis_types=types)
 
 
 def batch_size(mesh: Mesh) -> int:
@@ -50,5 +63,5 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 
 def spread(mesh: Mesh, axis: int = 0) -> NamedSharding:
-    """Axis `axis` of an array, its episodes, cut along `data` and `fsdp`."""
+    """Axis `axis` of an array, its episodes, cut along `slice`, `data` and `fsdp`."""
     return NamedSharding(mesh, PartitionSpec(*(None,) * axis, BATCH))

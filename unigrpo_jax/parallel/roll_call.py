@@ -85,9 +85,7 @@ def _receive_all(host, port, count, index, facts, deadline, wait, tell, every) -
         kind = ConfigError
         if fault is None and missing():
             kind, fault = PeersMissing, f"{_named(missing())} of {count} processes did not come within {wait:.0f} s"
-        fault = fault or next(
-            filter(None, (_difference(facts, theirs, i) for i, theirs in sorted(known.items()))), None
-        )
+        fault = fault or next(filter(None, (_difference(facts, theirs, i) for i, theirs in sorted(known.items()))), None)
         for caller in lines:
             with contextlib.suppress(OSError):
                 caller.sendall((json.dumps({"fault": fault, "missing": kind is PeersMissing}) + "\n").encode())

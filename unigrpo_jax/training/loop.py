@@ -27,6 +27,7 @@ from unigrpo_jax.training.checkpoint import Checkpoints, abstract
 from unigrpo_jax.training.console import Console
 from unigrpo_jax.training.evaluation import Evaluator
 from unigrpo_jax.training.metrics import MetricsWriter, read_metrics
+from unigrpo_jax.training.placement import HEADER, placement, shown_bytes
 from unigrpo_jax.training.report import write_report
 from unigrpo_jax.training.samples import save_samples
 from unigrpo_jax.training.trainer import OwnEpisodes, Parts, Trainer, build
@@ -88,7 +89,10 @@ def run(config: RunConfig, run_dir: pathlib.Path, resume: bool = False) -> dict:
         state = checkpoints.load(done, abstract(state))
     trainer.compile()
     with Console(quiet=not processes.is_first()) as console:
-        console.card(f"UniGRPO: {config.name}", card(parts, run_dir))
+        places = placement(trainer.inputs(), parameters.groups(parts.loaded.abstract_params(), config.learning))
+        console.card(f"UniGRPO: {config.name}", card(parts, run_dir, sum(row.bytes for row in places)))
+        if parts.layout.mesh.size > 1:
+            console.table("What lies where", HEADER, [row.cells() for row in places])
         if done is not None:
             console.message(f"Resuming after iteration {done} from {run_dir / 'checkpoints' / str(done)}.")
         elif known:
@@ -126,7 +130,7 @@ class _Loop:
             stack.enter_context(self.watchdog)
             stack.enter_context(self._signals())
             if not done or summary.get("evaluation") != settings:  # before and after are judged alike
-                params = self.trainer.reference if done else self.trainer.judged_params(state)
+                params = self.trainer.first_params() if done else self.trainer.judged_params(state)
                 before, samples = self._judged(state, self.evaluator, params)
                 summary = {"before": before, "evaluation": settings, "seconds": summary.get("seconds", 0.0)}
                 if first:
@@ -252,8 +256,8 @@ def summary_table(before: dict, after: dict) -> tuple[list[str], list[list[str]]
     return ["score", *categories], rows
 
 
-def card(parts: Parts, run_dir: pathlib.Path) -> list[tuple[str, str]]:
-    """What a run is about to do, in rows."""
+def card(parts: Parts, run_dir: pathlib.Path, held: int) -> list[tuple[str, str]]:
+    """What a run is about to do, in rows; `held` are the bytes that lie on a device all the time."""
     c, learn, r = parts.config, parts.config.learning, parts.config.rollout
     params = parts.loaded.abstract_params()
     labels = parameters.groups(params, learn)
@@ -268,6 +272,7 @@ def card(parts: Parts, run_dir: pathlib.Path) -> list[tuple[str, str]]:
         ("devices", f"{mesh.size} x {kind}, " + ", ".join(f"{n} {s}" for n, s in mesh.shape.items())),
         ("model", f"{parts.loaded.folder}, compute in {c.model.dtype}"),
         *((f"{group} parameters", f"{size:,}, {rate[group]}") for group, size in sizes.items()),
+        ("held per device", f"{shown_bytes(held)} (weights, optimizer, reference)"),
         ("episodes per iteration", f"{r.prompts_per_iteration} prompts x {learn.group_size} = {c.episodes}"),
         ("update", f"{learn.ppo_epochs} epoch(s) x {learn.minibatches} step(s); "
                    f"{pieces} piece(s) of {c.episodes // pieces}"),

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from unigrpo_jax.config import RunConfig
@@ -95,13 +96,31 @@ class Programs:
         _, frozen = parameters.split(self._params, parameters.groups(self._params, self.config.learning))
         shape = (self.config.rollout.prompts_per_iteration, self.config.rollout.prompt_tokens)
         here = lambda shape, dtype: jax.ShapeDtypeStruct(shape, dtype, sharding=self.everywhere)
+        kept = self.reference_places(stored)
+        flat = tree.flatten(stored)
         return Inputs(
             state=jax.tree.map(at, self._state, self.state_shardings),
             frozen=lay(frozen),
-            reference=tree.unflatten(lay(tree.flatten(stored))),
+            reference=tree.unflatten(
+                {path: jax.ShapeDtypeStruct(x.shape, kept[path][0], sharding=kept[path][1]) for path, x in flat.items()}
+            ),
             autoencoder={name: here(shape, np.float32) for name, shape in autoencoder.items()},
             prompt=TokenBlock(tokens=here(shape, np.int32), valid=here(shape, bool)),
         )
+
+    def reference_places(self, stored: dict) -> dict[str, tuple[np.dtype, jax.sharding.NamedSharding]]:
+        """{path: dtype and place} of the reference policy's parameters.
+
+        What is frozen is shared with the trained policy.  A copy of what is trained is kept in the compute dtype, to which
+        the network would cast it: the numbers are the same, and bfloat16 takes half the memory.
+        """
+        trained, learning, out = self._state.trained, self.config.learning, {}
+        for path, x in tree.flatten(stored).items():
+            place = self.layout.parameter(path, x.shape)
+            if path in trained and learning.reference == "host":
+                place = place.with_memory_kind("pinned_host")
+            out[path] = (np.dtype(jnp.dtype(self.config.model.dtype)) if path in trained else x.dtype, place)
+        return out
 
     def lower(self, inputs: Inputs) -> tuple[jax.stages.Lowered, jax.stages.Lowered]:
         """Both programs, traced and ready to be compiled."""

@@ -16,6 +16,7 @@ from unigrpo_jax.learning import parameters
 from unigrpo_jax.learning.advantages import combine, zero_variance_share
 from unigrpo_jax.learning.update import TrainState, new_state
 from unigrpo_jax.models import tree
+from unigrpo_jax.models.bagel.lora import is_adapter
 from unigrpo_jax.models.folder import LoadedModel, load_model
 from unigrpo_jax.parallel import mesh as meshes
 from unigrpo_jax.parallel import processes
@@ -24,7 +25,7 @@ from unigrpo_jax.rewards.load import RewardError, call_reward, load_reward
 from unigrpo_jax.rewards.protocol import RewardBatch, RewardFunction
 from unigrpo_jax.training.evaluation import reward_batch
 from unigrpo_jax.training.image_statistics import colour_entropy, edge_density
-from unigrpo_jax.training.programs import Programs
+from unigrpo_jax.training.programs import Inputs, Programs
 from unigrpo_jax.worlds.source import PromptOrder
 from unigrpo_jax.worlds.world import World, load_world
 
@@ -107,11 +108,15 @@ class Trainer:
         self.reference: dict = {}
         self.autoencoder_params: dict[str, jax.Array] = {}
 
-    def compile(self) -> None:
-        """Starts compiling both programs in the background, from shapes alone; the first use waits for them."""
+    def inputs(self) -> Inputs:
+        """Shapes and places of all that an iteration reads."""
         loaded = self.parts.loaded
         autoencoder = loaded.autoencoder.shapes() if loaded.autoencoder_stored is not None else {}
-        inputs = self.programs.inputs(loaded.stored_params(), autoencoder)
+        return self.programs.inputs(loaded.stored_params(), autoencoder)
+
+    def compile(self) -> None:
+        """Starts compiling both programs in the background, from shapes alone; the first use waits for them."""
+        inputs = self.inputs()
         executor = ThreadPoolExecutor(1)
         self._compiled = executor.submit(lambda: [program.compile() for program in self.programs.lower(inputs)])
         executor.shutdown(wait=False)
@@ -122,17 +127,25 @@ class Trainer:
     def start(self) -> TrainState:
         """Reads the weights; the state before the first iteration.
 
-        What is not trained lies in `frozen` once.  The reference is made of the same arrays, and of the weights as they
-        were read where they are trained; adapters are trained instead of weights, so it needs no copy then.
+        What is not trained lies in `frozen` once.  The reference is made of the same arrays, and of a copy of what is
+        trained; adapters are trained instead of weights, so it needs no copy then.
         """
-        loaded, learning = self.parts.loaded, self.parts.config.learning
-        stored = loaded.params(self.parts.layout.parameter)
+        loaded, learning, place = self.parts.loaded, self.parts.config.learning, self.parts.layout.parameter
+        stored = loaded.params(place)
         self.autoencoder_params = loaded.autoencoder_params(self.programs.everywhere)
-        params = loaded.with_adapters(stored)
-        trained, self.frozen = parameters.split(params, parameters.groups(params, learning))
-        self.reference = stored
-        own = {path: jnp.copy(x) for path, x in trained.items()}
-        return jax.device_put(new_state(tree.unflatten(own | self.frozen), learning), self.programs.state_shardings)
+        shapes = loaded.abstract_params()
+        adapters = {path: place(path, x.shape) for path, x in tree.flatten(shapes).items() if is_adapter(path)}
+        fresh = lambda: {path: tree.flatten(loaded.with_adapters(loaded.stored_params()))[path] for path in adapters}
+        flat = tree.flatten(stored) | (jax.jit(fresh, out_shardings=adapters)() if adapters else {})
+        trained, self.frozen = parameters.split(tree.unflatten(flat), parameters.groups(shapes, learning))
+        reference = tree.flatten(stored)
+        for path, (dtype, kept) in self.programs.reference_places(stored).items():
+            if path in trained:
+                copy = jax.jit(lambda x, dtype=dtype: jnp.array(x, dtype, copy=True))(reference[path])
+                reference[path] = jax.device_put(copy, kept)
+        self.reference = tree.unflatten(reference)
+        begin = lambda trained: new_state(tree.unflatten(tree.flatten(shapes) | trained), learning)
+        return jax.jit(begin, out_shardings=self.programs.state_shardings, donate_argnums=0)(trained)
 
     def params(self, state: TrainState) -> dict:
         """The parameters that sample, as the network takes them."""
@@ -141,6 +154,13 @@ class Trainer:
     def judged_params(self, state: TrainState) -> dict:
         """The parameters that are judged: the moving average where there is one."""
         return state.averaged(self.frozen)
+
+    def first_params(self) -> dict:
+        """The parameters that the run started from, on the devices."""
+        if self.parts.config.learning.reference == "device":
+            return self.reference
+        place = lambda x: jax.device_put(x, x.sharding.with_memory_kind("device"))
+        return jax.tree.map(place, self.reference)
 
     def sample(self, state: TrainState, step: int) -> tuple[Episodes, OwnEpisodes, dict[str, float]]:
         """The episodes of iteration `step`, those that this process judges, and the rollout's metrics."""
