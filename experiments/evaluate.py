@@ -40,8 +40,8 @@ def main(arguments: Arguments) -> None:
     from unigrpo_jax.rewards.load import load_reward
     from unigrpo_jax.training.console import Console
     from unigrpo_jax.training.evaluation import Evaluator
-    from unigrpo_jax.training.loop import write_json
     from unigrpo_jax.training.restore import restore
+    from unigrpo_jax.training.run_folder import write_json
     from unigrpo_jax.worlds.world import load_world
 
     bare, _ = preset([arguments.preset] if arguments.preset else [], "shapes")

@@ -6,7 +6,6 @@ PRESET is a file in experiments/presets (default: shapes).  --help lists every f
 """
 
 import dataclasses
-import pathlib
 import sys
 from typing import Annotated
 
@@ -21,8 +20,8 @@ class Arguments:
     """What the command line says beside the settings."""
 
     config: Annotated[RunConfig, tyro.conf.arg(name="")]
-    run_dir: pathlib.Path | None = None
-    """Run folder; default runs/NAME."""
+    run_dir: str | None = None
+    """Run folder, also in a bucket (gs://...); default runs/NAME."""
     resume: bool = False
     """Continue the run in the run folder from its newest checkpoint; start it where there is none."""
 
@@ -44,7 +43,7 @@ def main() -> None:
         from unigrpo_jax.training.watchdog import RESTART
 
         try:
-            run(arguments.config, arguments.run_dir or pathlib.Path("runs") / arguments.config.name, arguments.resume)
+            run(arguments.config, arguments.run_dir or f"runs/{arguments.config.name}", arguments.resume)
         except (PeersMissing, RunStopped) as error:
             print(f"experiments.run: {error}", file=sys.stderr)
             sys.exit(RESTART if isinstance(error, PeersMissing | Preempted) else 1)

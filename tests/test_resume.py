@@ -15,6 +15,7 @@ from unigrpo_jax.config_json import load_run_config
 from unigrpo_jax.learning.update import new_state
 from unigrpo_jax.models.folder import load_model
 from unigrpo_jax.models.tree import flatten
+from unigrpo_jax.training import storage
 from unigrpo_jax.training.checkpoint import Checkpoints, abstract
 from unigrpo_jax.training.trainer import Trainer
 
@@ -125,6 +126,20 @@ def test_six_iterations_are_stopped_twice_and_end_in_the_same_bits(tiny_model, s
     assert sum(moved) > len(moved) / 2  # else the next lines prove nothing
     assert len(references) == 2
     jax.tree.map(np.testing.assert_array_equal, references[0], jax.tree.map(np.asarray, start))
+
+
+def test_a_run_in_a_bucket_is_the_same(tiny_model, straight, at, tmp_path, monkeypatch):
+    """The code for buckets, on a disk: stopped in iteration 3, continued to 6."""
+    monkeypatch.setattr(storage, "is_bucket", lambda place: True)
+    run_dir = tmp_path / "stopped"
+    at[4] = interrupt
+    assert run_small(tiny_model, run_dir).code == 130
+    assert len(metrics(run_dir)) == 3
+    outcome = run_small(tiny_model, run_dir, "--resume")
+    assert outcome.code == 0, outcome.err
+    assert metrics(run_dir) == metrics(straight)
+    assert_same_state(run_dir, straight, 6)
+    assert sorted(p.name for p in run_dir.iterdir()) == sorted(p.name for p in straight.iterdir())
 
 
 def test_a_second_interrupt_stops_at_once_and_resume_on_what_is_there_starts(tiny_model, straight, at, tmp_path):

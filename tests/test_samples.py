@@ -5,8 +5,8 @@ import pytest
 from PIL import Image
 
 from unigrpo_jax.training import samples as module
-from unigrpo_jax.training.atomic import write_atomically
 from unigrpo_jax.training.samples import Sample, draw_grid, load_samples, save_samples, saved_steps
+from unigrpo_jax.training.storage import write_atomically
 
 
 def sample(prompt="a red circle", side=24, correct=True, seed=0):

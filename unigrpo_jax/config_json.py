@@ -3,10 +3,11 @@
 import dataclasses
 import difflib
 import json
-import pathlib
 import types
 import typing
 from typing import Any, Literal
+
+from etils import epath
 
 from unigrpo_jax.config import ConfigError, RunConfig, require
 
@@ -56,7 +57,7 @@ def _typed(value: Any, kind: Any, where: str) -> Any:
     return value
 
 
-def load_run_config(path: pathlib.Path) -> RunConfig:
+def load_run_config(path: epath.Path) -> RunConfig:
     """Reads a run folder's config.json; ConfigError where it is missing, no JSON, or of another version."""
     try:
         data = json.loads(path.read_text(encoding="utf-8"))

@@ -1,7 +1,6 @@
 """Checkpoints of a run: orbax writes them in one step, keeps the newest, and restores them onto any mesh."""
 
 import logging
-import pathlib
 
 import jax
 from etils import epath
@@ -9,19 +8,20 @@ from orbax.checkpoint import v1 as ocp
 
 from unigrpo_jax.config import ConfigError
 from unigrpo_jax.learning.update import TrainState
+from unigrpo_jax.training import storage
 
 
 class Checkpoints:
     """The checkpoints under a run folder."""
 
-    def __init__(self, folder: pathlib.Path, keep: int):
+    def __init__(self, folder: storage.Place, keep: int):
         logging.getLogger("absl").setLevel(logging.ERROR)  # orbax reports every file it touches
+        folder = epath.Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         newest = ocp.training.preservation_policies.LatestN(keep)
         always = ocp.training.save_decision_policies.FixedIntervalPolicy(1)
-        self._checkpointer = ocp.training.Checkpointer(
-            epath.Path(folder.resolve()), preservation_policy=newest, save_decision_policy=always
-        )
+        place = folder if storage.is_bucket(folder) else folder.resolve()
+        self._checkpointer = ocp.training.Checkpointer(place, preservation_policy=newest, save_decision_policy=always)
         self.folder = folder
 
     def latest(self) -> int | None:

@@ -2,40 +2,34 @@
 
 import contextlib
 import dataclasses
-import hashlib
 import json
-import pathlib
-import platform
 import signal
 import time
 from collections.abc import Callable
 
 import jax
-import numpy as np
+from etils import epath
 
-import unigrpo_jax
 from unigrpo_jax.config import ConfigError, RunConfig, require
-from unigrpo_jax.config_json import load_run_config, to_dict
+from unigrpo_jax.config_json import to_dict
 from unigrpo_jax.learning import parameters
 from unigrpo_jax.learning.update import TrainState
 from unigrpo_jax.models import tree
-from unigrpo_jax.models.folder import LoadedModel
 from unigrpo_jax.parallel import processes
 from unigrpo_jax.rewards.load import RewardError
-from unigrpo_jax.training.atomic import write_atomically
+from unigrpo_jax.training import storage
 from unigrpo_jax.training.checkpoint import Checkpoints, abstract
 from unigrpo_jax.training.console import Console
 from unigrpo_jax.training.evaluation import Evaluator
-from unigrpo_jax.training.metrics import MetricsWriter, read_metrics
+from unigrpo_jax.training.metrics import MetricsWriter
 from unigrpo_jax.training.placement import HEADER, placement, shown_bytes
 from unigrpo_jax.training.report import write_report
+from unigrpo_jax.training.run_folder import check_folder, flat, save_episodes, versions, write_json
 from unigrpo_jax.training.samples import save_samples
-from unigrpo_jax.training.trainer import OwnEpisodes, Parts, Trainer, build
+from unigrpo_jax.training.trainer import Parts, Trainer, build
 from unigrpo_jax.training.watchdog import Watchdog
 
 MAX_SKIPPED_IN_ROW = 5
-# Fields that a resume may change: they decide how long and how closely one looks, not what is learned.
-FREE_FIELDS = ("name", "iterations", "devices", "mesh", "processes", "evaluation", "checkpoint", "logging")
 
 
 class RunStopped(RuntimeError):
@@ -46,7 +40,7 @@ class Preempted(RunStopped):
     """The run was told to end (SIGTERM); a checkpoint was written, and `resume` continues."""
 
 
-def run(config: RunConfig, run_dir: pathlib.Path, resume: bool = False) -> dict:
+def run(config: RunConfig, run_dir: storage.Place, resume: bool = False) -> dict:
     """Trains and returns the summary {"before": table, "after": table, ...}.
 
     With several processes each calls this with the same arguments; the first one writes and prints.
@@ -63,12 +57,13 @@ def run(config: RunConfig, run_dir: pathlib.Path, resume: bool = False) -> dict:
       Preempted: SIGTERM; the iteration was finished and a checkpoint written.
       KeyboardInterrupt: Ctrl-C; the iteration was finished and a checkpoint written.
     """
+    run_dir = storage.path(run_dir)
     settings = {name: x for name, x in flat(to_dict(config)).items() if not name.startswith("processes.")}
     processes.start(config.processes, settings | versions() | {"--run-dir": str(run_dir), "--resume": resume})
 
     def begin() -> tuple[Parts, bool]:
         parts = build(config)
-        return parts, _check_folder(run_dir, parts, resume)
+        return parts, check_folder(run_dir, parts, resume)
 
     parts, known = processes.agree_on_errors((ConfigError,), begin)
     seen = processes.gather(known)
@@ -112,7 +107,7 @@ class _Loop:
     """One run in progress."""
 
     config: RunConfig
-    run_dir: pathlib.Path
+    run_dir: epath.Path
     trainer: Trainer
     evaluator: Evaluator
     checkpoints: Checkpoints
@@ -162,6 +157,7 @@ class _Loop:
                 if number % self.config.checkpoint.every == 0 or number == total or told:
                     if first:
                         write_json(self.run_dir / "summary.json", summary | {"seconds": seconds()})
+                        writer.flush()
                     self.checkpoints.save(state)
                 if int(state.skipped_in_row) >= MAX_SKIPPED_IN_ROW:
                     self.checkpoints.save(state)
@@ -230,15 +226,10 @@ class _Loop:
         path = self.run_dir / "summary.json"
         return json.loads(path.read_text()) if path.exists() else {}
 
-    def _show(self, summary: dict, report: pathlib.Path) -> None:
+    def _show(self, summary: dict, report: epath.Path) -> None:
         header, rows = summary_table(summary["before"], summary["after"])
         self.console.table("Held-out prompts", header, rows)
         self.console.message(f"{summary['seconds']:.0f} s.  Report: {report}")
-
-
-def write_json(path: pathlib.Path, data: dict) -> None:
-    """Writes JSON in one step."""
-    write_atomically(path, (json.dumps(data, indent=2) + "\n").encode())
 
 
 def headline(table: dict) -> str:
@@ -256,7 +247,7 @@ def summary_table(before: dict, after: dict) -> tuple[list[str], list[list[str]]
     return ["score", *categories], rows
 
 
-def card(parts: Parts, run_dir: pathlib.Path, held: int) -> list[tuple[str, str]]:
+def card(parts: Parts, run_dir: epath.Path, held: int) -> list[tuple[str, str]]:
     """What a run is about to do, in rows; `held` are the bytes that lie on a device all the time."""
     c, learn, r = parts.config, parts.config.learning, parts.config.rollout
     params = parts.loaded.abstract_params()
@@ -283,83 +274,6 @@ def card(parts: Parts, run_dir: pathlib.Path, held: int) -> list[tuple[str, str]
         ("iterations", str(c.iterations)),
         ("results", str(run_dir)),
     ]  # fmt: skip
-
-
-def save_episodes(run_dir: pathlib.Path, step: int, own: OwnEpisodes) -> pathlib.Path:
-    """Writes this process's episodes of an iteration that could not be judged: images.npz and episodes.json."""
-    folder = run_dir / "unjudged" / f"{step:06d}"
-    if jax.process_count() > 1:
-        folder /= f"process-{jax.process_index()}"
-    folder.mkdir(parents=True, exist_ok=True)
-    batch = own.batch
-    np.savez_compressed(folder / "images.npz", images=batch.images, episodes=own.rows)
-    texts = [{"prompt": p, "metadata": dict(m), "thinking": t}
-             for p, m, t in zip(batch.prompts, batch.metadata, batch.thinking, strict=True)]  # fmt: skip
-    write_atomically(folder / "episodes.json", json.dumps(texts, indent=1).encode())
-    return folder
-
-
-def versions() -> dict[str, str]:
-    """Versions that a result may depend on."""
-    import flax
-    import optax
-
-    return {"python": platform.python_version(), "jax": jax.__version__, "flax": flax.__version__,
-            "optax": optax.__version__, "unigrpo_jax": unigrpo_jax.__version__, "code": code_hash()}  # fmt: skip
-
-
-def code_hash() -> str:
-    """Twelve hexadecimal digits that tell two states of the package's source files apart."""
-    folder, digest = pathlib.Path(unigrpo_jax.__file__).parent, hashlib.sha256()
-    for path in sorted(folder.rglob("*.py")):
-        digest.update(str(path.relative_to(folder)).encode() + b"\0" + path.read_bytes())
-    return digest.hexdigest()[:12]
-
-
-def _check_folder(run_dir: pathlib.Path, parts: Parts, resume: bool) -> bool:
-    """Whether the folder holds a run that this one continues; ConfigError where it holds one that it cannot."""
-    record, config = run_dir / "config.json", parts.config
-    if run_dir.exists() and not run_dir.is_dir():
-        raise ConfigError(f"{run_dir} is a file; give --run-dir a new folder.")
-    if not record.exists():
-        if run_dir.exists() and any(run_dir.iterdir()):
-            raise ConfigError(f"{run_dir} is not empty and holds no run; give --run-dir a new folder.")
-        return False
-    if not resume:
-        raise ConfigError(f"{run_dir} already holds a run; continue it with --resume, or choose --run-dir or --name.")
-    earlier, now = flat(to_dict(load_run_config(record))), flat(to_dict(config))
-    changed = [name for name in now if name.split(".")[0] not in FREE_FIELDS and now[name] != earlier.get(name)]
-    if changed:
-        lines = ", ".join(f"{name} = {now[name]} (was {earlier.get(name)})" for name in changed)
-        raise ConfigError(f"{run_dir} was made with another config: {lines}; use its settings or another --run-dir.")
-    check_same_weights(run_dir, parts.loaded)
-    try:
-        read_metrics(run_dir / "metrics.jsonl")
-    except ValueError as error:
-        raise ConfigError(f"{error}; remove that line, or use another --run-dir.") from None
-    return True
-
-
-def check_same_weights(run_dir: pathlib.Path, loaded: LoadedModel) -> None:
-    """ConfigError where the model folder no longer holds the weights that the run started from."""
-    try:
-        checksum = json.loads((run_dir / "provenance.json").read_text())["model_sha256"]
-    except (OSError, ValueError, KeyError, TypeError):
-        raise ConfigError(f"{run_dir / 'provenance.json'} is missing or damaged; restore it, or use another run.") from None
-    if checksum != loaded.checksum():
-        raise ConfigError(
-            f"{run_dir} started from other weights than those in {loaded.folder} now, which it needs for all that is not "
-            "trained and as the reference; restore them or use another run folder."
-        )
-
-
-def flat(data: dict, prefix: str = "") -> dict:
-    """{"a.b": value} of nested dicts."""
-    out = {}
-    for name, value in data.items():
-        inner = isinstance(value, dict) and name != "reward_weights"
-        out |= flat(value, f"{prefix}{name}.") if inner else {f"{prefix}{name}": value}
-    return out
 
 
 def _main_thread() -> bool:

@@ -7,19 +7,19 @@ that was not finite.  Steps strictly increase.  Only one process of a multi-host
 import importlib
 import json
 import math
-import pathlib
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+from etils import epath
 
-from unigrpo_jax.training.atomic import write_atomically
+from unigrpo_jax.training import storage
 
 FILE_NAME = "metrics.jsonl"
 
 
 class MetricsWriter:
-    """Appends one line per step to `run_dir/metrics.jsonl`; every line is on disk when `write` returns.
+    """Appends one line per step to `run_dir/metrics.jsonl`; see `storage.GrowingFile`.
 
     Args:
       run_dir: the run folder; made if it is not there.
@@ -31,13 +31,13 @@ class MetricsWriter:
 
     def __init__(
         self,
-        run_dir: str | pathlib.Path,
+        run_dir: storage.Place,
         resume_step: int | None = None,
         *,
         tensorboard: bool = False,
         wandb: bool = False,
     ):
-        run_dir = pathlib.Path(run_dir)
+        run_dir = epath.Path(run_dir)
         path = run_dir / FILE_NAME
         tensorboard_module = _extra("tensorboardX", "tensorboard") if tensorboard else None
         wandb_module = _extra("wandb", "wandb") if wandb else None
@@ -49,9 +49,8 @@ class MetricsWriter:
                 "Resume that run, or choose another run name, or remove the folder."
             )
         kept = [line for line in earlier if line["step"] <= (-1 if resume_step is None else resume_step)]
-        write_atomically(path, "".join(map(_to_json, kept)).encode())
         self._last_step = kept[-1]["step"] if kept else -1
-        self._file = path.open("a", encoding="utf-8")
+        self._file = storage.GrowingFile(path, "".join(map(_to_json, kept)))
         self._sinks = []
         if tensorboard_module:
             self._sinks.append(_TensorBoard(tensorboard_module, run_dir, purge_step=self._last_step + 1))
@@ -66,12 +65,15 @@ class MetricsWriter:
         if "step" in metrics:
             raise ValueError("a metric may not be named 'step': it is the line's own key")
         line = {"step": step, **{name: _number(name, value) for name, value in metrics.items()}}
-        self._file.write(_to_json(line))
-        self._file.flush()
+        self._file.add(_to_json(line))
         self._last_step = step
         finite = {name: value for name, value in line.items() if name != "step" and value is not None}
         for sink in self._sinks:
             sink.write(step, finite)
+
+    def flush(self) -> None:
+        """Makes all lines visible; on a disk they are."""
+        self._file.flush()
 
     def close(self) -> None:
         """Closes the file and the copies; a second call does nothing."""
@@ -87,13 +89,13 @@ class MetricsWriter:
         self.close()
 
 
-def read_metrics(path: str | pathlib.Path) -> list[dict[str, Any]]:
+def read_metrics(path: storage.Place) -> list[dict[str, Any]]:
     """The lines of a metrics.jsonl, by increasing step; [] where there is no file.
 
     A last line that a crash cut short is left out; a broken line before it is a ValueError.  Of several lines with the
     same step, the last counts.
     """
-    path = pathlib.Path(path)
+    path = epath.Path(path)
     if not path.exists():
         return []
     *whole, tail = path.read_bytes().split(b"\n")  # a whole line ends in a newline, so that the tail is never one
@@ -134,7 +136,7 @@ def _extra(module: str, extra: str):
 class _TensorBoard:
     """Event files in `run_dir/tensorboard`; on resume TensorBoard hides what was logged from `purge_step` on."""
 
-    def __init__(self, module, run_dir: pathlib.Path, purge_step: int):
+    def __init__(self, module, run_dir: epath.Path, purge_step: int):
         self._writer = module.SummaryWriter(str(run_dir / "tensorboard"), purge_step=purge_step)
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
@@ -148,17 +150,17 @@ class _TensorBoard:
 class _WandB:
     """A W&B run; `run_dir/wandb_id` remembers which one a resumed run continues."""
 
-    def __init__(self, module, run_dir: pathlib.Path, resume: bool):
+    def __init__(self, module, run_dir: epath.Path, resume: bool):
         id_file, config_file = run_dir / "wandb_id", run_dir / "config.json"
         self._run = module.init(
             project="unigrpo_jax",
             name=run_dir.resolve().name,
-            dir=str(run_dir),
+            dir=None if storage.is_bucket(run_dir) else str(run_dir),
             config=json.loads(config_file.read_text()) if config_file.exists() else None,
             id=id_file.read_text().strip() if resume and id_file.exists() else None,
             resume="allow",
         )
-        write_atomically(id_file, self._run.id.encode())
+        storage.write_atomically(id_file, self._run.id.encode())
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
         self._run.log(dict(metrics), step=step)

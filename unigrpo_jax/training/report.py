@@ -10,18 +10,18 @@ import collections
 import html
 import io
 import json
-import pathlib
 import re
 import unicodedata
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from etils import epath
 from PIL import Image
 
 from unigrpo_jax.training import curves
-from unigrpo_jax.training.atomic import write_atomically
 from unigrpo_jax.training.metrics import FILE_NAME, read_metrics
 from unigrpo_jax.training.samples import Sample, load_samples, saved_steps
+from unigrpo_jax.training.storage import Place, write_atomically
 
 PICTURE_SIDE = 320  # larger images are shrunk to this for the page
 TINY_SIDE = 128  # smaller ones are shown with square pixels
@@ -55,9 +55,9 @@ LABELS = {
 }
 
 
-def write_report(run_dir: str | pathlib.Path) -> pathlib.Path:
+def write_report(run_dir: Place) -> epath.Path:
     """Writes `run_dir/report.html` and returns its path."""
-    run_dir = pathlib.Path(run_dir)
+    run_dir = epath.Path(run_dir)
     if not run_dir.is_dir():
         raise ValueError(f"no run folder {run_dir}")
     config, summary = _read_json(run_dir / "config.json"), _read_json(run_dir / "summary.json")
@@ -78,7 +78,7 @@ def write_report(run_dir: str | pathlib.Path) -> pathlib.Path:
     return path
 
 
-def _read_json(path: pathlib.Path) -> dict[str, Any]:
+def _read_json(path: epath.Path) -> dict[str, Any]:
     """The object in the file; {} where there is no file."""
     if not path.exists():
         return {}
@@ -188,7 +188,7 @@ def _cells(first: Any, last: Any) -> str:
 # --- samples ----------------------------------------------------------------------------------------------------------
 
 
-def _gallery(run_dir: pathlib.Path) -> str:
+def _gallery(run_dir: epath.Path) -> str:
     """The samples of the first and the last saved step; the same prompt stands side by side."""
     steps = saved_steps(run_dir)
     if not steps:

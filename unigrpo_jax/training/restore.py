@@ -1,10 +1,10 @@
 """Weights for use: from a run folder, one of its checkpoints, or a model folder."""
 
 import dataclasses
-import pathlib
 from collections.abc import Callable
 
 import jax
+from etils import epath
 
 from unigrpo_jax.config import ConfigError, RunConfig
 from unigrpo_jax.config_checks import check
@@ -12,8 +12,9 @@ from unigrpo_jax.config_json import load_run_config
 from unigrpo_jax.learning.update import new_state
 from unigrpo_jax.models.folder import HUB_PATTERN, TINY, LoadedModel, load_model
 from unigrpo_jax.models.tree import flatten
+from unigrpo_jax.training import storage
 from unigrpo_jax.training.checkpoint import Checkpoints, abstract
-from unigrpo_jax.training.loop import check_same_weights
+from unigrpo_jax.training.run_folder import check_same_weights
 
 EXPECTED = "expected `base`, a model folder, a run folder such as runs/shapes, or RUN/checkpoints/N"
 
@@ -35,7 +36,7 @@ class Restored:
     loaded: LoadedModel
     read: Callable[[], dict]
     name: str
-    folder: pathlib.Path
+    folder: epath.Path
     is_bare: bool
 
 
@@ -50,7 +51,7 @@ def restore(path: str, bare: RunConfig) -> Restored:
     Raises:
       ConfigError: nothing of that kind is there, or it does not fit together.
     """
-    folder = pathlib.Path(path).expanduser()
+    folder = storage.path(path)
     is_run = (folder / "checkpoints").is_dir() or folder.parent.name == "checkpoints"
     if path in ("base", TINY) or (folder.is_dir() and not is_run) or (not folder.exists() and HUB_PATTERN.fullmatch(path)):
         model = dataclasses.replace(bare.model, path=None if path == "base" else path)
@@ -62,7 +63,7 @@ def restore(path: str, bare: RunConfig) -> Restored:
             raise ConfigError(f"{path} is no checkpoint: {EXPECTED}; nor does the Hugging Face hub give one here.") from None
         loaded.check_weights()
         name = "base" if path == "base" else folder.resolve().name
-        config, results = dataclasses.replace(bare, model=model), pathlib.Path("runs") / name
+        config, results = dataclasses.replace(bare, model=model), epath.Path("runs") / name
         return Restored(config, loaded, loaded.params, name, results, True)
     numbered = folder.parent.name == "checkpoints" and folder.name.isdigit()
     run_dir = folder.parent.parent if numbered else folder

@@ -8,14 +8,14 @@ import dataclasses
 import io
 import json
 import math
-import pathlib
 import unicodedata
 from collections.abc import Sequence
 
 import numpy as np
+from etils import epath
 from PIL import Image, ImageDraw, ImageFont
 
-from unigrpo_jax.training.atomic import write_atomically
+from unigrpo_jax.training.storage import Place, write_atomically
 
 ENLARGE_TO, SHRINK_TO = 96, 256  # a drawn side lies between these, in pixels
 CELL_WIDTH, MARGIN, FRAME = 168, 10, 3
@@ -46,7 +46,7 @@ class Sample:
             raise ValueError(f"a sample's image is uint8 [H, W, 3], not {self.image.dtype} {list(self.image.shape)}")
 
 
-def save_samples(folder: str | pathlib.Path, step: int, samples: Sequence[Sample]) -> pathlib.Path:
+def save_samples(folder: Place, step: int, samples: Sequence[Sample]) -> epath.Path:
     """Writes the three files of `step` under `folder/samples` and returns the path of the grid.
 
     The text comes last, so that a step that `saved_steps` lists is whole.
@@ -74,18 +74,18 @@ def save_samples(folder: str | pathlib.Path, step: int, samples: Sequence[Sample
     return grid_path
 
 
-def load_samples(folder: str | pathlib.Path, step: int) -> list[Sample]:
+def load_samples(folder: Place, step: int) -> list[Sample]:
     """The samples that `save_samples` wrote, images bit for bit."""
     _, images_path, texts_path = _paths(folder, step)
-    with np.load(images_path) as arrays:
+    with np.load(io.BytesIO(images_path.read_bytes())) as arrays:
         images = arrays["images"]
     texts = json.loads(texts_path.read_text())
     return [Sample(image=image, **text) for image, text in zip(images, texts, strict=True)]
 
 
-def saved_steps(folder: str | pathlib.Path) -> list[int]:
+def saved_steps(folder: Place) -> list[int]:
     """The steps with whole samples under `folder/samples`, in increasing order; [] where there are none."""
-    texts = (pathlib.Path(folder) / "samples").glob("*.json")
+    texts = (epath.Path(folder) / "samples").glob("*.json")
     return sorted(int(path.stem) for path in texts if path.stem.isdecimal() and path.with_suffix(".npz").exists())
 
 
@@ -170,5 +170,5 @@ def _png(picture: Image.Image) -> bytes:
     return buffer.getvalue()
 
 
-def _paths(folder: str | pathlib.Path, step: int) -> list[pathlib.Path]:
-    return [pathlib.Path(folder) / "samples" / f"{step:06d}.{kind}" for kind in ("png", "npz", "json")]
+def _paths(folder: Place, step: int) -> list[epath.Path]:
+    return [epath.Path(folder) / "samples" / f"{step:06d}.{kind}" for kind in ("png", "npz", "json")]

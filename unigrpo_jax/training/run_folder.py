@@ -1,0 +1,109 @@
+"""What a run folder says about its run, and whether a run may go on in it."""
+
+import hashlib
+import io
+import json
+import pathlib
+import platform
+
+import jax
+import numpy as np
+from etils import epath
+
+import unigrpo_jax
+from unigrpo_jax.config import ConfigError, require
+from unigrpo_jax.config_json import load_run_config, to_dict
+from unigrpo_jax.models.folder import LoadedModel
+from unigrpo_jax.training import storage
+from unigrpo_jax.training.metrics import read_metrics
+from unigrpo_jax.training.storage import write_atomically
+from unigrpo_jax.training.trainer import OwnEpisodes, Parts
+
+# Fields that a resume may change: they decide how long and how closely one looks, not what is learned.
+FREE_FIELDS = ("name", "iterations", "devices", "mesh", "processes", "evaluation", "checkpoint", "logging")
+
+
+def write_json(path: epath.Path, data: dict) -> None:
+    """Writes JSON in one step."""
+    write_atomically(path, (json.dumps(data, indent=2) + "\n").encode())
+
+
+def save_episodes(run_dir: epath.Path, step: int, own: OwnEpisodes) -> epath.Path:
+    """Writes this process's episodes of an iteration that could not be judged: images.npz and episodes.json."""
+    folder = run_dir / "unjudged" / f"{step:06d}"
+    if jax.process_count() > 1:
+        folder /= f"process-{jax.process_index()}"
+    folder.mkdir(parents=True, exist_ok=True)
+    batch = own.batch
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, images=batch.images, episodes=own.rows)
+    write_atomically(folder / "images.npz", buffer.getvalue())
+    texts = [{"prompt": p, "metadata": dict(m), "thinking": t}
+             for p, m, t in zip(batch.prompts, batch.metadata, batch.thinking, strict=True)]  # fmt: skip
+    write_atomically(folder / "episodes.json", json.dumps(texts, indent=1).encode())
+    return folder
+
+
+def versions() -> dict[str, str]:
+    """Versions that a result may depend on."""
+    import flax
+    import optax
+
+    return {"python": platform.python_version(), "jax": jax.__version__, "flax": flax.__version__,
+            "optax": optax.__version__, "unigrpo_jax": unigrpo_jax.__version__, "code": code_hash()}  # fmt: skip
+
+
+def code_hash() -> str:
+    """Twelve hexadecimal digits that tell two states of the package's source files apart."""
+    folder, digest = pathlib.Path(unigrpo_jax.__file__).parent, hashlib.sha256()
+    for path in sorted(folder.rglob("*.py")):
+        digest.update(str(path.relative_to(folder)).encode() + b"\0" + path.read_bytes())
+    return digest.hexdigest()[:12]
+
+
+def check_folder(run_dir: epath.Path, parts: Parts, resume: bool) -> bool:
+    """Whether the folder holds a run that this one continues; ConfigError where it holds one that it cannot."""
+    record, config = run_dir / "config.json", parts.config
+    require(not config.logging.tensorboard or not storage.is_bucket(run_dir),
+            f"logging.tensorboard writes to a disk, but {run_dir} is a bucket; use logging.wandb.")  # fmt: skip
+    if run_dir.exists() and not run_dir.is_dir():
+        raise ConfigError(f"{run_dir} is a file; give --run-dir a new folder.")
+    if not record.exists():
+        if run_dir.exists() and any(run_dir.iterdir()):
+            raise ConfigError(f"{run_dir} is not empty and holds no run; give --run-dir a new folder.")
+        return False
+    if not resume:
+        raise ConfigError(f"{run_dir} already holds a run; continue it with --resume, or choose --run-dir or --name.")
+    earlier, now = flat(to_dict(load_run_config(record))), flat(to_dict(config))
+    changed = [name for name in now if name.split(".")[0] not in FREE_FIELDS and now[name] != earlier.get(name)]
+    if changed:
+        lines = ", ".join(f"{name} = {now[name]} (was {earlier.get(name)})" for name in changed)
+        raise ConfigError(f"{run_dir} was made with another config: {lines}; use its settings or another --run-dir.")
+    check_same_weights(run_dir, parts.loaded)
+    try:
+        read_metrics(run_dir / "metrics.jsonl")
+    except ValueError as error:
+        raise ConfigError(f"{error}; remove that line, or use another --run-dir.") from None
+    return True
+
+
+def check_same_weights(run_dir: epath.Path, loaded: LoadedModel) -> None:
+    """ConfigError where the model folder no longer holds the weights that the run started from."""
+    try:
+        checksum = json.loads((run_dir / "provenance.json").read_text())["model_sha256"]
+    except (OSError, ValueError, KeyError, TypeError):
+        raise ConfigError(f"{run_dir / 'provenance.json'} is missing or damaged; restore it, or use another run.") from None
+    if checksum != loaded.checksum():
+        raise ConfigError(
+            f"{run_dir} started from other weights than those in {loaded.folder} now, which it needs for all that is not "
+            "trained and as the reference; restore them or use another run folder."
+        )
+
+
+def flat(data: dict, prefix: str = "") -> dict:
+    """{"a.b": value} of nested dicts."""
+    out = {}
+    for name, value in data.items():
+        inner = isinstance(value, dict) and name != "reward_weights"
+        out |= flat(value, f"{prefix}{name}.") if inner else {f"{prefix}{name}": value}
+    return out

@@ -1,0 +1,87 @@
+"""Files of a run folder, on a disk or in a bucket (gs://, s3://), through etils.epath: no reader meets half a file.
+
+A disk appends and renames; a bucket does neither, but an object appears whole or not at all.
+"""
+
+import os
+import time
+
+from etils import epath
+
+from unigrpo_jax.config import ConfigError
+
+Place = str | os.PathLike
+UPLOAD_EVERY = 60.0  # seconds between uploads of a file that grows
+
+
+def path(place: Place) -> epath.Path:
+    """A path on a disk or in a bucket; ConfigError where what speaks to the bucket is not installed."""
+    found = epath.Path(place).expanduser()
+    if is_bucket(found):
+        try:
+            found.exists()
+        except ImportError as error:
+            raise ConfigError(f"{found} is a bucket ({error}): pip install 'unigrpo_jax[gcs]', or the fsspec package of "
+                              "another store.") from None  # fmt: skip
+        except Exception as error:  # what a store's own client raises: no rights, no such bucket, no network
+            first = next(iter(str(error).splitlines()), type(error).__name__)[:200]
+            raise ConfigError(f"{found} cannot be reached ({first}); check its name and your rights.") from None
+    return found
+
+
+def is_bucket(place: epath.Path) -> bool:
+    """Whether a path is no file of this machine."""
+    return "://" in os.fspath(place)
+
+
+def write_atomically(place: epath.Path, data: bytes) -> None:
+    """Writes a file in one step; on failure the old one stays as it was."""
+    place.parent.mkdir(parents=True, exist_ok=True)
+    if is_bucket(place):
+        place.write_bytes(data)
+        return
+    temporary = place.with_name(f".{place.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_bytes(data)
+        os.replace(temporary, place)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+class GrowingFile:
+    """A text file that lines are added to.
+
+    On a disk every line is there when `add` returns.  To a bucket the whole is uploaded by `flush`, by `close`, and once a
+    minute, so that a kill loses what came after; a resumed run computes it again.
+    """
+
+    def __init__(self, place: epath.Path, begin: str):
+        """`begin` replaces what the file holds."""
+        write_atomically(place, begin.encode())
+        self._place, self._uploaded = place, time.monotonic()
+        self._text = [begin] if is_bucket(place) else None
+        self._file = None if is_bucket(place) else place.open("a", encoding="utf-8")
+
+    def add(self, line: str) -> None:
+        """Adds a line, which ends in a newline."""
+        if self._file is not None:
+            self._file.write(line)
+            self._file.flush()
+            return
+        self._text.append(line)
+        if time.monotonic() - self._uploaded > UPLOAD_EVERY:
+            self.flush()
+
+    def flush(self) -> None:
+        """Makes all lines so far visible."""
+        if self._text is not None:
+            write_atomically(self._place, "".join(self._text).encode())
+            self._uploaded = time.monotonic()
+
+    def close(self) -> None:
+        """Flushes and closes; a second call does nothing."""
+        if self._file is not None:
+            self._file.close()
+        elif self._text is not None:
+            self.flush()
+            self._text = None
