@@ -1,1 +1,1 @@
-"""Pods and clusters: `python -m launch.plan` says what fits, `launch.tpu`, `launch.jobset` and `launch.slurm` start a run there."""
+"""Pods and clusters: `launch.plan` says what fits; `launch.tpu`, `launch.jobset` and `launch.slurm` start a run there."""

@@ -170,7 +170,7 @@ class _Supervisor:
 
     def _acquire(self) -> bool:
         """Waits for the slice, asks for it where there is none; False if it was lost while it was waited for."""
-        created, last = False, None
+        created, last = False, ""
         while True:
             state = self._state()
             if state != last:
