@@ -35,7 +35,7 @@ from unigrpo_jax.config_checks import check, check_devices, nearest_divisors
 RESTART = 75
 FINAL = (1, 2, 126, 127)
 
-_SECRET = re.compile(r"(TOKEN|KEY|SECRET|PASSWORD|CREDENTIALS?)$", re.IGNORECASE)
+_SECRET = re.compile(r"(^|_)(TOKEN|KEY|SECRET|PASSWORD|CREDENTIALS?)$", re.IGNORECASE)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -68,7 +68,10 @@ class Launch:
 
     def check(self) -> None:
         """Raises ConfigError where a value cannot work; a launcher adds its own checks."""
-        require(self.run_dir.strip("/") != "", "run_dir is empty; use gs://BUCKET/PATH or a path on shared storage.")
+        require(
+            bool(re.fullmatch("[a-z0-9]+://[^/]+/+[^/].*" if "://" in self.run_dir else ".*[^/].*", self.run_dir)),
+            f"run_dir = {self.run_dir!r} names no folder; use gs://BUCKET/PATH or a path on shared storage.",
+        )
         require(self.restarts >= 0, f"restarts = {self.restarts}, but it must be 0 or more.")
 
 

@@ -198,7 +198,7 @@ def test_a_refusal_of_sbatch_is_one_sentence(stand: Stand):
         (["--log", "a\nb"], ["log = 'a\\nb'"]),
         (["--sbatch-flag=--mem=0\nrm"], ["is no flag of sbatch"]),
         (["--name", "a b"], ["name = 'a b'"]),
-        (["--run-dir", "/"], ["run_dir is empty"]),
+        (["--run-dir", "/"], ["run_dir = '/' names no folder"]),
         (["--env", "WANDB_API_KEY=x"], ["WANDB_API_KEY is a secret", "Slurm hands your environment on"]),
         (["--", "--mesh.fsdp", "5"], ["mesh.fsdp = 5", "4 * 8 = 32 GPUs", "4 or 8"]),
         (["--", "--learning.group-size", "1"], ["learning.group_size = 1"]),

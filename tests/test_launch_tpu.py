@@ -263,6 +263,8 @@ def test_the_dry_run_shows_what_is_run(stand: Stand):
     [
         (["--slice", "v5p:2x2x3"], ["v5p:2x2x2 (8 chips, v5p-16)"]),
         (["--run-dir", "runs/one"], ["run_dir = 'runs/one'", "gs://BUCKET/PATH"]),
+        (["--run-dir", "gs://bucket"], ["run_dir = 'gs://bucket' names no folder"]),
+        (["--run-dir", "gs://bucket/"], ["run_dir = 'gs://bucket/' names no folder"]),
         (["--project", "My Project"], ["project = 'My Project'"]),
         (["--zone", "us-east5"], ["zone = 'us-east5'", "us-east5-a"]),
         (["--name", "One"], ["name = 'One'", "--name"]),
