@@ -1,1 +1,1 @@
-"""Planning runs on pods: `python -m launch.plan`.  A run itself is started by `python -m experiments.run`."""
+"""Pods and clusters: `launch.plan` says what fits; `launch.tpu`, `launch.jobset` and `launch.slurm` start a run there."""
