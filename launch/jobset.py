@@ -154,7 +154,7 @@ def manifest(launch: JobSet, training: Training) -> dict[str, Any]:
     )
     total = where.jobs * where.hosts * where.devices
     words = f"{total} {'chips' if launch.slice else 'GPUs'} of {where.jobs * where.hosts} hosts with {where.devices} each"
-    check_mesh(training.config, total, words)
+    check_mesh(training.config, total, words, where.jobs if launch.slice else 1)
     annotations = {"alpha.jobset.sigs.k8s.io/exclusive-topology": "cloud.google.com/gke-nodepool"} if launch.slice else {}
     job = {
         "parallelism": where.hosts,

@@ -16,7 +16,6 @@ A process that was killed (by a signal, or with its machine) is started again li
 """
 
 import dataclasses
-import math
 import pathlib
 import re
 import shlex
@@ -30,7 +29,7 @@ import experiments.run
 from experiments.command_line import complain, interrupted, preset
 from launch.external import LaunchError
 from unigrpo_jax.config import ConfigError, RunConfig, require
-from unigrpo_jax.config_checks import check, check_devices, nearest_divisors
+from unigrpo_jax.config_checks import check, check_devices, mesh_sizes
 
 RESTART = 75
 FINAL = (1, 2, 126, 127)
@@ -177,20 +176,7 @@ def exports(environment: Mapping[str, str]) -> str:
     return "".join(f"export {name}={shlex.quote(value)}\n" for name, value in environment.items())
 
 
-def check_mesh(config: RunConfig, devices: int, words: str) -> None:
-    """Raises ConfigError unless mesh and episodes fit the devices; `words` names them, such as "64 chips of v5p:4x4x4".
-
-    The arithmetic is that of `unigrpo_jax.parallel.mesh.make_mesh`, without JAX.
-    """
+def check_mesh(config: RunConfig, devices: int, words: str, slices: int = 1) -> None:
+    """Raises ConfigError unless mesh and episodes fit the devices; `words` names them, such as "64 chips of v5p:4x4x4"."""
     require(config.devices in (0, devices), f"devices = {config.devices}, but the run has the {words}; leave it out.")
-    sizes = {"data": config.mesh.data, "fsdp": config.mesh.fsdp, "tensor": config.mesh.tensor}
-    known = math.prod(size for size in sizes.values() if size)
-    unknown = [name for name, size in sizes.items() if not size]
-    product = " * ".join(f"mesh.{name} = {size or '?'}" for name, size in sizes.items())
-    require(len(unknown) < 2, f"{product}: at most one size may be 0 (inferred); set the others.")
-    require(
-        devices % known == 0 if unknown else known == devices,
-        f"{product} = {known}{' * ?' if unknown else ''} does not give the {words}; let the sizes multiply to "
-        f"{nearest_divisors(devices, known) if unknown else devices}.",
-    )
-    check_devices(config, devices // (sizes["tensor"] or devices // known))
+    check_devices(config, devices // mesh_sizes(config.mesh, devices, slices, words)["tensor"])

@@ -5,7 +5,7 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
-from unigrpo_jax.config import ConfigError, RunConfig, require
+from unigrpo_jax.config import ConfigError, MeshConfig, RunConfig, require
 
 _AT_LEAST_ONE = {
     "rollout": ("prompts_per_iteration", "prompt_tokens", "thinking_tokens", "flow_steps", "window_size",
@@ -139,6 +139,32 @@ def check(config: RunConfig) -> None:
         r.thinking or learn.flow_weight > 0,
         "rollout.thinking is off and learning.flow_weight is 0, so nothing learns; change one of them.",
     )
+
+
+def mesh_sizes(mesh: MeshConfig, devices: int, slices: int, words: str) -> dict[str, int]:
+    """{axis: size} of the mesh that a config describes, sizes of 0 inferred; ConfigError, with the arithmetic, else.
+
+    Args:
+      mesh: the sizes that were asked for.
+      devices: number of devices.
+      slices: slices that they lie in; 1 where they say nothing of slices.
+      words: what the devices are called, such as "64 chips of v5p:4x4x4".
+    """
+    require(
+        mesh.slice in (0, slices) or slices == 1,
+        f"mesh.slice = {mesh.slice}, but the {words} lie in {slices} slices; use {slices} or 0.",
+    )
+    asked = {"slice": mesh.slice or slices, "data": mesh.data, "fsdp": mesh.fsdp, "tensor": mesh.tensor}
+    known = math.prod(size for size in asked.values() if size)
+    unknown = [name for name, size in asked.items() if not size]
+    product = " * ".join(f"mesh.{name} = {size or '?'}" for name, size in asked.items() if name != "slice" or size > 1)
+    require(len(unknown) < 2, f"{product}: at most one size may be 0 (inferred); set the others.")
+    require(
+        devices % known == 0 if unknown else devices == known,
+        f"{product} = {known}{' * ?' if unknown else ''} does not give the {words}; let the sizes multiply to "
+        f"{nearest_divisors(devices, known) if unknown else devices}.",
+    )
+    return {name: size or devices // known for name, size in asked.items()}
 
 
 def check_devices(config: RunConfig, devices: int) -> None:

@@ -10,6 +10,7 @@ from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from unigrpo_jax.config import MeshConfig, require
+from unigrpo_jax.config_checks import mesh_sizes
 
 SLICE, DATA, FSDP, TENSOR = "slice", "data", "fsdp", "tensor"
 BATCH = (SLICE, DATA, FSDP)  # what episodes are spread over: devices that share no parameter work on other episodes, too
@@ -29,26 +30,13 @@ def make_mesh(devices: int = 0, sizes: MeshConfig = MeshConfig(), present=None) 
         f"devices = {devices}, but JAX sees {len(present)} ({present[0].platform}); use 0 for all of them.",
     )
     chosen = present[: devices or len(present)]
-    islands = len({getattr(device, "slice_index", 0) for device in chosen})
-    require(
-        sizes.slice in (0, islands) or islands == 1,
-        f"mesh.slice = {sizes.slice}, but the {len(chosen)} devices lie in {islands} slices; use {islands} or 0.",
-    )
-    asked = {SLICE: sizes.slice or islands, DATA: sizes.data, FSDP: sizes.fsdp, TENSOR: sizes.tensor}
-    known = math.prod(size for size in asked.values() if size)
-    words = " * ".join(f"mesh.{name} = {size or '?'}" for name, size in asked.items() if name != SLICE or size > 1)
-    unknown = [name for name, size in asked.items() if not size]
-    require(len(unknown) < 2, f"{words}: at most one size may be 0 (inferred); set the others.")
-    require(
-        len(chosen) % known == 0 if unknown else len(chosen) == known,
-        f"{words} = {known}{' * ?' if unknown else ''} does not give the {len(chosen)} devices; let the sizes multiply to "
-        f"{len(chosen)}, or use devices = {known}.",
-    )
-    shape = tuple(size or len(chosen) // known for size in asked.values())
+    slices = len({getattr(device, "slice_index", 0) for device in chosen})
+    asked = mesh_sizes(sizes, len(chosen), slices, f"{len(chosen)} devices")
+    shape = tuple(asked.values())
     types = (AxisType.Auto,) * len(shape)
-    if islands == 1:
+    if slices == 1:
         return jax.make_mesh(shape, tuple(asked), axis_types=types, devices=chosen)
-    inside, between = (1, *shape[1:]), (islands, *(1,) * (len(shape) - 1))
+    inside, between = (1, *shape[1:]), (slices, *(1,) * (len(shape) - 1))
     return Mesh(mesh_utils.create_hybrid_device_mesh(inside, between, chosen), tuple(asked), axis_types=types)
 
 
