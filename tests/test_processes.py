@@ -62,6 +62,27 @@ def test_a_place_that_cannot_be_is_one_sentence(config, environment, words):
     assert words in str(caught.value) and "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("more", "place"),
+    [
+        ({}, Place("localhost:8476", 2, 1)),
+        ({"MEGASCALE_NUM_SLICES": "2", "MEGASCALE_SLICE_ID": "1", "MEGASCALE_COORDINATOR_ADDRESS": "127.0.0.1"},
+         Place("127.0.0.1:8476", 4, 3)),
+        ({"TPU_WORKER_HOSTNAMES": "localhost", "TPU_WORKER_ID": "0"}, None),
+    ],
+)  # fmt: skip
+def test_a_host_of_a_tpu_slice_finds_its_place(monkeypatch, more, place):
+    """By the variables that GKE sets, read by JAX."""
+    from jax._src.clusters import cloud_tpu_cluster
+
+    monkeypatch.setattr(cloud_tpu_cluster, "running_in_cloud_tpu_vm", True)
+    variables = {"TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost,other", "TPU_WORKER_ID": "1",
+                 "MEGASCALE_NUM_SLICES": "", "MEGASCALE_SLICE_ID": "", "MEGASCALE_COORDINATOR_ADDRESS": ""} | more  # fmt: skip
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert find(ProcessConfig()) == place
+
+
 def test_every_row_belongs_to_one_shard():
     """Copies along `tensor` are counted once, and the rows come in order."""
     mesh = meshes.make_mesh(8, meshes.MeshConfig(fsdp=2, tensor=2))
