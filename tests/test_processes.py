@@ -65,9 +65,9 @@ def test_a_place_that_cannot_be_is_one_sentence(config, environment, words):
 @pytest.mark.parametrize(
     ("more", "place"),
     [
-        ({}, Place("localhost:8476", 2, 1)),
+        ({}, Place("localhost:8482", 2, 1)),
         ({"MEGASCALE_NUM_SLICES": "2", "MEGASCALE_SLICE_ID": "1", "MEGASCALE_COORDINATOR_ADDRESS": "127.0.0.1"},
-         Place("127.0.0.1:8476", 4, 3)),
+         Place("127.0.0.1:8482", 4, 3)),
         ({"TPU_WORKER_HOSTNAMES": "localhost", "TPU_WORKER_ID": "0"}, None),
     ],
 )  # fmt: skip
@@ -77,8 +77,8 @@ def test_a_host_of_a_tpu_slice_finds_its_place(monkeypatch, more, place):
 
     monkeypatch.setattr(cloud_tpu_cluster, "running_in_cloud_tpu_vm", True)
     variables = {"TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost,other", "TPU_WORKER_ID": "1",
-                 "MEGASCALE_NUM_SLICES": "", "MEGASCALE_SLICE_ID": "", "MEGASCALE_COORDINATOR_ADDRESS": ""} | more  # fmt: skip
-    for name, value in variables.items():
+                 "MEGASCALE_NUM_SLICES": "", "MEGASCALE_SLICE_ID": "", "MEGASCALE_COORDINATOR_ADDRESS": ""}  # fmt: skip
+    for name, value in (variables | more).items():
         monkeypatch.setenv(name, value)
     assert find(ProcessConfig()) == place
 
