@@ -20,11 +20,16 @@ def complain(error: ConfigError, program: str) -> NoReturn:
     sys.exit(2)
 
 
-def interrupted() -> NoReturn:
-    """Exits with code 130 without waiting for what still compiles in the background."""
+def leave(code: int) -> NoReturn:
+    """Exits without waiting for what still compiles in the background, or for processes that are gone."""
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(130)
+    os._exit(code)
+
+
+def interrupted() -> NoReturn:
+    """Exits with a shell's code for Ctrl-C."""
+    leave(130)
 
 
 def configure_jax() -> None:

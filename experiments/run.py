@@ -11,7 +11,7 @@ from typing import Annotated
 
 import tyro
 
-from experiments.command_line import complain, configure_jax, interrupted, preset, presets
+from experiments.command_line import complain, configure_jax, interrupted, leave, preset, presets
 from unigrpo_jax.config import ConfigError, RunConfig
 
 
@@ -44,9 +44,12 @@ def main() -> None:
 
         try:
             run(arguments.config, arguments.run_dir or f"runs/{arguments.config.name}", arguments.resume)
-        except (PeersMissing, RunStopped) as error:
+        except PeersMissing as error:
+            print(f"experiments.run: {error}.", file=sys.stderr)
+            leave(RESTART)
+        except RunStopped as error:
             print(f"experiments.run: {error}", file=sys.stderr)
-            sys.exit(RESTART if isinstance(error, PeersMissing | Preempted) else 1)
+            sys.exit(RESTART if isinstance(error, Preempted) else 1)
     except ConfigError as error:
         complain(error, "experiments.run")
     except KeyboardInterrupt:

@@ -131,6 +131,12 @@ class Pair:
             self.children.append(subprocess.Popen([sys.executable, "-m", "experiments.run", *map(str, words)], cwd=folder,
                                  env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True))  # fmt: skip
 
+    def until(self, happened) -> None:
+        deadline = time.monotonic() + 300
+        while not happened():
+            assert time.monotonic() < deadline and all(child.poll() is None for child in self.children)
+            time.sleep(0.1)
+
     def wait(self) -> list[tuple[int, str, str]]:
         """(exit code, stdout, stderr) of each."""
         out = []
@@ -206,14 +212,22 @@ def test_a_signal_to_one_process_saves_in_both_and_asks_for_a_restart(tiny_model
     """SIGTERM, as a preemption sends it; the other process hears of it at the iteration's end."""
     run_dir = tmp_path / "run"
     pair = Pair(tmp_path, tiny_model, run_dir, "--iterations", 2000, "--checkpoint.every", 1000)
-    deadline = time.monotonic() + 300
-    while not (run_dir / "metrics.jsonl").exists() or not (run_dir / "metrics.jsonl").read_text().count("\n"):
-        assert time.monotonic() < deadline and all(child.poll() is None for child in pair.children)
-        time.sleep(0.1)
+    lines = run_dir / "metrics.jsonl"
+    pair.until(lambda: lines.exists() and lines.read_text().count("\n"))
     pair.children[1].terminate()
     outcomes = pair.wait()
     assert [code for code, _, _ in outcomes] == [75, 75], outcomes
     assert len(steps(run_dir)) == 1 and steps(run_dir)[0] == len(metrics(run_dir)) >= 1
+
+
+def test_a_process_that_is_killed_ends_the_other_which_asks_for_a_restart(tiny_model, tmp_path):
+    """SIGKILL, as a lost machine; the other has nobody to add gradients with."""
+    run_dir = tmp_path / "run"
+    pair = Pair(tmp_path, tiny_model, run_dir, "--iterations", 2000, "--checkpoint.every", 1)
+    pair.until(lambda: (run_dir / "checkpoints").exists() and steps(run_dir))
+    pair.children[1].kill()
+    (code, _, err), _ = pair.wait()
+    assert code == 75 and "another process was lost" in err, (code, err)
 
 
 def test_a_step_that_hangs_prints_stacks_and_ends(tiny_model, tmp_path):

@@ -3,6 +3,7 @@
 One process is the ordinary case, and everything here is then the identity.
 """
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -17,9 +18,12 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from unigrpo_jax.config import ConfigError, ProcessConfig, require
-from unigrpo_jax.parallel.roll_call import roll_call
+from unigrpo_jax.parallel.roll_call import PeersMissing, roll_call
 
 VARIABLES = ("UNIGRPO_COORDINATOR", "UNIGRPO_PROCESSES", "UNIGRPO_PROCESS")
+
+# How the messages of a collective or of the coordination service begin when somebody is gone.
+_GONE = "UNKNOWN|UNAVAILABLE|INTERNAL|ABORTED|CANCELLED|DEADLINE_EXCEEDED|FAILED_PRECONDITION"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -153,6 +157,18 @@ def agree_on_errors(errors: tuple[type[Exception], ...], action):
             kind = next(kind for kind in errors if kind.__name__ == said[0])
             raise kind(f"process {index}: {said[1]}") from failed
     return result
+
+
+@contextlib.contextmanager
+def joined():
+    """Around work with others: what JAX raises when one of them is gone becomes PeersMissing."""
+    try:
+        yield
+    except (jax.errors.JaxRuntimeError, ValueError) as error:  # which of the two depends on where it is noticed
+        if jax.process_count() == 1 or not re.match(_GONE, str(error)):
+            raise
+        first = next(iter(str(error).splitlines()), type(error).__name__)[:200]
+        raise PeersMissing(f"another process was lost ({first}); --resume continues from the newest checkpoint") from error
 
 
 def own_rows(array: jax.Array) -> tuple[np.ndarray, np.ndarray]:

@@ -16,6 +16,7 @@ from unigrpo_jax.learning import parameters
 from unigrpo_jax.learning.update import TrainState
 from unigrpo_jax.models import tree
 from unigrpo_jax.parallel import processes
+from unigrpo_jax.parallel.roll_call import PeersMissing
 from unigrpo_jax.rewards.load import RewardError
 from unigrpo_jax.training import storage
 from unigrpo_jax.training.checkpoint import Checkpoints, abstract
@@ -52,7 +53,7 @@ def run(config: RunConfig, run_dir: storage.Place, resume: bool = False) -> dict
 
     Raises:
       ConfigError: something cannot work; nothing was written.
-      PeersMissing: other processes did not come.
+      PeersMissing: other processes did not come, or went away.
       RunStopped: the reward failed or updates stayed non-finite; a checkpoint was written.
       Preempted: SIGTERM; the iteration was finished and a checkpoint written.
       KeyboardInterrupt: Ctrl-C; the iteration was finished and a checkpoint written.
@@ -96,10 +97,14 @@ def run(config: RunConfig, run_dir: storage.Place, resume: bool = False) -> dict
             write_json(run_dir / "provenance.json", {"model_sha256": parts.loaded.checksum(), "versions": versions()})
             write_json(run_dir / "config.json", to_dict(config))
         loop = _Loop(config, run_dir, trainer, evaluator, checkpoints, console, Watchdog(config.processes.hang_seconds))
-        try:
-            return loop.run(state, done or 0)
-        finally:
-            checkpoints.close()
+        with contextlib.ExitStack() as stack:
+            stack.callback(checkpoints.close)
+            try:
+                with processes.joined():
+                    return loop.run(state, done or 0)
+            except PeersMissing:
+                stack.pop_all()  # closing would wait for who is gone
+                raise
 
 
 @dataclasses.dataclass
