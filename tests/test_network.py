@@ -47,7 +47,7 @@ def test_fresh_flow_head_predicts_zero(inputs):
     assert not velocity(model, model.init(jax.random.key(0)), *inputs).any()
 
 
-@pytest.mark.parametrize("change", [{"remat": True}, {"unroll": 3}])
+@pytest.mark.parametrize("change", [{"remat": "full"}, {"remat": "dots"}, {"unroll": 3}])
 def test_remat_and_unroll_change_neither_output_nor_gradient(params, inputs, change):
     tokens, x, t = inputs
 
