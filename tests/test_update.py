@@ -10,6 +10,7 @@ import pytest
 
 from tests import tiny
 from unigrpo_jax.learning import parameters
+from unigrpo_jax.learning import policy as policies
 from unigrpo_jax.learning.objective import Objective, reduce_metrics, with_ratio_std
 from unigrpo_jax.learning.update import UpdateProgram, new_state, pieces
 from unigrpo_jax.models import tree
@@ -65,6 +66,16 @@ def moved(state, since=START):
     """Paths of the parameters with any other bit."""
     before = {k: np.asarray(v) for k, v in tree.flatten(since).items()}
     return {k for k, v in flat(state).items() if v.tobytes() != before[k].tobytes()}
+
+
+def test_scanned_windows_and_pieces_of_logits_change_no_update(once, monkeypatch):
+    """Nor the first ratios, which are exactly 1."""
+    monkeypatch.setattr(policies, "LOGITS", 50)
+    state, metrics = update(window_steps="scanned")
+    for path, value in flat(state).items():
+        np.testing.assert_allclose(value, flat(once[0])[path], rtol=0, atol=2e-7, err_msg=path)
+    for name in ("text", "flow"):
+        assert float(metrics[f"{name}/ratio_min"]) == float(metrics[f"{name}/ratio_max"]) == 1.0
 
 
 @pytest.mark.parametrize("micro_batches", [2, 4])
