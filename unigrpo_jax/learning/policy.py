@@ -47,7 +47,8 @@ class FlowView:
 
 
 View = TextView | FlowView
-LOGITS = 2**25  # float32 logits of one episode that may lie in memory at once, 128 MiB; a longer thinking is read in pieces
+# Float32 logits of one episode that may lie in memory at once, 256 MiB.  Where `fsdp` cuts the head, each piece gathers it.
+LOGITS = 2**26
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
