@@ -51,6 +51,7 @@ def plan(config: RunConfig, topology: str) -> dict[str, Any]:
     from unigrpo_jax.models import tree
     from unigrpo_jax.models.bagel import Bagel, lora, weights
     from unigrpo_jax.models.bagel.release import AUTOENCODER, BAGEL_7B, HUB_NAME, SYSTEM_TOKENS
+    from unigrpo_jax.parallel import kernels
     from unigrpo_jax.parallel import mesh as meshes
     from unigrpo_jax.parallel.rules import Layout
     from unigrpo_jax.training.programs import Programs
@@ -72,7 +73,8 @@ def plan(config: RunConfig, topology: str) -> dict[str, Any]:
     check_devices(config, meshes.batch_size(mesh))
     layout, settings = Layout(mesh), config.model.lora
     scale = settings.alpha / settings.rank if settings.rank else 1.0
-    network = Bagel(BAGEL_7B, config.model.dtype, config.model.remat, config.model.unroll, scale, layout.activations)
+    attend = kernels.attend(config.model, mesh)
+    network = Bagel(BAGEL_7B, config.model.dtype, config.model.remat, config.model.unroll, scale, layout.activations, attend)
     kind = lambda path: jnp.float32 if path in weights.FIXED_TABLES else jnp.dtype(config.model.param_dtype)
     shapes = tree.flatten(jax.eval_shape(lambda: network.init(jax.random.key(0))))
     stored = tree.unflatten({path: jax.ShapeDtypeStruct(x.shape, kind(path)) for path, x in shapes.items()})

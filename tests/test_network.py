@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests.equations import equations
 from unigrpo_jax.models.bagel import Bagel, BagelConfig, latents
 from unigrpo_jax.models.bagel import context as contexts
 
@@ -47,7 +48,7 @@ def test_fresh_flow_head_predicts_zero(inputs):
     assert not velocity(model, model.init(jax.random.key(0)), *inputs).any()
 
 
-@pytest.mark.parametrize("change", [{"remat": True}, {"unroll": 3}])
+@pytest.mark.parametrize("change", [{"remat": "full"}, {"remat": "dots"}, {"unroll": 3}])
 def test_remat_and_unroll_change_neither_output_nor_gradient(params, inputs, change):
     tokens, x, t = inputs
 
@@ -60,6 +61,19 @@ def test_remat_and_unroll_change_neither_output_nor_gradient(params, inputs, cha
         scale = max(float(jnp.max(jnp.abs(x))) for x in jax.tree.leaves(plain))
         error = jax.tree.map(lambda a, b: float(jnp.max(jnp.abs(a - b))), plain, changed)
         assert max(jax.tree.leaves(error)) < 1e-5 * scale
+
+
+def products(model, params, inputs):
+    """Numbers of products in a gradient's program: with weights, and of the attention, which have batch dimensions."""
+    found = equations(jax.grad(lambda p: jnp.sum(velocity(model, p, *inputs))), params)
+    batched = [bool(e.params["dimension_numbers"][1][0]) for e in found if e.primitive.name == "dot_general"]
+    return {"weights": batched.count(False), "attention": batched.count(True)}
+
+
+def test_dots_keeps_products_with_weights_and_makes_attention_again(params, inputs):
+    none, dots, full = (products(Bagel(CONFIG, remat=remat), params, inputs) for remat in ("none", "dots", "full"))
+    assert none["weights"] == dots["weights"] < full["weights"]
+    assert none["attention"] < dots["attention"] == full["attention"]
 
 
 def test_bfloat16_stays_within_two_percent(params, inputs):

@@ -1,10 +1,16 @@
 """The policy's view of an episode against the oracle, and what it must not depend on."""
 
+import dataclasses
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from tests import oracle, tiny
+from tests.equations import equations
+from unigrpo_jax.learning import policy as policies
 
 
 def near_zero(limit):
@@ -70,3 +76,57 @@ def test_the_velocity_depends_on_the_text_and_on_the_parameters_that_read_it():
     _, other = tiny.view()(params, batch.replace(segments=(thought, batch.drawing)))
     changed = np.asarray((tokens != batch.thinking.tokens).any(axis=1))
     assert changed.any() and (spread(other.velocity, flow.velocity)[changed] > 1e-5).all()
+
+
+def weighted(policy):
+    """A number that every entry of both views moves, with its views."""
+
+    def loss(params, episodes):
+        views = policy.view(params, episodes)
+        weight = lambda x: jnp.cos(jnp.arange(x.size, dtype=jnp.float32)).reshape(x.shape)
+        return sum(jnp.sum(weight(x) * x) for x in jax.tree.leaves(views)), views
+
+    return loss
+
+
+@functools.cache
+def views_and_gradient(window_steps, logits):
+    """Of `tiny`'s policy, where so many logits of an episode may live at once."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(policies, "LOGITS", logits)
+        program = jax.value_and_grad(weighted(tiny.policy(window_steps=window_steps)), has_aux=True)
+        (_, views), gradient = tiny.jit(program)(tiny.params(), tiny.episodes())
+    return views, gradient
+
+
+WHOLE = 6 * 32  # thinking tokens times vocabulary
+
+
+@pytest.mark.parametrize(("window_steps", "logits"), [("scanned", WHOLE // 2), ("batched", 60)])
+def test_neither_scanned_windows_nor_pieces_of_logits_change_values_or_gradients(window_steps, logits):
+    """Two pieces of three tokens; four of two, the last of them empty."""
+    views, gradient = views_and_gradient("batched", WHOLE)
+    other_views, other_gradient = views_and_gradient(window_steps, logits)
+    for a, b in zip(jax.tree.leaves(other_views), jax.tree.leaves(views), strict=True):
+        assert np.abs(b).max() > 0.01
+        np.testing.assert_allclose(a, b, **near_zero(2e-5))
+    largest = max(float(jnp.max(jnp.abs(x))) for x in jax.tree.leaves(gradient))
+    for (path, a), b in zip(jax.tree_util.tree_leaves_with_path(other_gradient), jax.tree.leaves(gradient), strict=True):
+        np.testing.assert_allclose(a, b, **near_zero(1e-5 * largest), err_msg=jax.tree_util.keystr(path))
+
+
+def largest_array(function, *args):
+    """Elements of the largest array that a function's program makes."""
+    return max(x.aval.size for equation in equations(function, *args) for x in equation.outvars)
+
+
+def test_long_logits_are_never_whole(monkeypatch):
+    """With a vocabulary of 4096 they are the largest array of values and gradients; the bound halves it."""
+    config = dataclasses.replace(tiny.CONFIG, vocab_size=4096)
+    policy = dataclasses.replace(tiny.policy(), model=dataclasses.replace(tiny.MODEL, config=config))
+    shapes = jax.eval_shape(policy.model.init, jax.random.key(0))
+    gradient = jax.grad(lambda *args: weighted(policy)(*args)[0])
+    logits = tiny.EPISODES * 6 * 4096
+    assert largest_array(gradient, shapes, tiny.episodes()) == logits
+    monkeypatch.setattr(policies, "LOGITS", 3 * 4096)
+    assert largest_array(gradient, shapes, tiny.episodes()) == logits // 2

@@ -10,6 +10,7 @@ import pytest
 
 from tests import tiny
 from unigrpo_jax.learning import parameters
+from unigrpo_jax.learning import policy as policies
 from unigrpo_jax.learning.objective import Objective, reduce_metrics, with_ratio_std
 from unigrpo_jax.learning.update import UpdateProgram, new_state, pieces
 from unigrpo_jax.models import tree
@@ -71,6 +72,16 @@ def test_a_reference_that_lies_on_the_host_changes_no_bit(once):
     place = jax.sharding.SingleDeviceSharding(jax.devices()[0], memory_kind="pinned_host")
     state, metrics = update(reference="host", kept=jax.device_put(REFERENCE, place))
     tiny.assert_trees_equal((state, metrics), once)
+
+
+def test_scanned_windows_and_pieces_of_logits_change_no_update(once, monkeypatch):
+    """Nor the first ratios, which are exactly 1."""
+    monkeypatch.setattr(policies, "LOGITS", 50)
+    state, metrics = update(window_steps="scanned")
+    for path, value in flat(state).items():
+        np.testing.assert_allclose(value, flat(once[0])[path], rtol=0, atol=2e-7, err_msg=path)
+    for name in ("text", "flow"):
+        assert float(metrics[f"{name}/ratio_min"]) == float(metrics[f"{name}/ratio_max"]) == 1.0
 
 
 @pytest.mark.parametrize("micro_batches", [2, 4])

@@ -83,19 +83,23 @@ def rollout_program(group: int = GROUP, model: Bagel = MODEL, **changes) -> Roll
     return training_rollout(dataclasses.replace(ROLLOUT, **changes), model, PixelAutoencoder(), group)
 
 
-def policy(context_gradient: str = "full", rule: str = "flow_sde", noise_level: float = 0.8) -> Policy:
+def policy(
+    context_gradient: str = "full", rule: str = "flow_sde", noise_level: float = 0.8, window_steps: str = "batched"
+) -> Policy:
     """The policy that the rollouts of `rollout_program` are made with."""
     program = rollout_program()
     flow = FlowSampler(
         steps=ROLLOUT.flow_steps, shift=ROLLOUT.timestep_shift, rule=step_rule(rule, noise_level), grid=GRID
     )
-    return Policy(model=MODEL, tokens=program.tokens, flow=flow, context_gradient=context_gradient)
+    return Policy(
+        model=MODEL, tokens=program.tokens, flow=flow, context_gradient=context_gradient, window_steps=window_steps
+    )
 
 
 def objective(rule: str = "flow_sde", noise_level: float = 0.8, **changes) -> Objective:
     """The loss with single settings changed."""
     config = dataclasses.replace(LEARNING, **changes)
-    return Objective(policy=policy(config.context_gradient, rule, noise_level), config=config)
+    return Objective(policy=policy(config.context_gradient, rule, noise_level, config.window_steps), config=config)
 
 
 def update_program(**changes) -> UpdateProgram:

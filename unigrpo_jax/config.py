@@ -41,8 +41,10 @@ class ModelConfig:
     param_dtype: Literal["float32", "bfloat16"] = "float32"
     """Dtype of the weights in memory; bfloat16 is for use and for LoRA, weights that are trained must be float32."""
     lora: LoraConfig = dataclasses.field(default_factory=LoraConfig)
-    remat: bool = False
-    """Recompute each layer's activations in the backward pass: less memory, about a third more time."""
+    attention: Literal["auto", "xla", "cudnn", "splash"] = "auto"
+    """Plain products, or a kernel that stores no scores: `splash` on TPUs, `cudnn` on NVIDIA GPUs in bfloat16."""
+    remat: Literal["none", "full", "dots"] = "none"
+    """What the backward pass recomputes to save memory: each whole layer, or all of it but its products with weights."""
     unroll: int = 1
     """Layers per iteration of the scan over layers; more may run faster on CPU and compiles longer."""
 
@@ -127,6 +129,8 @@ class LearningConfig:
     """Optimizer steps per pass, each on its own share of every group."""
     micro_batches: int = 1
     """Gradients of a minibatch are accumulated over this many pieces; changes memory, not the update."""
+    window_steps: Literal["batched", "scanned"] = "batched"
+    """A drawing's trained transitions: together, or one after the other in less memory; changes no number."""
     reasoning_lr: float = 1e-4
     """Adam's rate for the reasoning expert (und): thinking."""
     denoising_lr: float = 5e-4

@@ -23,7 +23,7 @@ def config() -> RunConfig:
         iterations=2,
         prompts="examples",
         reward="unigrpo_jax.rewards.colourfulness:score",
-        model=dataclasses.replace(full.model, path="tiny", dtype="float32", remat=False),
+        model=dataclasses.replace(full.model, path="tiny", dtype="float32", remat="none"),
         rollout=dataclasses.replace(
             full.rollout,
             prompts_per_iteration=4,

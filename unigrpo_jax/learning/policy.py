@@ -47,6 +47,8 @@ class FlowView:
 
 
 View = TextView | FlowView
+# Float32 logits of one episode that may lie in memory at once, 256 MiB.  Where `fsdp` cuts the head, each piece gathers it.
+LOGITS = 2**26
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -59,6 +61,8 @@ class Policy:
       tokens: the sampler, for its temperature.
       flow: schedule and step rule.
       context_gradient: "stop" keeps the flow's gradient out of the context's keys and values.
+      window_steps: "scanned" computes a drawing's transitions one after the other, and again in the backward pass, so that
+        the activations of only one of them live at a time.
     """
 
     model: Bagel
@@ -66,6 +70,7 @@ class Policy:
     tokens: TokenSampler
     flow: FlowSampler
     context_gradient: Literal["full", "stop"] = "full"
+    window_steps: Literal["batched", "scanned"] = "batched"
 
     def view(self, params, episodes: Episodes) -> tuple[View, ...]:
         """One view per segment, under these parameters and their own context."""
@@ -84,20 +89,43 @@ class Policy:
         block = thinking_block(self.model, thinking)
         hidden, new = self.model.prefill(params, block.tokens, block.valid, context)
         length = thinking.tokens.shape[1]
-        log_probs = self.tokens.log_probs(self.model.text_logits(params, hidden[:, :length]))
-        chosen = jnp.take_along_axis(log_probs, thinking.tokens[:, :, None], axis=2)[:, :, 0]
-        entropy = -jnp.sum(jnp.exp(log_probs) * log_probs, axis=2)
+        chosen, entropy = self._tokens(params, hidden[:, :length], thinking.tokens)
         masked = lambda x: jnp.where(thinking.mask, x, 0.0)
         return TextView(log_probs=masked(chosen), entropy=masked(entropy)), contexts.extend(context, new)
+
+    def _tokens(self, params, hidden_BLD, tokens_BL):
+        """Log-probabilities of tokens, and the policy's entropies, both [B, L].
+
+        Where an episode's logits are more than `LOGITS`, they are made piece by piece, and again in the backward pass.
+        """
+
+        def judge(hidden, tokens):
+            log_probs = self.tokens.log_probs(self.model.text_logits(params, hidden))
+            chosen = jnp.take_along_axis(log_probs, tokens[:, :, None], axis=2)[:, :, 0]
+            return chosen, -jnp.sum(jnp.exp(log_probs) * log_probs, axis=2)
+
+        batch, length = tokens_BL.shape
+        count = -(-length * self.model.config.vocab_size // LOGITS)
+        if count == 1:
+            return judge(hidden_BLD, tokens_BL)
+        size = -(-length // count)
+        fill = lambda x: jnp.pad(x, ((0, 0), (0, count * size - length)) + ((0, 0),) * (x.ndim - 2))
+        cut = lambda x: fill(x).reshape(batch, count, size, *x.shape[2:]).swapaxes(0, 1)
+        whole = lambda x: x.swapaxes(0, 1).reshape(batch, -1)[:, :length]
+        again = jax.checkpoint(judge, prevent_cse=False)
+        return jax.tree.map(whole, jax.lax.map(lambda piece: again(*piece), (cut(hidden_BLD), cut(tokens_BL))))
 
     def _flow(self, params, drawing: Drawing, context) -> FlowView:
         if self.context_gradient == "stop":
             context = jax.lax.stop_gradient(context)
         times = self.flow.times()
         t, t_next = times[drawing.steps], times[drawing.steps + 1]
-        velocity = jax.vmap(
-            lambda x_BNC, t_B: self.model.velocity(params, x_BNC, t_B, self.flow.grid, context), in_axes=1, out_axes=1
-        )(drawing.x, t)
+        at = lambda x_BNC, t_B: self.model.velocity(params, x_BNC, t_B, self.flow.grid, context)
+        if self.window_steps == "batched":
+            velocity = jax.vmap(at, in_axes=1, out_axes=1)(drawing.x, t)
+        else:
+            again = jax.checkpoint(at, prevent_cse=False)
+            velocity = jax.lax.map(lambda step: again(*step), (drawing.x.swapaxes(0, 1), t.T)).swapaxes(0, 1)
         rule = lambda x, v, t, t_next: self.flow.rule.transition(x, v, t, t_next, times[1])
         mean, std = jax.vmap(jax.vmap(rule))(drawing.x, velocity, t, t_next)
         return FlowView(velocity=velocity, mean=mean, std=std)

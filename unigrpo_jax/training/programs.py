@@ -78,6 +78,7 @@ class Programs:
             tokens=program.tokens,
             flow=program.flow,
             context_gradient=learning.context_gradient,
+            window_steps=learning.window_steps,
         )
         self._state = jax.eval_shape(lambda p: new_state(p, learning), params)
         self.state_shardings = layout.like_parameters(self._state)

@@ -18,6 +18,7 @@ from unigrpo_jax.learning.update import TrainState, new_state
 from unigrpo_jax.models import tree
 from unigrpo_jax.models.bagel.lora import is_adapter
 from unigrpo_jax.models.folder import LoadedModel, load_model
+from unigrpo_jax.parallel import kernels
 from unigrpo_jax.parallel import mesh as meshes
 from unigrpo_jax.parallel import processes
 from unigrpo_jax.parallel.rules import Layout
@@ -56,7 +57,7 @@ def build(config: RunConfig) -> Parts:
     check(config)
     mesh = meshes.make_mesh(config.devices, config.mesh)
     check_devices(config, meshes.batch_size(mesh))
-    layout = Layout(mesh)
+    layout, attend = Layout(mesh), kernels.attend(config.model, mesh)
     world = load_world(config.prompts)
     reward = load_reward(config.reward)
     loaded = load_model(config.model)  # last, since a model on the hub takes long to fetch
@@ -67,7 +68,8 @@ def build(config: RunConfig) -> Parts:
     loaded.check_weights()
     for path, x in tree.flatten(loaded.abstract_params()).items():
         layout.parameter(path, x.shape)
-    loaded = dataclasses.replace(loaded, network=dataclasses.replace(loaded.network, hold=layout.activations))
+    network = dataclasses.replace(loaded.network, hold=layout.activations, attend=attend)
+    loaded = dataclasses.replace(loaded, network=network)
     parameters.groups(loaded.abstract_params(), config.learning)
     require(
         config.model.param_dtype == "float32" or config.model.lora.rank > 0,

@@ -5,16 +5,15 @@ Each stream has its own norms, projections and MLP; queries, keys and values of 
 not know the order of its keys, only their rotary positions, so the streams are simply laid one after the other.
 """
 
-import dataclasses
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from unigrpo_jax.models.bagel import attention
+from unigrpo_jax.models.bagel.attention import Visibility
 from unigrpo_jax.models.bagel.config import BagelConfig
-
-MASKED = -1e30  # finite, so that a row which sees nothing (padding) stays finite
 
 
 def rotary_table(positions, head_dim: int, theta: float):
@@ -31,46 +30,6 @@ def rotate(x_BLHK, cos_BLK, sin_BLK):
     first, second = jnp.split(x, 2, axis=-1)
     turned = jnp.concatenate([-second, first], axis=-1)
     return (x * cos_BLK[:, :, None] + turned * sin_BLK[:, :, None]).astype(x_BLHK.dtype)
-
-
-@dataclasses.dataclass(frozen=True)
-class Visibility:
-    """Which keys a block's queries see.
-
-    Attributes:
-      context: bool [B, S], valid slots of the context; every query sees all of them.
-      block: bool [B, L], tokens of the block that are no padding.
-      causal: a query sees no later token of its own block (text); otherwise it sees all of them (images).
-    """
-
-    context: jax.Array
-    block: jax.Array
-    causal: bool
-
-
-jax.tree_util.register_dataclass(Visibility, data_fields=["context", "block"], meta_fields=["causal"])
-
-
-def attention(q_BLHK, k_BLJK, v_BLJK, context_k_BSJK, context_v_BSJK, visible: Visibility):
-    """Grouped-query attention of a block over the context and over itself; softmax in float32; returns [B, L, H, K].
-
-    Context and block are two partial products under one softmax, so that the context is read where it lies.
-    """
-    batch, length, heads, dim = q_BLHK.shape
-    kv_heads = k_BLJK.shape[2]
-    q = (q_BLHK * dim**-0.5).reshape(batch, length, kv_heads, heads // kv_heads, dim)
-    scores = lambda keys: jnp.einsum("bljgk,bsjk->bjgls", q, keys, preferred_element_type=jnp.float32)
-    see_context = visible.context[:, None, None, None, :]
-    see_block = visible.block[:, None, None, None, :]
-    if visible.causal:
-        see_block = see_block & jnp.tril(jnp.ones((length, length), bool))[None, None, None]
-    to_context = jnp.where(see_context, scores(context_k_BSJK), MASKED)
-    to_block = jnp.where(see_block, scores(k_BLJK), MASKED)
-    weights = jax.nn.softmax(jnp.concatenate([to_context, to_block], axis=-1), axis=-1).astype(q.dtype)
-    slots = context_k_BSJK.shape[1]
-    mix = lambda weight, values: jnp.einsum("bjgls,bsjk->bljgk", weight, values)
-    out = mix(weights[..., slots:], v_BLJK) + mix(weights[..., :slots], context_v_BSJK)
-    return out.reshape(batch, length, heads, dim)
 
 
 class RMSNorm(nn.Module):
@@ -151,6 +110,7 @@ class DecoderLayer(nn.Module):
     dtype: jnp.dtype
     lora_scale: float = 1.0
     hold: Callable[[jax.Array], jax.Array] | None = None
+    attend: Callable[..., jax.Array] = attention.xla
 
     def setup(self):
         """The two experts."""
@@ -173,7 +133,7 @@ class DecoderLayer(nn.Module):
         cut = lambda a, i, x: a[:, starts[i] : starts[i] + x.shape[1]]
         parts = [e.project(x, *(cut(r, i, x) for r in rotary)) for i, (e, x) in enumerate(present)]
         q, k, v = (jnp.concatenate(p, axis=1) for p in zip(*parts, strict=True))
-        attended = attention(q, k, v, *context_kv, visible)
+        attended = self.attend(q, k, v, *context_kv, visible)
         after = [e.finish(x, cut(attended, i, x)) for i, (e, x) in enumerate(present)]
         streams = (after[0], after[1] if len(after) == 2 else None)
         self.sow("intermediates", "hidden", streams)

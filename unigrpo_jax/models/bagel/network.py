@@ -16,14 +16,19 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from unigrpo_jax.models.bagel import attention, latents
 from unigrpo_jax.models.bagel import context as contexts
-from unigrpo_jax.models.bagel import latents
+from unigrpo_jax.models.bagel.attention import Visibility
 from unigrpo_jax.models.bagel.config import BagelConfig
 from unigrpo_jax.models.bagel.context import Context
-from unigrpo_jax.models.bagel.layers import DecoderLayer, RMSNorm, Visibility, rotary_table
+from unigrpo_jax.models.bagel.layers import DecoderLayer, RMSNorm, rotary_table
 from unigrpo_jax.models.bagel.vision import Connector, VisionEncoder
 
 Params = dict[str, Any]
+Remat = Literal["none", "full", "dots"]
+# What a layer keeps for the backward pass.  A product with weights has no batch dimension, one inside the attention has:
+# scores and mixed values are made again.
+KEPT = {"full": None, "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable}
 
 
 def time_sinusoid(t, width: int):
@@ -51,15 +56,18 @@ class Network(nn.Module):
 
     config: BagelConfig
     dtype: jnp.dtype = jnp.float32
-    remat: bool = False
+    remat: Remat = "none"
     unroll: int = 1
     lora_scale: float = 1.0
     hold: Callable[[jax.Array], jax.Array] | None = None
+    attend: Callable[..., jax.Array] = attention.xla
 
     def setup(self):
         """Layers are stacked along a leading axis and scanned."""
         c = self.config
-        layer = nn.remat(DecoderLayer, prevent_cse=False, static_argnums=()) if self.remat else DecoderLayer
+        layer = DecoderLayer
+        if self.remat != "none":
+            layer = nn.remat(layer, prevent_cse=False, static_argnums=(), policy=KEPT[self.remat])
         self.layers = nn.scan(
             layer,
             variable_axes={"params": 0, "intermediates": 0},
@@ -67,7 +75,7 @@ class Network(nn.Module):
             in_axes=(0, nn.broadcast, nn.broadcast),
             length=c.layers,
             unroll=min(self.unroll, c.layers),
-        )(c, self.dtype, self.lora_scale, self.hold)
+        )(c, self.dtype, self.lora_scale, self.hold, self.attend)
         self.embed = nn.Embed(c.vocab_size, c.hidden_size, dtype=self.dtype)
         self.lm_head = nn.Dense(c.vocab_size, use_bias=False, dtype=self.dtype)
         self.norm_und = RMSNorm(c.rms_norm_eps)
@@ -151,23 +159,27 @@ class Bagel:
     Attributes:
       config: sizes and special tokens.
       dtype: compute dtype, "float32" or "bfloat16"; statistics, softmax, logits and velocities are float32 in both.
-      remat: recompute each layer in the backward pass instead of storing its activations.
+      remat: what the backward pass recomputes instead of storing it: "none"; "full", each layer from its input; "dots",
+        each layer but its products with weights.
       unroll: layers per iteration of the scan over layers; more compiles longer and may run faster on CPU.
       lora_scale: factor of the adapters' products, alpha / rank; read only where the parameters hold adapters.
       hold: applied to the residual stream before each layer, to hold it to its place on a mesh; None leaves it free.
+      attend: the attention, with the signature of `attention.xla`.
     """
 
     config: BagelConfig
     dtype: Literal["float32", "bfloat16"] = "float32"
-    remat: bool = False
+    remat: Remat = "none"
     unroll: int = 1
     lora_scale: float = 1.0
     hold: Callable[[jax.Array], jax.Array] | None = None
+    attend: Callable[..., jax.Array] = attention.xla
 
     @functools.cached_property
     def network(self) -> Network:
         """The Linen module behind the verbs."""
-        return Network(self.config, jnp.dtype(self.dtype), self.remat, self.unroll, self.lora_scale, self.hold)
+        given = (self.remat, self.unroll, self.lora_scale, self.hold, self.attend)
+        return Network(self.config, jnp.dtype(self.dtype), *given)
 
     def _apply(self, params: Params, method: str, *args):
         return self.network.apply({"params": params}, *args, method=method)

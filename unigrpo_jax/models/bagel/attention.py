@@ -1,0 +1,160 @@
+"""Attention of a block of tokens over its context and over itself: one definition, three implementations.
+
+    xla      plain products and a softmax; runs everywhere
+    splash   JAX's flash-attention kernel for TPUs
+    cudnn    cuDNN's flash attention, for NVIDIA GPUs, bfloat16 only
+
+All take (q [B, L, H, K], the block's k and v [B, L, kv_heads, K], the context's k and v [B, S, kv_heads, K], Visibility)
+and return [B, L, H, K] in q's dtype.  Query heads are grouped: head h reads key head h // (H / kv_heads).  The scale
+K**-0.5 is applied to q in q's dtype, the softmax is float32.  S may be 0.  A query that sees nothing, which is padding,
+gets something finite that nobody reads.
+
+The kernels never store the scores, H L (S + L) numbers an episode.  They know nothing of a mesh: `parallel.kernels`
+runs them on each device's part.
+"""
+
+import dataclasses
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+MASKED = -1e30  # finite, so that a row which sees nothing (padding) stays finite
+# Sides of splash's tiles of queries and keys.  On a v5p 1024 compiles, in twice the time, and 2048 does not; which is the
+# fastest has not been measured.
+TILES = (256, 384, 512)
+# Shorter blocks take `xla`: they would be padded up to one tile, 256-fold where tokens are decoded one by one, and context
+# and block would be copied into one array to spare few scores.
+KERNEL_FROM = TILES[0]
+CUDNN_WIDEST_HEAD = 128  # what cuDNN takes on every GPU that it takes; Hopper and later take 256
+
+
+@dataclasses.dataclass(frozen=True)
+class Visibility:
+    """Which keys a block's queries see.
+
+    Attributes:
+      context: bool [B, S], valid slots of the context; every query sees all of them.
+      block: bool [B, L], tokens of the block that are no padding.
+      causal: a query sees no later token of its own block (text); otherwise it sees all of them (images).
+    """
+
+    context: jax.Array
+    block: jax.Array
+    causal: bool
+
+
+jax.tree_util.register_dataclass(Visibility, data_fields=["context", "block"], meta_fields=["causal"])
+
+
+def xla(q_BLHK, k_BLJK, v_BLJK, context_k_BSJK, context_v_BSJK, visible: Visibility):
+    """Context and block are two partial products under one softmax, so that the context is read where it lies."""
+    batch, length, heads, dim = q_BLHK.shape
+    kv_heads = k_BLJK.shape[2]
+    q = (q_BLHK * dim**-0.5).reshape(batch, length, kv_heads, heads // kv_heads, dim)
+    scores = lambda keys: jnp.einsum("bljgk,bsjk->bjgls", q, keys, preferred_element_type=jnp.float32)
+    see_context = visible.context[:, None, None, None, :]
+    see_block = visible.block[:, None, None, None, :]
+    if visible.causal:
+        see_block = see_block & jnp.tril(jnp.ones((length, length), bool))[None, None, None]
+    to_context = jnp.where(see_context, scores(context_k_BSJK), MASKED)
+    to_block = jnp.where(see_block, scores(k_BLJK), MASKED)
+    weights = jax.nn.softmax(jnp.concatenate([to_context, to_block], axis=-1), axis=-1).astype(q.dtype)
+    slots = context_k_BSJK.shape[1]
+    mix = lambda weight, values: jnp.einsum("bjgls,bsjk->bljgk", weight, values)
+    out = mix(weights[..., slots:], v_BLJK) + mix(weights[..., :slots], context_v_BSJK)
+    return out.reshape(batch, length, heads, dim)
+
+
+def tile(length: int) -> int:
+    """The tile that pads `length` least, and of those the longest."""
+    return min(TILES, key=lambda side: (-(-length // side) * side, -side))
+
+
+def splash(q_BLHK, k_BLJK, v_BLJK, context_k_BSJK, context_v_BSJK, visible: Visibility, *, interpret: bool = False):
+    """Splash attention; any head width, any float dtype.
+
+    The order of context and block is the kernel's static mask, causal from slot S on or none; what is no valid key
+    carries another segment id than the queries, padding up to whole tiles included.  `interpret` runs it on a CPU.
+    """
+    if q_BLHK.shape[1] < KERNEL_FROM:
+        return xla(q_BLHK, k_BLJK, v_BLJK, context_k_BSJK, context_v_BSJK, visible)
+    from jax.experimental.pallas.ops.tpu import splash_attention as kernels  # late: it takes a second to import
+
+    length, heads, dim = q_BLHK.shape[1:]
+    slots = context_k_BSJK.shape[1]
+    rows, columns = tile(length), tile(slots + length)
+    q, k, v, seen = _whole(q_BLHK * dim**-0.5, k_BLJK, v_BLJK, context_k_BSJK, context_v_BSJK, visible, rows, columns)
+    shape = (q.shape[1], k.shape[1])
+    mask = kernels.CausalMask(shape, offset=slots) if visible.causal else kernels.FullMask(shape)
+    # Two backward kernels: the fused one writes a part of dq for each tile of keys.
+    sizes = kernels.BlockSizes(
+        block_q=rows, block_kv=columns, block_q_dkv=rows, block_kv_dkv=columns, block_q_dq=rows, block_kv_dq=columns
+    )
+    kernel = kernels.make_splash_mha_single_device(
+        kernels.MultiHeadMask([mask] * heads), block_sizes=sizes, interpret=interpret
+    )
+    ids = kernels.SegmentIds(q=jnp.ones(shape[0], jnp.int32), kv=seen.astype(jnp.int32))
+    one_episode = jax.vmap(kernel, in_axes=(0, 0, 0, kernels.SegmentIds(q=None, kv=0)))
+    out = one_episode(q.swapaxes(1, 2), k.swapaxes(1, 2), v.swapaxes(1, 2), ids)
+    return out.swapaxes(1, 2)[:, :length]
+
+
+def cudnn(q_BLHK, k_BLJK, v_BLJK, context_k_BSJK, context_v_BSJK, visible: Visibility):
+    """cuDNN's flash attention, bfloat16 or float16; heads wider than CUDNN_WIDEST_HEAD take `xla`.
+
+    Who sees whom is a mask [B, 1, L, S + L], shared by all heads.  The backward kernel wants even lengths, and all
+    kernels a head width in steps of 8; both are padded.
+    """
+    length, dim = q_BLHK.shape[1], q_BLHK.shape[3]
+    if length < KERNEL_FROM or dim > CUDNN_WIDEST_HEAD:
+        return xla(q_BLHK, k_BLJK, v_BLJK, context_k_BSJK, context_v_BSJK, visible)
+    q, k, v, seen = _whole(q_BLHK * dim**-0.5, k_BLJK, v_BLJK, context_k_BSJK, context_v_BSJK, visible, 2, 2)
+    wide = lambda x: jnp.pad(x, ((0, 0), (0, 0), (0, 0), (0, -dim % 8)))
+    mask = cudnn_mask(seen, q.shape[1], context_k_BSJK.shape[1], visible.causal)
+    return _cudnn(wide(q), wide(k), wide(v), mask)[:, :length, :, :dim]
+
+
+def cudnn_mask(seen_BS, rows: int, slots: int, causal: bool):
+    """bool [B, 1, rows, keys]: who sees whom, where `seen_BS` [B, keys] are the valid keys and the context's come first."""
+    mask = seen_BS[:, None, None, :]
+    if causal:
+        mask = mask & jnp.tril(jnp.ones((rows, seen_BS.shape[1]), bool), slots)[None, None]
+    return jnp.broadcast_to(mask, (seen_BS.shape[0], 1, rows, seen_BS.shape[1]))
+
+
+def _whole(q, k, v, context_k, context_v, visible: Visibility, rows: int, columns: int):
+    """Queries padded to a multiple of `rows`; context and block as one array, padded to one of `columns`; valid keys."""
+    fill = lambda x, side: jnp.pad(x, ((0, 0), (0, -x.shape[1] % side)) + ((0, 0),) * (x.ndim - 2))
+    join = lambda context, block: fill(jnp.concatenate([context, block], axis=1), columns)
+    return fill(q, rows), join(context_k, k), join(context_v, v), join(visible.context, visible.block)
+
+
+def _fused(q, k, v, mask):
+    return jax.nn.dot_product_attention(q, k, v, mask=mask, scale=1.0, implementation="cudnn")
+
+
+def _fused_gradient(q, k, v, mask, out):
+    return jax.vjp(lambda *qkv: _fused(*qkv, mask), q, k, v)[1](out)
+
+
+def _folded(function: Callable) -> Callable:
+    """`function` of arrays [B, ...]; under vmap the new axis becomes a part of B.
+
+    JAX's own batching of cuDNN's attention takes a mask that all heads share for one of a single batch element.
+    """
+    folding = jax.custom_batching.custom_vmap(function)
+
+    @folding.def_vmap
+    def fold(size, batched, *arrays):
+        rows = [x if b else jnp.broadcast_to(x, (size, *x.shape)) for x, b in zip(arrays, batched, strict=True)]
+        out = folding(*(x.reshape(-1, *x.shape[2:]) for x in rows))
+        return jax.tree.map(lambda x: x.reshape(size, -1, *x.shape[1:]), out), jax.tree.map(lambda _: True, out)
+
+    return folding
+
+
+# A folded function has no derivative of its own, so it is given: the backward pass runs the forward kernel once more.
+_forward, _backward = _folded(_fused), _folded(_fused_gradient)
+_cudnn = jax.custom_vjp(_forward)
+_cudnn.defvjp(lambda *given: (_forward(*given), given), lambda given, out: (*_backward(*given, out), None))
