@@ -18,9 +18,8 @@ from unigrpo_jax.learning.update import TrainState, new_state
 from unigrpo_jax.models import tree
 from unigrpo_jax.models.bagel.lora import is_adapter
 from unigrpo_jax.models.folder import LoadedModel, load_model
-from unigrpo_jax.parallel import kernels
+from unigrpo_jax.parallel import kernels, processes
 from unigrpo_jax.parallel import mesh as meshes
-from unigrpo_jax.parallel import processes
 from unigrpo_jax.parallel.rules import Layout
 from unigrpo_jax.rewards.load import RewardError, call_reward, load_reward
 from unigrpo_jax.rewards.protocol import RewardBatch, RewardFunction
