@@ -46,7 +46,7 @@ def _tpu(flops: float, memory: float, bandwidth: float, links: float, source: st
 
 
 CHIPS = {
-    "v4": _tpu(275e12, 30.5, 1200e9, 300e9, f"{_TPU}/v4; it does not give the links: 2400 Gbps, half of v5p's, is unsourced"),
+    "v4": _tpu(275e12, 30.5, 1200e9, 300e9, f"{_TPU}/v4; links: half of v5p's, unsourced"),
     "v5e": _tpu(197e12, 15.75, 819e9, 200e9, f"{_TPU}/v5e: 1600 Gbps, 400 GBps bidirectional"),
     "v5p": _tpu(459e12, 95.74, 2765e9, 600e9, f"{_TPU}/v5p: 4800 Gbps, 1200 GBps bidirectional"),
     "v6e": _tpu(918e12, 31.25, 1638e9, 400e9, f"{_TPU}/tpu7x, which compares: 800 GBps bidirectional"),

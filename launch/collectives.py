@@ -12,6 +12,7 @@ too (the token loop), the constant is only a bound, and `assumed` says that it w
 """
 
 import dataclasses
+import itertools
 import math
 import re
 from collections.abc import Iterator, Sequence
@@ -65,12 +66,9 @@ def _instruction(line: str) -> _Instruction | None:
     if not equals or not re.fullmatch(r"\s+(ROOT )?%?[\w.\-]+", head):
         return None
     if text.startswith("("):  # a tuple's type may hold blanks
-        depth, end = 0, 0
-        for end, letter in enumerate(text):
-            depth += (letter == "(") - (letter == ")")
-            if not depth:
-                break
-        shape, text = text[: end + 1], text[end + 1 :].lstrip()
+        depth = itertools.accumulate((letter == "(") - (letter == ")") for letter in text)
+        end = next(number for number, open_ in enumerate(depth, start=1) if not open_)
+        shape, text = text[:end], text[end:].lstrip()
     else:
         shape, _, text = text.partition(" ")
     opcode, _, rest = text.partition("(")
@@ -89,7 +87,7 @@ def shape_bytes(shape: str) -> int:
 def replica_groups(text: str, devices: int) -> np.ndarray:
     """Groups [count, n] of device numbers, of an instruction's attributes; all devices where it names none.
 
-    Three forms are read: lists, `[4,2]<=[2,4]T(1,0)` and `mesh['a'=2,'b'=4] {'b'}`.
+    Three forms are read: lists, `[4,2]<=[2,4]T(1,0)` and `mesh['a'=2,'b'=4], device_ids=([4,2]T(1,0)) {'b'}`.
 
     Raises:
       ValueError: a form that is not known.
@@ -103,14 +101,19 @@ def replica_groups(text: str, devices: int) -> np.ndarray:
         lists = re.findall(r"\{([\d,]+)\}", value[: value.index("}}") + 1])
         return np.array([[int(n) for n in group.split(",")] for group in lists])
     if form := re.match(r"\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", value):
-        shape, order, turned = ([int(n) for n in part.split(",")] if part else None for part in form.groups())
-        ids = everyone.reshape(order)
-        return (ids.transpose(turned) if turned else ids).reshape(shape)
-    if form := re.match(r"mesh\[([^\]]*)\] \{([^}]*)\}", value):
+        return _turned(everyone, form[2], form[3]).reshape([int(n) for n in form[1].split(",")])
+    if form := re.match(r"mesh\[([^\]]*)\](?:, device_ids=\(\[([\d,]+)\](?:T\(([\d,]+)\))?\))? \{([^}]*)\}", value):
         sizes = dict(re.findall(r"'([^']+)'=(\d+)", form[1]))
-        named = re.findall(r"'([^']+)'(?::\((\d+)\)(\d+))?", form[2])
-        return _named_groups({name: int(n) for name, n in sizes.items()}, named)
+        named = re.findall(r"'([^']+)'(?::\((\d+)\)(\d+))?", form[4])
+        ids = _turned(everyone, form[2] or str(devices), form[3]).reshape(-1)
+        return ids[_named_groups({name: int(n) for name, n in sizes.items()}, named)]
     raise ValueError(f"replica_groups={value[:80]} is a form that is not known.")
+
+
+def _turned(ids: np.ndarray, sizes: str, order: str | None) -> np.ndarray:
+    """Numbers in a box of `sizes`, its axes in another order."""
+    box = ids.reshape([int(n) for n in sizes.split(",")])
+    return box.transpose([int(n) for n in order.split(",")]) if order else box
 
 
 def _named_groups(sizes: dict[str, int], named: Sequence[tuple[str, str, str]]) -> np.ndarray:
@@ -256,12 +259,12 @@ def collectives(text: str, mesh: dict[str, int], unknown: int, per_node: int | N
 
 
 def table(found: Sequence[Collective], phase) -> list[dict]:
-    """Sums by kind, axes and phase, most bytes first; `phase` names the phase of a collective."""
+    """Sums by kind, axes, phase and group, most bytes first; `phase` names the phase of a collective."""
     rows: dict[tuple, dict] = {}
     for c in found:
-        key = (c.kind, "+".join(c.axes) or "none", phase(c))
-        row = rows.setdefault(key, {"kind": key[0], "axes": key[1], "phase": key[2], "group": c.group, "times": 0, "bytes": 0,
-                                    "assumed": False})  # fmt: skip
+        key = (c.kind, "+".join(c.axes) or "none", phase(c), c.group, c.nodes)
+        names = ("kind", "axes", "phase", "group", "nodes")
+        row = rows.setdefault(key, dict(zip(names, key, strict=True)) | {"times": 0, "bytes": 0, "assumed": False})
         row["times"] += c.rounds
         row["bytes"] += c.rounds * c.sent
         row["assumed"] |= c.assumed

@@ -91,9 +91,9 @@ def _tpu_devices(asked: str, kind: str, shape: str) -> list[Any]:
         with _silent():
             return topologies.get_topology_desc(platform="tpu", topology_name=f"{kind}:{shape}", **hosts).devices
     except Exception as error:  # libtpu's errors have no common class
-        first = next(iter(str(error).splitlines()), type(error).__name__)
-        raise ConfigError(f"topology = {asked!r} is none that the TPU compiler knows ({first.removeprefix('INVALID_ARGUMENT: ')}"
-                          f"); {kind} has {', '.join(SHAPES[kind])}.") from None  # fmt: skip
+        first = next(iter(str(error).splitlines()), type(error).__name__).removeprefix("INVALID_ARGUMENT: ")
+        known = ", ".join(SHAPES[kind])
+        raise ConfigError(f"topology = {asked!r} is none that libtpu knows ({first}); {kind} has {known}.") from None
 
 
 @contextlib.contextmanager

@@ -112,7 +112,8 @@ def draw(
 ) -> Drawing:
     """Samples an image upon a context: `denoise`, and `decode`.
 
-    `decode` makes latents [B, rows, columns, channels] into images [B, height, width, 3] in [-1, 1]; `parts` as in `in_turn`.
+    `decode` makes latents [B, rows, columns, channels] into images [B, height, width, 3] in [-1, 1]; `parts` is that of
+    `in_turn`.
     """
     with jax.named_scope("drawing"):
         tokens, (x, noise, mean) = denoise(model, params, context, x_BNC, noise_keys_B, window_W, sampler, others)
