@@ -4,6 +4,7 @@ The programs are those of `experiments.run`, from shapes alone; no weights and n
 """
 
 import dataclasses
+import functools
 import math
 import pathlib
 import re
@@ -84,6 +85,11 @@ class Setting:
     def rows(self) -> int:
         """Episodes that one device samples at a time."""
         return self.config.episodes // self.config.rollout.micro_batches // meshes.batch_size(self.mesh)
+
+    @functools.cached_property
+    def traced(self) -> tuple[jax.stages.Traced, jax.stages.Traced]:
+        """Rollout and update, traced once."""
+        return self.programs.trace(self.inputs)
 
     @property
     def tensor(self) -> int:
@@ -184,7 +190,7 @@ def cache_bytes(setting: Setting) -> int:
 def compile_program(setting: Setting, name: ProgramName) -> Compiled:
     """Compiles one program and takes it apart; for GPUs it is lowered for CUDA first, which shows that it can be."""
     begin = time.monotonic()
-    rollout, update = setting.programs.trace(setting.inputs)
+    rollout, update = setting.traced
     traced = rollout if name == ROLLOUT else update
     if setting.target.chip.kind == "gpu":
         traced.lower(lowering_platforms=("cuda",))

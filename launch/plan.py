@@ -13,6 +13,7 @@ import os
 import pathlib
 import resource
 import sys
+from collections.abc import Callable
 from typing import Annotated, Any
 
 import tyro
@@ -40,7 +41,12 @@ class Arguments:
     """Settings that --sweep compiles."""
 
 
-def plan(config: RunConfig, topology: str) -> dict[str, Any]:
+def tell(line: str) -> None:
+    """Progress goes to stderr: a large preset compiles for minutes."""
+    print(line, file=sys.stderr, flush=True)
+
+
+def plan(config: RunConfig, topology: str, progress: Callable[[str], None] = tell) -> dict[str, Any]:
     """Compiles both programs and returns everything that is said of them, as JSON would hold it.
 
     Raises:
@@ -54,7 +60,10 @@ def plan(config: RunConfig, topology: str) -> dict[str, Any]:
 
     target = find_target(topology)
     setting = prepare(config, target)
-    programs = {name: compile_program(setting, name) for name in (ROLLOUT, UPDATE)}
+    programs = {}
+    for name in (ROLLOUT, UPDATE):
+        progress(f"compiling the {name} of {config.name} for {topology} ...")
+        programs[name] = compile_program(setting, name)
     network, chip = setting.model.network.config, target.chip
     n = flops.lengths(config, network, setting.system)
     split = roofline.Split(
@@ -114,7 +123,7 @@ def swept(config: RunConfig, topology: str, numbers: dict[str, Any], limit: int)
     )
 
     def compile_(changed: RunConfig) -> sweep.Outcome:
-        out = plan(changed, topology)
+        out = plan(changed, topology, progress=lambda line: None)
         programs = out["programs"].values()
         fits, peak = all(p["fits"] for p in programs), max(p["peak"] for p in programs)
         if any(p["refused"] for p in programs):
@@ -124,8 +133,7 @@ def swept(config: RunConfig, topology: str, numbers: dict[str, Any], limit: int)
     network = model.network.config
     n = flops.lengths(config, network, len(system_tokens(config, model)))
     ordered = sweep.candidates(known, target.chip, target.chips, len(target.devices), target.memory, network, n, model)
-    progress = lambda line: print(line, file=sys.stderr, flush=True)
-    return [dataclasses.asdict(outcome) for outcome in sweep.sweep(ordered, limit, compile_, progress)]
+    return [dataclasses.asdict(outcome) for outcome in sweep.sweep(ordered, limit, compile_, tell)]
 
 
 def show(numbers: dict[str, Any]) -> list[str]:
