@@ -115,10 +115,11 @@ def draw(
     `decode` makes latents [B, rows, columns, channels] into images [B, height, width, 3] in [-1, 1]; `parts` is that of
     `in_turn`.
     """
+    hold = model.hold or (lambda x: x)  # else a partitioner may put several devices' images on one of them
     with jax.named_scope("drawing"):
-        tokens, (x, noise, mean) = denoise(model, params, context, x_BNC, noise_keys_B, window_W, sampler, others)
+        tokens, (x, noise, mean) = denoise(model, params, context, hold(x_BNC), noise_keys_B, window_W, sampler, others)
     with jax.named_scope("images"):
         latent = latents.unpatchify(tokens, sampler.grid, model.config.latent_patch)
-        image = in_turn(lambda x: latents.to_uint8(decode(x)), latent, parts)
+        image = in_turn(lambda x: latents.to_uint8(decode(hold(x))), latent, parts)
     steps = jnp.broadcast_to(window_W, x.shape[:2])
     return Drawing(steps=steps, x=x, noise=noise, mean=mean, image=image)
