@@ -117,10 +117,12 @@ def prepare(config: RunConfig, target: Target) -> Setting:
     try:
         return _prepare(config, target, model)
     except ConfigError as error:
-        options = factorings(config, len(target.devices), model)
-        words = "; ".join(f"--mesh.data {d} --mesh.fsdp {f} --mesh.tensor {t}" for d, f, t in options[:4])
-        hint = f"; a mesh of {len(target.devices)} that would divide: {words}" if options else ""
-        raise ConfigError(f"{str(error).removesuffix('.')}{hint}.") from None
+        devices, m = len(target.devices), config.mesh
+        options = factorings(config, devices, model)
+        if not options or (m.data or devices // max(m.fsdp * m.tensor, 1), m.fsdp, m.tensor) in options:
+            raise
+        words = ", or ".join(f"--mesh.data {d} --mesh.fsdp {f} --mesh.tensor {t}" for d, f, t in options[:4])
+        raise ConfigError(f"{str(error).removesuffix('.')}; as settings are, {devices} devices divide as {words}.") from None
 
 
 def _prepare(config: RunConfig, target: Target, model: LoadedModel) -> Setting:
@@ -202,7 +204,7 @@ def compile_program(setting: Setting, name: ProgramName) -> Compiled:
     try:
         compiled = traced.lower().compile()
     except jax.errors.JaxRuntimeError as error:
-        total = _required(str(error))
+        total = required(str(error))
         if total is None:
             raise
         memory = {"inputs": 0, "results": 0, "temporaries": total - arguments - cache}
@@ -226,7 +228,7 @@ def compile_program(setting: Setting, name: ProgramName) -> Compiled:
     return Compiled(memory, round(time.monotonic() - begin, 1), fits, refused, rows)
 
 
-def _required(message: str) -> int | None:
+def required(message: str) -> int | None:
     """Bytes that the compiler says a program needs when it refuses it; None for another error."""
     found = re.search(r"\(([\d.]+)([KMGT])\) exceeds available HBM", message)
     return int(float(found[1]) * 2 ** {"K": 10, "M": 20, "G": 30, "T": 40}[found[2]]) if found else None

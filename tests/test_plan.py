@@ -10,7 +10,7 @@ import pytest
 
 from experiments.presets import bagel_7b
 from launch import advice
-from launch.compile import CLASSES, Compiled, factorings, find_model, prepare
+from launch.compile import CLASSES, Compiled, cache_bytes, factorings, find_model, prepare, required, state_bytes
 from launch.plan import show
 from launch.plan_page import COLOURS, MEANING, page
 from launch.targets import PLANES, SHAPES, Target, find_target
@@ -87,6 +87,34 @@ def test_factorings_divide_heads_width_and_episodes():
     found = factorings(config, 8, find_model(config.model))
     assert found[0] == (1, 8, 1) and (1, 2, 4) in found and all(d * f * t == 8 for d, f, t in found)
     assert not any(t == 8 for _, _, t in found)  # four heads of keys
+
+
+def test_a_setting_that_has_nothing_to_do_with_the_mesh_gets_no_meshes():
+    config = dataclasses.replace(bagel_7b.config(), mesh=MeshConfig(fsdp=8))
+    config = dataclasses.replace(config, learning=dataclasses.replace(config.learning, frozen=("nothing",)))
+    with pytest.raises(ConfigError, match="nothing") as error:
+        prepare(config, cpus())
+    assert "--mesh" not in str(error.value)
+
+
+def test_a_refusal_of_the_compiler_tells_what_a_program_needs():
+    refusal = "RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO temporaries (32.85G) exceeds "
+    assert required(refusal + "available HBM (31.25G).") == int(32.85 * GIB)
+    assert required("INTERNAL: something else") is None
+
+
+def test_state_and_cache_are_exact_arithmetic():
+    """Table 3 over eight devices: float32 weights, two moments, a reference, and 24 episodes' bfloat16 cache."""
+    setting = prepare(dataclasses.replace(bagel_7b.config(), mesh=MeshConfig(fsdp=8)), cpus())
+    state = state_bytes(setting)
+    # Both experts' seven matrices with q, k, v biases, the time embedder, and the latent's two maps.
+    layer = 2 * 3584 * 3584 + 2 * 3584 * 512 + 3 * 3584 * 18944
+    small = 256 * 3584 + 3584 + 3584 * 3584 + 3584 + 64 * 3584 + 3584 + 3584 * 64
+    whole_on_each = 2 * 28 * (3584 + 2 * 512) + 64  # biases have no axis that fsdp cuts
+    assert state["trained"] == 4 * ((2 * 28 * layer + small) // 8 + whole_on_each) == state["reference"]
+    assert state["optimizer"] == pytest.approx(2 * state["trained"], abs=64) and state["average"] == 0
+    assert setting.rows == 24
+    assert cache_bytes(setting) == 24 * 2 * 28 * (64 + 128 + 1026) * 4 * 128 * 2
 
 
 def numbers() -> dict:
