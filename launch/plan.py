@@ -117,7 +117,7 @@ def swept(config: RunConfig, topology: str, numbers: dict[str, Any], limit: int)
     first = [numbers["programs"][name]["memory"] for name in ("rollout", "update")]
     known = sweep.Known(
         config=config,
-        mesh=tuple(numbers["mesh"].values()),
+        mesh=tuple(numbers["mesh"][name] for name in ("data", "fsdp", "tensor")),
         state=sum(first[0][part] for part in STATE),
         temporaries=tuple(m["temporaries"] + m["cache"] for m in first),
     )
