@@ -1,28 +1,27 @@
-"""Compiles a preset's rollout and update for TPUs that are not there, and says what they take of each chip.
+"""Compiles a preset's rollout and update for chips that are not there: memory, collectives, time, and what to change.
 
-    pip install -e ".[tpu]"
-    JAX_PLATFORMS=cpu python -m launch.plan bagel_7b --topology v5p:4x4x4 --mesh.fsdp 64 [--json FILE]
+    pip install -e ".[tpu-plan]"
+    JAX_PLATFORMS=cpu python -m launch.plan bagel_7b --topology v5p:4x4x4 --mesh.fsdp 64 [--json FILE] [--html FILE]
 
-The programs are those of `experiments.run`, compiled by libtpu from shapes alone; no weights and no chips are needed.
+TPUs are compiled for by libtpu.  For GPUs (h100:8x4, 4 nodes of 8) the program is lowered for CUDA, and compiled for as many
+TPU chips, which stand in for temporaries and collectives.
 """
 
 import dataclasses
-import importlib.util
 import json
-import math
 import os
 import pathlib
+import resource
 import sys
-import time
+from collections.abc import Callable
 from typing import Annotated, Any
 
 import tyro
 
-from experiments.command_line import complain, preset
-from unigrpo_jax.config import ConfigError, RunConfig
+from experiments.command_line import complain, preset, presets
+from unigrpo_jax.config import ConfigError, RunConfig, require
 
-# Memory of one chip in GiB that programs can use.
-HBM = {"v5p": 95.0, "v6e": 31.0}
+GIB = 2**30
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,113 +30,190 @@ class Arguments:
 
     config: Annotated[RunConfig, tyro.conf.arg(name="")]
     topology: str
-    """Chips and their arrangement, such as v5p:4x4x4 or v6e:16x16."""
+    """Chips and their arrangement: v5p:4x4x4, v6e:16x16, or GPUs per node x nodes, h100:8x4."""
     json: pathlib.Path | None = None
-    """File for the same numbers."""
+    """File for all numbers."""
+    html: pathlib.Path | None = None
+    """File for a page with a bar per program."""
+    sweep: bool = False
+    """Also try other micro-batches, rematerialisation and meshes, and rank those that fit."""
+    sweep_limit: int = 6
+    """Settings that --sweep compiles."""
 
 
-def plan(config: RunConfig, topology: str) -> dict[str, Any]:
-    """Compiles both programs and returns bytes per chip by class, and seconds.
+def tell(line: str) -> None:
+    """Progress goes to stderr: a large preset compiles for minutes."""
+    print(line, file=sys.stderr, flush=True)
+
+
+def plan(config: RunConfig, topology: str, progress: Callable[[str], None] = tell) -> dict[str, Any]:
+    """Compiles both programs and returns everything that is said of them, as JSON would hold it.
 
     Raises:
       ConfigError: the topology is none, the settings do not fit it, or there is no compiler.
     """
-    import jax
-    import jax.numpy as jnp
-    from jax.experimental import topologies
-
-    from unigrpo_jax.config import require
-    from unigrpo_jax.config_checks import check, check_devices
-    from unigrpo_jax.models import tree
-    from unigrpo_jax.models.bagel import Bagel, lora, weights
-    from unigrpo_jax.models.bagel.release import AUTOENCODER, BAGEL_7B, HUB_NAME, SYSTEM_TOKENS
-    from unigrpo_jax.parallel import kernels
+    from launch import advice, roofline
+    from launch.compile import ROLLOUT, UPDATE, compile_program, prepare, state_bytes
+    from launch.targets import STAND_IN, find_target
+    from unigrpo_jax.models.bagel import flops
     from unigrpo_jax.parallel import mesh as meshes
-    from unigrpo_jax.parallel.rules import Layout
-    from unigrpo_jax.training.programs import Programs
 
-    check(config)
-    chip = topology.partition(":")[0]
-    require(chip in HBM and ":" in topology, f"topology = {topology!r}, but it must be one of {', '.join(HBM)} and a shape, "
-                                             "such as v5p:4x4x4.")  # fmt: skip
-    require(config.model.path == HUB_NAME, f"a plan knows the sizes of {HUB_NAME}; use a bagel_7b preset as it is.")
-    require(importlib.util.find_spec("libtpu") is not None,
-            "a plan needs the TPU compiler: pip install -e '.[tpu]', and set JAX_PLATFORMS=cpu.")  # fmt: skip
-    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # there is no TPU to ask about itself
-    try:
-        devices = topologies.get_topology_desc(platform="tpu", topology_name=topology).devices
-    except Exception as error:  # libtpu's errors have no common class
-        first = next(iter(str(error).splitlines()), type(error).__name__)
-        raise ConfigError(f"topology {topology} is none that the TPU compiler knows ({first}).") from None
-    mesh = meshes.make_mesh(0, config.mesh, devices)
-    check_devices(config, meshes.batch_size(mesh))
-    layout, settings = Layout(mesh), config.model.lora
-    scale = settings.alpha / settings.rank if settings.rank else 1.0
-    attend = kernels.attend(config.model, mesh)
-    network = Bagel(BAGEL_7B, config.model.dtype, config.model.remat, config.model.unroll, scale, layout.activations, attend)
-    kind = lambda path: jnp.float32 if path in weights.FIXED_TABLES else jnp.dtype(config.model.param_dtype)
-    shapes = tree.flatten(jax.eval_shape(lambda: network.init(jax.random.key(0))))
-    stored = tree.unflatten({path: jax.ShapeDtypeStruct(x.shape, kind(path)) for path, x in shapes.items()})
-    adapt = lambda p: lora.attach(p, settings.rank, settings.targets, jax.random.key(0)) if settings.rank else p
-    system = tuple(range(SYSTEM_TOKENS)) if config.rollout.thinking and config.rollout.system_prompt else ()
-    programs = Programs(config, network, AUTOENCODER, system, layout, jax.eval_shape(adapt, stored))
-    inputs = programs.inputs(stored, AUTOENCODER.shapes())
-    own = lambda part: sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(part))
-    slots = len(system) + config.rollout.prompt_tokens + config.rollout.thinking_tokens + 2
-    rows = config.episodes // config.rollout.micro_batches // meshes.batch_size(mesh)
-    heads = max(BAGEL_7B.kv_heads // mesh.shape[meshes.TENSOR], 1)
-    cache = 2 * BAGEL_7B.layers * rows * slots * heads * BAGEL_7B.head_dim * jnp.dtype(config.model.dtype).itemsize
-    out = {
-        "topology": topology, "chips": mesh.size, "mesh": dict(mesh.shape), "hbm": HBM[chip] * 2**30,
-        "trained": own(inputs.state.trained), "optimizer": own(inputs.state.opt_state), "average": own(inputs.state.ema),
-        "frozen": own(inputs.frozen), "cache": cache,
-        "reference": own({p: x for p, x in tree.flatten(inputs.reference).items() if p not in inputs.frozen}),
+    target = find_target(topology)
+    setting = prepare(config, target)
+    programs = {}
+    for name in (ROLLOUT, UPDATE):
+        progress(f"compiling the {name} of {config.name} for {topology} ...")
+        programs[name] = compile_program(setting, name)
+    network, chip = setting.model.network.config, target.chip
+    n = flops.lengths(config, network, setting.system)
+    split = roofline.Split(
+        chips=target.chips,
+        batch=meshes.batch_size(setting.mesh),
+        tensor=setting.tensor,
+        devices_per_chip=target.devices_per_chip,
+    )
+    state = state_bytes(setting)
+    phases = roofline.phases(config, network, n, split, state["trained"] + state["optimizer"])
+    tables = {name: p.collectives for name, p in programs.items()}
+    phases = roofline.with_collectives(phases, tables, target.devices_per_chip)
+    estimate = roofline.estimate(config, network, n, chip, target.chips, phases)
+    notes = [f"chip: {chip.source}"]
+    if chip.kind == "gpu":
+        notes.append(f"no CUDA compiler is here: weights, optimizer and cache are exact arithmetic, both programs were "
+                     f"lowered for CUDA, and temporaries and collectives are those of {len(target.devices)} {STAND_IN} "
+                     "chips")  # fmt: skip
+    if any(row["assumed"] for rows in tables.values() for row in rows):
+        notes.append(f"the token loop ends with its longest chain; {config.rollout.thinking_tokens + 2} rounds are assumed")
+    if any(p.refused for p in programs.values()):
+        notes.append("a program that the compiler refused shows no collectives, so its seconds are a lower bound")
+    host = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return {
+        "name": config.name,
+        "topology": topology,
+        "chips": target.chips,
+        "devices": len(target.devices),
+        "mesh": dict(setting.mesh.shape),
+        "limit": target.memory,
+        "chip": dataclasses.asdict(chip),
+        "episodes": config.episodes,
+        "programs": {name: dataclasses.asdict(p) | {"peak": p.peak} for name, p in programs.items()},
+        "host": host,
+        "phases": [dataclasses.asdict(p) | {"bounds": p.bounds(chip), "seconds": p.seconds(chip)} for p in phases],
+        "estimate": dataclasses.asdict(estimate),
+        "advice": {name: [dataclasses.asdict(k) for k in advice.knobs(setting, name, p)]
+                   for name, p in programs.items() if not p.fits},
+        "notes": notes,
     }  # fmt: skip
-    for name, lowered in zip(("rollout", "update"), programs.lower(inputs), strict=True):
-        begin = time.monotonic()
-        memory = lowered.compile().memory_analysis()
-        out[name] = {
-            "arguments": memory.argument_size_in_bytes,
-            "results": memory.output_size_in_bytes - memory.alias_size_in_bytes,
-            "temporaries": memory.temp_size_in_bytes,
-            "seconds": round(time.monotonic() - begin, 1),
-        }
-    return out
+
+
+def swept(config: RunConfig, topology: str, numbers: dict[str, Any], limit: int) -> list[dict[str, Any]]:
+    """Other settings, compiled and ranked; `numbers` are those of the settings as asked."""
+    from launch import sweep
+    from launch.compile import STATE, find_model, system_tokens
+    from launch.targets import find_target
+    from unigrpo_jax.models.bagel import flops
+
+    target, model = find_target(topology), find_model(config.model)
+    first = [numbers["programs"][name]["memory"] for name in ("rollout", "update")]
+    known = sweep.Known(
+        config=config,
+        mesh=tuple(numbers["mesh"][name] for name in ("data", "fsdp", "tensor")),
+        state=sum(first[0][part] for part in STATE),
+        temporaries=tuple(m["temporaries"] + m["cache"] for m in first),
+    )
+
+    def compile_(changed: RunConfig) -> sweep.Outcome:
+        out = plan(changed, topology, progress=lambda line: None)
+        programs = out["programs"].values()
+        fits, peak = all(p["fits"] for p in programs), max(p["peak"] for p in programs)
+        if any(p["refused"] for p in programs):
+            return sweep.Outcome("", False, peak, None, None)
+        return sweep.Outcome("", fits, peak, out["estimate"]["seconds"], out["estimate"]["samples_per_chip_hour"])
+
+    network = model.network.config
+    n = flops.lengths(config, network, len(system_tokens(config, model)))
+    ordered = sweep.candidates(known, target.chip, target.chips, len(target.devices), target.memory, network, n, model)
+    return [dataclasses.asdict(outcome) for outcome in sweep.sweep(ordered, limit, compile_, tell)]
 
 
 def show(numbers: dict[str, Any]) -> list[str]:
-    """The numbers as lines of text, GiB per chip."""
-    gib = lambda value: f"{value / 2**30:8.2f}"
+    """The numbers as lines of text."""
+    gib = lambda value: f"{value / GIB:.2f}"
     mesh = ", ".join(f"{name} {size}" for name, size in numbers["mesh"].items())
-    lines = [f"{numbers['topology']}: {numbers['chips']} chips, {mesh}"]
-    for name in ("trained", "optimizer", "average", "frozen", "reference", "cache"):
-        lines.append(f"{gib(numbers[name])} GiB  {name}")
-    # What lies on a chip all the time but is no argument of the program at hand is added to it.
-    resident = sum(numbers[name] for name in ("trained", "optimizer", "average", "frozen", "reference"))
-    for name in ("rollout", "update"):
-        part = numbers[name]
-        held = max(part["arguments"], resident)
-        total = held + part["results"] + part["temporaries"]
-        verdict = "fits" if total <= numbers["hbm"] else "does not fit"
-        lines.append(f"{gib(total)} GiB  {name}: {gib(held).strip()} held + {gib(part['results']).strip()} results + "
-                     f"{gib(part['temporaries']).strip()} temporaries of {gib(numbers['hbm']).strip()}, {verdict}; "
-                     f"compiled in {part['seconds']:.0f} s")  # fmt: skip
+    names = list(numbers["programs"])
+    lines = [f"{numbers['name']} on {numbers['topology']}: {numbers['chips']} chips, {mesh}", ""]
+    lines.append(f"{'GiB per device':<22}" + "".join(f"{name:>10}" for name in names))
+    for part in numbers["programs"][names[0]]["memory"]:
+        values = [numbers["programs"][name]["memory"][part] for name in names]
+        if any(values):
+            lines.append(f"  {part:<20}" + "".join(f"{gib(value):>10}" for value in values))
+    lines.append(f"  {'together':<20}" + "".join(f"{gib(numbers['programs'][name]['peak']):>10}" for name in names))
+    lines.append(f"  {'of':<20}" + f"{gib(numbers['limit']):>10}" * len(names))
+    verdict = lambda p: "fits" if p["fits"] else "TOO MUCH"
+    lines.append(f"  {'':<20}" + "".join(f"{verdict(numbers['programs'][name]):>10}" for name in names))
+    seconds = " + ".join(f"{numbers['programs'][name]['seconds']:.0f}" for name in names)
+    lines += [f"compiled in {seconds} s with {gib(numbers['host'])} GiB of host memory", ""]
+    for name in names:
+        rows = numbers["programs"][name]["collectives"]
+        if rows:
+            lines.append(f"{name} sends, GB per device and iteration:")
+            lines += [f"  {row['bytes'] / 1e9:>10.2f}  {row['kind']:<18} over {row['axes']} ({row['group']}), "
+                      f"{row['times']} times, {row['phase']}" for row in rows[:8]]  # fmt: skip
+            rest = sum(row["bytes"] for row in rows[8:])
+            lines += [f"  {rest / 1e9:>10.2f}  in {len(rows) - 8} smaller rows"] if len(rows) > 8 else []
+    estimate = numbers["estimate"]
+    lines += ["", f"{'roofline, s':<14}{'compute':>10}{'memory':>10}{'links':>10}{'bound':>10}"]
+    for phase in numbers["phases"]:
+        bounds = phase["bounds"]
+        lines.append(f"  {phase['name']:<12}" + "".join(f"{bounds[b]:>10.2f}" for b in ("compute", "memory", "links"))
+                     + f"{phase['seconds']:>10.2f}")  # fmt: skip
+    lines.append(f"  at least {estimate['seconds']:.1f} s an iteration, at most {estimate['samples_per_chip_hour']:.1f} "
+                 f"samples per chip-hour; {estimate['model_flops'] / 1e15:.3g} PFLOP, at most "
+                 f"{100 * estimate['utilisation']:.0f} % of the peak")  # fmt: skip
+    for name, found in numbers["advice"].items():
+        over = numbers["programs"][name]["peak"] - numbers["limit"]
+        lines += ["", f"{name} needs {gib(over)} GiB less; what would help, by estimate:"]
+        lines += [f"  {gib(k['saves']):>8} GiB  {k['change']}{'' if k['enough'] else ' (not enough alone)'}"
+                  for k in found] or ["  more chips"]  # fmt: skip
+    lines += ["", *(f"({note})" for note in numbers["notes"])]
+    if numbers.get("sweep"):
+        lines += ["", "samples per chip-hour    s   GiB   settings"]
+        for outcome in numbers["sweep"]:
+            speed = f"{outcome['samples_per_chip_hour']:>14.1f}{outcome['seconds']:>12.1f}" if outcome["fits"] else (
+                f"{'does not fit':>26}")  # fmt: skip
+            lines.append(f"{speed}{outcome['peak'] / GIB:>7.1f}   {outcome['flags']}")
     return lines
 
 
 def main() -> None:
-    """Parses, compiles, prints."""
+    """Parses, compiles, prints, writes."""
     try:
         default, rest = preset(sys.argv[1:], "bagel_7b")
         arguments = tyro.cli(
-            Arguments, args=rest, default=Arguments(default, ""), prog="python -m launch.plan [PRESET]", description=__doc__
+            Arguments,
+            args=rest,
+            default=Arguments(default, ""),
+            prog="python -m launch.plan [PRESET]",
+            description=f"{__doc__}\nPresets: {', '.join(presets())}.",
         )
+        require(arguments.topology != "", "--topology says what to compile for, such as v5p:4x4x4 or h100:8x4.")
+        for file in (arguments.json, arguments.html):
+            require(file is None or file.absolute().parent.is_dir(),
+                    f"{file} cannot be written: its folder does not exist; make it first.")  # fmt: skip
+        require(arguments.sweep_limit >= 1, f"sweep-limit = {arguments.sweep_limit}, but it must be at least 1.")
+        os.environ.setdefault("JAX_PLATFORMS", "cpu")
         numbers = plan(arguments.config, arguments.topology)
+        if arguments.sweep:
+            numbers["sweep"] = swept(arguments.config, arguments.topology, numbers, arguments.sweep_limit)
     except ConfigError as error:
         complain(error, "launch.plan")
     print("\n".join(show(numbers)))
     if arguments.json is not None:
         arguments.json.write_text(json.dumps(numbers, indent=2) + "\n")
+    if arguments.html is not None:
+        from launch.plan_page import page
+
+        arguments.html.write_text(page(numbers))
 
 
 if __name__ == "__main__":

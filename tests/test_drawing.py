@@ -10,6 +10,7 @@ import pytest
 from tests import oracle, tiny
 from unigrpo_jax.models.bagel import latents
 from unigrpo_jax.rollout import randomness
+from unigrpo_jax.rollout.drawing import in_turn
 from unigrpo_jax.rollout.step_rules import draw_window
 
 TIMES = oracle.schedule(tiny.ROLLOUT.flow_steps, tiny.ROLLOUT.timestep_shift)
@@ -139,3 +140,27 @@ def test_pixels_are_truncated_not_rounded():
     values = jnp.array([-9.0, -1.0, level(0.999), level(1.001), level(127.99), level(254.99), 1.0, 9.0])
     assert latents.to_uint8(values).tolist() == [0, 0, 0, 1, 127, 254, 255, 255]
     assert latents.to_uint8(latents.from_uint8(jnp.array([0, 255], jnp.uint8))).tolist() == [0, 255]
+
+
+@pytest.mark.parametrize(("parts", "alive"), [(0, 12), (1, 1), (2, 2), (4, 4), (5, 12), (12, 12)])
+def test_in_turn_computes_one_element_of_each_part_at_a_time(parts, alive):
+    """A batch that does not divide is computed at once; the order is kept."""
+    seen = []
+
+    def function(x_BN):
+        seen.append(x_BN.shape[0])
+        return x_BN[:, :1] ** 2
+
+    x = jnp.arange(24.0).reshape(12, 2)
+    np.testing.assert_array_equal(in_turn(function, x, parts), x[:, :1] ** 2)
+    assert set(seen) == {alive}
+
+
+def test_in_turn_every_device_takes_one_of_its_own():
+    """Eight devices with three rows each: a turn holds one row of each device, and nothing moves between them."""
+    mesh = jax.make_mesh((8,), ("x",), axis_types=(jax.sharding.AxisType.Auto,))
+    spread = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("x"))
+    rows = jax.ShapeDtypeStruct((24, 4), jnp.float32, sharding=spread)
+    text = jax.jit(lambda x: in_turn(jnp.sin, x, 8), out_shardings=spread).lower(rows).compile().as_text()
+    assert '"known_trip_count":{"n":"3"}' in text and "f32[3,8,4]" not in text
+    assert not any(word in text for word in ("all-gather", "all-to-all", "all-reduce", "collective-permute"))

@@ -29,7 +29,9 @@ def iteration(devices, fsdp=1, tensor=1, slices=1):
     layout, spread = Layout(mesh), meshes.spread(mesh)
     placed, model = layout.context(), dataclasses.replace(tiny.MODEL, hold=layout.activations)
     place = lambda context: jax.lax.with_sharding_constraint(context, placed)
-    program = tiny.training_rollout(tiny.ROLLOUT, model, tiny.PixelAutoencoder(), tiny.GROUP, place=place)
+    program = tiny.training_rollout(
+        tiny.ROLLOUT, model, tiny.PixelAutoencoder(), tiny.GROUP, place=place, parts=meshes.batch_size(mesh)
+    )
     rollout = tiny.jit(program.__call__, out_shardings=spread)
     base = tiny.update_program()
     policy = Policy(model=model, tokens=program.tokens, flow=program.flow)

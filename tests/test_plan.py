@@ -1,20 +1,35 @@
-"""The plan's refusals and arithmetic; what it compiles is compiled where libtpu is installed."""
+"""The plan: its refusals, its text and page, and a small preset compiled for TPUs where libtpu is installed."""
 
+import dataclasses
 import importlib.util
+import json
+import re
 
+import jax
 import pytest
 
+from experiments.presets import bagel_7b
+from launch import advice
+from launch.compile import CLASSES, Compiled, cache_bytes, factorings, find_model, prepare, required, state_bytes
 from launch.plan import show
+from launch.plan_page import COLOURS, MEANING, page
+from launch.targets import PLANES, SHAPES, Target, find_target
 from tests.command import command
+from unigrpo_jax.config import ConfigError, MeshConfig
+
+GIB = 2**30
+needs_libtpu = pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed")
 
 
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--topology", "v9:2x2"], ["topology = 'v9:2x2'", "v5p", "v5p:4x4x4"]),
-        (["--topology", "v5p"], ["topology = 'v5p'", "such as v5p:4x4x4"]),
-        (["--topology", "v5p:2x2x1", "--model.path", "tiny"], ["bagel_7b preset"]),
-        (["--topology", "v5p:2x2x1", "--rollout.guidance", "2"], ["rollout.guidance = 2.0"]),
+        ([], ["--topology", "v5p:4x4x4"]),
+        (["--topology", "v9:2x2"], ["topology = 'v9:2x2'", "v5p", "h100", "such as v5p:4x4x4"]),
+        (["--topology", "v5p"], ["v5p needs a shape", "4x4x8"]),
+        (["--topology", "h100:2x"], ["h100:8x4 (4 nodes of 8)"]),
+        (["--topology", "v5p:2x2x1", "--json", "nowhere/x.json"], ["nowhere/x.json", "folder does not exist"]),
+        (["--topology", "v5p:2x2x1", "--sweep-limit", "0"], ["sweep-limit = 0"]),
     ],
 )
 def test_a_plan_that_cannot_be_made_is_one_sentence(arguments, words):
@@ -25,21 +40,181 @@ def test_a_plan_that_cannot_be_made_is_one_sentence(arguments, words):
 
 
 @pytest.mark.skipif(importlib.util.find_spec("libtpu") is not None, reason="libtpu is installed")
-def test_without_the_compiler_a_plan_says_what_to_install():
-    outcome = command("launch.plan", "bagel_7b", "--topology", "v5p:2x2x1")
-    assert outcome.code == 2 and outcome.err.count("\n") == 1 and "[tpu]" in outcome.err, outcome
+@pytest.mark.parametrize("topology", ["v5p:2x2x1", "h100:8"])
+def test_without_the_compiler_a_plan_says_what_to_install(topology):
+    outcome = command("launch.plan", "bagel_7b", "--topology", topology)
+    assert outcome.code == 2 and outcome.err.count("\n") == 1 and "[tpu-plan]" in outcome.err, outcome
 
 
-def test_what_lies_on_a_chip_is_added_to_what_a_program_needs():
-    """The rollout does not get optimizer and reference, but they lie there; the update gets all."""
-    gib = 2**30
-    numbers = {
-        "topology": "v5p:2x2x1", "chips": 4, "mesh": {"data": 1, "fsdp": 4, "tensor": 1}, "hbm": 20 * gib,
-        "trained": 2 * gib, "optimizer": 4 * gib, "average": 0, "frozen": gib, "reference": 2 * gib, "cache": gib // 2,
-        "rollout": {"arguments": 3 * gib, "results": gib, "temporaries": 5 * gib, "seconds": 1.0},
-        "update": {"arguments": 10 * gib, "results": 0, "temporaries": 11 * gib, "seconds": 2.0},
+@needs_libtpu
+@pytest.mark.parametrize(
+    ("topology", "words"),
+    [("v5p:3x3x3", ["topology = 'v5p:3x3x3' is none", "2x2x1, 2x2x2"]), ("v6e:3x3", ["v6e has 1x1, 2x2"])],
+)
+def test_a_topology_that_does_not_exist_lists_those_that_do(topology, words, capfd):
+    with pytest.raises(ConfigError) as error:
+        find_target(topology)
+    assert all(word in str(error.value) for word in words), error.value
+    assert capfd.readouterr() == ("", "")
+
+
+@needs_libtpu
+def test_targets_have_the_chips_they_are_named_after():
+    for name, chips, devices, memory in (("v6e:16x16", 256, 256, 31.25), ("v5e:1x1", 1, 1, 15.75), ("v4:2x2x1", 4, 8, 15.25),
+                                         ("h100:8x4", 32, 32, 75.6), ("h200:3", 3, 3, 133.0)):  # fmt: skip
+        target = find_target(name)
+        assert (target.chips, len(target.devices), target.memory) == (chips, devices, int(memory * GIB)), name
+    assert find_target("h100:8x4").per_node == 8 and find_target("h100:8").per_node is None
+    assert SHAPES["v6e"] == PLANES
+
+
+def cpus(memory: float = 30.0) -> Target:
+    """Eight fake devices with some chip's numbers."""
+    from launch.chips import CHIPS
+
+    return Target("v6e:2x4", CHIPS["v6e"], 8, jax.devices(), None, int(memory * GIB))
+
+
+def test_a_mesh_that_does_not_divide_lists_those_that_do():
+    """768 episodes in 12 pieces are 64 each, so 8 devices divide them; 5 do not."""
+    config = dataclasses.replace(bagel_7b.config(), mesh=MeshConfig(data=1, fsdp=2, tensor=8))
+    with pytest.raises(ConfigError, match="--mesh.data 1 --mesh.fsdp 8 --mesh.tensor 1"):
+        prepare(config, cpus())
+
+
+def test_factorings_divide_heads_width_and_episodes():
+    config = bagel_7b.config()
+    found = factorings(config, 8, find_model(config.model))
+    assert found[0] == (1, 8, 1) and (1, 2, 4) in found and all(d * f * t == 8 for d, f, t in found)
+    assert not any(t == 8 for _, _, t in found)  # four heads of keys
+
+
+def test_a_setting_that_has_nothing_to_do_with_the_mesh_gets_no_meshes():
+    config = dataclasses.replace(bagel_7b.config(), mesh=MeshConfig(fsdp=8))
+    config = dataclasses.replace(config, learning=dataclasses.replace(config.learning, frozen=("nothing",)))
+    with pytest.raises(ConfigError, match="nothing") as error:
+        prepare(config, cpus())
+    assert "--mesh" not in str(error.value)
+
+
+def test_a_refusal_of_the_compiler_tells_what_a_program_needs():
+    refusal = "RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO temporaries (32.85G) exceeds "
+    assert required(refusal + "available HBM (31.25G).") == int(32.85 * GIB)
+    assert required("INTERNAL: something else") is None
+
+
+def test_state_and_cache_are_exact_arithmetic():
+    """Table 3 over eight devices: float32 weights, two moments, a reference, and 24 episodes' bfloat16 cache."""
+    setting = prepare(dataclasses.replace(bagel_7b.config(), mesh=MeshConfig(fsdp=8)), cpus())
+    state = state_bytes(setting)
+    # Both experts' seven matrices with q, k, v biases, the time embedder, and the latent's two maps.
+    layer = 2 * 3584 * 3584 + 2 * 3584 * 512 + 3 * 3584 * 18944
+    small = 256 * 3584 + 3584 + 3584 * 3584 + 3584 + 64 * 3584 + 3584 + 3584 * 64
+    whole_on_each = 2 * 28 * (3584 + 2 * 512) + 64  # biases have no axis that fsdp cuts
+    assert state["trained"] == 4 * ((2 * 28 * layer + small) // 8 + whole_on_each) == 2 * state["reference"]
+    assert state["optimizer"] == pytest.approx(2 * state["trained"], abs=64) and state["average"] == 0
+    assert setting.rows == 24
+    assert cache_bytes(setting) == 24 * 2 * 28 * (64 + 128 + 1026) * 4 * 128 * 2
+
+
+def numbers() -> dict:
+    """A plan of made-up numbers, its update too large."""
+    memory = dict.fromkeys(CLASSES, 0) | {"trained": 2 * GIB, "optimizer": 4 * GIB, "temporaries": 5 * GIB}
+    row = {
+        "kind": "all-gather",
+        "axes": "fsdp",
+        "phase": "thinking",
+        "group": 4,
+        "nodes": False,
+        "times": 1026,
+        "bytes": 7e9,
+    }
+    row["assumed"] = True
+    program = {"memory": memory, "peak": 11 * GIB, "fits": True, "refused": False, "seconds": 61.0, "collectives": [row]}
+    large = program | {"memory": memory | {"temporaries": 15 * GIB}, "peak": 21 * GIB, "fits": False, "collectives": []}
+    bounds = {"compute": 1.0, "memory": 2.0, "links": 3.0}
+    phase = {"name": "thinking", "flops": 1.0, "read": 1.0, "sent": 1.0, "networked": 0.0, "bounds": bounds, "seconds": 3.0}
+    tried = {"flags": "--mesh.fsdp 4", "fits": True, "peak": 9 * GIB, "seconds": 3.0, "samples_per_chip_hour": 4800.0}
+    refused = {"flags": "--mesh.fsdp 2", "fits": False, "peak": 30 * GIB, "seconds": None, "samples_per_chip_hour": None}
+    return {
+        "name": "<b>&name", "topology": "v5p:2x2x1", "chips": 4, "devices": 4, "mesh": {"data": 1, "fsdp": 4, "tensor": 1},
+        "limit": 20 * GIB, "chip": {}, "episodes": 16, "programs": {"rollout": program, "update": large}, "host": 3 * GIB,
+        "phases": [phase],
+        "estimate": {"seconds": 3.0, "samples_per_chip_hour": 4800.0, "model_flops": 2e15, "utilisation": 0.25},
+        "advice": {"update": [{"change": "--learning.micro-batches 2", "saves": 7 * GIB, "enough": True}]},
+        "notes": ["a <note>"],
+        "sweep": [tried, refused],
     }  # fmt: skip
-    text = "\n".join(show(numbers))
-    assert "4 chips, data 1, fsdp 4, tensor 1" in text and "0.50 GiB  cache" in text
-    assert "15.00 GiB  rollout: 9.00 held + 1.00 results + 5.00 temporaries of 20.00, fits" in text
-    assert "21.00 GiB  update: 10.00 held + 0.00 results + 11.00 temporaries of 20.00, does not fit" in text
+
+
+def test_the_text_says_what_fits_what_is_sent_and_what_would_help():
+    text = "\n".join(show(numbers()))
+    for line in (
+        "4 chips, data 1, fsdp 4, tensor 1",
+        "trained                   2.00      2.00",
+        "together                 11.00     21.00",
+        "fits  TOO MUCH",
+        "compiled in 61 + 61 s with 3.00 GiB of host memory",
+        "7.00  all-gather         over fsdp (4), 1026 times, thinking",
+        "thinking          1.00      2.00      3.00      3.00",
+        "at least 3.0 s an iteration, at most 4800.0 samples per chip-hour; 2 PFLOP, at most 25 % of the peak",
+        "update needs 1.00 GiB less",
+        "7.00 GiB  --learning.micro-batches 2",
+        "4800.0         3.0    9.0   --mesh.fsdp 4",
+    ):
+        assert line in text, f"{line!r} is not in\n{text}"
+    assert "optimizer" in text and "average" not in text  # a class that is empty is not shown
+
+
+def test_the_page_escapes_and_its_bars_are_as_long_as_their_memory():
+    text = page(numbers())
+    assert "<b>&name" not in text and "&lt;b&gt;&amp;name" in text and "a &lt;note&gt;" in text
+    widths = [float(width) for width in re.findall(r"<rect [^>]*width=([\d.]+) ", text)]
+    first, second = widths[:3], widths[3:]
+    assert len(widths) == 6 and first[2] / first[0] == pytest.approx(5 / 2, rel=0.01)
+    assert sum(second) / sum(first) == pytest.approx(21 / 11, rel=0.01)
+    line = float(re.search(r"<line x1=([\d.]+)", text)[1])
+    begin = float(re.search(r"<rect x=([\d.]+)", text)[1])
+    assert (line - begin) / sum(second) == pytest.approx(20 / 21, rel=0.01)
+    assert set(COLOURS) == set(MEANING) == set(CLASSES) and len(set(COLOURS.values())) == len(COLOURS)
+
+
+def compiled(temporaries: float, cache: float = 0.0, **state: float) -> Compiled:
+    memory = dict.fromkeys(CLASSES, 0) | {name: int(value * GIB) for name, value in state.items()}
+    return Compiled(memory | {"temporaries": int(temporaries * GIB), "cache": int(cache * GIB)}, 1.0, False, False, [])
+
+
+def test_knobs_save_what_scaling_says_and_name_the_first_that_is_enough():
+    """384 episodes of a minibatch over 8 devices: 48 each, in 6 pieces 8; 768 in 4 rollouts over 8: 24 each."""
+    setting = prepare(dataclasses.replace(bagel_7b.config(), mesh=MeshConfig(fsdp=8)), cpus(30.0))
+    found = {k.change: k for k in advice.knobs(setting, "update", compiled(26.0, trained=6.0))}
+    pieces = found["--learning.micro-batches 8"]
+    assert pieces.saves == pytest.approx((26 - 6) * GIB * (1 - 6 / 8)) and pieces.enough
+    assert "--learning.micro-batches 12" not in found  # 8 is enough already
+    lora = found["--model.lora.rank 64 --model.param-dtype bfloat16"]
+    assert lora.saves > 20 * GIB  # Adam's 97 GiB, the gradients and half of the weights, an eighth each
+    found = {k.change: k for k in advice.knobs(setting, "rollout", compiled(50.0, cache=10.0, trained=6.0))}
+    rollouts = [k for change, k in found.items() if change.startswith("--rollout.micro-batches")]
+    assert [(k.change[-2:], k.enough) for k in rollouts] == [("16", True), (" 8", False)]
+    assert [k.saves for k in rollouts] == pytest.approx([60 * GIB * (1 - 4 / 16), 60 * GIB * (1 - 4 / 8)])
+
+
+@needs_libtpu
+def test_a_small_preset_compiles_for_tpus(tmp_path, capfd):
+    """Rollout and update of `smoke` for four v5e chips: every number is there, and nothing else is printed."""
+    with jax.default_matmul_precision("default"):  # the tests' own makes each product six, which compiles twice as long
+        outcome = command("launch.plan", "smoke", "--topology", "v5e:2x2", "--mesh.fsdp", "2",
+                          "--json", tmp_path / "plan.json", "--html", tmp_path / "plan.html")  # fmt: skip
+    assert outcome.code == 0 and capfd.readouterr().err == "", outcome
+    assert [line.split(" of ")[0] for line in outcome.err.splitlines()] == ["compiling the rollout", "compiling the update"]
+    got = json.loads((tmp_path / "plan.json").read_text())
+    assert got["chips"] == 4 and (got["mesh"]["data"], got["mesh"]["fsdp"], got["mesh"]["tensor"]) == (2, 2, 1)
+    for program in got["programs"].values():
+        assert program["fits"] and not program["refused"] and program["peak"] == sum(program["memory"].values())
+        assert {row["axes"] for row in program["collectives"]} >= {"fsdp"}
+    memory = got["programs"]["update"]["memory"]
+    assert memory["optimizer"] == pytest.approx(2 * memory["trained"], rel=0.01)  # two moments
+    thinking = [row for row in got["programs"]["rollout"]["collectives"] if row["phase"] == "thinking"]
+    assert thinking and all(row["assumed"] for row in thinking)
+    assert got["estimate"]["seconds"] == pytest.approx(sum(p["seconds"] for p in got["phases"]))
+    assert "fits" in outcome.out and "<svg" in (tmp_path / "plan.html").read_text()

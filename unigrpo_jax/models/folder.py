@@ -205,10 +205,14 @@ def load_model(config: ModelConfig) -> LoadedModel:
     except ValueError as error:
         raise error if isinstance(error, ConfigError) else ConfigError(str(error)) from None
     check_vocabulary(tokenizer, bagel, folder)
-    scale = config.lora.alpha / config.lora.rank if config.lora.rank else 1.0
-    network = Bagel(bagel, config.dtype, config.remat, config.unroll, scale)
-    codec = TextCodec(tokenizer, bagel)
+    network, codec = make_network(config, bagel), TextCodec(tokenizer, bagel)
     return LoadedModel(folder, config, network, autoencoder, codec, stored, autoencoder_stored)
+
+
+def make_network(config: ModelConfig, sizes: BagelConfig) -> Bagel:
+    """The network of these sizes as the settings ask for it."""
+    scale = config.lora.alpha / config.lora.rank if config.lora.rank else 1.0
+    return Bagel(sizes, config.dtype, config.remat, config.unroll, scale)
 
 
 def save_model(folder: pathlib.Path, config: BagelConfig, params: Params, dtype: str = "float32",

@@ -93,12 +93,33 @@ def denoise(model: Bagel, params, context, x_BNC, noise_keys_B, window_W, sample
     return x, kept
 
 
-def draw(model: Bagel, params, context, x_BNC, noise_keys_B, window_W, sampler: FlowSampler, decode, others=None) -> Drawing:
+def in_turn(function, x_B, parts: int):
+    """`function` of a batch that lies in `parts` equal parts on as many devices: one element of each part at a time.
+
+    The activations of a decoder are many times an image; so only those of one image per device are alive.  A batch that
+    does not divide, or `parts` = 0, is computed at once.
+    """
+    batch = x_B.shape[0]
+    if not parts or batch % parts:
+        return function(x_B)
+    turns = x_B.reshape(parts, batch // parts, *x_B.shape[1:]).swapaxes(0, 1)
+    out = jax.lax.map(function, turns).swapaxes(0, 1)
+    return out.reshape(batch, *out.shape[2:])
+
+
+def draw(
+    model: Bagel, params, context, x_BNC, noise_keys_B, window_W, sampler: FlowSampler, decode, others=None, parts=0
+) -> Drawing:
     """Samples an image upon a context: `denoise`, and `decode`.
 
-    `decode` makes latents [B, rows, columns, channels] into images [B, height, width, 3] in [-1, 1].
+    `decode` makes latents [B, rows, columns, channels] into images [B, height, width, 3] in [-1, 1]; `parts` is that of
+    `in_turn`.
     """
-    tokens, (x, noise, mean) = denoise(model, params, context, x_BNC, noise_keys_B, window_W, sampler, others)
-    image = latents.to_uint8(decode(latents.unpatchify(tokens, sampler.grid, model.config.latent_patch)))
+    hold = model.hold or (lambda x: x)  # else a partitioner may put several devices' images on one of them
+    with jax.named_scope("drawing"):
+        tokens, (x, noise, mean) = denoise(model, params, context, hold(x_BNC), noise_keys_B, window_W, sampler, others)
+    with jax.named_scope("images"):
+        latent = latents.unpatchify(tokens, sampler.grid, model.config.latent_patch)
+        image = in_turn(lambda x: latents.to_uint8(decode(hold(x))), latent, parts)
     steps = jnp.broadcast_to(window_W, x.shape[:2])
     return Drawing(steps=steps, x=x, noise=noise, mean=mean, image=image)

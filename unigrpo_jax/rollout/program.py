@@ -37,6 +37,7 @@ class RolloutProgram:
       window_range: where the window may lie, [first, end).
       micro_batches: pieces of the prompts, one after the other.
       place: applied to the context of a batch of episodes, to lay it over devices.
+      parts: devices that episodes are spread over: on each, images are decoded one after the other; 0 decodes all at once.
       thought: called on the host when the thinking is done, to tell the two phases' seconds apart; None for no call.
     """
 
@@ -51,6 +52,7 @@ class RolloutProgram:
     window_range: tuple[int, int]
     micro_batches: int = 1
     place: Callable[[Context], Context] | None = None
+    parts: int = 0
     thought: Callable[[Any], None] | None = None
 
     def __call__(
@@ -102,14 +104,15 @@ class RolloutProgram:
         segments = []
         if self.thinking_tokens:
             key = keys(randomness.TOKENS)
-            thinking, context = think(self.model, params, context, key, self.thinking_tokens, self.tokens)
+            with jax.named_scope("thinking"):
+                thinking, context = think(self.model, params, context, key, self.thinking_tokens, self.tokens)
             segments.append(thinking)
             if self.thought is not None:
                 jax.debug.callback(self.thought, jnp.any(thinking.mask))
         shape = (self.flow.grid[0] * self.flow.grid[1], self.model.config.latent_width)
         x, noise = randomness.normal(keys(randomness.INITIAL_NOISE), 0, shape), keys(randomness.STEP_NOISE)
         decode = lambda latent: self.autoencoder.decode(autoencoder_params, latent)
-        segments.append(draw(self.model, params, context, x, noise, window_W, self.flow, decode, others))
+        segments.append(draw(self.model, params, context, x, noise, window_W, self.flow, decode, others, self.parts))
         repeated = jax.tree.map(lambda x: jnp.repeat(x, self.group_size, axis=0), prompt)
         return Episodes(prompt=repeated, segments=tuple(segments))
 
@@ -126,7 +129,7 @@ def flow_sampler(config: RolloutConfig, model: Bagel, guidance: Guidance | None 
 
 
 def training_rollout(
-    config: RolloutConfig, model: Bagel, autoencoder, group_size: int, system=(), place=None, thought=None
+    config: RolloutConfig, model: Bagel, autoencoder, group_size: int, system=(), place=None, thought=None, parts=0
 ) -> RolloutProgram:
     """The rollout of training: no guidance, a stochastic window."""
     return RolloutProgram(
@@ -141,5 +144,6 @@ def training_rollout(
         window_range=config.window_range,
         micro_batches=config.micro_batches,
         place=place,
+        parts=parts,
         thought=thought,
     )

@@ -69,6 +69,7 @@ class Programs:
             learning.group_size,
             system,
             place=lambda context: jax.lax.with_sharding_constraint(context, placed),
+            parts=meshes.batch_size(layout.mesh),
             thought=thought,
         )
         self.rollout = jax.jit(program.__call__, out_shardings=self.spread)
@@ -123,11 +124,15 @@ class Programs:
             out[path] = (np.dtype(jnp.dtype(self.config.model.dtype)) if path in trained else x.dtype, place)
         return out
 
-    def lower(self, inputs: Inputs) -> tuple[jax.stages.Lowered, jax.stages.Lowered]:
-        """Both programs, traced and ready to be compiled."""
+    def trace(self, inputs: Inputs) -> tuple[jax.stages.Traced, jax.stages.Traced]:
+        """Both programs, traced."""
         i = inputs
-        given = (i.state.params(i.frozen), i.autoencoder, i.prompt, np.int32(0), np.int32(0))
-        shapes = jax.eval_shape(self.rollout, *given)
-        episodes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=self.spread), shapes)
+        rollout = self.rollout.trace(i.state.params(i.frozen), i.autoencoder, i.prompt, np.int32(0), np.int32(0))
+        at = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=self.spread)
+        episodes = jax.tree.map(at, rollout.out_info)
         advantages = jax.ShapeDtypeStruct((self.config.episodes,), np.float32, sharding=self.spread)
-        return self.rollout.lower(*given), self.update.lower(i.state, i.frozen, i.reference, episodes, advantages)
+        return rollout, self.update.trace(i.state, i.frozen, i.reference, episodes, advantages)
+
+    def lower(self, inputs: Inputs) -> tuple[jax.stages.Lowered, jax.stages.Lowered]:
+        """Both programs, ready to be compiled."""
+        return tuple(traced.lower() for traced in self.trace(inputs))

@@ -1,0 +1,113 @@
+"""What to change where a program does not fit: the knobs and what each would save, most first.
+
+Savings on weights, optimizer and reference are exact arithmetic; those on temporaries scale what the compiler reported with
+the episodes that are computed at a time, which is an estimate: compile to know.
+"""
+
+import dataclasses
+from collections.abc import Iterator
+
+from launch.compile import ROLLOUT, STATE, UPDATE, Compiled, ProgramName, Setting, prepare, state_bytes
+from unigrpo_jax.config import ConfigError, RunConfig
+from unigrpo_jax.config_checks import check, check_devices
+from unigrpo_jax.parallel import mesh as meshes
+
+
+@dataclasses.dataclass(frozen=True)
+class Knob:
+    """A change of settings.
+
+    Attributes:
+      change: as it is typed.
+      saves: bytes of one device, an estimate.
+      enough: whether the program would fit then.
+    """
+
+    change: str
+    saves: int
+    enough: bool
+
+
+def works(config: RunConfig, batch: int) -> bool:
+    """Whether the settings pass all checks with episodes spread over `batch` devices."""
+    try:
+        check(config)
+        check_devices(config, batch)
+    except ConfigError:
+        return False
+    return True
+
+
+def with_section(config: RunConfig, section: str, **changes) -> RunConfig:
+    """The config with fields of one section changed."""
+    return dataclasses.replace(config, **{section: dataclasses.replace(getattr(config, section), **changes)})
+
+
+def more_micro_batches(config: RunConfig, section: str, batch: int) -> Iterator[int]:
+    """Larger numbers of micro-batches that divide."""
+    now = getattr(config, section).micro_batches
+    for count in range(now + 1, config.episodes // batch + 1):
+        if works(with_section(config, section, micro_batches=count), batch):
+            yield count
+
+
+def knobs(setting: Setting, name: ProgramName, compiled: Compiled) -> list[Knob]:
+    """Changes that save memory in a program, those that save most first."""
+    excess = compiled.peak - setting.target.memory
+    found = [*_fewer_at_a_time(setting, name, compiled), *_smaller_state(setting, name)]
+    knob = lambda change, saves: Knob(change, int(saves), saves >= excess)
+    return sorted((knob(*pair) for pair in found if pair[1] > 0), key=lambda k: -k.saves)
+
+
+def _fewer_at_a_time(setting: Setting, name: ProgramName, compiled: Compiled) -> Iterator[tuple[str, float]]:
+    config, batch, memory = setting.config, meshes.batch_size(setting.mesh), compiled.memory
+    section, scaled = ("rollout", memory["temporaries"] + memory["cache"]) if name == ROLLOUT else (
+        "learning", memory["temporaries"] - memory["trained"])  # the gradients' sum stays  # fmt: skip
+    now = getattr(config, section).micro_batches
+    for count in more_micro_batches(config, section, batch):
+        saves = scaled * (1 - now / count)
+        yield f"--{section}.micro-batches {count}", saves
+        if compiled.peak - saves <= setting.target.memory:
+            break
+    if name == UPDATE:
+        if config.model.remat == "none":
+            yield "--model.remat full", min(scaled, _activations(setting))
+        if getattr(config.learning, "window_steps", None) == "batched" and config.rollout.window_size > 1:
+            yield "--learning.window-steps scanned", scaled * (1 - 1 / config.rollout.window_size)
+
+
+def _activations(setting: Setting) -> float:
+    """Bytes that a device's layers keep for the backward pass, beside their inputs: norms, q, k, v, mixed, MLP, weights."""
+    config, c = setting.config, setting.model.network.config
+    learning, rollout = config.learning, config.rollout
+    rows = config.episodes / learning.minibatches / learning.micro_batches / meshes.batch_size(setting.mesh)
+    latents = 2 + c.grid(rollout.image_height, rollout.image_width)[0] * c.grid(rollout.image_height, rollout.image_width)[1]
+    text = rollout.prompt_tokens + (rollout.thinking_tokens + 2) * rollout.thinking
+    tokens = rows * (text + rollout.window_size * latents)
+    itemsize = 2 if config.model.dtype == "bfloat16" else 4
+    scores = rows * rollout.window_size * c.heads * latents * (latents + text) * 4
+    return c.layers / setting.tensor * (tokens * (6 * c.hidden_size + 3 * c.intermediate_size) * itemsize + scores)
+
+
+def _smaller_state(setting: Setting, name: ProgramName) -> Iterator[tuple[str, float]]:
+    config, before = setting.config, state_bytes(setting)
+    shape = dict(setting.mesh.shape)
+    changes = {}
+    if shape[meshes.DATA] > 1:
+        data, fsdp = shape[meshes.DATA], shape[meshes.FSDP]
+        whole = with_section(config, "mesh", data=1, fsdp=data * fsdp)
+        changes[f"--mesh.data 1 --mesh.fsdp {data * fsdp}"] = whole
+    if not config.model.lora.rank:
+        model = dataclasses.replace(
+            config.model, param_dtype="bfloat16", lora=dataclasses.replace(config.model.lora, rank=64)
+        )
+        changes["--model.lora.rank 64 --model.param-dtype bfloat16"] = dataclasses.replace(config, model=model)
+    elif config.model.param_dtype == "float32":
+        changes["--model.param-dtype bfloat16"] = with_section(config, "model", param_dtype="bfloat16")
+    for change, other in changes.items():
+        try:
+            after = state_bytes(prepare(other, setting.target))
+        except ConfigError:
+            continue
+        gradients = before["trained"] - after["trained"] if name == UPDATE else 0
+        yield change, sum(before[part] - after[part] for part in STATE) + gradients

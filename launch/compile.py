@@ -1,0 +1,247 @@
+"""Shapes -> compiled programs -> numbers: what a preset's rollout and update take of each device, by class.
+
+The programs are those of `experiments.run`, from shapes alone; no weights and no chips are needed.
+"""
+
+import dataclasses
+import functools
+import math
+import pathlib
+import re
+import time
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+
+from launch.collectives import collectives, table
+from launch.targets import Target
+from unigrpo_jax.config import ConfigError, ModelConfig, RunConfig
+from unigrpo_jax.config_checks import check, check_devices
+from unigrpo_jax.models import tree
+from unigrpo_jax.models.bagel import flops
+from unigrpo_jax.models.bagel.release import AUTOENCODER, BAGEL_7B, HUB_NAME, SYSTEM_TOKENS
+from unigrpo_jax.models.folder import LoadedModel, load_model, make_network
+from unigrpo_jax.parallel import kernels
+from unigrpo_jax.parallel import mesh as meshes
+from unigrpo_jax.parallel.rules import Layout
+from unigrpo_jax.training.placement import device_bytes
+from unigrpo_jax.training.programs import Inputs, Programs
+
+ROLLOUT, UPDATE = "rollout", "update"
+ProgramName = Literal["rollout", "update"]
+# Classes of memory, in the order of a bar; the first five lie on a device all the time.
+STATE = ("trained", "optimizer", "average", "frozen", "reference")
+CLASSES = (*STATE, "inputs", "cache", "episodes", "temporaries", "results")
+# Named scopes of the rollout, and what is neither.
+PHASES = ("thinking", "drawing", "images")
+
+
+@dataclasses.dataclass(frozen=True)
+class Compiled:
+    """What a program takes of one device.
+
+    Attributes:
+      memory: bytes by class.
+      seconds: that compiling took.
+      fits: whether all of it is below what a device has.
+      refused: the compiler refused it for its memory, so there is no HLO and no table.
+      collectives: rows as `launch.collectives.table` makes them.
+    """
+
+    memory: dict[str, int]
+    seconds: float
+    fits: bool
+    refused: bool
+    collectives: list[dict]
+
+    @property
+    def peak(self) -> int:
+        """Bytes of a device, everything together."""
+        return sum(self.memory.values())
+
+
+@dataclasses.dataclass(frozen=True)
+class Setting:
+    """A config on a target, ready to be compiled.
+
+    Attributes:
+      config: the settings.
+      target: the chips.
+      mesh: the devices' arrangement.
+      model: sizes; its files are read only where the config names a folder.
+      system: tokens of the system prompt's block.
+      programs: both programs.
+      inputs: their inputs' shapes.
+    """
+
+    config: RunConfig
+    target: Target
+    mesh: jax.sharding.Mesh
+    model: LoadedModel
+    system: int
+    programs: Programs
+    inputs: Inputs
+
+    @property
+    def rows(self) -> int:
+        """Episodes that one device samples at a time."""
+        return self.config.episodes // self.config.rollout.micro_batches // meshes.batch_size(self.mesh)
+
+    @functools.cached_property
+    def traced(self) -> tuple[jax.stages.Traced, jax.stages.Traced]:
+        """Rollout and update, traced once."""
+        return self.programs.trace(self.inputs)
+
+    @property
+    def tensor(self) -> int:
+        """Parts that heads and MLPs are cut into."""
+        return self.mesh.shape[meshes.TENSOR]
+
+
+def find_model(config: ModelConfig) -> LoadedModel:
+    """The model of a config: the release by its known sizes, anything else from its folder."""
+    if config.path != HUB_NAME:
+        return load_model(config)
+    # The release without its files: shapes are known, and whatever would read words or weights is not used.
+    network = make_network(config, BAGEL_7B)
+    return LoadedModel(pathlib.Path(HUB_NAME), config, network, AUTOENCODER, None, None, None)
+
+
+def prepare(config: RunConfig, target: Target) -> Setting:
+    """Checks a config on a target and lays its shapes out.
+
+    Raises:
+      ConfigError: the settings contradict each other or do not divide; the message lists factorings that would.
+    """
+    check(config)
+    model = find_model(config.model)
+    try:
+        return _prepare(config, target, model)
+    except ConfigError as error:
+        devices, m = len(target.devices), config.mesh
+        options = factorings(config, devices, model)
+        if not options or (m.data or devices // max(m.fsdp * m.tensor, 1), m.fsdp, m.tensor) in options:
+            raise
+        words = ", or ".join(f"--mesh.data {d} --mesh.fsdp {f} --mesh.tensor {t}" for d, f, t in options[:4])
+        raise ConfigError(f"{str(error).removesuffix('.')}; as settings are, {devices} devices divide as {words}.") from None
+
+
+def _prepare(config: RunConfig, target: Target, model: LoadedModel) -> Setting:
+    mesh = meshes.make_mesh(0, config.mesh, target.devices)
+    check_devices(config, meshes.batch_size(mesh))
+    layout = Layout(mesh)
+    model.check_image_size(config.rollout)
+    system = system_tokens(config, model)
+    attend = kernels.attend(config.model, mesh)
+    network = dataclasses.replace(model.network, hold=layout.activations, attend=attend)
+    model = dataclasses.replace(model, network=network)
+    programs = Programs(config, network, model.autoencoder, system, layout, model.abstract_params())
+    learned = model.codec is None or model.autoencoder_stored is not None
+    inputs = programs.inputs(model.stored_params(), model.autoencoder.shapes() if learned else {})
+    return Setting(config, target, mesh, model, len(system), programs, inputs)
+
+
+def system_tokens(config: RunConfig, model: LoadedModel) -> tuple[int, ...]:
+    """The system prompt's block; of the release, whose tokenizer is not read, only its length is right."""
+    if model.codec is not None:
+        return model.codec.system(config.rollout)
+    return tuple(range(SYSTEM_TOKENS)) if config.rollout.thinking and config.rollout.system_prompt else ()
+
+
+def factorings(config: RunConfig, devices: int, model: LoadedModel) -> list[tuple[int, int, int]]:
+    """Meshes (data, fsdp, tensor) over which the episodes, the heads and the width divide; the most fsdp first."""
+    c, out = model.network.config, []
+    vision = c.vision.hidden_size if c.vision else 0
+    for tensor in (t for t in range(1, min(devices, c.kv_heads) + 1) if devices % t == 0):
+        cut = (c.kv_heads, c.heads, c.intermediate_size, c.vocab_size)
+        if any(size % tensor for size in cut):
+            continue
+        batch = devices // tensor
+        try:
+            check_devices(config, batch)
+        except ConfigError:
+            continue
+        for fsdp in (f for f in range(1, batch + 1) if batch % f == 0):
+            if c.hidden_size % fsdp == 0 and vision % fsdp == 0:
+                out.append((batch // fsdp, fsdp, tensor))
+    return sorted(out, key=lambda sizes: (-sizes[1], sizes[2]))
+
+
+def _own(part: Any) -> int:
+    """Bytes of one device's shards; what lies on the host does not count."""
+    return sum(map(device_bytes, jax.tree.leaves(part)))
+
+
+def state_bytes(setting: Setting) -> dict[str, int]:
+    """Bytes of what lies on a device all the time, by class: exact arithmetic."""
+    i = setting.inputs
+    return {
+        "trained": _own(i.state.trained),
+        "optimizer": _own(i.state.opt_state),
+        "average": _own(i.state.ema),
+        "frozen": _own(i.frozen) + _own(i.autoencoder),
+        "reference": _own({path: x for path, x in tree.flatten(i.reference).items() if path not in i.frozen}),
+    }
+
+
+def cache_bytes(setting: Setting) -> int:
+    """Bytes of the keys and values of the episodes that one device samples at a time."""
+    n = flops.lengths(setting.config, setting.model.network.config, setting.system)
+    itemsize = jnp.dtype(setting.config.model.dtype).itemsize
+    return int(setting.rows * flops.cache_bytes(setting.model.network.config, n.context, itemsize)) // setting.tensor
+
+
+def compile_program(setting: Setting, name: ProgramName) -> Compiled:
+    """Compiles one program and takes it apart; for GPUs it is lowered for CUDA first, which shows that it can be."""
+    begin = time.monotonic()
+    rollout, update = setting.traced
+    traced = rollout if name == ROLLOUT else update
+    if setting.target.chip.kind == "gpu":
+        traced.lower(lowering_platforms=("cuda",))
+    shard = setting.programs.spread.shard_shape
+    state, cache = state_bytes(setting), cache_bytes(setting) if name == ROLLOUT else 0
+    episodes = sum(math.prod(shard(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(rollout.out_info))
+    given = ("trained", "frozen") if name == ROLLOUT else STATE
+    arguments = sum(state[part] for part in given) + (0 if name == ROLLOUT else episodes)
+    try:
+        compiled = traced.lower().compile()
+    except jax.errors.JaxRuntimeError as error:
+        total = required(str(error))
+        if total is None:
+            raise
+        memory = {"inputs": 0, "results": 0, "temporaries": total - arguments - cache}
+        rows, refused = [], True
+    else:
+        stats = compiled.memory_analysis()
+        cache = min(cache, stats.temp_size_in_bytes)  # a small one lies in a TPU's vector memory
+        memory = {
+            "inputs": max(stats.argument_size_in_bytes - arguments, 0),
+            "results": stats.output_size_in_bytes - stats.alias_size_in_bytes,
+            "temporaries": stats.temp_size_in_bytes - cache,
+        }
+        refused = False
+        rows = table(_collectives(setting, compiled.as_text()), phase)
+    if name == ROLLOUT:
+        memory |= {"cache": cache, "episodes": memory["results"] or episodes, "results": 0}
+    else:
+        memory |= {"cache": 0, "episodes": episodes}
+    memory = {part: int((state | memory)[part]) for part in CLASSES}
+    fits = sum(memory.values()) <= setting.target.memory
+    return Compiled(memory, round(time.monotonic() - begin, 1), fits, refused, rows)
+
+
+def required(message: str) -> int | None:
+    """Bytes that the compiler says a program needs when it refuses it; None for another error."""
+    found = re.search(r"\(([\d.]+)([KMGT])\) exceeds available HBM", message)
+    return int(float(found[1]) * 2 ** {"K": 10, "M": 20, "G": 30, "T": 40}[found[2]]) if found else None
+
+
+def _collectives(setting: Setting, text: str):
+    limit = setting.config.rollout.thinking_tokens + 2
+    return collectives(text, dict(setting.mesh.shape), limit, setting.target.per_node)
+
+
+def phase(collective) -> str:
+    """The rollout's named scope that a collective belongs to; `other` is prefill in a rollout, all of an update."""
+    return next((name for name in PHASES if f"/{name}/" in f"{collective.where}/"), "other")

@@ -1,0 +1,110 @@
+"""`--topology`: which chips, how many, and devices to compile for, without any of them being there.
+
+TPUs are compiled for by libtpu.  There is no CUDA compiler without a GPU, so for GPUs the same mesh is compiled for as many
+TPU chips: the partitioner that decides shapes and collectives is the same, the kernels and their scratch memory are not.
+"""
+
+import contextlib
+import dataclasses
+import importlib.util
+import os
+import re
+import sys
+import tempfile
+from typing import Any
+
+from launch.chips import CHIPS, Chip
+from unigrpo_jax.config import ConfigError, require
+
+# Slices that can be rented, all of them accepted by libtpu 0.0.42.1 (which takes any multiples of 2 x 2 and of 2 x 2 x 1).
+PLANES = ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
+CUBES = ("2x2x1", "2x2x2", "2x2x4", "2x4x4", "4x4x4", "4x4x8", "4x8x8", "8x8x8", "8x8x16", "8x16x16", "16x16x16")
+SHAPES = {"v4": CUBES, "v5e": PLANES, "v5p": CUBES, "v6e": PLANES, "tpu7x": CUBES}
+GPU_EXAMPLES = "h100:8 (one node of 8) or h100:8x4 (4 nodes of 8)"
+STAND_IN = "v5p"  # the TPU with the most memory for one device that is compiled for instead of GPUs
+
+# There is no TPU to ask about itself, other processes may compile at the same time, and start-up is to be silent.
+_LIBTPU = {"TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1", "TPU_STDERR_LOG_LEVEL": "3",
+           "TPU_MIN_LOG_LEVEL": "3", "TPU_ACCELERATOR_TYPE": "none", "TPU_WORKER_HOSTNAMES": "localhost"}  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class Target:
+    """What to compile for.
+
+    Attributes:
+      name: as it was asked for, such as v5p:4x4x4.
+      chip: what one of them can do.
+      chips: how many.
+      devices: JAX's; a v4 or tpu7x chip is two.
+      per_node: devices of a node; None where all chips are linked alike.
+      memory: bytes of one device that programs can use.
+    """
+
+    name: str
+    chip: Chip
+    chips: int
+    devices: list[Any]
+    per_node: int | None
+    memory: int
+
+    @property
+    def devices_per_chip(self) -> int:
+        """JAX devices on one chip."""
+        return len(self.devices) // self.chips
+
+
+def find_target(name: str) -> Target:
+    """The target of a `--topology`; ConfigError says which there are."""
+    kind, _, shape = name.partition(":")
+    require(kind in CHIPS, f"topology = {name!r}, but it must be one of {', '.join(CHIPS)} and a shape, such as v5p:4x4x4 "
+                           f"or {GPU_EXAMPLES}.")  # fmt: skip
+    chip = CHIPS[kind]
+    if chip.kind == "gpu":
+        match = re.fullmatch(r"([1-9]\d*)(?:x([1-9]\d*))?", shape)
+        require(match is not None, f"topology = {name!r}, but it must be GPUs per node x nodes, such as {GPU_EXAMPLES}.")
+        per_node, nodes = int(match[1]), int(match[2] or 1)
+        devices = _tpu_devices(name, STAND_IN, _stand_in_shape(per_node * nodes))
+        node = per_node if nodes > 1 else None
+        return Target(name, chip, per_node * nodes, devices, node, int(chip.memory * 2**30))
+    options = ", ".join(SHAPES[kind])
+    require(re.fullmatch(r"[1-9]\d*(x[1-9]\d*)+", shape) is not None,
+            f"topology = {name!r}, but {kind} needs a shape: {options}.")  # fmt: skip
+    devices = _tpu_devices(name, kind, shape)
+    chips = len({tuple(device.coords) for device in devices})
+    return Target(name, chip, chips, devices, None, int(chip.memory * chips / len(devices) * 2**30))
+
+
+def _stand_in_shape(count: int) -> str:
+    return f"2x2x{count // 4}" if count % 4 == 0 else f"1x1x{count}"
+
+
+def _tpu_devices(asked: str, kind: str, shape: str) -> list[Any]:
+    require(importlib.util.find_spec("libtpu") is not None,
+            "a plan needs the TPU compiler: pip install -e '.[tpu-plan]'.")  # fmt: skip
+    from jax.experimental import topologies
+
+    for variable, value in _LIBTPU.items():
+        os.environ.setdefault(variable, value)
+    hosts = {"chips_per_host_bounds": (1, 1, 1)} if shape.startswith("1x1") else {}
+    try:
+        with _silent():
+            return topologies.get_topology_desc(platform="tpu", topology_name=f"{kind}:{shape}", **hosts).devices
+    except Exception as error:  # libtpu's errors have no common class
+        first = next(iter(str(error).splitlines()), type(error).__name__).removeprefix("INVALID_ARGUMENT: ")
+        known = ", ".join(SHAPES[kind])
+        raise ConfigError(f"topology = {asked!r} is none that libtpu knows ({first}); {kind} has {known}.") from None
+
+
+@contextlib.contextmanager
+def _silent():
+    """Keeps what libtpu writes to the process's stderr, past Python, unless something raises."""
+    sys.stderr.flush()
+    kept = os.dup(2)
+    with tempfile.TemporaryFile() as file:
+        os.dup2(file.fileno(), 2)
+        try:
+            yield
+        finally:
+            os.dup2(kept, 2)
+            os.close(kept)
