@@ -89,6 +89,8 @@ class RolloutConfig:
     """Must stay 1: with guidance a transition depends on several contexts, and episodes are no longer linear."""
     micro_batches: int = 1
     """Split the prompts of an iteration into this many rollouts, one after the other; changes memory, not episodes."""
+    gather_weights: bool = False
+    """Gather what mesh.fsdp cuts once per rollout, in the compute dtype, instead of at every token and step."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -71,7 +71,7 @@ class Layout:
     mesh: Mesh
 
     def parameter(self, path: str, shape: tuple[int, ...]) -> NamedSharding:
-        """Where a parameter lies.
+        """Where a parameter lies between two programs.
 
         Raises:
           ConfigError: no rule knows the path, two axes would lie on one mesh axis, or an axis does not divide.
@@ -93,6 +93,12 @@ class Layout:
                     f"({size} / {count} = {size / count:.2f}); use mesh.{axis} = {max(fits)}."
                 )
         return NamedSharding(self.mesh, PartitionSpec(*axes))
+
+    def gathered(self, path: str, x: jax.Array) -> jax.Array:
+        """A parameter put together along `fsdp`; `tensor` still cuts it."""
+        cut = self.parameter(path, x.shape).spec
+        whole = PartitionSpec(*(None if axis == FSDP else axis for axis in cut))
+        return jax.lax.with_sharding_constraint(x, NamedSharding(self.mesh, whole))
 
     def context(self) -> Context:
         """Where a context of episodes lies: episodes spread, heads of keys and values along `tensor`."""

@@ -19,6 +19,7 @@ from unigrpo_jax.learning.policy import Policy
 from unigrpo_jax.learning.update import TrainState, UpdateProgram, new_state
 from unigrpo_jax.models import tree
 from unigrpo_jax.models.bagel import Bagel
+from unigrpo_jax.models.bagel.weights import FIXED_TABLES
 from unigrpo_jax.parallel import mesh as meshes
 from unigrpo_jax.parallel.rules import Layout
 from unigrpo_jax.rollout.program import training_rollout
@@ -72,7 +73,11 @@ class Programs:
             parts=meshes.batch_size(layout.mesh),
             thought=thought,
         )
-        self.rollout = jax.jit(program.__call__, out_shardings=self.spread)
+
+        def rollout(params, *given):
+            return program(self._gathered(params) if config.rollout.gather_weights else params, *given)
+
+        self.rollout = jax.jit(rollout, out_shardings=self.spread)
         policy = Policy(
             model=network,
             system=system,
@@ -85,6 +90,16 @@ class Programs:
         self.state_shardings = layout.like_parameters(self._state)
         update = UpdateProgram(objective=Objective(policy=policy, config=learning), config=learning)
         self.update = jax.jit(update.__call__, donate_argnums=0, out_shardings=(self.state_shardings, self.everywhere))
+
+    def _gathered(self, params: dict) -> dict:
+        """Weights in the dtype that the network casts them to, whole along `fsdp`.
+
+        The fixed tables stay float32, and so does the vision encoder, whose norms compute in it.
+        """
+        keep = lambda path: path in FIXED_TABLES or path.startswith("vision/")
+        kind = lambda path, x: x if keep(path) else x.astype(self.config.model.dtype)
+        flat = tree.flatten(params)
+        return tree.unflatten({path: self.layout.gathered(path, kind(path, x)) for path, x in flat.items()})
 
     def inputs(self, stored: dict, autoencoder: dict[str, tuple[int, ...]]) -> Inputs:
         """What the programs are compiled from.

@@ -139,12 +139,11 @@ class Trainer:
         fresh = lambda: {path: tree.flatten(loaded.with_adapters(loaded.stored_params()))[path] for path in adapters}
         flat = tree.flatten(stored) | (jax.jit(fresh, out_shardings=adapters)() if adapters else {})
         trained, self.frozen = parameters.split(tree.unflatten(flat), parameters.groups(shapes, learning))
-        reference = tree.flatten(stored)
-        for path, (dtype, kept) in self.programs.reference_places(stored).items():
-            if path in trained:
-                copy = jax.jit(lambda x, dtype=dtype: jnp.array(x, dtype, copy=True))(reference[path])
-                reference[path] = jax.device_put(copy, kept)
-        self.reference = tree.unflatten(reference)
+        flat = tree.flatten(stored)
+        kept = {path: at for path, at in self.programs.reference_places(stored).items() if path in trained}
+        copied = jax.jit(lambda own: {path: jnp.array(x, kept[path][0], copy=True) for path, x in own.items()})
+        own = copied({path: flat[path] for path in kept})
+        self.reference = tree.unflatten(flat | {path: jax.device_put(x, kept[path][1]) for path, x in own.items()})
         begin = lambda trained: new_state(tree.unflatten(tree.flatten(shapes) | trained), learning)
         return jax.jit(begin, out_shardings=self.programs.state_shardings, donate_argnums=0)(trained)
 
