@@ -83,12 +83,15 @@ class Policy:
     def _text(self, params, thinking: Thinking, context):
         block = thinking_block(self.model, thinking)
         hidden, new = self.model.prefill(params, block.tokens, block.valid, context)
+        return self._text_view(params, thinking, hidden), contexts.extend(context, new)
+
+    def _text_view(self, params, thinking: Thinking, hidden) -> TextView:
         length = thinking.tokens.shape[1]
         log_probs = self.tokens.log_probs(self.model.text_logits(params, hidden[:, :length]))
         chosen = jnp.take_along_axis(log_probs, thinking.tokens[:, :, None], axis=2)[:, :, 0]
         entropy = -jnp.sum(jnp.exp(log_probs) * log_probs, axis=2)
         masked = lambda x: jnp.where(thinking.mask, x, 0.0)
-        return TextView(log_probs=masked(chosen), entropy=masked(entropy)), contexts.extend(context, new)
+        return TextView(log_probs=masked(chosen), entropy=masked(entropy))
 
     def _flow(self, params, drawing: Drawing, context) -> FlowView:
         if self.context_gradient == "stop":
