@@ -173,11 +173,10 @@ class Parts:
         return self.paint(self.workload.params, self.thought[1], self.keys)
 
 
-def of_preset(name: str) -> Workload:
-    """The programs of a preset, with the weights that it names, on one device."""
+def of_config(config: RunConfig) -> Workload:
+    """The programs of a run on one device, with the weights that its config names."""
     from unigrpo_jax.training.trainer import build
 
-    config, _ = preset([name], name)
     parts = build(dataclasses.replace(config, devices=1))
     loaded, layout = parts.loaded, parts.layout
     stored = loaded.params(layout.parameter)
@@ -218,7 +217,7 @@ def random(model: BagelConfig, config: RunConfig) -> Workload:
 
 def middle() -> Workload:
     """Width 512, 8 layers, 256 latent tokens: large enough that products of matrices decide, small enough for a laptop."""
-    shapes, _ = preset(["shapes"], "shapes")
+    shapes, _ = preset(["shapes"], "")
     rollout: RolloutConfig = dataclasses.replace(
         shapes.rollout, prompts_per_iteration=2, prompt_tokens=16, thinking_tokens=64, image_height=64, image_width=64
     )
@@ -227,7 +226,7 @@ def middle() -> Workload:
 
 
 SIZES: dict[str, Callable[[], Workload]] = {
-    "tiny": functools.partial(of_preset, "bagel_tiny"),
-    "shapes": functools.partial(of_preset, "shapes"),
+    "tiny": lambda: of_config(preset(["bagel_tiny"], "")[0]),
+    "shapes": lambda: of_config(preset(["shapes"], "")[0]),
     "middle": middle,
 }
