@@ -107,7 +107,9 @@ def main(config: PretrainConfig) -> None:
         )
 
     warm_up = min(100, config.steps // 10)
-    rate = optax.warmup_cosine_decay_schedule(0.0, config.learning_rate, warm_up, config.steps, config.learning_rate * 0.02)
+    rate = optax.warmup_cosine_decay_schedule(
+        0.0, config.learning_rate, warm_up, config.steps, config.learning_rate * 0.02
+    )
     transform = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(rate, b2=0.99))
     key = jax.random.key(config.seed)
     params = model.init(key)

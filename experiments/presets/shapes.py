@@ -34,5 +34,7 @@ def config() -> RunConfig:
         rollout=RolloutConfig(
             prompts_per_iteration=12, step_rule="cps", noise_level=0.8, window_size=3, window_range=(1, 6)
         ),
-        learning=LearningConfig(group_size=8, reasoning_lr=3e-4, denoising_lr=5e-4, mse_weight=0.005, ema_decay=0.95),
+        learning=LearningConfig(
+            group_size=8, reasoning_lr=3e-4, denoising_lr=5e-4, mse_weight=0.005, ema_decay=0.95
+        ),
     )
