@@ -88,10 +88,13 @@ class Policy:
     def _text(self, params, thinking: Thinking, context):
         block = thinking_block(self.model, thinking)
         hidden, new = self.model.prefill(params, block.tokens, block.valid, context)
+        return self._text_view(params, thinking, hidden), contexts.extend(context, new)
+
+    def _text_view(self, params, thinking: Thinking, hidden) -> TextView:
         length = thinking.tokens.shape[1]
         chosen, entropy = self._tokens(params, hidden[:, :length], thinking.tokens)
         masked = lambda x: jnp.where(thinking.mask, x, 0.0)
-        return TextView(log_probs=masked(chosen), entropy=masked(entropy)), contexts.extend(context, new)
+        return TextView(log_probs=masked(chosen), entropy=masked(entropy))
 
     def _tokens(self, params, hidden_BLD, tokens_BL):
         """Log-probabilities of tokens, and the policy's entropies, both [B, L].

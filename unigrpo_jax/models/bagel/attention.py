@@ -14,6 +14,7 @@ runs them on each device's part.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable
 
 import jax
@@ -48,22 +49,36 @@ jax.tree_util.register_dataclass(Visibility, data_fields=["context", "block"], m
 
 
 def xla(q_BLHK, k_BLJK, v_BLJK, context_k_BSJK, context_v_BSJK, visible: Visibility):
-    """Context and block are two partial products under one softmax, so that the context is read where it lies."""
+    """Context and block are two partial products under one softmax, so that the context is read where it lies:
+
+        out = (exp(s_context - m) V_context + exp(s_block - m) V_block) / sum of all exp,    m = max of all scores
+
+    Heads come before positions in every product, so that the scores, its largest arrays, are never transposed.
+    """
     batch, length, heads, dim = q_BLHK.shape
     kv_heads = k_BLJK.shape[2]
-    q = (q_BLHK * dim**-0.5).reshape(batch, length, kv_heads, heads // kv_heads, dim)
-    scores = lambda keys: jnp.einsum("bljgk,bsjk->bjgls", q, keys, preferred_element_type=jnp.float32)
-    see_context = visible.context[:, None, None, None, :]
-    see_block = visible.block[:, None, None, None, :]
+    q = (q_BLHK * dim**-0.5).reshape(batch, length, kv_heads, heads // kv_heads, dim).transpose(0, 2, 3, 1, 4)
+    seen_block = visible.block[:, None, None, None, :]
     if visible.causal:
-        see_block = see_block & jnp.tril(jnp.ones((length, length), bool))[None, None, None]
-    to_context = jnp.where(see_context, scores(context_k_BSJK), MASKED)
-    to_block = jnp.where(see_block, scores(k_BLJK), MASKED)
-    weights = jax.nn.softmax(jnp.concatenate([to_context, to_block], axis=-1), axis=-1).astype(q.dtype)
-    slots = context_k_BSJK.shape[1]
-    mix = lambda weight, values: jnp.einsum("bjgls,bsjk->bljgk", weight, values)
-    out = mix(weights[..., slots:], v_BLJK) + mix(weights[..., :slots], context_v_BSJK)
-    return out.reshape(batch, length, heads, dim)
+        seen_block = seen_block & jnp.tril(jnp.ones((length, length), bool))[None, None, None]
+    seen_context = visible.context[:, None, None, None, :]
+    pieces = [(k_BLJK, v_BLJK, seen_block)]
+    if context_k_BSJK.shape[1]:
+        pieces.append((context_k_BSJK, context_v_BSJK, seen_context))
+
+    def score(keys, seen):
+        product = jnp.einsum("bjglk,bjsk->bjgls", q, keys.swapaxes(1, 2), preferred_element_type=jnp.float32)
+        return product + jnp.where(seen, 0.0, MASKED)
+
+    scores = [score(keys, seen) for keys, _, seen in pieces]
+    largest = functools.reduce(jnp.maximum, [jnp.max(s, axis=-1, keepdims=True) for s in scores])
+    weights = [jnp.exp(s - jax.lax.stop_gradient(largest)) for s in scores]
+    mixed = sum(
+        jnp.einsum("bjgls,bjsk->bjglk", w.astype(q.dtype), values.swapaxes(1, 2), preferred_element_type=jnp.float32)
+        for w, (_, values, _) in zip(weights, pieces, strict=True)
+    )
+    out = mixed / sum(jnp.sum(w, axis=-1, keepdims=True) for w in weights)
+    return out.astype(q.dtype).transpose(0, 3, 1, 2, 4).reshape(batch, length, heads, dim)
 
 
 def tile(length: int) -> int:

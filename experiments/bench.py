@@ -1,0 +1,64 @@
+"""Where the time of a run goes, as shares of what the machine can do.
+
+    python -m experiments.bench [--sizes tiny shapes middle] [--repeats 7] [--quick] [--json FILE]
+
+Programs and limits are timed in turn, round after round, after one round that is not counted.  A number is the median of
+the rounds, beside it the smallest and the largest; a share or a ratio compares times of one round.  On a TPU or GPU the
+limits are the vendor's, so that the shares are MFU and bandwidth use; elsewhere they are measured.
+"""
+
+import dataclasses
+import pathlib
+from typing import Annotated, Any
+
+import tyro
+
+from experiments.command_line import command_line
+
+
+@dataclasses.dataclass(frozen=True)
+class Arguments:
+    """What to measure and how often."""
+
+    sizes: tuple[str, ...] = ("tiny", "shapes", "middle")
+    """`tiny` and `shapes` are the presets bagel_tiny and shapes; `middle` is 512 wide, 8 layers deep, 256 latent tokens."""
+    repeats: Annotated[int, tyro.conf.arg(metavar="N")] = 7
+    """Rounds."""
+    quick: bool = False
+    """At most 3 rounds, and no costs of other settings, which compile most."""
+    json: pathlib.Path | None = None
+    """File for the same numbers."""
+
+
+@command_line
+def main(arguments: Arguments) -> None:
+    """Measures, prints, saves."""
+    from experiments.benchmark import machine, rows
+    from experiments.benchmark.workload import SIZES
+    from unigrpo_jax.config import require
+    from unigrpo_jax.training.console import Console
+    from unigrpo_jax.training.loop import write_json
+
+    unknown = [size for size in arguments.sizes if size not in SIZES]
+    require(not unknown and bool(arguments.sizes), f"--sizes {' '.join(unknown)}: choose among {', '.join(SIZES)}.")
+    require(arguments.repeats > 0, f"--repeats {arguments.repeats}: it must be at least 1.")
+    repeats = min(arguments.repeats, 3) if arguments.quick else arguments.repeats
+    tables = [("speed", rows.speed), ("savings", rows.savings), ("loop", rows.loop)]
+    tables += [] if arguments.quick else [("costs", rows.costs)]
+    found: dict[str, Any] = {"machine": machine.description(), "repeats": repeats, "rows": []}
+    with Console() as console:
+        console.card("Machine", [(name, str(value)) for name, value in found["machine"].items()])
+        for size in arguments.sizes:
+            workload = SIZES[size]()
+            for title, measure in tables:
+                measured = measure(workload, repeats)
+                if measured:
+                    console.table(f"{size}: {title}", rows.HEADER, [row.cells() for row in measured])
+                found["rows"] += [{"size": size, "table": title} | dataclasses.asdict(row) for row in measured]
+        if arguments.json is not None:
+            write_json(arguments.json, found)
+            console.message(f"Saved {arguments.json}")
+
+
+if __name__ == "__main__":
+    main()
