@@ -91,10 +91,11 @@ def splash(q_BLHK, k_BLJK, v_BLJK, context_k_BSJK, context_v_BSJK, visible: Visi
 
     The order of context and block is the kernel's static mask, causal from slot S on or none; what is no valid key
     carries another segment id than the queries, padding up to whole tiles included.  `interpret` runs it on a CPU.
+    Its bfloat16 kernels compile under JAX's default matmul precision only, not under "highest".
     """
     if q_BLHK.shape[1] < KERNEL_FROM:
         return xla(q_BLHK, k_BLJK, v_BLJK, context_k_BSJK, context_v_BSJK, visible)
-    from jax.experimental.pallas.ops.tpu import splash_attention as kernels  # late: it takes a second to import
+    from jax.experimental.pallas.ops.tpu import splash_attention as kernels  # late: only TPUs need it
 
     length, heads, dim = q_BLHK.shape[1:]
     slots = context_k_BSJK.shape[1]
