@@ -20,8 +20,9 @@ def complain(error: ConfigError, program: str) -> NoReturn:
     sys.exit(2)
 
 
-def leave(code: int) -> NoReturn:
+def leave(code: int, words: str = "") -> NoReturn:
     """Exits without waiting for what still compiles in the background, or for processes that are gone."""
+    print(words, end="\n" if words else "", file=sys.stderr)
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)

@@ -45,8 +45,7 @@ def main() -> None:
         try:
             run(arguments.config, arguments.run_dir or f"runs/{arguments.config.name}", arguments.resume)
         except PeersMissing as error:
-            print(f"experiments.run: {error}.", file=sys.stderr)
-            leave(RESTART)
+            leave(RESTART, f"experiments.run: {error}.")
         except RunStopped as error:
             print(f"experiments.run: {error}", file=sys.stderr)
             sys.exit(RESTART if isinstance(error, Preempted) else 1)
