@@ -52,9 +52,9 @@ def plan(config: RunConfig, topology: str, progress: Callable[[str], None] = tel
     Raises:
       ConfigError: the topology is none, the settings do not fit it, or there is no compiler.
     """
-    from launch import advice, roofline
-    from launch.compile import ROLLOUT, UPDATE, compile_program, prepare, state_bytes
-    from launch.targets import STAND_IN, find_target
+    from launch.planning import advice, roofline
+    from launch.planning.compile import ROLLOUT, UPDATE, compile_program, prepare, state_bytes
+    from launch.planning.targets import STAND_IN, find_target
     from unigrpo_jax.models.bagel import flops
     from unigrpo_jax.parallel import mesh as meshes
 
@@ -108,9 +108,9 @@ def plan(config: RunConfig, topology: str, progress: Callable[[str], None] = tel
 
 def swept(config: RunConfig, topology: str, numbers: dict[str, Any], limit: int) -> list[dict[str, Any]]:
     """Other settings, compiled and ranked; `numbers` are those of the settings as asked."""
-    from launch import sweep
-    from launch.compile import STATE, find_model, system_tokens
-    from launch.targets import find_target
+    from launch.planning import sweep
+    from launch.planning.compile import STATE, find_model, system_tokens
+    from launch.planning.targets import find_target
     from unigrpo_jax.models.bagel import flops
 
     target, model = find_target(topology), find_model(config.model)
@@ -211,7 +211,7 @@ def main() -> None:
     if arguments.json is not None:
         arguments.json.write_text(json.dumps(numbers, indent=2) + "\n")
     if arguments.html is not None:
-        from launch.plan_page import page
+        from launch.planning.page import page
 
         arguments.html.write_text(page(numbers))
 

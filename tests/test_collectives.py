@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, PartitionSpec
 
-from launch import collectives as subject
-from launch.collectives import collectives, replica_groups, shape_bytes, table
+from launch.planning import collectives as subject
+from launch.planning.collectives import collectives, replica_groups, shape_bytes, table
 
 MESH = {"data": 2, "fsdp": 4}
 ROWS = 64  # float32 numbers of one device

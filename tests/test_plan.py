@@ -9,11 +9,11 @@ import jax
 import pytest
 
 from experiments.presets import bagel_7b
-from launch import advice
-from launch.compile import CLASSES, Compiled, cache_bytes, factorings, find_model, prepare, required, state_bytes
 from launch.plan import show
-from launch.plan_page import COLOURS, MEANING, page
-from launch.targets import PLANES, SHAPES, Target, find_target
+from launch.planning import advice
+from launch.planning.compile import CLASSES, Compiled, cache_bytes, factorings, find_model, prepare, required, state_bytes
+from launch.planning.page import COLOURS, MEANING, page
+from launch.planning.targets import PLANES, SHAPES, Target, find_target
 from tests.command import command
 from unigrpo_jax.config import ConfigError, MeshConfig
 
@@ -70,7 +70,7 @@ def test_targets_have_the_chips_they_are_named_after():
 
 def cpus(memory: float = 30.0) -> Target:
     """Eight fake devices with some chip's numbers."""
-    from launch.chips import CHIPS
+    from launch.planning.chips import CHIPS
 
     return Target("v6e:2x4", CHIPS["v6e"], 8, jax.devices(), None, int(memory * GIB))
 

@@ -6,7 +6,7 @@ import functools
 import jax
 import numpy as np
 
-from launch.collectives import collectives
+from launch.planning.collectives import collectives
 from tests import tiny
 from unigrpo_jax.config import MeshConfig, ModelConfig, RunConfig
 from unigrpo_jax.models import tree

@@ -5,9 +5,9 @@ import dataclasses
 import pytest
 
 from experiments.presets import bagel_7b
-from launch import roofline, sweep
-from launch.chips import CHIPS, Chip
-from launch.roofline import Phase, Split
+from launch.planning import roofline, sweep
+from launch.planning.chips import CHIPS, Chip
+from launch.planning.roofline import Phase, Split
 from tests import tiny
 from unigrpo_jax.config import MeshConfig, RunConfig
 from unigrpo_jax.models.bagel import flops

@@ -14,8 +14,8 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 
-from launch.collectives import collectives, table
-from launch.targets import Target
+from launch.planning.collectives import collectives, table
+from launch.planning.targets import Target
 from unigrpo_jax.config import ConfigError, ModelConfig, RunConfig
 from unigrpo_jax.config_checks import check, check_devices
 from unigrpo_jax.models import tree
@@ -46,7 +46,7 @@ class Compiled:
       seconds: that compiling took.
       fits: whether all of it is below what a device has.
       refused: the compiler refused it for its memory, so there is no HLO and no table.
-      collectives: rows as `launch.collectives.table` makes them.
+      collectives: rows as `launch.planning.collectives.table` makes them.
     """
 
     memory: dict[str, int]

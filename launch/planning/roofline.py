@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 import jax.numpy as jnp
 
-from launch.chips import Chip
+from launch.planning.chips import Chip
 from unigrpo_jax.config import RunConfig
 from unigrpo_jax.models.bagel import flops
 from unigrpo_jax.models.bagel.config import BagelConfig

@@ -9,10 +9,10 @@ import itertools
 import typing
 from collections.abc import Callable, Iterator
 
-from launch import roofline
-from launch.advice import with_section, works
-from launch.chips import Chip
-from launch.compile import factorings
+from launch.planning import roofline
+from launch.planning.advice import with_section, works
+from launch.planning.chips import Chip
+from launch.planning.compile import factorings
 from unigrpo_jax.config import MeshConfig, ModelConfig, RunConfig
 from unigrpo_jax.models.bagel.config import BagelConfig
 from unigrpo_jax.models.bagel.flops import Lengths

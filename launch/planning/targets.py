@@ -13,7 +13,7 @@ import sys
 import tempfile
 from typing import Any
 
-from launch.chips import CHIPS, Chip
+from launch.planning.chips import CHIPS, Chip
 from unigrpo_jax.config import ConfigError, require
 
 # Slices that can be rented, all of them accepted by libtpu 0.0.42.1 (which takes any multiples of 2 x 2 and of 2 x 2 x 1).

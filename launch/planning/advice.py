@@ -7,7 +7,7 @@ the episodes that are computed at a time, which is an estimate: compile to know.
 import dataclasses
 from collections.abc import Iterator
 
-from launch.compile import ROLLOUT, STATE, UPDATE, Compiled, ProgramName, Setting, prepare, state_bytes
+from launch.planning.compile import ROLLOUT, STATE, UPDATE, Compiled, ProgramName, Setting, prepare, state_bytes
 from unigrpo_jax.config import ConfigError, RunConfig
 from unigrpo_jax.config_checks import check, check_devices
 from unigrpo_jax.parallel import mesh as meshes
