@@ -30,7 +30,7 @@ class Arguments:
 
     config: Annotated[RunConfig, tyro.conf.arg(name="")]
     topology: str
-    """Chips and their arrangement: v5p:4x4x4, v6e:16x16, or GPUs per node x nodes, h100:8x4."""
+    """Chips and their arrangement: v5p:4x4x4, v6e:16x16, v5p:4x4x4*2 (two slices), or GPUs per node x nodes, h100:8x4."""
     json: pathlib.Path | None = None
     """File for all numbers."""
     html: pathlib.Path | None = None
@@ -82,6 +82,9 @@ def plan(config: RunConfig, topology: str, progress: Callable[[str], None] = tel
         notes.append(f"no CUDA compiler is here: weights, optimizer and cache are exact arithmetic, both programs were "
                      f"lowered for CUDA, and temporaries and collectives are those of {len(target.devices)} {STAND_IN} "
                      "chips")  # fmt: skip
+    if chip.kind == "tpu" and target.per_node:
+        notes.append(f"slices send each other host transfers, which are neither listed nor timed: at least the gradients, "
+                     f"{state['trained'] / 1e9:.2f} GB per device and optimizer step")  # fmt: skip
     if any(row["assumed"] for rows in tables.values() for row in rows):
         notes.append(f"the token loop ends with its longest chain; {config.rollout.thinking_tokens + 2} rounds are assumed")
     if any(p.refused for p in programs.values()):

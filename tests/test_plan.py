@@ -16,6 +16,7 @@ from launch.planning.page import COLOURS, MEANING, page
 from launch.planning.targets import PLANES, SHAPES, Target, find_target
 from tests.command import command
 from unigrpo_jax.config import ConfigError, MeshConfig
+from unigrpo_jax.parallel import mesh as meshes
 
 GIB = 2**30
 needs_libtpu = pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed")
@@ -197,6 +198,16 @@ def test_knobs_save_what_scaling_says_and_name_the_first_that_is_enough():
     rollouts = [k for change, k in found.items() if change.startswith("--rollout.micro-batches")]
     assert [(k.change[-2:], k.enough) for k in rollouts] == [("16", True), (" 8", False)]
     assert [k.saves for k in rollouts] == pytest.approx([60 * GIB * (1 - 4 / 16), 60 * GIB * (1 - 4 / 8)])
+
+
+@needs_libtpu
+def test_slices_are_their_own_mesh_axis():
+    target = find_target("v5e:2x2*2")
+    assert (target.chips, len(target.devices), target.per_node) == (8, 8, 4)
+    mesh = meshes.make_mesh(0, MeshConfig(fsdp=2), target.devices)
+    assert dict(mesh.shape) == {"slice": 2, "data": 2, "fsdp": 2, "tensor": 1}
+    for number, devices in enumerate(mesh.devices):
+        assert {device.slice_index for device in devices.flat} == {number}
 
 
 @needs_libtpu

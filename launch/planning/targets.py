@@ -37,7 +37,7 @@ class Target:
       chip: what one of them can do.
       chips: how many.
       devices: JAX's; a v4 or tpu7x chip is two.
-      per_node: devices of a node; None where all chips are linked alike.
+      per_node: devices of a node, or of one of several TPU slices; None where all chips are linked alike.
       memory: bytes of one device that programs can use.
     """
 
@@ -68,28 +68,31 @@ def find_target(name: str) -> Target:
         node = per_node if nodes > 1 else None
         return Target(name, chip, per_node * nodes, devices, node, int(chip.memory * 2**30))
     options = ", ".join(SHAPES[kind])
-    require(re.fullmatch(r"[1-9]\d*(x[1-9]\d*)+", shape) is not None,
-            f"topology = {name!r}, but {kind} needs a shape: {options}.")  # fmt: skip
-    devices = _tpu_devices(name, kind, shape)
-    chips = len({tuple(device.coords) for device in devices})
-    return Target(name, chip, chips, devices, None, int(chip.memory * chips / len(devices) * 2**30))
+    match = re.fullmatch(r"([1-9]\d*(?:x[1-9]\d*)+)(?:\*([1-9]\d*))?", shape)
+    require(match is not None, f"topology = {name!r}, but {kind} needs a shape: {options}; *2 behind it is two such slices.")
+    slices = int(match[2] or 1)
+    devices = _tpu_devices(name, kind, match[1], slices)
+    chips = len({(device.slice_index, *device.coords) for device in devices})
+    per_node = len(devices) // slices if slices > 1 else None
+    return Target(name, chip, chips, devices, per_node, int(chip.memory * chips / len(devices) * 2**30))
 
 
 def _stand_in_shape(count: int) -> str:
     return f"2x2x{count // 4}" if count % 4 == 0 else f"1x1x{count}"
 
 
-def _tpu_devices(asked: str, kind: str, shape: str) -> list[Any]:
+def _tpu_devices(asked: str, kind: str, shape: str, slices: int = 1) -> list[Any]:
     require(importlib.util.find_spec("libtpu") is not None,
             "a plan needs the TPU compiler: pip install -e '.[tpu-plan]'.")  # fmt: skip
     from jax.experimental import topologies
 
     for variable, value in _LIBTPU.items():
         os.environ.setdefault(variable, value)
-    hosts = {"chips_per_host_bounds": (1, 1, 1)} if shape.startswith("1x1") else {}
+    more = {"chips_per_host_bounds": (1, 1, 1)} if shape.startswith("1x1") else {}
+    more |= {"num_slices": slices} if slices > 1 else {}
     try:
         with _silent():
-            return topologies.get_topology_desc(platform="tpu", topology_name=f"{kind}:{shape}", **hosts).devices
+            return topologies.get_topology_desc(platform="tpu", topology_name=f"{kind}:{shape}", **more).devices
     except Exception as error:  # libtpu's errors have no common class
         first = next(iter(str(error).splitlines()), type(error).__name__).removeprefix("INVALID_ARGUMENT: ")
         known = ", ".join(SHAPES[kind])
