@@ -52,6 +52,7 @@ def config() -> RunConfig:
             window_size=3,
             window_range=(0, 5),
             micro_batches=4,
+            gather_weights=True,
         ),
         learning=LearningConfig(
             group_size=24,
