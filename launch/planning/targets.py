@@ -72,7 +72,7 @@ def find_target(name: str) -> Target:
     require(match is not None, f"topology = {name!r}, but {kind} needs a shape: {options}; *2 behind it is two such slices.")
     slices = int(match[2] or 1)
     devices = _tpu_devices(name, kind, match[1], slices)
-    chips = len({(device.slice_index, *device.coords) for device in devices})
+    chips = len({(getattr(device, "slice_index", 0), *device.coords) for device in devices})
     per_node = len(devices) // slices if slices > 1 else None
     return Target(name, chip, chips, devices, per_node, int(chip.memory * chips / len(devices) * 2**30))
 
