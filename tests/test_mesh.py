@@ -56,6 +56,28 @@ def alone():
     return iteration(1)
 
 
+class Sorting(tiny.PixelAutoencoder):
+    """A decoder that can be found in a program's text."""
+
+    def decode(self, params, latent_BHWC):
+        del params
+        return jax.numpy.sort(latent_BHWC, axis=1)
+
+
+def test_every_device_draws_its_share_of_every_micro_batch():
+    """16 episodes in two micro-batches on four devices: two turns of one image each, not of two on half of the devices."""
+    mesh = meshes.make_mesh(4, MeshConfig(fsdp=4))
+    layout, spread = Layout(mesh), meshes.spread(mesh)
+    model = dataclasses.replace(tiny.MODEL, hold=layout.activations)
+    settings = dataclasses.replace(tiny.ROLLOUT, micro_batches=2)
+    place = lambda context: jax.lax.with_sharding_constraint(context, layout.context())
+    program = tiny.training_rollout(settings, model, Sorting(), tiny.GROUP, place=place, parts=4)
+    at = lambda path, x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=layout.parameter(path, x.shape))
+    params = tree.unflatten({path: at(path, x) for path, x in tree.flatten(START).items()})
+    text = jax.jit(program.__call__, out_shardings=spread).lower(params, {}, tiny.prompts(), 0, 0).compile().as_text()
+    assert set(re.findall(r"f32(\[\d+,12,8,3\])\S* sort\(", text)) == {"[1,12,8,3]"}
+
+
 def test_one_device_is_no_mesh(alone):
     tiny.assert_episodes_equal(alone[0], tiny.episodes())
 

@@ -114,7 +114,8 @@ class RolloutProgram:
         decode = lambda latent: self.autoencoder.decode(autoencoder_params, latent)
         segments.append(draw(self.model, params, context, x, noise, window_W, self.flow, decode, others, self.parts))
         repeated = jax.tree.map(lambda x: jnp.repeat(x, self.group_size, axis=0), prompt)
-        return Episodes(prompt=repeated, segments=tuple(segments))
+        # All devices share each micro-batch: the whole, whose rows lie in order, would else have some of them draw each.
+        return jax.tree.map(self.model.hold or (lambda x: x), Episodes(prompt=repeated, segments=tuple(segments)))
 
 
 def flow_sampler(config: RolloutConfig, model: Bagel, guidance: Guidance | None = None) -> FlowSampler:
