@@ -2,11 +2,11 @@
 
     python -m experiments.run bagel_7b --model.path DIR --prompts prompts.jsonl --reward my_reward:score --mesh.fsdp 64
 
-Not run yet: no machine that holds it was at hand, and one process must see all devices, which a slice of 64 TPU chips does
-not offer; several processes are not supported yet.  Training both experts in full takes float32 weights 58 GB, Adam 105 GB,
-gradients 52 GB, reference 52 GB over all chips that `--mesh.fsdp` spreads them on; adapters over bfloat16 weights
-(`--model.param-dtype bfloat16 --model.lora.rank 64`) take about 35 GB for the same.  `python -m launch.plan bagel_7b
---topology v5p:4x4x4 --mesh.fsdp 64` compiles it without chips.
+Not run yet: no machine that holds it was at hand.  `python -m launch.plan bagel_7b --topology v5p:4x4x4 --mesh.fsdp 64` and
+`--topology v6e:16x16 --mesh.fsdp 64 --mesh.tensor 4` compile it without chips; what they said stands in
+launch/from_laptop_to_pod.md.  Training both experts in full takes float32 weights 58 GB, Adam 105 GB, gradients 52 GB and a
+bfloat16 reference 26 GB over all chips that the mesh spreads them on; adapters over bfloat16 weights (`--model.param-dtype
+bfloat16 --model.lora.rank 64`) take about 35 GB for the same.
 
 The paper's "PPO epochs 2" is read as two disjoint minibatches per iteration, as UniRL does; two passes are
 `--learning.minibatches 1 --learning.ppo-epochs 2`.  The paper does not say whether its MSE weight 1.5e-5 is on the sum or on
