@@ -37,7 +37,7 @@ def main(arguments: Arguments) -> None:
     from experiments.benchmark.workload import SIZES
     from unigrpo_jax.config import require
     from unigrpo_jax.training.console import Console
-    from unigrpo_jax.training.loop import write_json
+    from unigrpo_jax.training.run_folder import write_json
 
     unknown = [size for size in arguments.sizes if size not in SIZES]
     require(not unknown and bool(arguments.sizes), f"--sizes {' '.join(unknown)}: choose among {', '.join(SIZES)}.")

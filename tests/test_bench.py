@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from experiments.benchmark import machine, rows, timing, workload
-from experiments.benchmark.variants import OneForwardPerStep, one_prefill_per_episode
+from experiments.benchmark.variants import OneForwardPerStep, one_forward_per_step, one_prefill_per_episode
 from experiments.presets import smoke
 from tests import tiny
 from tests.command import command
@@ -80,9 +80,7 @@ def test_what_cannot_be_measured_is_one_sentence(arguments, words):
 
 @pytest.fixture(scope="module")
 def whole() -> OneForwardPerStep:
-    usual = tiny.policy()
-    fields = {f.name: getattr(usual, f.name) for f in dataclasses.fields(usual)}
-    return OneForwardPerStep(**fields, steps=tiny.ROLLOUT.window_size)
+    return one_forward_per_step(tiny.policy(), tiny.ROLLOUT.window_size)
 
 
 def test_one_forward_per_step_says_what_the_shared_context_says(whole):

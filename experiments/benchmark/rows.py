@@ -122,7 +122,7 @@ def savings(workload: Workload, repeats: int) -> list[Row]:
     """Seconds the long way over seconds as it is: the shared context, and the prompt that a group shares."""
     config, parts = workload.config, workload.parts()
     width = config.rollout.window_size
-    whole = lambda **fields: variants.OneForwardPerStep(**fields, steps=width)
+    whole = variants.one_forward_per_step(workload.policy, width)
     seconds = alternate({"shared": workload.updater(), "whole": workload.updater(whole)}, repeats)
     out = [_compared("update without a shared context", seconds["shared"], seconds["whole"],
                      f"one forward pass for each of {width} window steps over one context for all")]  # fmt: skip
@@ -181,8 +181,8 @@ def loop(workload: Workload, repeats: int) -> list[Row]:
     with Compilations() as compiled:
         for step in range(repeats + 1):
             begin = time.perf_counter()
-            episodes, batch, sampled = trainer.sample(state, step)
-            advantages, _ = trainer.judge(batch)
+            episodes, own, sampled = trainer.sample(state, step)
+            advantages, _ = trainer.judge(own, sampled)
             state, learned = trainer.learn(state, episodes, advantages)
             whole = time.perf_counter() - begin
             inside = sampled["time/rollout_text"] + sampled["time/rollout_flow"] + learned["time/update"]

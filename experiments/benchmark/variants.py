@@ -41,6 +41,12 @@ class OneForwardPerStep(Policy):
         return super()._text_view(params, *jax.tree.map(lambda x: x[:: self.steps], (thinking, hidden)))
 
 
+def one_forward_per_step(policy: Policy, steps: int) -> OneForwardPerStep:
+    """The policy with one whole forward pass for each of its window steps."""
+    fields = {field.name: getattr(policy, field.name) for field in dataclasses.fields(policy)}
+    return OneForwardPerStep(**fields, steps=steps)
+
+
 def one_prefill_per_episode(program: RolloutProgram) -> Callable:
     """The rollout with every prompt read once for each episode of its group, and not once for all of them."""
     alone = dataclasses.replace(program, group_size=1)

@@ -18,6 +18,7 @@ from unigrpo_jax.learning.policy import Policy
 from unigrpo_jax.learning.update import UpdateProgram, new_state
 from unigrpo_jax.models.bagel import Bagel, BagelConfig
 from unigrpo_jax.models.bagel.latents import PixelAutoencoder
+from unigrpo_jax.parallel import kernels
 from unigrpo_jax.parallel import mesh as meshes
 from unigrpo_jax.parallel.rules import Layout
 from unigrpo_jax.rollout import randomness
@@ -80,19 +81,24 @@ class Workload:
         """The episodes of one iteration."""
         return self.programs.rollout(self.params, self.autoencoder_params, self.prompt, np.int32(0), np.int32(0))
 
-    def updater(self, policy: Callable[..., Policy] | None = None) -> Callable[[], dict]:
+    @functools.cached_property
+    def policy(self) -> Policy:
+        """The policy that the update trains."""
+        program, learning = self.program, self.config.learning
+        return Policy(
+            model=self.network, system=program.system, tokens=program.tokens, flow=program.flow,
+            context_gradient=learning.context_gradient, window_steps=learning.window_steps,
+        )  # fmt: skip
+
+    def updater(self, policy: Policy | None = None) -> Callable[[], dict]:
         """A function that updates a state of its own once more with each call and returns the metrics.
 
-        `policy` stands in for `Policy`; then the update is compiled with it.
+        A `policy` takes the place of the run's own; then the update is compiled with it.
         """
         c = self.config.learning
         update = self.programs.update
         if policy is not None:
-            made = policy(
-                model=self.network, system=self.program.system, tokens=self.program.tokens, flow=self.program.flow,
-                context_gradient=c.context_gradient,
-            )  # fmt: skip
-            function = UpdateProgram(objective=Objective(policy=made, config=c), config=c)
+            function = UpdateProgram(objective=Objective(policy=policy, config=c), config=c)
             update = jax.jit(function.__call__, donate_argnums=0)
         _, frozen = parameters.split(self.params, parameters.groups(self.params, c))
         own = jax.device_put(new_state(jax.tree.map(jnp.copy, self.params), c), self.programs.state_shardings)
@@ -202,7 +208,9 @@ MIDDLE = BagelConfig(
 
 def random(model: BagelConfig, config: RunConfig) -> Workload:
     """A network with random weights, random prompts that fill their bucket, and pixels for latents."""
-    network = Bagel(model, config.model.dtype, config.model.remat, config.model.unroll)
+    c = config.model
+    attend = kernels.attend(c, meshes.make_mesh(1))
+    network = Bagel(model, c.dtype, c.remat, c.unroll, attend=attend)
     rng = np.random.default_rng(0)
     fresh = jax.jit(network.init)(jax.random.key(0))
     # Nothing stays zero, not even the flow head that training starts from.
