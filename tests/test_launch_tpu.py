@@ -295,11 +295,12 @@ def test_an_interrupt_leaves_the_slice_and_says_how_to_delete_it(stand: Stand):
     """As a process of its own, waiting in the queue."""
     stand.world(lives=[["WAITING_FOR_RESOURCES"]], states=[], attempts=[])
     environment = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
+    heard = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)  # tests that run in the background inherit that it is not
     process = subprocess.Popen([sys.executable, "-m", "launch.tpu", *ARGUMENTS[:-4], "--poll", "60", *ARGUMENTS[-2:]],
-                               env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)  # fmt: skip
+                               env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=heard)
     assert process.stdout is not None
     assert "none yet" in process.stdout.readline() and "WAITING" in process.stdout.readline()
     process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=20)
+    out, err = process.communicate(timeout=120)
     assert process.returncode == 130 and "Traceback" not in err, err
     assert "queued-resources delete one" in out and verbs(stand) == ["create"]
