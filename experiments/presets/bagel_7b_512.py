@@ -3,9 +3,9 @@
     python -m experiments.run bagel_7b_512 --model.path DIR --prompts prompts.jsonl --reward my_reward:score \\
         --model.param-dtype bfloat16 --model.lora.rank 64
 
-Not run yet; `python -m launch.plan bagel_7b_512 --topology v6e:8x8 --mesh.fsdp 16 --mesh.tensor 4` compiles it for 64 chips that
-train both experts in full.  The flow's clip range is twice that of 1024 px: the ratio's spread goes with one over the root of
-the latent's numbers.
+Not run yet; `python -m launch.plan bagel_7b_512 --topology v6e:8x8 --mesh.fsdp 16 --mesh.tensor 4` compiles it for 64 chips
+that train both experts in full.  The flow's clip range is twice that of 1024 px: the ratio's spread goes with one over the
+root of the latent's numbers.
 """
 
 import dataclasses
