@@ -3,8 +3,9 @@
     python -m experiments.bench [--sizes tiny shapes middle] [--repeats 7] [--quick] [--json FILE]
 
 Programs and limits are timed in turn, round after round, after one round that is not counted.  A number is the median of
-the rounds, beside it the smallest and the largest; a share or a ratio compares times of one round.  On a TPU or GPU the
-limits are the vendor's, so that the shares are MFU and bandwidth use; elsewhere they are measured.
+the rounds, beside it the smallest and the largest; a ratio compares times of one round, a share is one of the best rate
+that the rounds saw.  On a TPU or GPU the limits are the vendor's, so that the shares are MFU and bandwidth use; elsewhere
+they are measured.
 """
 
 import dataclasses

@@ -78,10 +78,7 @@ def speed(workload: Workload, repeats: int) -> list[Row]:
     alternate(functions, 0)  # compiles
     with Compilations() as compiled:
         seconds = alternate(functions, repeats)
-    top = {
-        name: limit.rates(seconds[name]) if limit.run is not None else [limit.work] * repeats
-        for name, limit in limits.items()
-    }
+    top = {name: [limit.work] if limit.run is None else limit.rates(seconds[name]) for name, limit in limits.items()}
     thinking, context = parts.thought
     n, count = lengths(workload, thinking), flops.Flops(workload.network.config)
     steps = token_steps(workload, thinking)
@@ -92,7 +89,7 @@ def speed(workload: Workload, repeats: int) -> list[Row]:
     def row(name, unit, work, share_of, needed, measured):
         rates = [work / s for s in seconds[name]]
         used = [needed / s for s in seconds[name]]
-        return Row(name=name, value=spread(rates), unit=unit, share=spread(ratios(used, top[share_of])),
+        return Row(name=name, value=spread(rates), unit=unit, share=spread([u / max(top[share_of]) for u in used]),
                    of=f"the {share_of} rate", measured=measured)  # fmt: skip
 
     update = sum(flops.update(config, count, n).values())

@@ -1,6 +1,6 @@
 """Seconds of programs on a machine that others may use at the same time: all in turn, round after round.
 
-A share or a ratio compares two times of the same round, so that what slows the machine down slows both.
+A ratio compares two times of the same round, so that what slows the machine down slows both.
 """
 
 import dataclasses
