@@ -30,8 +30,8 @@ from experiments.command_line import complain, interrupted, preset
 from launch.external import LaunchError
 from unigrpo_jax.config import ConfigError, RunConfig, require
 from unigrpo_jax.config_checks import check, check_devices, mesh_sizes
+from unigrpo_jax.training.watchdog import RESTART
 
-RESTART = 75
 FINAL = (1, 2, 126, 127)
 
 _SECRET = re.compile(r"(^|_)(TOKEN|KEY|SECRET|PASSWORD|CREDENTIALS?)$", re.IGNORECASE)

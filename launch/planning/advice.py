@@ -72,7 +72,7 @@ def _fewer_at_a_time(setting: Setting, name: ProgramName, compiled: Compiled) ->
     if name == UPDATE:
         if config.model.remat == "none":
             yield "--model.remat full", min(scaled, _activations(setting))
-        if getattr(config.learning, "window_steps", None) == "batched" and config.rollout.window_size > 1:
+        if config.learning.window_steps == "batched" and config.rollout.window_size > 1:
             yield "--learning.window-steps scanned", scaled * (1 - 1 / config.rollout.window_size)
 
 

@@ -10,7 +10,7 @@ import os
 import re
 import sys
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -62,7 +62,7 @@ def find(config: ProcessConfig, environment: Mapping[str, str] | None = None) ->
         return _checked(*given, names)
     if environment.get("SLURM_STEP_NODELIST") and "SLURM_PROCID" in environment:
         return _slurm(environment)
-    return _known_to_jax()
+    return _known_to_jax(config.wait_seconds)
 
 
 def _checked(coordinator, count, index, names) -> Place | None:
@@ -91,13 +91,13 @@ def _slurm(environment: Mapping[str, str]) -> Place | None:
     return Place(f"{host}:{port}", count, index, None if count == nodes else (local,)) if count > 1 else None
 
 
-def _known_to_jax() -> Place | None:
+def _known_to_jax(wait: int) -> Place | None:
     """TPU slices and MPI, by JAX's own detection; the public `initialize` would wait in silence for who is missing."""
     from jax._src.clusters import ClusterEnv
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that a package is missing which would ask Kubernetes
-        address, count, index, devices = ClusterEnv.auto_detect_unset_distributed_params(None, None, None, None, None, 300)
+        address, count, index, devices = ClusterEnv.auto_detect_unset_distributed_params(None, None, None, None, None, wait)
     if not address or not count or count == 1:
         return None
     return Place(address, count, index, None if devices is None else tuple(devices))
@@ -142,8 +142,11 @@ def gather(value: Any) -> list[Any]:
     return [json.loads(row[:size].tobytes()) for row, size in zip(rows, sizes.reshape(-1), strict=True)]
 
 
-def agree_on_errors(errors: tuple[type[Exception], ...], action):
-    """What `action()` returns; where it fails in one process, the same error is raised in all."""
+def agree_on_errors(errors: tuple[type[Exception], ...], action: Callable[[], Any]) -> Any:
+    """What `action()` returns; where it raises one of `errors` in one process, that error is raised in all.
+
+    All processes must call it; several may fail, and the first one's words are taken.
+    """
     failed, result = None, None
     try:
         result = action()
@@ -151,11 +154,10 @@ def agree_on_errors(errors: tuple[type[Exception], ...], action):
         if jax.process_count() == 1:
             raise
         failed = error
-    words = gather(None if failed is None else [type(failed).__name__, str(failed)])
-    for index, said in enumerate(words):
-        if said is not None:
-            kind = next(kind for kind in errors if kind.__name__ == said[0])
-            raise kind(f"process {index}: {said[1]}") from failed
+    kind = None if failed is None else next(i for i, kind in enumerate(errors) if isinstance(failed, kind))
+    for index, (kind, words) in enumerate(gather([kind, str(failed)])):
+        if kind is not None:
+            raise errors[kind](f"process {index}: {words}") from failed
     return result
 
 
