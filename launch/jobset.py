@@ -27,8 +27,9 @@ import yaml
 
 from launch import external, slices
 from launch.external import LaunchError
-from launch.training import FINAL, RESTART, Launch, Training, check_mesh, prepared, program, variable_name
+from launch.training import FINAL, Launch, Training, check_mesh, prepared, program, variable_name
 from unigrpo_jax.config import require
+from unigrpo_jax.training.watchdog import RESTART
 
 _LABEL = "[a-z]([-a-z0-9]*[a-z0-9])?"  # a DNS label of RFC 1035, which JobSet wants of the names that it makes
 _SUBDOMAIN = "[a-z0-9]([-a-z0-9.]*[a-z0-9])?"

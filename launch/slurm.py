@@ -21,8 +21,9 @@ import tyro
 
 from launch import external
 from launch.external import LaunchError
-from launch.training import FINAL, RESTART, Launch, Training, check_mesh, exports, prepared, program
+from launch.training import FINAL, Launch, Training, check_mesh, exports, prepared, program
 from unigrpo_jax.config import require
+from unigrpo_jax.training.watchdog import RESTART
 
 # srun reports the highest code of its tasks: those of FINAL are raised above the codes of signals, up to 128 + 64.
 _RAISED = {code: 241 + at for at, code in enumerate(FINAL)}

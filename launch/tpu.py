@@ -24,8 +24,9 @@ import tyro
 
 from launch import external, slices
 from launch.external import LaunchError
-from launch.training import FINAL, RESTART, Launch, Training, check_mesh, exports, prepared, program
+from launch.training import FINAL, Launch, Training, check_mesh, exports, prepared, program
 from unigrpo_jax.config import require
+from unigrpo_jax.training.watchdog import RESTART
 
 # Runs on every host.  The lock is held by the training, so a second start only follows; tail ends with the training.
 _START = """\

@@ -30,7 +30,6 @@ from experiments.command_line import complain, interrupted, preset
 from launch.external import LaunchError
 from unigrpo_jax.config import ConfigError, RunConfig, require
 from unigrpo_jax.config_checks import check, check_devices, mesh_sizes
-from unigrpo_jax.training.watchdog import RESTART
 
 FINAL = (1, 2, 126, 127)
 

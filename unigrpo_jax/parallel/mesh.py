@@ -52,6 +52,6 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
-def spread(mesh: Mesh, axis: int = 0) -> NamedSharding:
-    """Axis `axis` of an array, its episodes, cut along `slice`, `data` and `fsdp`."""
-    return NamedSharding(mesh, PartitionSpec(*(None,) * axis, BATCH))
+def spread(mesh: Mesh) -> NamedSharding:
+    """The first axis of an array, its episodes, cut along `slice`, `data` and `fsdp`."""
+    return NamedSharding(mesh, PartitionSpec(BATCH))

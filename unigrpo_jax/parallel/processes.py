@@ -154,10 +154,10 @@ def agree_on_errors(errors: tuple[type[Exception], ...], action: Callable[[], An
         if jax.process_count() == 1:
             raise
         failed = error
-    kind = None if failed is None else next(i for i, kind in enumerate(errors) if isinstance(failed, kind))
-    for index, (kind, words) in enumerate(gather([kind, str(failed)])):
-        if kind is not None:
-            raise errors[kind](f"process {index}: {words}") from failed
+    own = None if failed is None else next(i for i, kind in enumerate(errors) if isinstance(failed, kind))
+    for index, (number, words) in enumerate(gather([own, str(failed)])):
+        if number is not None:
+            raise errors[number](f"process {index}: {words}") from failed
     return result
 
 
