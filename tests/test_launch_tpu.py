@@ -295,9 +295,11 @@ def test_an_interrupt_leaves_the_slice_and_says_how_to_delete_it(stand: Stand):
     """As a process of its own, waiting in the queue."""
     stand.world(lives=[["WAITING_FOR_RESOURCES"]], states=[], attempts=[])
     environment = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
-    heard = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)  # tests that run in the background inherit that it is not
-    process = subprocess.Popen([sys.executable, "-m", "launch.tpu", *ARGUMENTS[:-4], "--poll", "60", *ARGUMENTS[-2:]],
-                               env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=heard)
+    # A process that was started in the background has SIGINT ignored, and its children inherit that.
+    hears = ("import runpy, signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
+             "runpy.run_module('launch.tpu', run_name='__main__', alter_sys=True)")
+    process = subprocess.Popen([sys.executable, "-c", hears, *ARGUMENTS[:-4], "--poll", "60", *ARGUMENTS[-2:]],
+                               env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert process.stdout is not None
     assert "none yet" in process.stdout.readline() and "WAITING" in process.stdout.readline()
     process.send_signal(signal.SIGINT)
