@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 from unigrpo_jax.config import ConfigError, RunConfig
-from unigrpo_jax.rewards.load import RewardError
+from unigrpo_jax.rewards.judging import RewardError
 
 
 def complain(error: ConfigError, program: str) -> NoReturn:

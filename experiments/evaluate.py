@@ -24,8 +24,8 @@ class Arguments:
     """Take prompts and reward of this preset instead of the run's own."""
     prompts: str | None = None
     """Take the prompts of this JSONL file instead."""
-    reward: str | None = None
-    """Take this reward, package.module:function, instead."""
+    rewards: tuple[str, ...] = ()
+    """Take these rewards instead."""
     out: pathlib.Path | None = None
     """JSON file for the table; default RUN/evaluations/SETTINGS.json."""
     evaluation: EvaluationConfig = dataclasses.field(default_factory=EvaluationConfig)
@@ -37,7 +37,8 @@ def main(arguments: Arguments) -> None:
     from unigrpo_jax.config import RunConfig
     from unigrpo_jax.config_checks import check
     from unigrpo_jax.config_json import to_dict
-    from unigrpo_jax.rewards.load import load_reward
+    from unigrpo_jax.rewards.judging import Judging
+    from unigrpo_jax.rewards.load import load_rewards
     from unigrpo_jax.training.console import Console
     from unigrpo_jax.training.evaluation import Evaluator
     from unigrpo_jax.training.restore import restore
@@ -49,9 +50,11 @@ def main(arguments: Arguments) -> None:
     restored = restore(arguments.checkpoint, bare)
     restored.loaded.check_image_size(restored.config.rollout)
     source = bare if arguments.preset else restored.config
-    prompts, reward = arguments.prompts or source.prompts, arguments.reward or source.reward
+    prompts = arguments.prompts or source.prompts
+    source = dataclasses.replace(source, rewards=arguments.rewards or source.rewards)
     e = arguments.evaluation
-    evaluator = Evaluator(e, restored.config.rollout, restored.loaded, load_world(prompts), load_reward(reward), reward)
+    judging = Judging(load_rewards(source), source.judging)
+    evaluator = Evaluator(e, restored.config.rollout, restored.loaded, load_world(prompts), judging)
     table, _ = evaluator(restored.read(), restored.loaded.autoencoder_params())
     categories = list(dict.fromkeys(c for row in table.values() for c in row))
     rows = [[name, *(f"{row[c]:.3f}" if c in row else "-" for c in categories)] for name, row in table.items()]

@@ -160,7 +160,7 @@ def test_the_toy_is_the_same_wherever_it_is_made(folder, tmp_path):
         (["--model.lora.rank", -1], ["model.lora.rank = -1"]),
         (["--model.lora.rank", 2, "--model.lora.targets", "q_proj"], ["model.lora.targets: 'q_proj' matches no projection"]),
         (["--prompts", ""], ["prompts is empty", "--prompts FILE.jsonl"]),
-        (["--reward", ""], ["reward is empty", "package.module:function"]),
+        (["--rewards"], ["rewards is empty", "package.module:function"]),
         (["--learning.frozen", ".*"], ["leaves no parameter to train"]),
         (["--model.path", "no/such-model"], ["no folder no/such-model", "HF_HUB_OFFLINE"]),
     ],

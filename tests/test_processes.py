@@ -200,7 +200,7 @@ def test_a_reward_that_fails_in_one_process_stops_both_in_one_sentence(tiny_mode
         "    if jax.process_index() == 1 and calls == 3:\n        raise OSError('no disk')\n"
         "    return batch.images[..., 0].mean((1, 2)) / 255\n")  # fmt: skip
     run_dir = tmp_path / "run"
-    outcomes = Pair(tmp_path, tiny_model, run_dir, "--reward", "failing:score").wait()
+    outcomes = Pair(tmp_path, tiny_model, run_dir, "--rewards", "failing:score").wait()
     for index, (code, _, err) in enumerate(outcomes):
         assert code == 1 and "process 1: the reward function failing:score raised OSError: no disk" in err, err
         with np.load(run_dir / "unjudged" / "000002" / f"process-{index}" / "images.npz") as arrays:
@@ -231,7 +231,7 @@ def test_a_process_that_is_killed_ends_the_other_which_asks_for_a_restart(tiny_m
 
 
 def test_a_step_that_hangs_prints_stacks_and_ends(tiny_model, tmp_path):
-    arguments = ["--reward", "hanging_reward:score", "--processes.hang-seconds", "20"]
+    arguments = ["--rewards", "hanging_reward:score", "--processes.hang-seconds", "20"]
     ((code, _, err),) = Pair(tmp_path, tiny_model, tmp_path / "run", *arguments, count=1).wait()
     assert code == 75, err
     assert "hanging_reward.py" in err and "in score" in err and "processes.hang_seconds" in err

@@ -6,8 +6,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from unigrpo_jax.config import ConfigError, LearningConfig, RolloutConfig, RunConfig
-from unigrpo_jax.rewards.load import RewardError, call_reward, load_reward
+from unigrpo_jax.config import ConfigError, JudgingConfig, LearningConfig, RolloutConfig, RunConfig
+from unigrpo_jax.rewards.judging import Judging, RewardError, hold_to_protocol
+from unigrpo_jax.rewards.load import load_reward, load_rewards
 from unigrpo_jax.rewards.protocol import RewardBatch
 from unigrpo_jax.training.trainer import OwnEpisodes, Trainer
 
@@ -15,41 +16,39 @@ IMAGES = np.zeros((3, 2, 2, 3), np.uint8)
 BATCH = RewardBatch(prompts=["a", "b", "c"], metadata=[{}] * 3, images=IMAGES, thinking=[""] * 3)
 
 
-def raising(batch):
-    raise RuntimeError("no disk")
-
-
 @pytest.mark.parametrize("values", [[1, 0, 2], np.array([1.0, 0, 2]), jnp.array([1.0, 0, 2]), (True, False, 2)])
 def test_a_bare_array_is_one_component(values):
-    result = call_reward(lambda batch: values, "m:f", BATCH)
+    result = hold_to_protocol(values, "m:f", 3)
     assert list(result) == ["reward"] and result["reward"].dtype == np.float32
     np.testing.assert_array_equal(result["reward"], [1, 0, 2])
 
 
 def test_components_keep_their_names_and_values():
-    result = call_reward(lambda batch: {"x": [1, 2, 3], "y": np.zeros(3)}, "m:f", BATCH)
+    result = hold_to_protocol({"x": [1, 2, 3], "y": np.zeros(3)}, "m:f", 3)
     np.testing.assert_array_equal(result["x"], [1, 2, 3])
     np.testing.assert_array_equal(result["y"], [0, 0, 0])
 
 
+def test_a_number_that_is_not_finite_counts_as_not_judged():
+    result = hold_to_protocol({"x": [np.inf, 1, np.nan]}, "m:f", 3)
+    np.testing.assert_array_equal(result["x"], [np.nan, 1, np.nan])
+
+
 @pytest.mark.parametrize(
-    "function, words",
+    "result, words",
     [
-        (lambda b: {"x": [0, 1, np.nan]}, ["nan", "'x'", "episode 2"]),
-        (lambda b: {"x": [np.inf, 1, 0]}, ["inf", "'x'", "episode 0"]),
-        (lambda b: {"x": [0, 1]}, ["shape [2]", "got 3 episodes", "must return [3]"]),
-        (lambda b: np.zeros((3, 1)), ["shape [3, 1]", "must return [3]"]),
-        (lambda b: 1.0, ["shape []", "must return [3]"]),
-        (lambda b: None, ["must return [3]"]),
-        (lambda b: {"x": ["a", "b", "c"]}, ["no numbers", "'x'"]),
-        (lambda b: {"x": [[1], [1, 2], 3]}, ["no numbers", "'x'"]),
-        (lambda b: {}, ["no component"]),
-        (raising, ["RuntimeError: no disk"]),
+        ({"x": [0, 1]}, ["shape [2]", "got 3 episodes", "must return [3]"]),
+        (np.zeros((3, 1)), ["shape [3, 1]", "must return [3]"]),
+        (1.0, ["shape []", "must return [3]"]),
+        (None, ["must return [3]"]),
+        ({"x": ["a", "b", "c"]}, ["no numbers", "'x'"]),
+        ({"x": [[1], [1, 2], 3]}, ["no numbers", "'x'"]),
+        ({}, ["no component"]),
     ],
 )
-def test_anything_else_is_an_error_that_names_the_function(function, words):
+def test_anything_else_is_an_error_that_names_the_function(result, words):
     with pytest.raises(RewardError) as caught:
-        call_reward(function, "my_module:score", BATCH)
+        hold_to_protocol(result, "my_module:score", 3)
     for word in ["my_module:score", *words]:
         assert word in str(caught.value)
 
@@ -63,14 +62,14 @@ def module(tmp_path, monkeypatch):
 
 
 def test_a_function_in_the_current_folder_is_found(module):
-    assert call_reward(load_reward("user_reward:score"), "user_reward:score", BATCH)["reward"].tolist() == [0, 0, 0]
-    assert callable(load_reward("shapes"))
+    assert load_reward("user_reward:score", RunConfig())(BATCH) == [0, 0, 0]
+    assert list(load_rewards(RunConfig(rewards=("shapes", "user_reward:score")))) == ["shapes", "user_reward:score"]
 
 
 @pytest.mark.parametrize(
     "name, words",
     [
-        ("shape", ["'shape'", "neither `shapes` nor package.module:function"]),
+        ("shape", ["'shape'", "neither one of", "shapes", "did you mean shapes?"]),
         ("user_reward:", ["neither"]),
         (":score", ["neither"]),
         ("user_reward:scores", ["no function called scores", "did you mean score?"]),
@@ -82,21 +81,32 @@ def test_a_function_in_the_current_folder_is_found(module):
 )
 def test_what_is_no_reward_function_is_one_sentence(module, name, words):
     with pytest.raises(ConfigError) as caught:
-        load_reward(name)
+        load_reward(name, RunConfig())
     for word in words:
         assert word in str(caught.value), str(caught.value)
     assert "\n" not in str(caught.value)
 
 
+def test_several_rewards_must_be_named_once_and_at_all():
+    with pytest.raises(ConfigError, match="rewards is empty; give --rewards package.module:function"):
+        load_rewards(RunConfig(rewards=()))
+    with pytest.raises(ConfigError, match="names one twice"):
+        load_rewards(RunConfig(rewards=("shapes", "shapes")))
+    with pytest.raises(ConfigError, match="shapes takes no argument"):
+        load_rewards(RunConfig(rewards=("shapes:x",)))
+
+
+def judged(reward, learning: LearningConfig):
+    """Advantages [B] and metrics of one group of three episodes."""
+    config = RunConfig(learning=learning, rollout=RolloutConfig(prompts_per_iteration=1), judging=JudgingConfig(retries=0))
+    trainer = Trainer.__new__(Trainer)
+    judging = Judging({"score": reward}, config.judging)
+    trainer.parts = types.SimpleNamespace(config=config, judging=judging, world=types.SimpleNamespace(judge=None))
+    own = OwnEpisodes(rows=np.arange(3), batch=BATCH, tokens=np.zeros(3, int))
+    return trainer.judge(own, {"time/rollout_text": 1.0, "time/rollout_flow": 1.0})
+
+
 def test_a_weight_of_a_component_that_the_reward_does_not_return_is_refused():
     learning = LearningConfig(group_size=3, reward_weights={"x": 2.0, "z": 1.0})
-    reward = lambda batch: {"x": [1, 2, 3], "y": [0, 0, 0]}
-    world = types.SimpleNamespace(judge=None)
-    parts = types.SimpleNamespace(
-        config=RunConfig(learning=learning, rollout=RolloutConfig(prompts_per_iteration=1)), reward=reward, world=world
-    )
-    trainer = Trainer.__new__(Trainer)
-    trainer.parts = parts
-    own = OwnEpisodes(rows=np.arange(3), batch=BATCH, tokens=np.zeros(3, int))
     with pytest.raises(ConfigError, match="reward_weights names z, but the reward returns x, y"):
-        trainer.judge(own, {"time/rollout_text": 1.0, "time/rollout_flow": 1.0})
+        judged(lambda batch: {"x": [1, 2, 3], "y": [0, 0, 0]}, learning)

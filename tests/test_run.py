@@ -39,7 +39,7 @@ def process(module: str, *arguments, cwd: pathlib.Path) -> subprocess.CompletedP
 def finished(tiny_model, tmp_path_factory) -> tuple[pathlib.Path, str]:
     """A run of the shapes world's own reward, and what it printed."""
     folder = tmp_path_factory.mktemp("runs")
-    small = [*SMALL, *"--reward shapes --iterations 3 --logging.samples-every 2 --evaluation.every 2".split()]
+    small = [*SMALL, *"--rewards shapes --iterations 3 --logging.samples-every 2 --evaluation.every 2".split()]
     done = process("experiments.run", "smoke", "--model.path", tiny_model, *small, cwd=folder)
     assert done.stderr == ""
     return folder / "runs" / "smoke", done.stdout
@@ -130,7 +130,7 @@ def test_own_prompts_and_own_reward_from_the_current_folder(tiny_model, tmp_path
         "import numpy as np\n\n\ndef score(batch):\n"
         "    return np.array([i[..., m['wanted']].mean() for i, m in zip(batch.images, batch.metadata)])\n"
     )
-    own = ["--prompts", "mine.jsonl", "--reward", "my_reward:score", "--iterations", 1]
+    own = ["--prompts", "mine.jsonl", "--rewards", "my_reward:score", "--iterations", 1]
     process("experiments.run", "smoke", "--model.path", tiny_model, *SMALL, *own, cwd=tmp_path)
     run_dir = tmp_path / "runs" / "smoke"
     (line,) = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
@@ -181,7 +181,7 @@ def test_a_checkpoint_that_is_not_there_or_of_another_config_is_one_sentence(cop
 def test_a_reward_that_fails_in_an_evaluation_is_one_sentence(tiny_model, tmp_path, monkeypatch):
     (tmp_path / "failing_reward.py").write_text(REWARD + "\n\ndef broken(batch):\n    return [1]\n")
     monkeypatch.chdir(tmp_path)
-    arguments = ["--prompts", "p.jsonl", "--reward", "failing_reward:broken", *EVALUATION]
+    arguments = ["--prompts", "p.jsonl", "--rewards", "failing_reward:broken", *EVALUATION]
     (tmp_path / "p.jsonl").write_text('{"prompt": "a circle"}')
     outcome = command("experiments.evaluate", tiny_model, *arguments)
     assert outcome.code == 1 and outcome.err.count("\n") == 1, outcome
@@ -191,6 +191,6 @@ def test_a_reward_that_fails_in_an_evaluation_is_one_sentence(tiny_model, tmp_pa
 def test_a_damaged_metrics_file_is_one_sentence(copy, tiny_model):
     (copy / "metrics.jsonl").write_text("{\n{}\n")
     record = json.loads((copy / "config.json").read_text())
-    outcome = run_small(tiny_model, copy, "--resume", "--reward", "shapes", "--iterations", 4,
+    outcome = run_small(tiny_model, copy, "--resume", "--rewards", "shapes", "--iterations", 4,
                         "--evaluation.every", record["evaluation"]["every"])  # fmt: skip
     assert outcome.code == 2 and "metrics.jsonl, line 1" in outcome.err and outcome.err.count("\n") == 1, outcome

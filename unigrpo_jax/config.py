@@ -212,6 +212,22 @@ class LoggingConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class JudgingConfig:
+    """How rewards are called, and what becomes of one that fails."""
+
+    timeout_seconds: float = 1800.0
+    """A reward on the host or a server that takes longer has failed."""
+    retries: int = 2
+    """How often a failed reward is asked again, for the episodes that it did not judge."""
+    backoff_seconds: float = 1.0
+    """Wait before the first retry; each later wait is twice as long."""
+    max_dropped: float = 0.5
+    """Groups with an episode that was not judged teach nothing; the run stops where more than this share is lost."""
+    remembered: int = 4096
+    """Episodes whose rewards are kept in memory, so that the same image is not judged twice; 0 keeps none."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class MeshConfig:
     """How the devices are arranged; the sizes multiply to their number."""
 
@@ -253,8 +269,9 @@ class RunConfig:
     """Rollout, reward, update: once each per iteration."""
     prompts: str = "shapes"
     """`shapes`, the shapes world; `examples`, 48 prompts; or a JSONL file with a `prompt` and any metadata per line."""
-    reward: str = "shapes"
-    """The shapes checker, or package.module:function (see unigrpo_jax.rewards.protocol)."""
+    rewards: tuple[str, ...] = ("shapes",)
+    """What judges the images: names of unigrpo_jax.rewards.load, or your own package.module:function; several are mixed."""
+    judging: JudgingConfig = dataclasses.field(default_factory=JudgingConfig)
     devices: int = 0
     """Devices that are used; 0 is all."""
     mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)

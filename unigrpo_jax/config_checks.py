@@ -21,6 +21,7 @@ _POSITIVE = {
     "rollout": ("timestep_shift",),
     "learning": ("text_clip", "flow_clip", "max_grad_norm", "adam_eps"),
     "evaluation": ("guidance", "guidance_image"),
+    "judging": ("timeout_seconds",),
 }
 _NOT_NEGATIVE = {
     "rollout": ("temperature", "top_k", "noise_level"),
@@ -30,6 +31,7 @@ _NOT_NEGATIVE = {
     "logging": ("samples_every",),
     "mesh": ("slice", "data", "fsdp", "tensor"),
     "processes": ("count", "hang_seconds"),
+    "judging": ("retries", "backoff_seconds", "remembered"),
 }  # fmt: skip
 _LARGEST = {int: 2**31 - 1, float: 3.4e38}
 
@@ -122,6 +124,8 @@ def check(config: RunConfig) -> None:
         f"{learn.minibatches} * {learn.micro_batches} = {pieces} pieces; let the product be "
         f"{nearest_divisors(config.episodes, pieces)}.",
     )
+    require(0 <= config.judging.max_dropped < 1,
+            f"judging.max_dropped = {config.judging.max_dropped}, but it must be 0 or more and below 1.")  # fmt: skip
     low, high = e.guidance_interval
     require(0 <= low < high <= 1, f"evaluation.guidance_interval = ({low}, {high}) must satisfy 0 <= low < high <= 1.")
     require(0 <= e.guidance_renorm_min <= 1,

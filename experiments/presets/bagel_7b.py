@@ -1,6 +1,6 @@
 """BAGEL-7B-MoT with the settings of UniGRPO's Table 3 (arXiv 2603.23500): 32 prompts x 24 episodes at 1024 px.
 
-    python -m experiments.run bagel_7b --model.path DIR --prompts prompts.jsonl --reward my_reward:score --mesh.fsdp 64
+    python -m experiments.run bagel_7b --model.path DIR --prompts prompts.jsonl --rewards my_reward:score --mesh.fsdp 64
 
 Not run yet: no machine that holds it was at hand.  `python -m launch.plan bagel_7b --topology v5p:4x4x4 --mesh.fsdp 64` and
 `--topology v6e:16x16 --mesh.fsdp 64 --mesh.tensor 4` compile it without chips; what they said stands in
@@ -35,7 +35,7 @@ def config() -> RunConfig:
         name="bagel_7b",
         iterations=300,
         prompts="",
-        reward="",
+        rewards=(),
         model=ModelConfig(path=HUB_NAME, dtype="bfloat16", remat="full"),
         rollout=RolloutConfig(
             prompts_per_iteration=32,

@@ -1,6 +1,6 @@
 """BAGEL-7B-MoT at 512 px, where memory is short: a quarter of the latent tokens of `bagel_7b`, 384 thinking tokens.
 
-    python -m experiments.run bagel_7b_512 --model.path DIR --prompts prompts.jsonl --reward my_reward:score \\
+    python -m experiments.run bagel_7b_512 --model.path DIR --prompts prompts.jsonl --rewards my_reward:score \\
         --model.param-dtype bfloat16 --model.lora.rank 64
 
 Not run yet; `python -m launch.plan bagel_7b_512 --topology v6e:8x8 --mesh.fsdp 16 --mesh.tensor 4` compiles it for 64 chips

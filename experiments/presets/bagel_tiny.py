@@ -22,7 +22,7 @@ def config() -> RunConfig:
         name="bagel_tiny",
         iterations=2,
         prompts="examples",
-        reward="unigrpo_jax.rewards.colourfulness:score",
+        rewards=("colourfulness",),
         model=dataclasses.replace(full.model, path="tiny", dtype="float32", remat="none"),
         rollout=dataclasses.replace(
             full.rollout,

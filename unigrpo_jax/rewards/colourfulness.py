@@ -2,7 +2,14 @@
 
 import numpy as np
 
-from unigrpo_jax.rewards.protocol import RewardBatch
+from unigrpo_jax.config import RunConfig, require
+from unigrpo_jax.rewards.protocol import RewardBatch, RewardFunction
+
+
+def load(argument: str, config: RunConfig) -> RewardFunction:
+    """The reward `colourfulness`."""
+    require(not argument, f"rewards: colourfulness:{argument}: colourfulness takes no argument; leave it out.")
+    return score
 
 
 def score(batch: RewardBatch) -> dict[str, np.ndarray]:

@@ -1,16 +1,19 @@
-"""What a reward is: a function from a batch of finished episodes to named numbers, one per episode.
+"""What a reward is: something that turns a batch of finished episodes into named numbers, one per episode.
 
     def reward(batch: RewardBatch) -> Mapping[str, np.ndarray]: ...
 
-Each named value has shape [B] and is one component; higher is better.  The function sees the original prompt and the
-image; the thinking is there for tables and for judges of thoughts, not for judging the image.
+Each named value has shape [B] and is one component; higher is better, and NaN means that this episode could not be judged.
+The images are shown with the original prompt; the thinking is there for tables and for judges of thoughts, not for judging
+the image.  A plain function is a reward.  One that says more about itself is an object with the attributes of `Reward`.
 """
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
+
+Cost = Literal["device", "host", "remote"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -29,5 +32,38 @@ class RewardBatch:
     images: np.ndarray
     thinking: Sequence[str]
 
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of the images in pixels."""
+        return self.images.shape[1:3]
+
+    def take(self, rows: Sequence[int]) -> "RewardBatch":
+        """The episodes at these positions."""
+        pick = lambda values: [values[row] for row in rows]
+        return RewardBatch(
+            prompts=pick(self.prompts),
+            metadata=pick(self.metadata),
+            images=self.images[np.asarray(rows, int)],
+            thinking=pick(self.thinking),
+        )
+
 
 RewardFunction = Callable[[RewardBatch], Mapping[str, np.ndarray]]
+
+
+@runtime_checkable
+class Reward(Protocol):
+    """A reward that says what it costs.
+
+    Attributes:
+      cost: "device" computes in JAX on the accelerators and is never run beside another program; "host" computes on this
+        machine's processors; "remote" waits for a server.  A plain function counts as "host".
+      identity: text that is the same exactly if the same episode gets the same numbers: names, settings, checksums of
+        weights.  "" where nothing like this can be said; then nothing is remembered.
+    """
+
+    cost: Cost
+    identity: str
+
+    def __call__(self, batch: RewardBatch) -> Mapping[str, np.ndarray]:
+        """{component: float [B]}; raises what it likes where all of the batch failed."""

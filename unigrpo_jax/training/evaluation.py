@@ -16,8 +16,8 @@ from unigrpo_jax.models.folder import LoadedModel
 from unigrpo_jax.parallel import mesh as meshes
 from unigrpo_jax.parallel import processes
 from unigrpo_jax.parallel.rules import Layout
-from unigrpo_jax.rewards.load import RewardError, call_reward
-from unigrpo_jax.rewards.protocol import RewardBatch, RewardFunction
+from unigrpo_jax.rewards.judging import Judging, RewardError
+from unigrpo_jax.rewards.protocol import RewardBatch
 from unigrpo_jax.rollout.program import RolloutProgram, flow_sampler
 from unigrpo_jax.rollout.thinking import TokenSampler
 from unigrpo_jax.training.samples import Sample
@@ -72,8 +72,7 @@ class Evaluator:
         rollout: RolloutConfig,
         loaded: LoadedModel,
         world: World,
-        reward: RewardFunction,
-        reward_name: str,
+        judging: Judging,
         layout: Layout | None = None,
         samples: int = 0,
     ):
@@ -82,7 +81,7 @@ class Evaluator:
         self._per_call = evaluation.batch // evaluation.images_per_prompt
         self._count = min(samples, evaluation.batch, len(self.prompts) * evaluation.images_per_prompt)
         self._config, self._world = evaluation, world
-        self._reward, self._reward_name = reward, reward_name
+        self._judging = judging
         self._codec = loaded.codec
         self._blocks = loaded.codec.prompts([p.text for p in self.prompts], rollout.prompt_tokens)
         program, places = evaluation_rollout(evaluation, rollout, loaded), {}
@@ -151,7 +150,7 @@ class Evaluator:
         """Scores, verdicts and words, by episode."""
         if not batch.prompts:
             return {}
-        scores = call_reward(self._reward, self._reward_name, batch)
+        scores = self._judging(batch)
         if self._world.judge is None:
             correct = [None] * len(batch.prompts)
             verdicts = [", ".join(f"{n} {v[i]:.3f}" for n, v in scores.items()) for i in range(len(batch.prompts))]

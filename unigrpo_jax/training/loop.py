@@ -17,7 +17,7 @@ from unigrpo_jax.learning.update import TrainState
 from unigrpo_jax.models import tree
 from unigrpo_jax.parallel import processes
 from unigrpo_jax.parallel.roll_call import PeersMissing
-from unigrpo_jax.rewards.load import RewardError
+from unigrpo_jax.rewards.judging import RewardError
 from unigrpo_jax.training import storage
 from unigrpo_jax.training.checkpoint import Checkpoints, abstract
 from unigrpo_jax.training.console import Console
@@ -70,7 +70,7 @@ def run(config: RunConfig, run_dir: storage.Place, resume: bool = False) -> dict
     seen = processes.gather(known)
     require(len(set(seen)) == 1, f"only process {seen.index(True) if True in seen else 0} of {len(seen)} finds a run in "
                                  f"{run_dir}; put the run folder on storage that all of them share.")  # fmt: skip
-    evaluator = Evaluator(config.evaluation, config.rollout, parts.loaded, parts.world, parts.reward, config.reward,
+    evaluator = Evaluator(config.evaluation, config.rollout, parts.loaded, parts.world, parts.judging,
                           parts.layout, config.logging.samples)  # fmt: skip
     trainer = Trainer(parts)
     try:
@@ -275,7 +275,7 @@ def card(parts: Parts, run_dir: epath.Path, held: int) -> list[tuple[str, str]]:
         ("thinking", f"at most {r.thinking_tokens} tokens" if r.thinking else "off"),
         ("drawing", f"{r.flow_steps} steps, {r.step_rule} {r.noise_level:g} in {r.window_size} of "
                     f"[{r.window_range[0]}, {r.window_range[1]}), {r.image_height} x {r.image_width} px"),
-        ("prompts, reward", f"{c.prompts}, {c.reward}"),
+        ("prompts, rewards", f"{c.prompts}, {', '.join(c.rewards)}"),
         ("iterations", str(c.iterations)),
         ("results", str(run_dir)),
     ]  # fmt: skip

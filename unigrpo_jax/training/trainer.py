@@ -21,8 +21,9 @@ from unigrpo_jax.models.folder import LoadedModel, load_model
 from unigrpo_jax.parallel import kernels, processes
 from unigrpo_jax.parallel import mesh as meshes
 from unigrpo_jax.parallel.rules import Layout
-from unigrpo_jax.rewards.load import RewardError, call_reward, load_reward
-from unigrpo_jax.rewards.protocol import RewardBatch, RewardFunction
+from unigrpo_jax.rewards.judging import Judging, RewardError
+from unigrpo_jax.rewards.load import load_rewards
+from unigrpo_jax.rewards.protocol import RewardBatch
 from unigrpo_jax.training.evaluation import reward_batch
 from unigrpo_jax.training.image_statistics import colour_entropy, edge_density
 from unigrpo_jax.training.programs import Inputs, Programs
@@ -40,7 +41,7 @@ class Parts:
       loaded: the model folder, without its weights.
       world: prompts and rules.
       order: training prompts by position.
-      reward: the reward function.
+      judging: the rewards.
     """
 
     config: RunConfig
@@ -48,7 +49,7 @@ class Parts:
     loaded: LoadedModel
     world: World
     order: PromptOrder
-    reward: RewardFunction
+    judging: Judging
 
 
 def build(config: RunConfig) -> Parts:
@@ -58,7 +59,7 @@ def build(config: RunConfig) -> Parts:
     check_devices(config, meshes.batch_size(mesh))
     layout, attend = Layout(mesh), kernels.attend(config.model, mesh)
     world = load_world(config.prompts)
-    reward = load_reward(config.reward)
+    judging = Judging(load_rewards(config), config.judging)
     loaded = load_model(config.model)  # last, since a model on the hub takes long to fetch
     loaded.check_image_size(config.rollout)
     for name, module in (("tensorboard", "tensorboardX"), ("wandb", "wandb")):
@@ -76,7 +77,7 @@ def build(config: RunConfig) -> Parts:
         "away; use float32, or adapters with model.lora.rank.",
     )
     loaded.codec.check_lengths([p.text for group in world.train for p in group], config.rollout.prompt_tokens)
-    return Parts(config, layout, loaded, world, PromptOrder(world.train, config.seed), reward)
+    return Parts(config, layout, loaded, world, PromptOrder(world.train, config.seed), judging)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -189,7 +190,7 @@ class Trainer:
         try:
             shared = processes.share_rows(own.rows, columns, config.episodes)
         except ValueError as error:
-            raise RewardError(f"the reward function {config.reward}: {error}") from None
+            raise RewardError(f"the rewards {' '.join(config.rewards)}: {error}") from None
         values = {name: np.asarray(column, np.float32) for name, column in shared.items()}
         components = {name.removeprefix("reward/"): x for name, x in values.items() if name.startswith("reward/")}
         unknown = sorted(set(config.learning.reward_weights) - set(components))
@@ -199,9 +200,19 @@ class Trainer:
             )
         weights = {name: config.learning.reward_weights.get(name, 1.0) for name in components}
         grouped = {name: x.reshape(-1, config.learning.group_size) for name, x in components.items()}
-        advantages = np.asarray(combine(grouped, weights, config.learning.advantage)).reshape(-1)
+        judged = np.all([np.isfinite(x).all(axis=1) for x in grouped.values()], axis=0)  # [P]
+        dropped = 1 - judged.mean()
+        if dropped > config.judging.max_dropped or not judged.any():
+            raise RewardError(
+                f"{(~judged).sum()} of {len(judged)} groups hold an episode that no reward judged, more than "
+                f"judging.max_dropped = {config.judging.max_dropped:g} allows"
+            )
+        grouped = {name: x[judged] for name, x in grouped.items()}
+        advantages = np.zeros((len(judged), config.learning.group_size), np.float32)
+        advantages[judged] = combine(grouped, weights, config.learning.advantage)
         weighted = sum(weights[name] * x for name, x in grouped.items())
         metrics = {"reward/mean": float(weighted.mean()), "reward/std": float(weighted.std())}
+        metrics["reward/dropped_share"] = float(dropped)
         for name, x in grouped.items():
             metrics[f"reward/{name}/mean"] = float(x.mean())
             metrics[f"reward/{name}/std"] = float(x.std())
@@ -214,19 +225,21 @@ class Trainer:
         if config.rollout.thinking:
             metrics["tokens_per_second"] = float(values["tokens"].sum()) / max(text, 1e-9)
         metrics["time/reward"] = time.monotonic() - begin
-        return advantages, metrics
+        return advantages.reshape(-1), metrics
 
     def _columns(self, own: OwnEpisodes) -> dict[str, list]:
         """Everything that is measured of this process's episodes, by episode."""
         if not len(own.rows):
             return {}
         batch = own.batch
-        columns = {f"reward/{n}": x for n, x in call_reward(self.parts.reward, self.parts.config.reward, batch).items()}
+        judged = self.parts.judging.start(batch)
+        columns = {}
         if self.parts.world.judge is not None:
             columns |= {f"judge/{name}": x for name, x in self.parts.world.judge(batch).scores.items()}
         columns["image/edge_density"] = edge_density(batch.images)
         columns["image/colour_entropy"] = colour_entropy(batch.images)
         columns["tokens"] = own.tokens
+        columns |= {f"reward/{component}": values for component, values in judged().items()}
         return {name: np.asarray(x).tolist() for name, x in columns.items()}
 
     def learn(self, state: TrainState, episodes: Episodes, advantages: np.ndarray) -> tuple[TrainState, dict[str, float]]:

@@ -1,0 +1,191 @@
+"""Calls rewards: beside each other, with a time limit, again where one failed, and never twice for the same episode."""
+
+import collections
+import hashlib
+import json
+import queue
+import threading
+import time
+from collections.abc import Callable, Mapping
+
+import numpy as np
+
+from unigrpo_jax.config import JudgingConfig
+from unigrpo_jax.rewards.protocol import RewardBatch, RewardFunction
+
+Columns = dict[str, np.ndarray]
+
+
+class RewardError(RuntimeError):
+    """A reward failed for good, or returned what is no reward; the message names it, without a full stop."""
+
+
+def hold_to_protocol(result, name: str, size: int) -> Columns:
+    """What a reward returned, as {component: float32 [size]}.
+
+    Args:
+      result: a mapping of names to numbers; bare numbers count as one component called "reward".
+      name: of the reward, for messages.
+      size: number of episodes.
+
+    Returns:
+      The components; NaN where a number was not finite, so that the episode counts as not judged.
+
+    Raises:
+      RewardError: another length, no component, or no numbers.
+    """
+    components = dict(result) if isinstance(result, Mapping) else {"reward": result}
+    if not components:
+        raise RewardError(f"the reward function {name} returned no component")
+    checked = {}
+    for component, values in components.items():
+        try:
+            array = np.asarray(values, np.float32)
+        except (TypeError, ValueError):
+            raise RewardError(f"the reward function {name} returned no numbers for {component!r}") from None
+        if array.shape != (size,):
+            raise RewardError(
+                f"the reward function {name} returned shape {list(array.shape)} for {component!r}; it got {size} "
+                f"episodes and must return [{size}]"
+            )
+        checked[str(component)] = np.where(np.isfinite(array), array, np.float32(np.nan))
+    return checked
+
+
+class Judging:
+    """The rewards of a run."""
+
+    def __init__(self, rewards: Mapping[str, RewardFunction], settings: JudgingConfig):
+        self._rewards, self._settings = dict(rewards), settings
+        self._remembered: collections.OrderedDict[bytes, dict[str, float]] = collections.OrderedDict()
+
+    def start(self, batch: RewardBatch) -> Callable[[], Columns]:
+        """Begins to judge B episodes in the background; the result is a function that waits for {component: float32 [B]}.
+
+        NaN stands where an episode was not judged after all retries.  Rewards that compute on the devices run when the
+        result is waited for.  RewardError where a reward gave nothing at all, broke the protocol, or two rewards name a
+        component alike.
+        """
+        waits = {name: self._begin(name, reward, batch) for name, reward in self._rewards.items()}
+
+        def finish() -> Columns:
+            columns: Columns = {}
+            for name, wait in waits.items():
+                found = wait()
+                twice = sorted(set(found) & set(columns))
+                if twice:
+                    raise RewardError(f"the reward function {name} returned {twice[0]!r}, as another one does; rename it")
+                columns |= found
+            return columns
+
+        return finish
+
+    def __call__(self, batch: RewardBatch) -> Columns:
+        """Judges B episodes."""
+        return self.start(batch)()
+
+    def _begin(self, name: str, reward: RewardFunction, batch: RewardBatch) -> Callable[[], Columns]:
+        judge = lambda: self._judge(name, reward, batch)
+        if getattr(reward, "cost", "host") == "device":
+            return judge
+        outcome: queue.Queue = queue.Queue()
+
+        def work():
+            try:
+                outcome.put((judge(), None))
+            except BaseException as error:  # handed to who waits
+                outcome.put((None, error))
+
+        threading.Thread(target=work, name=f"reward {name}", daemon=True).start()
+
+        def wait() -> Columns:
+            columns, error = outcome.get()
+            if error is not None:
+                raise error
+            return columns
+
+        return wait
+
+    def _judge(self, name: str, reward: RewardFunction, batch: RewardBatch) -> Columns:
+        """One reward's numbers, from memory where they are known."""
+        identity = getattr(reward, "identity", "") if self._settings.remembered else ""
+        size = len(batch.prompts)
+        keys = [_key(name, identity, batch, row) for row in range(size)] if identity else list(range(size))
+        known = {key: self._remembered[key] for key in keys if key in self._remembered}
+        unknown: dict = {}
+        for row, key in enumerate(keys):
+            if key not in known:
+                unknown.setdefault(key, row)
+        if unknown:
+            found = self._insist(name, reward, batch.take(list(unknown.values())))
+            for place, key in enumerate(unknown):
+                known[key] = {component: float(values[place]) for component, values in found.items()}
+        if identity:
+            for key in keys:
+                if all(np.isfinite(list(known[key].values()))):
+                    self._remembered[key] = known[key]
+                    self._remembered.move_to_end(key)
+            while len(self._remembered) > self._settings.remembered:
+                self._remembered.popitem(last=False)
+        components = list(known[keys[0]]) if size else []
+        return {c: np.array([known[key].get(c, np.nan) for key in keys], np.float32) for c in components}
+
+    def _insist(self, name: str, reward: RewardFunction, batch: RewardBatch) -> Columns:
+        """Asks again, after growing pauses, for the episodes that were not judged."""
+        columns: Columns = {}
+        rows, failure = np.arange(len(batch.prompts)), None
+        for attempt in range(self._settings.retries + 1):
+            if attempt:
+                time.sleep(self._settings.backoff_seconds * 2 ** (attempt - 1))
+            try:
+                found = hold_to_protocol(self._limited(name, reward, batch.take(rows)), name, len(rows))
+            except RewardError:
+                raise
+            except Exception as error:  # a user's function may raise anything
+                failure = error
+                continue
+            for component, values in found.items():
+                columns.setdefault(component, np.full(len(batch.prompts), np.nan, np.float32))[rows] = values
+            judged = np.all([np.isfinite(column) for column in columns.values()], axis=0)
+            rows = np.flatnonzero(~judged)
+            if not len(rows):
+                break
+        if not columns:
+            said = str(failure) if isinstance(failure, TimeoutError) else f"raised {type(failure).__name__}: {failure}"
+            again = self._settings.retries
+            raise RewardError(f"the reward function {name} {said}{f', after {again} retries' if again else ''}") from failure
+        return columns
+
+    def _limited(self, name: str, reward: RewardFunction, batch: RewardBatch):
+        """The reward's result; TimeoutError after the time limit, when its thread is left behind.
+
+        What computes on the devices has no limit of its own: it cannot be left behind while other programs run.
+        """
+        if getattr(reward, "cost", "host") == "device":
+            return reward(batch)
+        outcome: queue.Queue = queue.Queue()
+
+        def work():
+            try:
+                outcome.put((reward(batch), None))
+            except BaseException as error:  # handed to who waits
+                outcome.put((None, error))
+
+        threading.Thread(target=work, name=f"reward {name}, one call", daemon=True).start()
+        limit = self._settings.timeout_seconds
+        try:
+            result, error = outcome.get(timeout=limit)
+        except queue.Empty:
+            raise TimeoutError(f"took longer than judging.timeout_seconds = {limit:g}") from None
+        if error is not None:
+            raise error
+        return result
+
+
+def _key(name: str, identity: str, batch: RewardBatch, row: int) -> bytes:
+    """A hash of everything that a reward may look at."""
+    words = [name, identity, batch.prompts[row], batch.thinking[row], list(batch.size)]
+    words.append(json.dumps(batch.metadata[row], sort_keys=True, default=str))
+    digest = hashlib.sha256(json.dumps(words).encode())
+    digest.update(np.ascontiguousarray(batch.images[row]).tobytes())
+    return digest.digest()
