@@ -142,9 +142,13 @@ def test_pixels_are_truncated_not_rounded():
     assert latents.to_uint8(latents.from_uint8(jnp.array([0, 255], jnp.uint8))).tolist() == [0, 255]
 
 
-@pytest.mark.parametrize(("parts", "alive"), [(0, 12), (1, 1), (2, 2), (4, 4), (5, 12), (12, 12)])
-def test_in_turn_computes_one_element_of_each_part_at_a_time(parts, alive):
-    """A batch that does not divide is computed at once; the order is kept."""
+@pytest.mark.parametrize(
+    ("parts", "together", "alive"),
+    [(0, 1, 12), (1, 1, 1), (2, 1, 2), (4, 1, 4), (5, 1, 12), (12, 1, 12)]
+    + [(1, 4, 4), (1, 5, 4), (1, 99, 12), (2, 3, 6), (2, 5, 6), (4, 2, 4), (4, 3, 12), (1, 0, 1)],
+)
+def test_in_turn_computes_a_few_elements_of_each_part_at_a_time(parts, together, alive):
+    """As many as divide a part; a batch that does not divide is computed at once; the order is kept."""
     seen = []
 
     def function(x_BN):
@@ -152,7 +156,7 @@ def test_in_turn_computes_one_element_of_each_part_at_a_time(parts, alive):
         return x_BN[:, :1] ** 2
 
     x = jnp.arange(24.0).reshape(12, 2)
-    np.testing.assert_array_equal(in_turn(function, x, parts), x[:, :1] ** 2)
+    np.testing.assert_array_equal(in_turn(function, x, parts, together), x[:, :1] ** 2)
     assert set(seen) == {alive}
 
 

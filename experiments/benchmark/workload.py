@@ -75,7 +75,7 @@ class Workload:
     def program(self) -> RolloutProgram:
         """The rollout as a pure function, to take its parts from."""
         c = self.config
-        return training_rollout(c.rollout, self.network, self.autoencoder, c.learning.group_size, self.system)
+        return training_rollout(c.rollout, self.network, self.autoencoder, c.learning.group_size, self.system, parts=1)
 
     def sample(self) -> Episodes:
         """The episodes of one iteration."""

@@ -16,6 +16,10 @@ from unigrpo_jax.rollout import randomness
 from unigrpo_jax.rollout.schedule import timesteps
 from unigrpo_jax.rollout.step_rules import ODE, StepRule
 
+# Pixels that a device decodes at a time.  A decoder's activations are many times an image, so that a large image is decoded
+# alone; small ones, one by one, would leave a device idle.
+DECODED_PIXELS = 2**20
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class FlowSampler:
@@ -93,18 +97,21 @@ def denoise(model: Bagel, params, context, x_BNC, noise_keys_B, window_W, sample
     return x, kept
 
 
-def in_turn(function, x_B, parts: int):
-    """`function` of a batch that lies in `parts` equal parts on as many devices: one element of each part at a time.
+def in_turn(function, x_B, parts: int, together: int = 1):
+    """`function` of a batch that lies in `parts` equal parts on as many devices: a few elements of each part at a time.
 
-    The activations of a decoder are many times an image; so only those of one image per device are alive.  A batch that
-    does not divide, or `parts` = 0, is computed at once.
+    At most `together`, as many as divide a part.  A batch that does not divide, or `parts` = 0, is computed at once.
     """
     batch = x_B.shape[0]
     if not parts or batch % parts:
         return function(x_B)
-    turns = x_B.reshape(parts, batch // parts, *x_B.shape[1:]).swapaxes(0, 1)
-    out = jax.lax.map(function, turns).swapaxes(0, 1)
-    return out.reshape(batch, *out.shape[2:])
+    each = batch // parts
+    few = max(k for k in range(1, min(max(together, 1), each) + 1) if each % k == 0)
+    if few == each:
+        return function(x_B)  # not as a loop of one turn: on CPU, convolutions in a loop are several times slower
+    turns = x_B.reshape(parts, each // few, few, *x_B.shape[1:]).swapaxes(0, 1)
+    out = jax.lax.map(function, turns.reshape(each // few, parts * few, *x_B.shape[1:]))
+    return out.reshape(each // few, parts, few, *out.shape[2:]).swapaxes(0, 1).reshape(batch, *out.shape[2:])
 
 
 def draw(
@@ -120,6 +127,7 @@ def draw(
         tokens, (x, noise, mean) = denoise(model, params, context, hold(x_BNC), noise_keys_B, window_W, sampler, others)
     with jax.named_scope("images"):
         latent = latents.unpatchify(tokens, sampler.grid, model.config.latent_patch)
-        image = in_turn(lambda x: latents.to_uint8(decode(hold(x))), latent, parts)
+        _, height, width, _ = jax.eval_shape(decode, latent[:1]).shape
+        image = in_turn(lambda x: latents.to_uint8(decode(hold(x))), latent, parts, DECODED_PIXELS // (height * width))
     steps = jnp.broadcast_to(window_W, x.shape[:2])
     return Drawing(steps=steps, x=x, noise=noise, mean=mean, image=image)

@@ -37,7 +37,7 @@ class RolloutProgram:
       window_range: where the window may lie, [first, end).
       micro_batches: pieces of the prompts, one after the other.
       place: applied to the context of a batch of episodes, to lay it over devices.
-      parts: devices that episodes are spread over: on each, images are decoded one after the other; 0 decodes all at once.
+      parts: devices that episodes are spread over; on each, a few images are decoded at a time; 0 decodes all at once.
       thought: called on the host when the thinking is done, to tell the two phases' seconds apart; None for no call.
     """
 
