@@ -1,4 +1,4 @@
-"""A chat server on loopback that answers as it is told to, and misbehaves as real ones do."""
+"""A chat server on loopback that answers as it is told to, and misbehaves as real ones do; and who asks it."""
 
 import base64
 import contextlib
@@ -6,12 +6,18 @@ import dataclasses
 import http.server
 import io
 import json
+import os
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 from PIL import Image
+
+from unigrpo_jax.config import JudgeConfig, JudgingConfig, RunConfig
+from unigrpo_jax.config_checks import check
+from unigrpo_jax.rewards.load import load_reward
+from unigrpo_jax.rewards.protocol import RewardBatch, RewardFunction
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,3 +141,43 @@ def image_of(request: Mapping[str, Any]) -> np.ndarray:
     with Image.open(io.BytesIO(base64.b64decode(data, validate=True))) as image:
         assert image.format == "PNG" and image.mode == "RGB"
         return np.array(image)
+
+
+KEY = "sk-not-to-be-seen-0123456789abcdef"
+YES = {"Yes": 0.6, " yes": 0.2, "no": 0.2}  # 0.8
+
+os.environ.pop("UNIGRPO_JUDGE_KEY", None)
+
+
+def config(url: str, judging: JudgingConfig | None = None, **settings) -> RunConfig:
+    """A run that is judged at `url`, without waits between retries."""
+    judge = {"url": url, "model": "eyes", "backoff_seconds": 0.0, "retries": 2} | settings
+    return RunConfig(rewards=("judge",), judge=JudgeConfig(**judge), judging=judging or JudgingConfig(retries=0))
+
+
+def judge(url: str, **settings) -> RewardFunction:
+    """The reward `judge` as a run gets it."""
+    made = config(url, **settings)
+    check(made)
+    return load_reward("judge", made)
+
+
+def batch(*prompts: str, metadata=None, thinking=None) -> RewardBatch:
+    """Episodes with random pixels, none of them square."""
+    images = np.random.default_rng(0).integers(0, 256, (len(prompts), 12, 20, 3), np.uint8)
+    return RewardBatch(
+        prompts=prompts,
+        metadata=metadata or [{}] * len(prompts),
+        images=images,
+        thinking=thinking or ["I will draw it."] * len(prompts),
+    )
+
+
+def always(answer: Answer) -> Behaviour:
+    """The same answer to all."""
+    return lambda number, request, handler: answer
+
+
+def in_turn(*answers: Answer) -> Behaviour:
+    """These answers, the last one for ever."""
+    return lambda number, request, handler: answers[min(number, len(answers) - 1)]

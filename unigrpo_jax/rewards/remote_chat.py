@@ -2,12 +2,15 @@
 
 The server may be slow, broken or hostile: every request has time-outs, a reply is read up to a limit and never unpacked, and
 redirects are not followed.  Proxies and .netrc of the environment are not used (`trust_env`), so that images and key go to
-the host in the settings and nowhere else.  The key is read from the environment at each connection and kept no longer.
+the host in the settings and nowhere else.  The key is read from the environment at each connection and kept no longer; since
+a server may send it back, the HTTP library's own log of requests and headers is off, and messages quote nothing but bodies,
+without the key.
 """
 
 import asyncio
 import contextlib
 import json
+import logging
 import os
 import random
 from collections.abc import AsyncIterator
@@ -47,6 +50,8 @@ async def connect(settings: JudgeConfig) -> AsyncIterator["Chat"]:
     """A server that can be asked; closed at the end."""
     import httpx2
 
+    for name in ("httpx2", "httpcore2"):
+        logging.getLogger(name).setLevel(logging.WARNING)
     key = read_key(settings)
     headers = {"Accept": "application/json", "Accept-Encoding": "identity", "Content-Type": "application/json"}
     async with httpx2.AsyncClient(
