@@ -32,19 +32,24 @@ def silent(number, request, handler):
     handler.server.over.wait(20)
 
 
-def endless_headers(number, request, handler):
-    """Sends a byte of a header now and then, so that no single read ever times out."""
+def slow_headers(number, request, handler):
+    """Three seconds of single bytes of a header, so that no single read times out, then an answer."""
     handler.wfile.write(b"HTTP/1.1 200 OK\r\nX: ")
-    while not handler.server.over.wait(0.02):
+    for _ in range(150):
+        handler.server.over.wait(0.02)
         handler.wfile.write(b"x")
-        handler.wfile.flush()
+    body = expects(YES).body
+    handler.wfile.write(b"\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body))
 
 
-def endless_body(number, request, handler):
-    handler.wfile.write(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
-    while not handler.server.over.wait(0.02):
-        handler.wfile.write(b"1\r\n \r\n")
-        handler.wfile.flush()
+def slow_body(number, request, handler):
+    """Three seconds of single spaces in front of an answer."""
+    body = expects(YES).body
+    handler.wfile.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % (len(body) + 150))
+    for _ in range(150):
+        handler.server.over.wait(0.02)
+        handler.wfile.write(b" ")
+    handler.wfile.write(body)
 
 
 def no_http(number, request, handler):
@@ -54,8 +59,8 @@ def no_http(number, request, handler):
 TRANSIENT = [
     (half, "the connection failed (RemoteProtocolError), after 2 retries"),
     (silent, "the connection failed (ReadTimeout), after 2 retries"),
-    (endless_headers, "no reply within judge.total_seconds = 0.4, after 2 retries"),
-    (endless_body, "no reply within judge.total_seconds = 0.4, after 2 retries"),
+    (slow_headers, "no reply within judge.total_seconds = 0.4, after 2 retries"),
+    (slow_body, "no reply within judge.total_seconds = 0.4, after 2 retries"),
     (no_http, "the connection failed (RemoteProtocolError), after 2 retries"),
     (always(Answer(status=500)), "HTTP 500, after 2 retries"),
     (always(Answer(status=503, headers={"Retry-After": "0"})), "HTTP 503, after 2 retries"),

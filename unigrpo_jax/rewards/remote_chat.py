@@ -57,7 +57,7 @@ async def connect(settings: JudgeConfig) -> AsyncIterator["Chat"]:
     async with httpx2.AsyncClient(
         headers=headers | ({"Authorization": f"Bearer {key}"} if key else {}),
         timeout=httpx2.Timeout(settings.read_seconds, connect=settings.connect_seconds, pool=None),
-        limits=httpx2.Limits(max_connections=settings.concurrency),
+        limits=httpx2.Limits(),  # none: the semaphore of whoever asks is the limit
         follow_redirects=False,
         trust_env=False,
     ) as client:
