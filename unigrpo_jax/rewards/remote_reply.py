@@ -36,7 +36,10 @@ class NotJudged(Exception):
 
 
 def probability_of_yes(reply: Any) -> float:
-    """P(yes) / (P(yes) + P(no)) at the first token of the answer, in [0, 1] (RewardDance, arXiv 2509.08826, normalised).
+    """P(yes) / (P(yes) + P(no)) at the first token of the answer, in [0, 1].
+
+    RewardDance (arXiv 2509.08826) scores by P(yes), asking whether an image is better than a reference; here one image is
+    asked about, and P(yes) is divided by what yes and no hold together.
 
     P(yes) is the sum over the reported tokens that are "yes" once spaces around them and capitals are disregarded, P(no)
     likewise.  The first token is the first one that is not made of spaces alone.
