@@ -12,6 +12,7 @@ from unigrpo_jax.rewards.protocol import RewardFunction
 BUILT_IN: dict[str, str] = {
     "shapes": "unigrpo_jax.worlds.shapes.judge:load",
     "colourfulness": "unigrpo_jax.rewards.colourfulness:load",
+    "judge": "unigrpo_jax.rewards.remote:load",
 }
 
 

@@ -19,8 +19,12 @@ from unigrpo_jax.training.metrics import read_metrics
 from unigrpo_jax.training.storage import write_atomically
 from unigrpo_jax.training.trainer import OwnEpisodes, Parts
 
-# Fields that a resume may change: they decide how long and how closely one looks, not what is learned.
-FREE_FIELDS = ("name", "iterations", "devices", "mesh", "processes", "evaluation", "checkpoint", "logging")
+# Fields and whole sections that a resume may change: they decide how long, how closely and where, not what is learned.
+FREE_FIELDS = ("name", "iterations", "devices", "mesh", "processes", "evaluation", "checkpoint", "logging") + tuple(
+    f"judge.{name}"
+    for name in ("url", "hosts", "allow_http", "key_variable", "concurrency", "connect_seconds", "read_seconds",
+                 "total_seconds", "retries", "backoff_seconds", "retry_after_seconds")
+)  # fmt: skip
 
 
 def write_json(path: epath.Path, data: dict) -> None:
@@ -75,7 +79,8 @@ def check_folder(run_dir: epath.Path, parts: Parts, resume: bool) -> bool:
     if not resume:
         raise ConfigError(f"{run_dir} already holds a run; continue it with --resume, or choose --run-dir or --name.")
     earlier, now = flat(to_dict(load_run_config(record))), flat(to_dict(config))
-    changed = [name for name in now if name.split(".")[0] not in FREE_FIELDS and now[name] != earlier.get(name)]
+    free = lambda name: name.startswith(tuple(f"{field}." for field in FREE_FIELDS)) or name in FREE_FIELDS
+    changed = [name for name in now if not free(name) and now[name] != earlier.get(name)]
     if changed:
         lines = ", ".join(f"{name} = {now[name]} (was {earlier.get(name)})" for name in changed)
         raise ConfigError(f"{run_dir} was made with another config: {lines}; use its settings or another --run-dir.")
