@@ -11,18 +11,25 @@ from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 from unigrpo_jax.config import ConfigError, RunConfig
+from unigrpo_jax.foreign_text import tell
 from unigrpo_jax.rewards.judging import RewardError
+
+
+def say(program: str, words: Any) -> None:
+    """Prints an error's sentence on stderr; it may quote a file or a server, so it is one line and nothing is hidden in it."""
+    tell(f"{program}: {words}", sys.stderr, keep="")
 
 
 def complain(error: ConfigError, program: str) -> NoReturn:
     """Prints the sentence on stderr and exits with code 2."""
-    print(f"{program}: {error}", file=sys.stderr)
+    say(program, error)
     sys.exit(2)
 
 
 def leave(code: int, words: str = "") -> NoReturn:
     """Exits without waiting for what still compiles in the background, or for processes that are gone."""
-    print(words, end="\n" if words else "", file=sys.stderr)
+    if words:
+        tell(words, sys.stderr, keep="")
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
@@ -79,7 +86,7 @@ def command_line(main: Callable[..., Any]) -> Callable[[], Any]:
         except ConfigError as error:
             complain(error, name)
         except RewardError as error:
-            print(f"{name}: {error}.", file=sys.stderr)
+            say(name, f"{error}.")
             sys.exit(1)
         except KeyboardInterrupt:
             interrupted()

@@ -34,6 +34,7 @@ class Arguments:
 def main(arguments: Arguments) -> None:
     """Reads, folds, writes."""
     from unigrpo_jax.config import require
+    from unigrpo_jax.foreign_text import tell
     from unigrpo_jax.models.folder import export_model
     from unigrpo_jax.training.restore import restore
 
@@ -47,7 +48,7 @@ def main(arguments: Arguments) -> None:
     except OSError as error:
         require(False, f"{out} cannot be written ({error.strerror or error}); choose another folder.")
     for path in files:
-        print(f"{path.stat().st_size / 1e6:10.1f} MB  {path}")
+        tell(f"{path.stat().st_size / 1e6:10.1f} MB  {path}")
 
 
 if __name__ == "__main__":

@@ -97,6 +97,7 @@ def main(arguments: Arguments) -> None:
 
     from unigrpo_jax.config import require
     from unigrpo_jax.config_checks import check
+    from unigrpo_jax.foreign_text import tell
     from unigrpo_jax.models.bagel import pictures
     from unigrpo_jax.models.bagel.text import UNDERSTANDING_SYSTEM_PROMPT
     from unigrpo_jax.rollout.answer import answer
@@ -122,7 +123,7 @@ def main(arguments: Arguments) -> None:
     check(dataclasses.replace(restored.config, evaluation=evaluation, rollout=rollout))
     if arguments.answer:
         system = UNDERSTANDING_SYSTEM_PROMPT if arguments.thinking else ""
-        print(answer(loaded.network, restored.read(), loaded.codec, picture.patches, prompt, system,
+        tell(answer(loaded.network, restored.read(), loaded.codec, picture.patches, prompt, system,
                      rollout.thinking_tokens, arguments.temperature, arguments.seed))  # fmt: skip
         return
     loaded.check_image_size(rollout)
@@ -135,11 +136,11 @@ def main(arguments: Arguments) -> None:
     program = jax.jit(evaluation_rollout(evaluation, rollout, loaded).__call__)
     episodes = program(params, loaded.autoencoder_params(), block, arguments.seed, 0, 0, picture)
     if arguments.thinking:
-        print(loaded.codec.thoughts(episodes.thinking, 1)[0])
+        tell(loaded.codec.thoughts(episodes.thinking, 1)[0])
     image = Image.fromarray(np.asarray(episodes.drawing.image)[0])
     times = enlarge or (8 if loaded.autoencoder_stored is None else 1)
     image.resize((image.width * times, image.height * times), Image.Resampling.NEAREST).save(out, format="PNG")
-    print(f"Wrote {out}")
+    tell(f"Wrote {out}")
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from typing import Annotated
 
 import tyro
 
-from experiments.command_line import complain, configure_jax, interrupted, leave, preset, presets
+from experiments.command_line import complain, configure_jax, interrupted, leave, preset, presets, say
 from unigrpo_jax.config import ConfigError, RunConfig
 
 
@@ -47,7 +47,7 @@ def main() -> None:
         except PeersMissing as error:
             leave(RESTART, f"experiments.run: {error}.")
         except RunStopped as error:
-            print(f"experiments.run: {error}", file=sys.stderr)
+            say("experiments.run", error)
             sys.exit(RESTART if isinstance(error, Preempted) else 1)
     except ConfigError as error:
         complain(error, "experiments.run")

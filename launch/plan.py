@@ -19,6 +19,7 @@ from typing import Annotated, Any
 import tyro
 
 from experiments.command_line import complain, preset, presets
+from unigrpo_jax import foreign_text
 from unigrpo_jax.config import ConfigError, RunConfig, require
 
 GIB = 2**30
@@ -43,7 +44,7 @@ class Arguments:
 
 def tell(line: str) -> None:
     """Progress goes to stderr: a large preset compiles for minutes."""
-    print(line, file=sys.stderr, flush=True)
+    foreign_text.tell(line, sys.stderr)
 
 
 def plan(config: RunConfig, topology: str, progress: Callable[[str], None] = tell) -> dict[str, Any]:
@@ -210,7 +211,7 @@ def main() -> None:
             numbers["sweep"] = swept(arguments.config, arguments.topology, numbers, arguments.sweep_limit)
     except ConfigError as error:
         complain(error, "launch.plan")
-    print("\n".join(show(numbers)))
+    foreign_text.tell("\n".join(show(numbers)))
     if arguments.json is not None:
         arguments.json.write_text(json.dumps(numbers, indent=2) + "\n")
     if arguments.html is not None:

@@ -26,7 +26,7 @@ from typing import ClassVar, TypeVar
 import tyro
 
 import experiments.run
-from experiments.command_line import complain, interrupted, preset
+from experiments.command_line import complain, interrupted, preset, say
 from launch.external import LaunchError
 from unigrpo_jax.config import ConfigError, RunConfig, require
 from unigrpo_jax.config_checks import check, check_devices, mesh_sizes
@@ -105,7 +105,7 @@ def program(kind: type[L], start: Callable[[L, Training], int], module: str, des
     except ConfigError as error:
         complain(error, module)
     except LaunchError as error:
-        print(f"{module}: {error}", file=sys.stderr)
+        say(module, error)
         sys.exit(1)
     except KeyboardInterrupt:
         interrupted()

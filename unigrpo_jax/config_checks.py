@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from unigrpo_jax.config import ConfigError, JudgeConfig, MeshConfig, RunConfig, require
+from unigrpo_jax.foreign_text import quoted, visible
 
 _AT_LEAST_ONE = {
     "rollout": ("prompts_per_iteration", "prompt_tokens", "thinking_tokens", "flow_steps", "window_size",
@@ -73,8 +74,14 @@ def check(config: RunConfig) -> None:
     require(config.devices >= 0, f"devices = {config.devices}, but it must be 0 (all of them) or more.")
     require(
         config.name not in ("", ".", "..") and not set("/\\") & set(config.name),
-        f"name = {config.name!r} cannot be a folder's name; use letters, digits and '-', or --run-dir for a path.",
+        f"name = {quoted(config.name)} cannot be a folder's name; use letters, digits and '-', or --run-dir for a path.",
     )
+    require(
+        visible(config.name) == config.name and len(config.name.encode()) <= 200,
+        f"name = {quoted(config.name)} has hidden characters or more than 200 bytes; use letters, digits and '-'.",
+    )
+    require(config.episodes < 2**31, f"learning.group_size * rollout.prompts_per_iteration = {config.episodes} episodes, but "
+                                     "that must be below 2^31; use fewer.")  # fmt: skip
     r, learn, e, lora = config.rollout, config.learning, config.evaluation, config.model.lora
     require(lora.rank >= 0, f"model.lora.rank = {lora.rank}, but it must be 0 (no adapters) or more.")
     require(lora.alpha > 0, f"model.lora.alpha = {lora.alpha}, but it must be above 0.")
@@ -252,8 +259,9 @@ def check_devices(config: RunConfig, devices: int) -> None:
 
 def nearest_divisors(whole: int, wanted: int) -> str:
     """The divisors of `whole` just below and above `wanted`, in words."""
-    below = next(d for d in range(min(wanted, whole), 0, -1) if whole % d == 0)
-    above = next((d for d in range(wanted + 1, whole + 1) if whole % d == 0), None)
+    small = [d for d in range(1, math.isqrt(whole) + 1) if whole % d == 0]
+    divisors = {*small, *(whole // d for d in small)}
+    below, above = max(d for d in divisors if d <= wanted), min((d for d in divisors if d > wanted), default=None)
     return f"{below}" if above is None else f"{below} or {above}"
 
 

@@ -9,7 +9,9 @@ from typing import Any, Literal
 
 from etils import epath
 
+from unigrpo_jax import foreign_files
 from unigrpo_jax.config import ConfigError, RunConfig, require
+from unigrpo_jax.foreign_text import quoted
 
 
 def to_dict(config: Any) -> dict[str, Any]:
@@ -29,7 +31,7 @@ def from_dict(data: dict[str, Any], cls: type = RunConfig, where: str = "config"
         if name not in kinds:
             near = difflib.get_close_matches(str(name), kinds, 1)
             hint = f"; did you mean {near[0]!r}?" if near else "."
-            raise ConfigError(f"{where}: no field is called {name!r}{hint}")
+            raise ConfigError(f"{where}: no field is called {quoted(name)}{hint}")
     return cls(**{name: _typed(value, kinds[name], f"{where}.{name}") for name, value in data.items()})
 
 
@@ -41,30 +43,30 @@ def _typed(value: Any, kind: Any, where: str) -> Any:
     if origin is types.UnionType:  # text or nothing
         return None if value is None else _typed(value, inner[0], where)
     if origin is dict:
-        require(isinstance(value, dict), f"{where} = {value!r}, but it must be a mapping of names to numbers.")
-        return {_typed(k, inner[0], where): _typed(v, inner[1], f"{where}[{k}]") for k, v in value.items()}
+        require(isinstance(value, dict), f"{where} = {quoted(value)}, but it must be a mapping of names to numbers.")
+        return {_typed(k, inner[0], where): _typed(v, inner[1], f"{where}[{str(k)[:80]}]") for k, v in value.items()}
     if origin is tuple:
-        require(isinstance(value, list | tuple), f"{where} = {value!r}, but it must be a list.")
+        require(isinstance(value, list | tuple), f"{where} = {quoted(value)}, but it must be a list.")
         kinds = [inner[0]] * len(value) if inner[-1] is ... else inner
-        require(len(value) == len(kinds), f"{where} = {value!r}, but it must hold {len(kinds)} values.")
+        require(len(value) == len(kinds), f"{where} = {quoted(value)}, but it must hold {len(kinds)} values.")
         return tuple(_typed(v, k, f"{where}[{i}]") for i, (v, k) in enumerate(zip(value, kinds, strict=True)))
     if origin is Literal:
-        require(value in inner, f"{where} = {value!r}, but it must be one of {', '.join(inner)}.")
+        require(value in inner, f"{where} = {quoted(value)}, but it must be one of {', '.join(inner)}.")
         return value
     fits = isinstance(value, (int, float) if kind is float else kind) and (kind is bool or not isinstance(value, bool))
     words = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}[kind]
-    require(fits, f"{where} = {value!r}, but it must be {words}.")
+    require(fits, f"{where} = {quoted(value)}, but it must be {words}.")
     return value
 
 
 def load_run_config(path: epath.Path) -> RunConfig:
     """Reads a run folder's config.json; ConfigError where it is missing, no JSON, or of another version."""
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = foreign_files.read_json(path)
     except OSError as error:
         raise ConfigError(
             f"{path} cannot be read ({error.strerror}); give a run folder that `python -m experiments.run` made."
         ) from None
-    except (ValueError, RecursionError) as error:
-        raise ConfigError(f"{path} is not JSON ({error}); restore it or give another run folder.") from None
+    except ValueError as error:
+        raise ConfigError(f"{error}; restore it or give another run folder.") from None
     return from_dict(data, where=str(path))

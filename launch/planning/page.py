@@ -1,7 +1,8 @@
 """The numbers of a plan as one self-contained HTML page: a stacked bar per program, the limit as a line, and the tables."""
 
-import html
 from typing import Any
+
+from unigrpo_jax.foreign_text import for_html
 
 GIB = 2**30
 COLOURS = {
@@ -47,7 +48,7 @@ svg { width: 100%; height: auto; display: block } svg text { fill: var(--ink); f
 
 def page(numbers: dict[str, Any]) -> str:
     """The page of what `launch.plan.plan` returns."""
-    text = lambda value: html.escape(str(value))
+    text = for_html
     mesh = " × ".join(f"{name} {size}" for name, size in numbers["mesh"].items())
     estimate = numbers["estimate"]
     parts = [
@@ -87,13 +88,13 @@ def bars(programs: dict[str, dict], limit: int) -> str:
     out = [f"<svg viewBox='0 0 {left + width + 80} {bottom}' role=img>"]
     for number, (name, p) in enumerate(programs.items()):
         y, x = 26 + number * (height + gap), float(left)
-        out.append(f"<text x=0 y={y + 22}>{html.escape(name)}</text>")
+        out.append(f"<text x=0 y={y + 22}>{for_html(name)}</text>")
         for part, value in p["memory"].items():
             if value > 0:
                 size = scale(value)
                 title = f"{MEANING[part]}: {value / GIB:.2f} GiB"
                 out.append(f"<rect x={x:.1f} y={y} width={size:.1f} height={height} fill='{COLOURS[part]}'>"
-                           f"<title>{html.escape(title)}</title></rect>")  # fmt: skip
+                           f"<title>{for_html(title)}</title></rect>")  # fmt: skip
                 x += size
         out.append(f"<text x={x + 6:.1f} y={y + 22}>{p['peak'] / GIB:.1f} GiB</text>")
     x = left + scale(limit)

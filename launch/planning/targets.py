@@ -7,6 +7,7 @@ TPU chips: the partitioner that decides shapes and collectives is the same, the 
 import contextlib
 import dataclasses
 import importlib.util
+import math
 import os
 import re
 import sys
@@ -15,12 +16,14 @@ from typing import Any
 
 from launch.planning.chips import CHIPS, Chip
 from unigrpo_jax.config import ConfigError, require
+from unigrpo_jax.foreign_text import quoted
 
 # Slices that can be rented, all of them accepted by libtpu 0.0.42.1 (which takes any multiples of 2 x 2 and of 2 x 2 x 1).
 PLANES = ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
 CUBES = ("2x2x1", "2x2x2", "2x2x4", "2x4x4", "4x4x4", "4x4x8", "4x8x8", "8x8x8", "8x8x16", "8x16x16", "16x16x16")
 SHAPES = {"v4": CUBES, "v5e": PLANES, "v5p": CUBES, "v6e": PLANES, "tpu7x": CUBES}
 GPU_EXAMPLES = "h100:8 (one node of 8) or h100:8x4 (4 nodes of 8)"
+MOST_CHIPS = 2**16
 STAND_IN = "v5p"  # the TPU with the most memory for one device that is compiled for instead of GPUs
 
 # There is no TPU to ask about itself, other processes may compile at the same time, and start-up is to be silent.
@@ -57,24 +60,32 @@ class Target:
 def find_target(name: str) -> Target:
     """The target of a `--topology`; ConfigError says which there are."""
     kind, _, shape = name.partition(":")
-    require(kind in CHIPS, f"topology = {name!r}, but it must be one of {', '.join(CHIPS)} and a shape, such as v5p:4x4x4 "
+    require(kind in CHIPS, f"topology = {quoted(name)}, but it must be one of {', '.join(CHIPS)} and a shape, such as v5p:4x4x4 "
                            f"or {GPU_EXAMPLES}.")  # fmt: skip
     chip = CHIPS[kind]
     if chip.kind == "gpu":
-        match = re.fullmatch(r"([1-9]\d*)(?:x([1-9]\d*))?", shape)
-        require(match is not None, f"topology = {name!r}, but it must be GPUs per node x nodes, such as {GPU_EXAMPLES}.")
+        match = re.fullmatch(r"([1-9][0-9]*)(?:x([1-9][0-9]*))?", shape)
+        require(match is not None, f"topology = {quoted(name)}, but it must be GPUs per node x nodes, such as {GPU_EXAMPLES}.")
+        check_size(name, match[1], match[2] or "1")
         per_node, nodes = int(match[1]), int(match[2] or 1)
         devices = _tpu_devices(name, STAND_IN, _stand_in_shape(per_node * nodes))
         node = per_node if nodes > 1 else None
         return Target(name, chip, per_node * nodes, devices, node, int(chip.memory * 2**30))
     options = ", ".join(SHAPES[kind])
-    match = re.fullmatch(r"([1-9]\d*(?:x[1-9]\d*)+)(?:\*([1-9]\d*))?", shape)
-    require(match is not None, f"topology = {name!r}, but {kind} needs a shape: {options}; *2 behind it is two such slices.")
+    match = re.fullmatch(r"([1-9][0-9]*(?:x[1-9][0-9]*)+)(?:\*([1-9][0-9]*))?", shape)
+    require(match is not None, f"topology = {quoted(name)}, but {kind} needs a shape: {options}; *2 behind it is two such slices.")
+    check_size(name, *match[1].split("x"), match[2] or "1")
     slices = int(match[2] or 1)
     devices = _tpu_devices(name, kind, match[1], slices)
     chips = len({(getattr(device, "slice_index", 0), *device.coords) for device in devices})
     per_node = len(devices) // slices if slices > 1 else None
     return Target(name, chip, chips, devices, per_node, int(chip.memory * chips / len(devices) * 2**30))
+
+
+def check_size(name: str, *factors: str) -> None:
+    """ConfigError where a topology has more chips than any machine, for which the compiler would take all memory."""
+    few = all(len(factor) <= 6 for factor in factors) and math.prod(map(int, factors)) <= MOST_CHIPS
+    require(few, f"topology = {quoted(name)} has more than {MOST_CHIPS} chips; name a smaller one.")
 
 
 def _stand_in_shape(count: int) -> str:

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from unigrpo_jax.config import ConfigError, ModelConfig, RolloutConfig, require
+from unigrpo_jax.foreign_files import is_inside
 from unigrpo_jax.models import stored as stores
 from unigrpo_jax.models.bagel import Bagel, BagelConfig, Params, latents, layout, lora, weights
 from unigrpo_jax.models.bagel.autoencoder import FluxAutoencoder, sizes_of
@@ -22,7 +23,7 @@ from unigrpo_jax.models.tree import flatten, unflatten
 
 SHAPES_BASE = pathlib.Path(__file__).resolve().parent.parent / "worlds" / "shapes" / "base"
 TINY = "tiny"  # the name of the toy model that is made on the spot
-HUB_PATTERN = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+HUB_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,95}/[A-Za-z0-9_][A-Za-z0-9_.-]{0,95}")
 # Weight files up to this size are hashed whole; of larger ones only blocks, evenly spread.
 HASHED_WHOLE = 2**30
 
@@ -251,6 +252,8 @@ def export_model(loaded: LoadedModel, params: Params, folder: pathlib.Path, dtyp
     for path in sorted(loaded.folder.iterdir()):
         keep = path.suffix in (".json", ".txt") or path.name == "ae.safetensors"
         if path.is_file() and keep and path.name not in weight_files and not path.name.endswith(".index.json"):
+            require(path.suffix == ".safetensors" or is_inside(path, loaded.folder), f"{path} is a link out of its folder, "
+                    "and an export is there to be passed on; put the file there instead of the link.")  # fmt: skip
             shutil.copyfile(path, folder / path.name)
     config = loaded.network.config
     tensors = weights.stored_tensors(config, params, loaded.network.lora_scale)

@@ -11,6 +11,8 @@ from collections.abc import Iterable, Iterator, Mapping
 
 import numpy as np
 
+from unigrpo_jax import foreign_files
+
 DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16", "F64": "float64"}
 SHARD_BYTES = 5 * 10**9
 
@@ -53,16 +55,17 @@ class StoredTensors:
 
     def _index(self) -> dict[str, pathlib.Path]:
         try:
-            index = json.loads(self.path.read_text())["weight_map"]
+            index = foreign_files.read_json(self.path, foreign_files.TABLES)["weight_map"]
             names = {name: pathlib.Path(file) for name, file in index.items()}
         except FileNotFoundError:
             raise ValueError(f"there is neither {self.path.name.removesuffix('.index.json')} nor its index in "
                              f"{self.path.parent}.") from None  # fmt: skip
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
             raise ValueError(f"{self.path} is not a safetensors index (JSON with a weight_map).") from None
         for file in names.values():
-            if file.name != str(file) or file.name == "..":
-                raise ValueError(f"{self.path} names a file outside its folder: {file}.")
+            place = self.path.parent / file
+            if file.name != str(file) or file.name == ".." or not _is_inside(place, self.path.parent):
+                raise ValueError(f"{self.path} names a file outside its folder: {str(file)[:200]}.")
         return {name: self.path.parent / file for name, file in names.items()}
 
     def names(self) -> set[str]:
@@ -86,6 +89,13 @@ class StoredTensors:
                 return file.get_tensor(name)
         except (OSError, SafetensorError) as error:
             raise ValueError(f"{self._file_of[name]} cannot be read ({error}); download or copy it again.") from None
+
+
+def _is_inside(path: pathlib.Path, folder: pathlib.Path) -> bool:
+    try:
+        return foreign_files.is_inside(path, folder)
+    except (OSError, ValueError):  # a name that no file can have; opening it will say so
+        return True
 
 
 def faults(stored: StoredTensors, wanted: Mapping[str, tuple[int, ...]], optional: Iterable[str], ignored: str) -> list[str]:

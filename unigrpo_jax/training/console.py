@@ -9,9 +9,10 @@ import math
 import statistics
 import sys
 import time
-import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TextIO
+
+from unigrpo_jax.foreign_text import for_stream
 
 # column title, the metrics it may show (the first that a line holds), format
 COLUMNS = (
@@ -140,13 +141,8 @@ class Console:
         self._stream.flush()
 
     def _safe(self, text: Any) -> str:
-        """The text with control, format and surrogate characters as escapes, and only what the stream can encode."""
-        shown = "".join(
-            c.encode("unicode_escape").decode() if c != "\n" and unicodedata.category(c) in ("Cc", "Cf", "Cs") else c
-            for c in str(text).expandtabs(4)
-        )
-        encoding = getattr(self._stream, "encoding", None) or "utf-8"
-        return shown.encode(encoding, "backslashreplace").decode(encoding)
+        """The text with hidden characters as escapes, and only what the stream can encode."""
+        return for_stream(str(text).expandtabs(4), self._stream)
 
     def _one_line(self, text: Any) -> str:
         return " ".join(self._safe(text).split("\n"))

@@ -5,9 +5,10 @@ dark and print.  Nothing here knows what a metric means.
 """
 
 import dataclasses
-import html
 import math
 from collections.abc import Sequence
+
+from unigrpo_jax.foreign_text import for_html
 
 WIDTH, HEIGHT = 460, 210
 LEFT, RIGHT, TOP, BOTTOM = 54, 10, 8, 26
@@ -92,7 +93,7 @@ def draw(series: Sequence[Series], label: str) -> str:
     x = lambda step: LEFT + (step - first) / (last - first) * (WIDTH - LEFT - RIGHT)
     y = lambda value: HEIGHT - BOTTOM - (min(max(value, low), high) - low) / (high - low) * (HEIGHT - TOP - BOTTOM)
 
-    parts = [f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{html.escape(label)}">']
+    parts = [f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{for_html(label)}">']
     y_ticks = ticks(low, high)
     for tick in y_ticks:
         parts.append(f'<line class="rule" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y(tick):.1f}" y2="{y(tick):.1f}"/>')

@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import json
 import signal
 import time
 from collections.abc import Callable
@@ -27,6 +26,7 @@ from unigrpo_jax.training.placement import HEADER, placement, shown_bytes
 from unigrpo_jax.training.report import write_report
 from unigrpo_jax.training.run_folder import check_folder, flat, save_episodes, versions, write_json
 from unigrpo_jax.training.samples import save_samples
+from unigrpo_jax.training.summary import read_summary
 from unigrpo_jax.training.trainer import Parts, Trainer, build
 from unigrpo_jax.training.watchdog import Watchdog
 
@@ -228,8 +228,7 @@ class _Loop:
             self.console.message(f"Finishing this iteration, then saving{again}.")
 
     def _summary(self) -> dict:
-        path = self.run_dir / "summary.json"
-        return json.loads(path.read_text()) if path.exists() else {}
+        return read_summary(self.run_dir)
 
     def _show(self, summary: dict, report: epath.Path) -> None:
         header, rows = summary_table(summary["before"], summary["after"])

@@ -7,15 +7,20 @@ that was not finite.  Steps strictly increase.  Only one process of a multi-host
 import importlib
 import json
 import math
+import sys
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 from etils import epath
 
+from unigrpo_jax import foreign_files
+from unigrpo_jax.foreign_text import quoted
 from unigrpo_jax.training import storage
 
 FILE_NAME = "metrics.jsonl"
+LONGEST_LINE = 2**20  # bytes
+_LARGEST_STEP = 2**53
 
 
 class MetricsWriter:
@@ -98,15 +103,29 @@ def read_metrics(path: storage.Place) -> list[dict[str, Any]]:
     path = epath.Path(path)
     if not path.exists():
         return []
-    *whole, tail = path.read_bytes().split(b"\n")  # a whole line ends in a newline, so that the tail is never one
     by_step = {}
-    for number, text in enumerate(whole, start=1):
-        try:
-            line = json.loads(text)
+    with path.open("rb") as file:
+        number = 0
+        while (text := file.readline(LONGEST_LINE)).endswith(b"\n"):
+            number += 1
+            try:
+                line = foreign_files.parse_json(text)
+            except ValueError:
+                line = None
+            if not _is_line(line):
+                raise ValueError(f"{path}, line {number}: not a JSON object with a step and numbers: {quoted(text[:80])}")
             by_step[line["step"]] = line
-        except (ValueError, TypeError, KeyError) as error:
-            raise ValueError(f"{path}, line {number}: not a JSON object with a step: {text[:80]!r}") from error
+        if len(text) == LONGEST_LINE:
+            raise ValueError(f"{path}, line {number + 1}: longer than {LONGEST_LINE} bytes")
     return [by_step[step] for step in sorted(by_step)]
+
+
+def _is_line(line: Any) -> bool:
+    """Whether a value is what `MetricsWriter` writes: a step, and numbers that a float holds, or null."""
+    if not isinstance(line, dict) or not isinstance(line.get("step"), int):
+        return False
+    is_number = lambda value: isinstance(value, int | float) and abs(value) <= sys.float_info.max
+    return 0 <= line["step"] <= _LARGEST_STEP and all(value is None or is_number(value) for value in line.values())
 
 
 def _to_json(line: Mapping[str, Any]) -> str:
@@ -156,7 +175,7 @@ class _WandB:
             project="unigrpo_jax",
             name=run_dir.resolve().name,
             dir=None if storage.is_bucket(run_dir) else str(run_dir),
-            config=json.loads(config_file.read_text()) if config_file.exists() else None,
+            config=foreign_files.read_json(config_file) if config_file.exists() else None,
             id=id_file.read_text().strip() if resume and id_file.exists() else None,
             resume="allow",
         )

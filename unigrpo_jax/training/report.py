@@ -7,24 +7,26 @@ escaped.
 
 import base64
 import collections
-import html
 import io
 import json
 import re
-import unicodedata
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from etils import epath
 from PIL import Image
 
+from unigrpo_jax import foreign_files
+from unigrpo_jax.foreign_text import for_html as _text
 from unigrpo_jax.training import curves
 from unigrpo_jax.training.metrics import FILE_NAME, read_metrics
 from unigrpo_jax.training.samples import Sample, load_samples, saved_steps
 from unigrpo_jax.training.storage import Place, write_atomically
+from unigrpo_jax.training.summary import read_summary
 
 PICTURE_SIDE = 320  # larger images are shrunk to this for the page
 TINY_SIDE = 128  # smaller ones are shown with square pixels
+LARGEST = 1e100  # numbers beyond it are shown as gaps
 
 # title, pattern of the metrics' names.  A pattern with a group named `band` draws <band>_mean inside its _min and _max.
 CHARTS = (
@@ -56,11 +58,11 @@ LABELS = {
 
 
 def write_report(run_dir: Place) -> epath.Path:
-    """Writes `run_dir/report.html` and returns its path."""
+    """Writes `run_dir/report.html` and returns its path; ValueError where a file of the folder is damaged."""
     run_dir = epath.Path(run_dir)
     if not run_dir.is_dir():
         raise ValueError(f"no run folder {run_dir}")
-    config, summary = _read_json(run_dir / "config.json"), _read_json(run_dir / "summary.json")
+    config, summary = _read_json(run_dir / "config.json"), read_summary(run_dir)
     metrics = read_metrics(run_dir / FILE_NAME)
     name = run_dir.resolve().name
     body = [
@@ -82,16 +84,10 @@ def _read_json(path: epath.Path) -> dict[str, Any]:
     """The object in the file; {} where there is no file."""
     if not path.exists():
         return {}
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not JSON: {error}") from error
-
-
-def _text(value: Any) -> str:
-    """Escaped text; control characters and lone surrogates, which HTML cannot hold, become U+FFFD."""
-    clean = "".join("\ufffd" if c not in "\n\t" and unicodedata.category(c) in ("Cc", "Cs") else c for c in str(value))
-    return html.escape(clean)
+    value = foreign_files.read_json(path)
+    if not isinstance(value, dict):
+        raise ValueError(f"{path} is not a JSON object")
+    return value
 
 
 def _number(value: Any, signed: bool = False) -> str:
@@ -102,7 +98,8 @@ def _number(value: Any, signed: bool = False) -> str:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
+    """Whether a value can be drawn; beyond LARGEST differences of two would overflow."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= LARGEST
 
 
 def _words(name: str) -> str:
@@ -126,7 +123,7 @@ def _headline(metrics: Sequence[Mapping[str, Any]], summary: Mapping[str, Any]) 
     tiles = []
     for name in dict.fromkeys([*before, *after]):
         values = [side.get(name) for side in (before, after)]
-        first, last = (value.get("overall") if isinstance(value, Mapping) else value for value in values)
+        first, last = (value.get("overall") if value else None for value in values)
         if name in LABELS and (_is_number(first) or _is_number(last)):
             tiles.append((LABELS[name], first, last))
     rewards = [line["reward/mean"] for line in metrics if _is_number(line.get("reward/mean"))]
@@ -152,33 +149,23 @@ def _change(first: Any, last: Any) -> str:
 
 
 def _before_after_tables(summary: Mapping[str, Any]) -> str:
-    """Scores by category, one group of columns per measure, then the measures that are single numbers."""
+    """Scores by category, one group of columns per measure."""
     before, after = summary.get("before") or {}, summary.get("after") or {}
     names = list(dict.fromkeys([*before, *after]))
-    by_category = [n for n in names if isinstance(before.get(n, after.get(n)), Mapping)]
-    single = [n for n in names if n not in by_category and any(_is_number(side.get(n)) for side in (before, after))]
-    if not by_category and not single:
+    if not names:
         return ""
-    parts = ["<section><h2>Held-out prompts, before and after</h2>"]
-    if by_category:
-        categories = dict.fromkeys(c for n in by_category for side in (before, after) for c in side.get(n) or {})
-        groups = "".join(f"<th colspan=3 scope=colgroup>{_text(_words(n))}</th>" for n in by_category)
-        columns = "<th>before</th><th>after</th><th>change</th>" * len(by_category)
-        rows = "".join(
-            f"<tr{' class=overall' if category == 'overall' else ''}><th scope=row>{_text(_words(category))}</th>"
-            + "".join(_cells((before.get(n) or {}).get(category), (after.get(n) or {}).get(category)) for n in by_category)
-            + "</tr>"
-            for category in sorted(categories, key=lambda category: category != "overall")
-        )
-        head = f"<thead><tr><th rowspan=2>Category</th>{groups}</tr><tr>{columns}</tr></thead>"
-        parts.append(f"<div class=scroll><table>{head}<tbody>{rows}</tbody></table></div>")
-    if single:
-        rows = "".join(
-            f"<tr><th scope=row>{_text(_words(n))}</th>{_cells(before.get(n), after.get(n))}</tr>" for n in single
-        )
-        head = "<thead><tr><th>Measure</th><th>before</th><th>after</th><th>change</th></tr></thead>"
-        parts.append(f"<div class=scroll><table>{head}<tbody>{rows}</tbody></table></div>")
-    return "".join(parts) + "</section>"
+    categories = dict.fromkeys(c for n in names for side in (before, after) for c in side.get(n) or {})
+    groups = "".join(f"<th colspan=3 scope=colgroup>{_text(_words(n))}</th>" for n in names)
+    columns = "<th>before</th><th>after</th><th>change</th>" * len(names)
+    rows = "".join(
+        f"<tr{' class=overall' if category == 'overall' else ''}><th scope=row>{_text(_words(category))}</th>"
+        + "".join(_cells((before.get(n) or {}).get(category), (after.get(n) or {}).get(category)) for n in names)
+        + "</tr>"
+        for category in sorted(categories, key=lambda category: category != "overall")
+    )
+    head = f"<thead><tr><th rowspan=2>Category</th>{groups}</tr><tr>{columns}</tr></thead>"
+    table = f"<div class=scroll><table>{head}<tbody>{rows}</tbody></table></div>"
+    return f"<section><h2>Held-out prompts, before and after</h2>{table}</section>"
 
 
 def _cells(first: Any, last: Any) -> str:

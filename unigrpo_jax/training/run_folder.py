@@ -13,10 +13,12 @@ from etils import epath
 import unigrpo_jax
 from unigrpo_jax.config import ConfigError, require
 from unigrpo_jax.config_json import load_run_config, to_dict
+from unigrpo_jax.foreign_files import read_json
 from unigrpo_jax.models.folder import LoadedModel
 from unigrpo_jax.training import storage
 from unigrpo_jax.training.metrics import read_metrics
 from unigrpo_jax.training.storage import write_atomically
+from unigrpo_jax.training.summary import read_summary
 from unigrpo_jax.training.trainer import OwnEpisodes, Parts
 
 # Fields and whole sections that a resume may change: they decide how long, how closely and where, not what is learned.
@@ -89,13 +91,19 @@ def check_folder(run_dir: epath.Path, parts: Parts, resume: bool) -> bool:
         read_metrics(run_dir / "metrics.jsonl")
     except ValueError as error:
         raise ConfigError(f"{error}; remove that line, or use another --run-dir.") from None
+    try:
+        found = read_summary(run_dir)
+    except ValueError as error:
+        raise ConfigError(f"{error}; restore it, or use another --run-dir.") from None
+    require(not found or found.keys() >= {"before", "seconds"},
+            f"{run_dir / 'summary.json'} is no summary of a run; restore it, or use another --run-dir.")  # fmt: skip
     return True
 
 
 def check_same_weights(run_dir: epath.Path, loaded: LoadedModel) -> None:
     """ConfigError where the model folder no longer holds the weights that the run started from."""
     try:
-        checksum = json.loads((run_dir / "provenance.json").read_text())["model_sha256"]
+        checksum = read_json(run_dir / "provenance.json")["model_sha256"]
     except (OSError, ValueError, KeyError, TypeError):
         raise ConfigError(f"{run_dir / 'provenance.json'} is missing or damaged; restore it, or use another run.") from None
     if checksum != loaded.checksum():

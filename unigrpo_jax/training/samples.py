@@ -8,13 +8,16 @@ import dataclasses
 import io
 import json
 import math
+import re
 import unicodedata
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from etils import epath
 from PIL import Image, ImageDraw, ImageFont
 
+from unigrpo_jax import foreign_files
 from unigrpo_jax.training.storage import Place, write_atomically
 
 ENLARGE_TO, SHRINK_TO = 96, 256  # a drawn side lies between these, in pixels
@@ -75,18 +78,30 @@ def save_samples(folder: Place, step: int, samples: Sequence[Sample]) -> epath.P
 
 
 def load_samples(folder: Place, step: int) -> list[Sample]:
-    """The samples that `save_samples` wrote, images bit for bit."""
+    """The samples that `save_samples` wrote, images bit for bit; ValueError where the files hold anything else."""
     _, images_path, texts_path = _paths(folder, step)
-    with np.load(io.BytesIO(images_path.read_bytes())) as arrays:
-        images = arrays["images"]
-    texts = json.loads(texts_path.read_text())
+    images = foreign_files.read_arrays(images_path).get("images")
+    if images is None or images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] != 3 or images.size == 0:
+        raise ValueError(f"{images_path} does not hold images, uint8 [N, H, W, 3]")
+    texts = foreign_files.read_json(texts_path, foreign_files.TABLES)
+    if not isinstance(texts, list) or len(texts) != len(images) or not all(map(_is_text, texts)):
+        raise ValueError(f"{texts_path} does not hold the texts of {len(images)} images")
     return [Sample(image=image, **text) for image, text in zip(images, texts, strict=True)]
+
+
+def _is_text(value: Any) -> bool:
+    """Whether a value is what `save_samples` writes for one sample."""
+    names = ("prompt", "thinking", "verdict")
+    if not isinstance(value, dict) or value.keys() != {*names, "correct"}:
+        return False
+    return all(isinstance(value[name], str) for name in names) and isinstance(value["correct"], bool | None)
 
 
 def saved_steps(folder: Place) -> list[int]:
     """The steps with whole samples under `folder/samples`, in increasing order; [] where there are none."""
     texts = (epath.Path(folder) / "samples").glob("*.json")
-    return sorted(int(path.stem) for path in texts if path.stem.isdecimal() and path.with_suffix(".npz").exists())
+    ours = lambda path: re.fullmatch("[0-9]{6}|[1-9][0-9]{6,8}", path.stem) and path.with_suffix(".npz").exists()
+    return sorted(int(path.stem) for path in texts if ours(path))
 
 
 def draw_grid(samples: Sequence[Sample]) -> Image.Image:

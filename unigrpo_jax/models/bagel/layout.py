@@ -15,12 +15,16 @@ import math
 import pathlib
 from typing import Any
 
+from unigrpo_jax import foreign_files
+from unigrpo_jax.foreign_text import quoted
 from unigrpo_jax.models.bagel.autoencoder import FluxAutoencoder
 from unigrpo_jax.models.bagel.config import BagelConfig, VisionConfig
 from unigrpo_jax.models.stored import StoredTensors
 
 FILES = "llm_config.json, vit_config.json, ema.safetensors, ae.safetensors and the tokenizer's files"
 WEIGHT_STEMS = ("ema", "model")  # the release's file, and what trainers call theirs
+LARGEST_NUMBER = 1e30
+LARGEST_SIZE = 2**24  # of anything that a config file counts; what is larger is no network's
 RELEASE_SIDE = 64  # max_latent_size of BAGEL-7B-MoT
 
 _LLM = {
@@ -63,6 +67,7 @@ def read_config(
     for name in ("vae2llm.weight", "time_embedder.mlp.0.weight"):
         if len(stored.shape(name) if name in stored.names() else ()) != 2:
             raise ValueError(f"{stored.path} holds no {name}, so it is no BAGEL checkpoint; a folder holds {FILES}.")
+    _check_layers(llm_path, sizes["layers"], stored)
     width, channels = stored.shape("vae2llm.weight")[1], autoencoder.channels if autoencoder else 3
     patch = math.isqrt(width // channels)
     if channels * patch**2 != width:
@@ -113,6 +118,7 @@ def _vision(path: pathlib.Path, stored: StoredTensors) -> VisionConfig:
     layers = _whole(path, vit, "num_hidden_layers") - 1
     if layers < 1 or size < patch:
         raise ValueError(f"{path}: image_size {size}, patch_size {patch}, num_hidden_layers {layers + 1} give no encoder.")
+    _check_layers(path, layers, stored)
     sizes = {ours: _whole(path, vit, theirs) for theirs, ours in _VIT.items()}
     try:
         return VisionConfig(
@@ -132,13 +138,20 @@ def _side(stored: StoredTensors, name: str, default: int) -> int:
     return math.isqrt(stored.shape(name)[0]) if name in stored.names() and stored.shape(name) else default
 
 
+def _check_layers(path: pathlib.Path, layers: int, stored: StoredTensors) -> None:
+    """ValueError where the file cannot hold so many layers, before a list of their tensors is made."""
+    count = len(stored.names())
+    if layers > count:
+        raise ValueError(f"{path}: num_hidden_layers asks for {layers} layers, but {stored.path} holds {count} tensors.")
+
+
 def _read(path: pathlib.Path) -> dict[str, Any]:
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = foreign_files.read_json(path)
     except OSError as error:
         raise ValueError(f"{path} cannot be read ({error.strerror}); a BAGEL folder holds {FILES}.") from None
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is not JSON ({error}); download or copy it again.") from None
+    except ValueError as error:
+        raise ValueError(f"{error}; download or copy it again.") from None
     if not isinstance(data, dict):
         raise ValueError(f"{path} is not a mapping of settings; download or copy it again.")
     return data
@@ -151,18 +164,18 @@ def _write(path: pathlib.Path, data: dict[str, Any]) -> None:
 def _demand(path: pathlib.Path, data: dict[str, Any], **only: Any) -> None:
     for name, value in only.items():
         if name in data and data[name] != value:
-            raise ValueError(f"{path}: {name} = {data[name]!r}, but this network knows only {value!r}.")
+            raise ValueError(f"{path}: {name} = {quoted(data[name])}, but this network knows only {value!r}.")
 
 
 def _whole(path: pathlib.Path, data: dict[str, Any], name: str, default: int | None = None) -> int:
     value = data.get(name, default)
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise ValueError(f"{path}: {name} = {value!r}, but it must be a whole number of at least 1.")
+    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= LARGEST_SIZE:
+        raise ValueError(f"{path}: {name} = {quoted(value)}, but it must be a whole number from 1 to {LARGEST_SIZE}.")
     return value
 
 
 def _positive(path: pathlib.Path, data: dict[str, Any], name: str, default: float) -> float:
     value = data.get(name, default)
-    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < math.inf:
-        raise ValueError(f"{path}: {name} = {value!r}, but it must be a number above 0.")
+    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value <= LARGEST_NUMBER:
+        raise ValueError(f"{path}: {name} = {quoted(value)}, but it must be above 0 and at most {LARGEST_NUMBER:g}.")
     return float(value)

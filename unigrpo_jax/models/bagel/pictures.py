@@ -17,6 +17,8 @@ from unigrpo_jax.models.bagel import latents
 from unigrpo_jax.models.bagel.config import BagelConfig, VisionConfig
 
 PIXEL_CAP = 14 * 14 * 9 * 1024
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")  # Pillow would give others (EPS) to programs outside
+MOST_PIXELS = 2**26  # of a file; a small one may unpack to any number
 
 
 @flax.struct.dataclass
@@ -86,11 +88,16 @@ def vision_rule(config: VisionConfig) -> ResizeRule:
 
 
 def open_rgb(path: pathlib.Path):
-    """A file as a Pillow RGB image: turned as its EXIF says, transparency on white; ConfigError where it is no picture."""
+    """A file as a Pillow RGB image: turned as its EXIF says, transparency on white, the first picture of an animation.
+
+    ConfigError where it is no picture in one of FORMATS, or a larger one than MOST_PIXELS.
+    """
     from PIL import Image, ImageOps
 
     try:
-        with warnings.catch_warnings(action="ignore"), Image.open(path) as file:  # large, or an EXIF that is half there
+        with warnings.catch_warnings(action="ignore"), Image.open(path, formats=FORMATS) as file:  # large, or odd EXIF
+            if file.width * file.height > MOST_PIXELS:
+                raise ValueError(f"it has {file.width} x {file.height} pixels, more than {MOST_PIXELS}")
             return _rgb(ImageOps.exif_transpose(file))
     except FileNotFoundError:
         raise ConfigError(f"there is no picture {path}; give an existing file.") from None

@@ -1,0 +1,80 @@
+"""Files that somebody else wrote: read up to a size, without ever running what they hold, and only inside their folder.
+
+Nothing here or elsewhere in the package unpickles: settings are JSON, arrays are npz without objects, weights safetensors.
+"""
+
+import io
+import json
+import os
+import pathlib
+import zipfile
+import zlib
+from typing import Any
+
+import numpy as np
+
+MIB = 2**20
+SETTINGS = MIB  # bytes of a config.json, llm_config.json or provenance.json
+TABLES = 64 * MIB  # of a summary, an index of weights, or the texts of samples
+ARRAYS = 2048 * MIB  # of an npz, unpacked
+
+
+def read_json(path: os.PathLike, limit: int = SETTINGS) -> Any:
+    """The JSON value in a file of UTF-8.
+
+    Raises:
+      OSError: the file cannot be read.
+      ValueError: it is larger than `limit` bytes, or no JSON; the message begins with the path.
+    """
+    with _opened(path) as file:
+        data = file.read(limit + 1)
+    if len(data) > limit:
+        raise ValueError(f"{path} is larger than {limit / MIB:g} MiB, so it is not what it is called")
+    try:
+        return parse_json(data)
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON ({error})") from None
+
+
+def parse_json(data: bytes | str) -> Any:
+    """The JSON value of a text; ValueError, with one line of words, where it is none."""
+    try:
+        return json.loads(data)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+    except UnicodeDecodeError:
+        raise ValueError("it is not UTF-8 text") from None
+
+
+def read_arrays(path: os.PathLike, limit: int = ARRAYS) -> dict[str, np.ndarray]:
+    """The arrays of an npz file.
+
+    Raises:
+      OSError: the file cannot be read.
+      ValueError: it is damaged, unpacks to more than `limit` bytes, or holds Python objects, which are never unpacked.
+    """
+    with _opened(path) as file:
+        data = file.read(limit + 1)
+    try:
+        with zipfile.ZipFile(io.BytesIO(data)) as packed:
+            size = sum(part.file_size for part in packed.infolist())
+        if size > limit or len(data) > limit:
+            raise ValueError(f"it unpacks to more than {limit / MIB:g} MiB")
+        with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
+            return {name: np.asarray(arrays[name]) for name in arrays.files}
+    except (ValueError, TypeError, KeyError, EOFError, OSError, MemoryError, SyntaxError, RuntimeError, NotImplementedError,
+            zipfile.BadZipFile, zlib.error) as error:  # fmt: skip
+        first = next(iter(str(error).splitlines()), "") or type(error).__name__
+        raise ValueError(f"{path} is not a readable npz file of numbers ({first})") from None
+
+
+def _opened(path: os.PathLike):
+    """The file for reading bytes; on a disk, or in a bucket where `path` knows how (etils.epath)."""
+    return path.open("rb") if hasattr(path, "open") else open(path, "rb")
+
+
+def is_inside(path: pathlib.Path, folder: pathlib.Path) -> bool:
+    """Whether a path, links followed, lies in a folder; the Hugging Face cache's links into its own `blobs` count, too."""
+    target, home = path.resolve(), folder.resolve()
+    blobs = [home.parent.parent / "blobs"] if home.parent.name == "snapshots" else []
+    return any(target.is_relative_to(place) for place in (home, *blobs))
