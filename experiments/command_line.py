@@ -16,7 +16,7 @@ from unigrpo_jax.rewards.judging import RewardError
 
 
 def say(program: str, words: Any) -> None:
-    """Prints an error's sentence on stderr; it may quote a file or a server, so it is one line and nothing is hidden in it."""
+    """Prints an error's sentence on stderr: one line with nothing hidden in it, since it may quote a file or a server."""
     tell(f"{program}: {words}", sys.stderr, keep="")
 
 

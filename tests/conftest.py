@@ -5,6 +5,7 @@ Compiling is most of a test's time, so the compiler is told to be quick; set XLA
 
 import os
 import pathlib
+import sys
 
 from tests.quick import FLAGS
 
@@ -22,6 +23,13 @@ jax.config.update("jax_default_matmul_precision", "highest")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_compilation_cache_dir", str(ROOT / ".cache" / "jax"))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
+
+
+def pytest_terminal_summary(terminalreporter) -> None:
+    """How many inputs the fuzz tests tried (not where pytest-xdist spreads them over processes)."""
+    if "tests.fuzzing" in sys.modules:
+        for line in sys.modules["tests.fuzzing"].summary():
+            terminalreporter.write_line(line)
 
 
 @pytest.fixture(scope="session")

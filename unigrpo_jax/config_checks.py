@@ -80,8 +80,8 @@ def check(config: RunConfig) -> None:
         visible(config.name) == config.name and len(config.name.encode()) <= 200,
         f"name = {quoted(config.name)} has hidden characters or more than 200 bytes; use letters, digits and '-'.",
     )
-    require(config.episodes < 2**31, f"learning.group_size * rollout.prompts_per_iteration = {config.episodes} episodes, but "
-                                     "that must be below 2^31; use fewer.")  # fmt: skip
+    require(config.episodes < 2**31, f"learning.group_size * rollout.prompts_per_iteration = {config.episodes} episodes, "
+                                     "but that must be below 2^31; use fewer.")  # fmt: skip
     r, learn, e, lora = config.rollout, config.learning, config.evaluation, config.model.lora
     require(lora.rank >= 0, f"model.lora.rank = {lora.rank}, but it must be 0 (no adapters) or more.")
     require(lora.alpha > 0, f"model.lora.alpha = {lora.alpha}, but it must be above 0.")

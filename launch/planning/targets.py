@@ -59,33 +59,38 @@ class Target:
 
 def find_target(name: str) -> Target:
     """The target of a `--topology`; ConfigError says which there are."""
-    kind, _, shape = name.partition(":")
-    require(kind in CHIPS, f"topology = {quoted(name)}, but it must be one of {', '.join(CHIPS)} and a shape, such as v5p:4x4x4 "
-                           f"or {GPU_EXAMPLES}.")  # fmt: skip
+    kind, shape, times = parse(name)
     chip = CHIPS[kind]
     if chip.kind == "gpu":
-        match = re.fullmatch(r"([1-9][0-9]*)(?:x([1-9][0-9]*))?", shape)
-        require(match is not None, f"topology = {quoted(name)}, but it must be GPUs per node x nodes, such as {GPU_EXAMPLES}.")
-        check_size(name, match[1], match[2] or "1")
-        per_node, nodes = int(match[1]), int(match[2] or 1)
-        devices = _tpu_devices(name, STAND_IN, _stand_in_shape(per_node * nodes))
-        node = per_node if nodes > 1 else None
-        return Target(name, chip, per_node * nodes, devices, node, int(chip.memory * 2**30))
-    options = ", ".join(SHAPES[kind])
-    match = re.fullmatch(r"([1-9][0-9]*(?:x[1-9][0-9]*)+)(?:\*([1-9][0-9]*))?", shape)
-    require(match is not None, f"topology = {quoted(name)}, but {kind} needs a shape: {options}; *2 behind it is two such slices.")
-    check_size(name, *match[1].split("x"), match[2] or "1")
-    slices = int(match[2] or 1)
-    devices = _tpu_devices(name, kind, match[1], slices)
+        per_node, count = int(shape), int(shape) * times
+        devices = _tpu_devices(name, STAND_IN, _stand_in_shape(count))
+        return Target(name, chip, count, devices, per_node if times > 1 else None, int(chip.memory * 2**30))
+    devices = _tpu_devices(name, kind, shape, times)
     chips = len({(getattr(device, "slice_index", 0), *device.coords) for device in devices})
-    per_node = len(devices) // slices if slices > 1 else None
+    per_node = len(devices) // times if times > 1 else None
     return Target(name, chip, chips, devices, per_node, int(chip.memory * chips / len(devices) * 2**30))
 
 
-def check_size(name: str, *factors: str) -> None:
-    """ConfigError where a topology has more chips than any machine, for which the compiler would take all memory."""
+def parse(name: str) -> tuple[str, str, int]:
+    """Chips, the shape of a slice (of GPUs: how many a node has), and how many slices or nodes a `--topology` means.
+
+    ConfigError where it has no such form, or more chips than any machine: the compiler would take all memory for them.
+    """
+    kind, _, shape = name.partition(":")
+    asked = f"topology = {quoted(name)}"
+    require(kind in CHIPS, f"{asked}, but it must be one of {', '.join(CHIPS)} and a shape, such as v5p:4x4x4 or "
+                           f"{GPU_EXAMPLES}.")  # fmt: skip
+    if CHIPS[kind].kind == "gpu":
+        match = re.fullmatch("([1-9][0-9]*)(?:x([1-9][0-9]*))?", shape)
+        require(match is not None, f"{asked}, but it must be GPUs per node x nodes, such as {GPU_EXAMPLES}.")
+    else:
+        match = re.fullmatch(r"([1-9][0-9]*(?:x[1-9][0-9]*)+)(?:\*([1-9][0-9]*))?", shape)
+        options = ", ".join(SHAPES[kind])
+        require(match is not None, f"{asked}, but {kind} needs a shape: {options}; *2 behind it is two such slices.")
+    factors = [*match[1].split("x"), match[2] or "1"]
     few = all(len(factor) <= 6 for factor in factors) and math.prod(map(int, factors)) <= MOST_CHIPS
-    require(few, f"topology = {quoted(name)} has more than {MOST_CHIPS} chips; name a smaller one.")
+    require(few, f"{asked} has more than {MOST_CHIPS} chips; name a smaller one.")
+    return kind, match[1], int(factors[-1])
 
 
 def _stand_in_shape(count: int) -> str:
@@ -107,7 +112,7 @@ def _tpu_devices(asked: str, kind: str, shape: str, slices: int = 1) -> list[Any
     except Exception as error:  # libtpu's errors have no common class
         first = next(iter(str(error).splitlines()), type(error).__name__).removeprefix("INVALID_ARGUMENT: ")
         known = ", ".join(SHAPES[kind])
-        raise ConfigError(f"topology = {asked!r} is none that libtpu knows ({first}); {kind} has {known}.") from None
+        raise ConfigError(f"topology = {quoted(asked)} is none that libtpu knows ({first}); {kind} has {known}.") from None
 
 
 @contextlib.contextmanager
