@@ -84,7 +84,15 @@ class RolloutConfig:
     window_size: int = 3
     """Stochastic, trained transitions per episode."""
     window_range: tuple[int, int] = (0, 5)
-    """The window lies inside [first, end); its start is drawn once per iteration."""
+    """The window lies inside [first, end)."""
+    window: Literal["contiguous", "random", "sliding"] = "contiguous"
+    """Transitions in a row from a random start, any of them (DanceGRPO), or in a row and moving on in time (MixGRPO)."""
+    window_every: int = 25
+    """Iterations that a sliding window rests before it moves on."""
+    window_stride: int = 1
+    """Transitions that a sliding window moves on by."""
+    shared_noise: bool = False
+    """All episodes of a prompt begin at the same noise (DanceGRPO), so that they differ by thinking and transitions."""
     guidance: float = 1.0
     """Must stay 1: with guidance a transition depends on several contexts, and episodes are no longer linear."""
     micro_batches: int = 1

@@ -12,7 +12,7 @@ from unigrpo_jax.config import ConfigError, JudgeConfig, MeshConfig, RunConfig, 
 
 _AT_LEAST_ONE = {
     "rollout": ("prompts_per_iteration", "prompt_tokens", "thinking_tokens", "flow_steps", "window_size",
-                "micro_batches", "image_height", "image_width"),
+                "micro_batches", "image_height", "image_width", "window_every", "window_stride"),
     "learning": ("ppo_epochs", "minibatches", "micro_batches"),
     "evaluation": ("prompts", "images_per_prompt", "batch", "flow_steps"),
     "checkpoint": ("every", "keep"),

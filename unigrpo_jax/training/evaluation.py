@@ -20,6 +20,7 @@ from unigrpo_jax.rewards.judging import Judging, RewardError
 from unigrpo_jax.rewards.protocol import RewardBatch
 from unigrpo_jax.rollout.program import RolloutProgram, flow_sampler
 from unigrpo_jax.rollout.thinking import TokenSampler
+from unigrpo_jax.rollout.windows import Window
 from unigrpo_jax.training.samples import Sample
 from unigrpo_jax.worlds.prompt import Prompt
 from unigrpo_jax.worlds.world import World
@@ -44,8 +45,7 @@ def evaluation_rollout(evaluation: EvaluationConfig, rollout: RolloutConfig, loa
         thinking_tokens=rollout.thinking_tokens if evaluation.thinking else 0,
         tokens=TokenSampler(temperature=evaluation.temperature, top_k=rollout.top_k, top_p=rollout.top_p),
         flow=flow_sampler(rollout, loaded.network, guidance),
-        window_size=steps,
-        window_range=(0, steps),
+        window=Window(size=steps, range=(0, steps)) if steps else None,
     )
 
 
