@@ -111,6 +111,14 @@ class LearningConfig:
     """What the centred reward is divided by: the group's std, the batch's std, or nothing."""
     reward_weights: dict[str, float] = dataclasses.field(default_factory=dict)
     """Weight of each reward component's advantage; a component that is not named has weight 1."""
+    reward_thresholds: dict[str, float] = dataclasses.field(default_factory=dict)
+    """A component that is named counts as 1 where it reaches this value, and as 0 below it."""
+    combine: Literal["advantages", "rewards"] = "advantages"
+    """Several components: each one's advantages, weighted and added (DanceGRPO), or the advantage of their weighted sum."""
+    best: int = 0
+    """Train only on so many episodes of each group with the largest advantages, and on the `worst`; 0 and 0 is all."""
+    worst: int = 0
+    """So many episodes of each group with the smallest advantages (DanceGRPO's best-of-N takes as many of both)."""
     text_clip: float = 0.2
     """Clip range of the token ratio."""
     flow_clip: float = 1.2e-5
@@ -344,3 +352,8 @@ class RunConfig:
     def episodes(self) -> int:
         """Episodes B of one iteration."""
         return self.rollout.prompts_per_iteration * self.learning.group_size
+
+    @property
+    def trained_episodes(self) -> int:
+        """Episodes of one iteration that the update sees."""
+        return self.rollout.prompts_per_iteration * (self.learning.best + self.learning.worst or self.learning.group_size)

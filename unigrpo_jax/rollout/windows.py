@@ -17,7 +17,7 @@ class Window:
     |---|---|---|
     | contiguous | W in a row; the start is uniform over {first, ..., end - W} | Flow-GRPO-Fast (arXiv 2505.05470) |
     | random | any W, each subset as likely as the next | DanceGRPO (arXiv 2505.07818) |
-    | sliding | W in a row; the start moves on by `stride` every `every` iterations, and begins anew behind its end | MixGRPO |
+    | sliding | W in a row; moves on by `stride` every `every` iterations, and begins anew behind its end | MixGRPO |
 
     MixGRPO is arXiv 2507.21802; it moves from noise to data, as here.
 

@@ -271,7 +271,7 @@ def card(parts: Parts, run_dir: epath.Path, held: int) -> list[tuple[str, str]]:
         ("held per device", f"{shown_bytes(held)} (weights, optimizer, reference)"),
         ("episodes per iteration", f"{r.prompts_per_iteration} prompts x {learn.group_size} = {c.episodes}"),
         ("update", f"{learn.ppo_epochs} epoch(s) x {learn.minibatches} step(s); "
-                   f"{pieces} piece(s) of {c.episodes // pieces}"),
+                   f"{pieces} piece(s) of {c.trained_episodes // pieces}"),
         ("thinking", f"at most {r.thinking_tokens} tokens" if r.thinking else "off"),
         ("drawing", f"{r.flow_steps} steps, {r.step_rule} {r.noise_level:g} in {r.window_size} of "
                     f"[{r.window_range[0]}, {r.window_range[1]}), {r.image_height} x {r.image_width} px"),

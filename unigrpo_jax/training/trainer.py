@@ -13,7 +13,7 @@ from unigrpo_jax.config import ConfigError, RunConfig, require
 from unigrpo_jax.config_checks import check, check_devices
 from unigrpo_jax.episode import Episodes
 from unigrpo_jax.learning import parameters
-from unigrpo_jax.learning.advantages import combine, zero_variance_share
+from unigrpo_jax.learning.advantages import combine, extremes, group_advantages, zero_variance_share
 from unigrpo_jax.learning.update import TrainState, new_state
 from unigrpo_jax.models import tree
 from unigrpo_jax.models.bagel.lora import is_adapter
@@ -193,13 +193,15 @@ class Trainer:
             raise RewardError(f"the rewards {' '.join(config.rewards)}: {error}") from None
         values = {name: np.asarray(column, np.float32) for name, column in shared.items()}
         components = {name.removeprefix("reward/"): x for name, x in values.items() if name.startswith("reward/")}
-        unknown = sorted(set(config.learning.reward_weights) - set(components))
-        if unknown:
-            raise ConfigError(
-                f"learning.reward_weights names {', '.join(unknown)}, but the reward returns {', '.join(components)}."
-            )
-        weights = {name: config.learning.reward_weights.get(name, 1.0) for name in components}
-        grouped = {name: x.reshape(-1, config.learning.group_size) for name, x in components.items()}
+        learning = config.learning
+        for setting in ("reward_weights", "reward_thresholds"):
+            unknown = sorted(set(getattr(learning, setting)) - set(components))
+            if unknown:
+                raise ConfigError(
+                    f"learning.{setting} names {', '.join(unknown)}, but the reward returns {', '.join(components)}."
+                )
+        weights = {name: learning.reward_weights.get(name, 1.0) for name in components}
+        grouped = {name: x.reshape(-1, learning.group_size) for name, x in components.items()}
         judged = np.all([np.isfinite(x).all(axis=1) for x in grouped.values()], axis=0)  # [P]
         dropped = 1 - judged.mean()
         if dropped > config.judging.max_dropped or not judged.any():
@@ -208,9 +210,14 @@ class Trainer:
                 f"judging.max_dropped = {config.judging.max_dropped:g} allows"
             )
         grouped = {name: x[judged] for name, x in grouped.items()}
-        advantages = np.zeros((len(judged), config.learning.group_size), np.float32)
-        advantages[judged] = combine(grouped, weights, config.learning.advantage)
-        weighted = sum(weights[name] * x for name, x in grouped.items())
+        counted = {name: x >= learning.reward_thresholds[name] if name in learning.reward_thresholds else x
+                   for name, x in grouped.items()}  # fmt: skip
+        weighted = sum(weights[name] * np.asarray(x, np.float32) for name, x in counted.items())
+        advantages = np.zeros((len(judged), learning.group_size), np.float32)
+        if learning.combine == "rewards":
+            advantages[judged] = group_advantages(weighted, learning.advantage)
+        else:
+            advantages[judged] = combine(counted, weights, learning.advantage)
         metrics = {"reward/mean": float(weighted.mean()), "reward/std": float(weighted.std())}
         metrics["reward/dropped_share"] = float(dropped)
         for name, x in grouped.items():
@@ -243,9 +250,13 @@ class Trainer:
         return {name: np.asarray(x).tolist() for name, x in columns.items()}
 
     def learn(self, state: TrainState, episodes: Episodes, advantages: np.ndarray) -> tuple[TrainState, dict[str, float]]:
-        """One update; `state` is donated."""
+        """One update; `state` is donated.  Of each group those episodes are seen that the config keeps."""
         _, update = self._compiled.result()
-        begin = time.monotonic()
+        begin, c = time.monotonic(), self.parts.config.learning
+        if c.best + c.worst:
+            rows = extremes(advantages.reshape(-1, c.group_size), c.best, c.worst)
+            episodes = self.programs.keep(episodes, processes.to_global(rows, self.programs.everywhere))
+            advantages = advantages[rows]
         advantages = processes.to_global(advantages, self.programs.spread)
         state, metrics = update(state, self.frozen, self.reference, episodes, advantages)
         metrics = {name: float(value) for name, value in jax.device_get(metrics).items()}
