@@ -47,9 +47,9 @@ def read_dataset(spec: str) -> Source:
             "--file_format=array_record`, and set TFDS_DATA_DIR to where it lies."
         ) from None
     top = field.partition("/")[0]
-    require(top in features, f"prompts: tfds:{spec}: there is no field {top!r}; name one of {', '.join(features)} "
+    require(top in features, f"prompts: tfds:{spec}: there is no field {top!r}; name one of {', '.join(sorted(features))} "
                                   "after #.")  # fmt: skip
-    plain = [key for key, feature in features.items() if _is_plain(feature, tfds)]
+    plain = [key for key, feature in sorted(features.items()) if _is_plain(feature, tfds)]
     place = f"tfds:{spec}, record"
 
     def read(index: int) -> Prompt:
