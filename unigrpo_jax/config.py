@@ -173,6 +173,8 @@ class LearningConfig:
 class EvaluationConfig:
     """How a model is judged on held-out prompts, before and after training."""
 
+    source: str | None = None
+    """Where the held-out prompts come from, as in `prompts`; None takes those of the world or the first of the file."""
     prompts: int = 480
     """Held-out prompts, equal shares of each category where the world has them."""
     images_per_prompt: int = 1
@@ -331,8 +333,11 @@ class RunConfig:
     """Seed of prompts, tokens and noise."""
     iterations: int = 100
     """Rollout, reward, update: once each per iteration."""
-    prompts: str = "shapes"
-    """`shapes`, the shapes world; `examples`, 48 prompts; or a JSONL file with a `prompt` and any metadata per line."""
+    prompts: tuple[str, ...] = ("shapes",)
+    """`shapes`, the shapes world; `examples`, 48 prompts; FILE.jsonl, a `prompt` and any metadata per line; FILE.txt, one
+    prompt per line; geneval:FILE; tfds:NAME[/CONFIG][:SPLIT][#FIELD]; several are mixed."""
+    prompt_weights: tuple[float, ...] = ()
+    """Shares of several sources of prompts, in their order; without any they are equal."""
     rewards: tuple[str, ...] = ("shapes",)
     """What judges the images: names of unigrpo_jax.rewards.load, or your own package.module:function; several are mixed."""
     judging: JudgingConfig = dataclasses.field(default_factory=JudgingConfig)

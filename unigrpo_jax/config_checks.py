@@ -68,6 +68,11 @@ def check(config: RunConfig) -> None:
         for name in names:
             value = getattr(getattr(config, section), name)
             require(value > 0, f"{section}.{name} = {value}, but it must be above 0.")
+    require(
+        len(config.prompt_weights) in (0, len(config.prompts)) and all(weight > 0 for weight in config.prompt_weights),
+        f"prompt_weights = {config.prompt_weights} must hold one number above 0 for each of the {len(config.prompts)} "
+        "sources in prompts, or nothing.",
+    )
     require(config.iterations >= 1, f"iterations = {config.iterations}, but it must be at least 1.")
     require(config.seed >= 0, f"seed = {config.seed}, but it must be 0 or more.")
     require(config.devices >= 0, f"devices = {config.devices}, but it must be 0 (all of them) or more.")

@@ -83,7 +83,8 @@ class Evaluator:
         self._config, self._world = evaluation, world
         self._judging = judging
         self._codec = loaded.codec
-        self._blocks = loaded.codec.prompts([p.text for p in self.prompts], rollout.prompt_tokens)
+        texts, place = [p.text for p in self.prompts], lambda row: self.prompts[row].place
+        self._blocks = loaded.codec.prompts(texts, rollout.prompt_tokens, place)
         program, places = evaluation_rollout(evaluation, rollout, loaded), {}
         if layout is not None:
             whole = meshes.replicated(layout.mesh)
