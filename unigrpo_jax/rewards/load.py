@@ -12,6 +12,10 @@ from unigrpo_jax.rewards.protocol import RewardFunction
 BUILT_IN: dict[str, str] = {
     "shapes": "unigrpo_jax.worlds.shapes.judge:load",
     "colourfulness": "unigrpo_jax.rewards.colourfulness:load",
+    "clipscore": "unigrpo_jax.rewards.clip_scores:clipscore",
+    "pickscore": "unigrpo_jax.rewards.clip_scores:pickscore",
+    "hpsv2": "unigrpo_jax.rewards.clip_scores:hpsv2",
+    "aesthetic": "unigrpo_jax.rewards.clip_scores:aesthetic",
 }
 
 
