@@ -146,7 +146,10 @@ def _layers(p: dict, tower: TowerConfig, x_BLD: jax.Array, seen_BHLL: jax.Array 
     def layer(x, p):
         h = _norm(x, p["norm1"], tower)
         q, k, v = (dense("bld,dhk->blhk", h, p[name]) for name in ("q_proj", "k_proj", "v_proj"))
-        attended = jax.nn.dot_product_attention(q, k, v, mask=seen_BHLL, scale=1 / math.sqrt(tower.width // tower.heads))
+        scores = jnp.einsum("blhk,bmhk->bhlm", q, k) / math.sqrt(q.shape[-1])  # jax.nn's attention would round to float32
+        if seen_BHLL is not None:
+            scores = jnp.where(seen_BHLL, scores, jnp.finfo(scores.dtype).min)  # a row that sees nothing stays finite
+        attended = jnp.einsum("bhlm,bmhk->blhk", jax.nn.softmax(scores), v)
         x = x + dense("blhk,hkd->bld", attended, p["out_proj"])
         h = activation(dense("bld,df->blf", _norm(x, p["norm2"], tower), p["fc1"]))
         return hold(x + dense("blf,fd->bld", h, p["fc2"])), None

@@ -147,7 +147,7 @@ def open_weights(folder: pathlib.Path, stem: str, pickled: str, convert: str) ->
     """A safetensors file or its shards; ConfigError, which says how to convert where there are only `pickled` files."""
     found = any((folder / f"{stem}.safetensors{end}").exists() for end in ("", ".index.json"))
     instead = min((path.name for path in folder.glob(pickled)), default="")
-    require(found or not instead, f"{folder} holds no {stem}.safetensors but {instead}, a pickle, which is never loaded here; "
+    require(found or not instead, f"{folder} holds no {stem}.safetensors but {instead}, a pickle, which is not loaded here; "
             f"convert it once where PyTorch is installed: {convert.strip()}")  # fmt: skip
     try:
         return StoredTensors(folder, stem)
