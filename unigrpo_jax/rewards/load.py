@@ -14,6 +14,10 @@ BUILT_IN: dict[str, str] = {
     "colourfulness": "unigrpo_jax.rewards.colourfulness:load",
     "judge": "unigrpo_jax.rewards.remote:load",
     "ocr": "unigrpo_jax.rewards.ocr:load",
+    "clipscore": "unigrpo_jax.rewards.clip_scores:clipscore",
+    "pickscore": "unigrpo_jax.rewards.clip_scores:pickscore",
+    "hpsv2": "unigrpo_jax.rewards.clip_scores:hpsv2",
+    "aesthetic": "unigrpo_jax.rewards.clip_scores:aesthetic",
 }
 
 
