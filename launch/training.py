@@ -122,7 +122,7 @@ def resolve(launch: Launch, settings: Sequence[str]) -> Training:
         require(not re.search("[\ud800-\udfff\0]", text), f"{text!r} is not text in UTF-8; give it in another way.")
     arguments = [launch.preset, "--resume", "--run-dir", launch.run_dir, *settings]
     require(not launch.preset.startswith("-"), f"preset = {launch.preset!r}; the training's arguments stand after `--`.")
-    require(not launch.run_dir.startswith("-"), f"run_dir = {launch.run_dir!r} would be read as an option; put ./ before it.")
+    require(not launch.run_dir.startswith("-"), f"run_dir = {launch.run_dir!r} reads like an option; put ./ before it.")
     default, rest = preset(arguments, launch.preset)
     parsed = tyro.cli(
         experiments.run.Arguments,

@@ -177,16 +177,17 @@ def read_config(path: pathlib.Path) -> ClipConfig:
 
     def whole(where, name: str) -> int:
         value = getattr(where, name)
-        good = isinstance(value, int) and 1 <= value <= LARGEST_SIZE
-        require(good, f"{path}: {name} = {quoted(value)}, but it must be a whole number from 1 to {LARGEST_SIZE}.")
+        good = isinstance(value, int) and 1 <= value < LARGEST_SIZE
+        require(good, f"{path}: {name} = {quoted(value)}, but it must be a whole number above 0 and below 2^24.")
         return value
 
     def tower(part) -> TowerConfig:
-        require(part.hidden_act in ACTIVATIONS,
-                f"{path}: hidden_act = {quoted(part.hidden_act)}, but only {', '.join(ACTIVATIONS)} are known here.")  # fmt: skip
+        act = part.hidden_act
+        require(isinstance(act, str) and act in ACTIVATIONS,
+                f"{path}: hidden_act = {quoted(act)}, but only {', '.join(ACTIVATIONS)} are known here.")  # fmt: skip
         eps = part.layer_norm_eps
         require(isinstance(eps, int | float) and 0 < eps < 1,
-                f"{path}: layer_norm_eps = {quoted(eps)}, but it must be a number between 0 and 1.")  # fmt: skip
+                f"{path}: layer_norm_eps = {quoted(eps)}, but it must be above 0 and below 1.")  # fmt: skip
         width, heads = whole(part, "hidden_size"), whole(part, "num_attention_heads")
         require(width % heads == 0, f"{path}: hidden_size = {width} is no multiple of num_attention_heads = {heads}.")
         layers = whole(part, "num_hidden_layers")
