@@ -39,7 +39,7 @@ def test_settings_are_checked_or_refused(data):
         survives("settings that were read", used, config, clean=ConfigError)
 
 
-@fuzz(1000, changed_bytes(tuple(map(as_json, CONFIGS))))
+@fuzz(600, changed_bytes(tuple(map(as_json, CONFIGS))))
 def test_a_config_file_is_read_or_refused(tmp_path, data):
     path = tmp_path / "config.json"
     path.write_bytes(data)
