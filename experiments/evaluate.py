@@ -8,6 +8,7 @@ CHECKPOINT is a run folder (its newest checkpoint), RUN/checkpoints/N, a model f
 import dataclasses
 import pathlib
 import re
+import urllib.parse
 
 import tyro
 
@@ -27,6 +28,8 @@ class Arguments:
     """Take these prompts instead."""
     rewards: tuple[str, ...] = ()
     """Take these rewards instead."""
+    judge_host: str = ""
+    """Host of the remote judge in the run's config: a run folder may be a stranger's, and your key goes to that host."""
     out: pathlib.Path | None = None
     """JSON file for the table; default RUN/evaluations/SETTINGS.json."""
     evaluation: EvaluationConfig = dataclasses.field(default_factory=EvaluationConfig)
@@ -35,7 +38,7 @@ class Arguments:
 @command_line
 def main(arguments: Arguments) -> None:
     """Reads, judges, prints and saves."""
-    from unigrpo_jax.config import RunConfig
+    from unigrpo_jax.config import RunConfig, require
     from unigrpo_jax.config_checks import check
     from unigrpo_jax.config_json import to_dict
     from unigrpo_jax.rewards.judging import Judging
@@ -55,6 +58,10 @@ def main(arguments: Arguments) -> None:
     if arguments.prompts:
         prompts, weights, held_out = arguments.prompts, (), None
     source = dataclasses.replace(source, rewards=arguments.rewards or source.rewards)
+    if not arguments.preset and any(name.partition(":")[0] == "judge" for name in source.rewards):
+        host = urllib.parse.urlsplit(source.judge.url).hostname
+        require(arguments.judge_host == host, f"{restored.folder} names {source.judge.url} as the judge, which gets the "
+                f"images and the key in {source.judge.key_variable}; add --judge-host {host} if you trust it.")  # fmt: skip
     e = arguments.evaluation
     judging = Judging(load_rewards(source), source.judging)
     held_out = e.source or held_out

@@ -61,16 +61,18 @@ def write(arguments: Write) -> None:
 
     from unigrpo_jax.config import RunConfig, require
     from unigrpo_jax.config_checks import check
+    from unigrpo_jax.foreign_files import named
     from unigrpo_jax.training.console import Console
     from unigrpo_jax.training.evaluation import evaluation_rollout
     from unigrpo_jax.training.restore import restore
     from unigrpo_jax.worlds import geneval, lines
 
-    e, out = arguments.evaluation, arguments.out.expanduser()
+    e, out = arguments.evaluation, named(arguments.out, "out")
     check(RunConfig(evaluation=e))
     require(e.source is None, "evaluation.source is not read here; give GenEval's file as --metadata.")
     require(not out.exists() or (out.is_dir() and not any(out.iterdir())), f"{out} is there already; name a new folder.")
-    found = itertools.islice(lines.parsed(arguments.metadata.expanduser(), lines.geneval_prompt, "--metadata"), e.prompts)
+    metadata = named(arguments.metadata, "--metadata")
+    found = itertools.islice(lines.parsed(metadata, lines.geneval_prompt, "--metadata"), e.prompts)
     prompts = [prompt for _, prompt in found]
     require(bool(prompts), f"{arguments.metadata} holds no prompts; give GenEval's evaluation_metadata.jsonl.")
     bare, _ = preset([arguments.preset] if arguments.preset else [], "shapes")
@@ -101,11 +103,12 @@ def write(arguments: Write) -> None:
 def read(arguments: Read) -> None:
     """Reads, prints and saves."""
     from unigrpo_jax.config import require
+    from unigrpo_jax.foreign_files import named
     from unigrpo_jax.training.console import Console
     from unigrpo_jax.training.run_folder import write_json
     from unigrpo_jax.worlds import geneval, lines
 
-    path = arguments.results.expanduser()
+    path = named(arguments.results, "results")
     found = [x for _, x in lines.parsed(path, lambda line: geneval.result(lines.json_value(line)), "the results' name")]
     require(bool(found), f"{path} holds no results; give the file that GenEval's evaluate_images.py wrote.")
     table = geneval.summary(found)

@@ -16,9 +16,14 @@ from launch import jobset, slurm
 from launch.planning.targets import parse
 from launch.training import resolve
 from tests.fuzzing import EVIL_NUMBERS, EVIL_TEXTS, as_json, changed_bytes, changed_json, fuzz, survives, texts
-from unigrpo_jax.config import ConfigError
+from unigrpo_jax.config import ConfigError, RunConfig
 from unigrpo_jax.config_checks import check, check_devices, mesh_sizes
 from unigrpo_jax.config_json import from_dict, load_run_config, to_dict
+from unigrpo_jax.models.folder import find_folder
+from unigrpo_jax.rewards.load import load_reward
+from unigrpo_jax.training import storage
+from unigrpo_jax.training.restore import restore
+from unigrpo_jax.worlds.world import load_world
 
 CONFIGS = tuple(to_dict(preset([name], name)[0]) for name in presets())
 numbers = st.sampled_from([str(n) for n in EVIL_NUMBERS if n != 10**400])
@@ -129,6 +134,21 @@ def test_a_batch_script_is_one_that_bash_reads_or_is_refused(tmp_path, given, pa
         path = tmp_path / "script"
         path.write_text(script)
         assert subprocess.run(["bash", "-n", os.fspath(path)], check=False).returncode == 0
+
+
+SCHEMES = st.sampled_from(["geneval:", "clipscore:", "aesthetic:", "judge:", "math:", "~", "./", "x://", "/"])
+
+
+@fuzz(300, texts | st.builds("{}{}".format, SCHEMES, texts))
+def test_a_name_is_found_or_refused(name):
+    """As --model.path, --prompts, --rewards, --run-dir and CHECKPOINT, or in a config.json."""
+    config = RunConfig()
+    survives("model.path", find_folder, name, clean=ConfigError)
+    survives("--prompts", load_world, [name], clean=ConfigError)
+    survives("--run-dir", storage.path, name, clean=ConfigError)
+    survives("--rewards", load_reward, name, config, clean=ConfigError)
+    if name not in ("", "."):
+        survives("CHECKPOINT", restore, name, config, clean=ConfigError)
 
 
 def test_what_is_written_of_settings_is_read_again():

@@ -13,6 +13,9 @@ from typing import Any
 
 import numpy as np
 
+from unigrpo_jax.config import ConfigError
+from unigrpo_jax.foreign_text import quoted
+
 MIB = 2**20
 SETTINGS = MIB  # bytes of a config.json, llm_config.json or provenance.json
 TABLES = 64 * MIB  # of a summary, an index of weights, or the texts of samples
@@ -71,6 +74,27 @@ def read_arrays(path: os.PathLike, limit: int = ARRAYS) -> dict[str, np.ndarray]
 def _opened(path: os.PathLike):
     """The file for reading bytes; on a disk, or in a bucket where `path` knows how (etils.epath)."""
     return path.open("rb") if hasattr(path, "open") else open(path, "rb")
+
+
+def named(text: str | os.PathLike, field: str) -> pathlib.Path:
+    """The path that a text names, `~` replaced, whether it is there or not; `field` says whose text it is.
+
+    ConfigError where it can be no path, or one that may not be looked at.
+    """
+    try:
+        path = pathlib.Path(text).expanduser()
+        os.fsencode(path)
+        path.exists()
+        if "\0" not in str(path):
+            return path
+        reason = "a zero in a name"
+    except OSError as error:
+        reason = error.strerror
+    except UnicodeEncodeError:
+        reason = "half of a surrogate pair"
+    except (RuntimeError, ValueError) as error:  # ~ of an unknown user
+        reason = str(error).rstrip(".")
+    raise ConfigError(f"{field}: {quoted(os.fspath(text))} is no path that can be used ({reason}); give another one.")
 
 
 def is_inside(path: pathlib.Path, folder: pathlib.Path) -> bool:

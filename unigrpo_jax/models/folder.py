@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from unigrpo_jax.config import ConfigError, ModelConfig, RolloutConfig, require
-from unigrpo_jax.foreign_files import is_inside
+from unigrpo_jax.foreign_files import is_inside, named
 from unigrpo_jax.models import stored as stores
 from unigrpo_jax.models.bagel import Bagel, BagelConfig, Params, latents, layout, lora, weights
 from unigrpo_jax.models.bagel.autoencoder import FluxAutoencoder, sizes_of
@@ -135,7 +135,7 @@ def find_folder(path: str | None) -> pathlib.Path:
     """
     if path is None:
         return SHAPES_BASE
-    folder = pathlib.Path(path).expanduser()
+    folder = named(path, "model.path")
     if folder.is_dir():
         return folder
     if path == TINY:

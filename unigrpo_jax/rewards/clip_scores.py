@@ -12,7 +12,6 @@ policy computes in: the scores of a group often differ in their third digit only
 
 import dataclasses
 import functools
-import pathlib
 from collections.abc import Callable
 
 import jax
@@ -21,6 +20,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from unigrpo_jax.config import RunConfig, require
+from unigrpo_jax.foreign_files import named
 from unigrpo_jax.models.stored import checksum
 from unigrpo_jax.rewards import clip
 from unigrpo_jax.rewards.aesthetic import HeadFile, rating
@@ -134,7 +134,7 @@ def _load(name: str, score: Score, argument: str, config: RunConfig, fit: str = 
     `alone` scores look at no text and have a head.
     """
     require(bool(argument), f"rewards: {name} needs the folder of its CLIP in transformers' layout: {name}:FOLDER.")
-    path = pathlib.Path(argument).expanduser()
+    path = named(argument, f"rewards: {name}")
     require(
         path.is_dir(), f"rewards: {name}:{argument}: there is no folder {path}; give that of a CLIP in transformers' layout."
     )

@@ -9,6 +9,8 @@ import time
 from etils import epath
 
 from unigrpo_jax.config import ConfigError
+from unigrpo_jax.foreign_files import named
+from unigrpo_jax.foreign_text import quoted
 
 Place = str | os.PathLike
 UPLOAD_EVERY = 60.0  # seconds between uploads of a file that grows
@@ -16,7 +18,13 @@ UPLOAD_EVERY = 60.0  # seconds between uploads of a file that grows
 
 def path(place: Place) -> epath.Path:
     """A path on a disk or in a bucket; ConfigError where what speaks to the bucket is not installed."""
-    found = epath.Path(place).expanduser()
+    if "://" not in os.fspath(place):
+        named(place, "the folder")
+    try:
+        found = epath.Path(place).expanduser()
+    except KeyError:
+        words = "is neither a path nor a bucket; give a path, or one such as gs://BUCKET/PATH"
+        raise ConfigError(f"{quoted(os.fspath(place))} {words}.") from None
     if is_bucket(found):
         try:
             found.exists()

@@ -2,6 +2,7 @@
 
 import pathlib
 
+from unigrpo_jax.foreign_files import named
 from unigrpo_jax.worlds import lines
 from unigrpo_jax.worlds.prompt import Source
 
@@ -25,6 +26,6 @@ def read_source(name: str, option: str = "--prompts") -> Source:
 
         return read_dataset(rest)
     is_geneval = kind == "geneval" and bool(rest)
-    path = EXAMPLES if name == "examples" else pathlib.Path(rest if is_geneval else name).expanduser()
+    path = EXAMPLES if name == "examples" else named(rest if is_geneval else name, option)
     plain = lines.text_prompt if path.suffix == ".txt" else lines.json_prompt
     return lines.read_file(path, lines.geneval_prompt if is_geneval else plain, option)
