@@ -19,6 +19,7 @@ from unigrpo_jax.rewards.protocol import Reward
 from unigrpo_jax.rewards.remote import Judge, fill
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
+OTHER_SECRETS = {name: f"secret-value-of-{name}" for name in ("HF_TOKEN", "WANDB_API_KEY", "AWS_SECRET_ACCESS_KEY")}
 
 
 def test_the_judge_is_a_reward_that_waits_for_a_server():
@@ -160,7 +161,7 @@ def test_a_run_is_judged_by_the_server_and_keeps_the_key_to_itself(tiny_model, t
         flags = ["--rewards", "judge", "--judge.url", server.url, "--judge.model", "eyes", "--iterations", "2",
                  "--judging.backoff-seconds", "0", "--judge.concurrency", "4"]  # fmt: skip
         environment = os.environ | {"PYTHONPATH": str(ROOT), "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".cache" / "jax"),
-                                    "UNIGRPO_JUDGE_KEY": KEY}  # fmt: skip
+                                    "UNIGRPO_JUDGE_KEY": KEY, **OTHER_SECRETS}  # fmt: skip
         done = subprocess.run(
             [sys.executable, "-m", "experiments.run", "smoke", "--model.path", str(tiny_model), *SMALL, *flags],
             cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300,
@@ -177,4 +178,6 @@ def test_a_run_is_judged_by_the_server_and_keeps_the_key_to_itself(tiny_model, t
     kept = [path for path in tmp_path.rglob("*") if path.is_file()]
     assert len(kept) > 5 and [path for path in kept if KEY.encode() in path.read_bytes()] == []
     assert KEY not in done.stdout + done.stderr
+    for secret in OTHER_SECRETS.values():
+        assert secret not in done.stdout + done.stderr and not [p for p in kept if secret.encode() in p.read_bytes()]
     assert json.loads((run_dir / "config.json").read_text())["judge"]["url"] == server.url

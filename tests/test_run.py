@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from tests.command import REWARD, SMALL, command, run_small
+from tests.judge_server import always, expects, serving
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 EVALUATION = [a for i, a in enumerate(SMALL) if a.startswith("--evaluation") or SMALL[i - 1].startswith("--evaluation")]
@@ -207,3 +208,28 @@ def test_a_run_on_the_best_and_the_worst_of_each_group(tiny_model, tmp_path, mon
     assert outcome.code == 0 and "1 piece(s) of 4" in outcome.out, outcome
     (line,) = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert line["text/ratio_mean"] == line["flow/ratio_mean"] == 1 and line["update/skipped"] == 0
+
+
+def test_a_run_from_elsewhere_cannot_send_a_key_of_this_machine_away(copy, monkeypatch):
+    """Its config.json names a server and any environment variable; nothing is sent before the host is named here."""
+    monkeypatch.setenv("HF_TOKEN", "hf-secret")
+    record = json.loads((copy / "config.json").read_text())
+    settings = ["--evaluation.prompts", 2, "--evaluation.batch", 2, "--evaluation.flow-steps", 2]
+    with serving(always(expects({"yes": 0.75, "no": 0.25}))) as server:
+        theirs = record["judge"] | {"url": server.url, "model": "m", "key_variable": "HF_TOKEN"}
+        (copy / "config.json").write_text(json.dumps(record | {"rewards": ["judge"], "judge": theirs}))
+        for host in ([], ["--judge-host", "localhost"]):
+            outcome = command("experiments.evaluate", copy, *settings, *host)
+            assert outcome.code == 2 and server.requests == [], outcome
+            assert f"names {server.url} as the judge" in outcome.err and "the key in HF_TOKEN" in outcome.err
+        outcome = command("experiments.evaluate", copy, *settings, "--judge-host", "127.0.0.1")
+        assert outcome.code == 0 and len(server.requests) == 2 and "0.750" in outcome.out, outcome
+
+
+def test_a_damaged_summary_is_one_sentence(copy, tiny_model):
+    record = json.loads((copy / "config.json").read_text())
+    for content in ("{", "[]", '{"before": [1]}', '{"before": {"a": {"b": "c"}}, "seconds": 1}', '{"seconds": 1}'):
+        (copy / "summary.json").write_text(content)
+        outcome = run_small(tiny_model, copy, "--resume", "--rewards", "shapes", "--iterations", 4,
+                            "--evaluation.every", record["evaluation"]["every"])  # fmt: skip
+        assert outcome.code == 2 and "summary.json is no" in outcome.err and outcome.err.count("\n") == 1, outcome
