@@ -112,7 +112,12 @@ class Judging:
         threading.Thread(target=work, name=f"reward {name}", daemon=True).start()
 
         def wait() -> Columns:
-            columns, error = outcome.get()
+            while True:
+                try:
+                    columns, error = outcome.get(timeout=0.2)  # a signal that another thread took is heard between two waits
+                    break
+                except queue.Empty:
+                    pass
             if error is not None:
                 raise error
             return columns
