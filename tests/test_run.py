@@ -13,7 +13,8 @@ from PIL import Image
 from tests.command import REWARD, SMALL, command, run_small
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-EVALUATION = [a for i, a in enumerate(SMALL) if a.startswith("--evaluation") or SMALL[i - 1].startswith("--evaluation")]
+_PAIRS = zip(SMALL, [*SMALL[1:], ""], strict=True)
+EVALUATION = ["--devices", "1", *(word for pair in _PAIRS if pair[0].startswith("--evaluation") for word in pair)]
 METRICS = {
     "reward/mean", "reward/std", "reward/zero_variance_share", "reward/graded/mean", "reward/graded/std",
     "judge/exact", "judge/graded", "judge/plan_exact", "text/ratio_mean", "text/entropy", "text/length",
@@ -121,6 +122,19 @@ def test_a_picture_is_drawn_and_its_thinking_printed(finished, tmp_path):
     assert thinking and len(thinking.split()) <= 4 and wrote == f"Wrote {out}"
     with Image.open(out) as image:
         assert (image.format, image.size, image.mode) == ("PNG", (192, 192), "RGB")
+
+
+def test_a_checkpoint_is_evaluated_alike_on_one_device_and_on_a_mesh(finished, tmp_path):
+    tables = []
+    for number, devices in enumerate(([1], [8, "--mesh.fsdp", 4])):
+        out = tmp_path / f"{number}.json"
+        outcome = command("experiments.evaluate", finished[0], "--devices", *devices, "--evaluation.prompts", 8,
+                          "--evaluation.batch", 8, "--evaluation.flow-steps", 2, "--out", out)  # fmt: skip
+        assert outcome.code == 0, outcome
+        tables.append(json.loads(out.read_text())["table"])
+    assert tables[0] == tables[1]
+    outcome = command("experiments.evaluate", finished[0], "--devices", 8, "--mesh.tensor", 3)
+    assert outcome.code == 2 and outcome.err.count("\n") == 1 and "mesh.tensor = 3" in outcome.err, outcome
 
 
 def test_own_prompts_and_own_reward_from_the_current_folder(tiny_model, tmp_path):

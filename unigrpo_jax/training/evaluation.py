@@ -49,6 +49,15 @@ def evaluation_rollout(evaluation: EvaluationConfig, rollout: RolloutConfig, loa
     )
 
 
+def on_mesh(program: RolloutProgram, layout: Layout, batch: int) -> tuple[RolloutProgram, jax.sharding.NamedSharding]:
+    """The program with its episodes spread over the devices, and where they lie; on each whole where `batch` does not divide."""
+    if batch % meshes.batch_size(layout.mesh):
+        return program, meshes.replicated(layout.mesh)
+    placed = layout.context()
+    spread = dataclasses.replace(program, place=lambda context: jax.lax.with_sharding_constraint(context, placed))
+    return spread, meshes.spread(layout.mesh)
+
+
 @dataclasses.dataclass(frozen=True)
 class _Call:
     """What one call of the program gave: this process's episodes among all, and the first images of all."""
@@ -73,10 +82,10 @@ class Evaluator:
         loaded: LoadedModel,
         world: World,
         judging: Judging,
-        layout: Layout | None = None,
+        layout: Layout,
         samples: int = 0,
     ):
-        """`layout` is the mesh of the weights, None for one device; `samples` images are kept to be looked at."""
+        """`layout` is that of the weights; `samples` images are kept to be looked at."""
         self.prompts = world.evaluation(evaluation.prompts)
         self._per_call = evaluation.batch // evaluation.images_per_prompt
         self._count = min(samples, evaluation.batch, len(self.prompts) * evaluation.images_per_prompt)
@@ -85,20 +94,13 @@ class Evaluator:
         self._codec = loaded.codec
         texts, place = [p.text for p in self.prompts], lambda row: self.prompts[row].place
         self._blocks = loaded.codec.prompts(texts, rollout.prompt_tokens, place)
-        program, places = evaluation_rollout(evaluation, rollout, loaded), {}
-        if layout is not None:
-            whole = meshes.replicated(layout.mesh)
-            even = evaluation.batch % meshes.batch_size(layout.mesh) == 0
-            places["out_shardings"] = (meshes.spread(layout.mesh) if even else whole, whole)
-            if even:
-                placed = layout.context()
-                program = dataclasses.replace(program, place=lambda c: jax.lax.with_sharding_constraint(c, placed))
+        program, place = on_mesh(evaluation_rollout(evaluation, rollout, loaded), layout, evaluation.batch)
 
         def run(*given):
             episodes = program(*given)
             return episodes, episodes.drawing.image[: self._count]
 
-        self._run = jax.jit(run, **places)
+        self._run = jax.jit(run, out_shardings=(place, meshes.replicated(layout.mesh)))
 
     def __call__(self, params, autoencoder_params) -> tuple[dict[str, Any], list[Sample]]:
         """The table and the samples of the first prompts.
