@@ -10,6 +10,7 @@ import sys
 import pytest
 from PIL import Image
 
+from tests.clip_oracle import make_folder
 from tests.command import REWARD, SMALL, command, run_small
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -221,3 +222,16 @@ def test_a_run_on_the_best_and_the_worst_of_each_group(tiny_model, tmp_path, mon
     assert outcome.code == 0 and "1 piece(s) of 4" in outcome.out, outcome
     (line,) = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert line["text/ratio_mean"] == line["flow/ratio_mean"] == 1 and line["update/skipped"] == 0
+
+
+def test_a_run_with_a_rule_and_a_clip_reward(tiny_model, tmp_path):
+    """`--rewards shapes pickscore:FOLDER`, as a process; each has its curve, and their advantages are mixed."""
+    make_folder(tmp_path / "clip")
+    rewards = ["--rewards", "shapes", "pickscore:clip", "--learning.reward-weights", "pickscore", "0.5", "--iterations", 2]
+    process("experiments.run", "smoke", "--model.path", tiny_model, *SMALL, *rewards, cwd=tmp_path)
+    lines = [json.loads(line) for line in (tmp_path / "runs" / "smoke" / "metrics.jsonl").read_text().splitlines()]
+    for line in lines:
+        mixed = line["reward/graded/mean"] + 0.5 * line["reward/pickscore/mean"]
+        assert line["reward/mean"] == pytest.approx(mixed, rel=1e-5) and line["reward/pickscore/std"] > 0
+    summary = json.loads((tmp_path / "runs" / "smoke" / "summary.json").read_text())
+    assert {"graded", "pickscore", "exact"} <= summary["after"].keys()

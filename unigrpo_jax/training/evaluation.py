@@ -50,7 +50,7 @@ def evaluation_rollout(evaluation: EvaluationConfig, rollout: RolloutConfig, loa
 
 
 def on_mesh(program: RolloutProgram, layout: Layout, batch: int) -> tuple[RolloutProgram, jax.sharding.NamedSharding]:
-    """The program with its episodes spread over the devices, and where they lie; on each whole where `batch` does not divide."""
+    """The program with its episodes spread over the devices, or whole on each where `batch` does not divide; and where."""
     if batch % meshes.batch_size(layout.mesh):
         return program, meshes.replicated(layout.mesh)
     placed = layout.context()

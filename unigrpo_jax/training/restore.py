@@ -71,7 +71,8 @@ def restore(path: str, bare: RunConfig, devices: int = 1, mesh: MeshConfig = Mes
         loaded.check_weights()
         name = "base" if path == "base" else folder.resolve().name
         config, results = dataclasses.replace(bare, model=model), epath.Path("runs") / name
-        return Restored(config, _placed(loaded, layout), layout, lambda: loaded.params(layout.parameter), name, results, True)
+        read = lambda: loaded.params(layout.parameter)
+        return Restored(config, _placed(loaded, layout), layout, read, name, results, True)
     numbered = folder.parent.name == "checkpoints" and folder.name.isdigit()
     run_dir = folder.parent.parent if numbered else folder
     if not (run_dir / "config.json").is_file() or not (run_dir / "checkpoints").is_dir():
