@@ -15,7 +15,7 @@ from unigrpo_jax.config_checks import check, nearest_divisors
 from unigrpo_jax.config_json import from_dict, load_run_config
 from unigrpo_jax.models.bagel import pictures
 from unigrpo_jax.models.folder import HUB_PATTERN, export_model, find_folder, load_model
-from unigrpo_jax.models.stored import StoredTensors
+from unigrpo_jax.models.stored import MOST_FAULTS, StoredTensors, faults
 from unigrpo_jax.training.metrics import LONGEST_LINE, read_metrics
 from unigrpo_jax.training.report import write_report
 
@@ -42,6 +42,22 @@ def test_huge_json_is_refused_before_it_is_parsed(tmp_path):
     assert "is not a safetensors index" in refusal(StoredTensors, tmp_path, "ema")
     (tmp_path / "ema.safetensors.index.json").rename(tmp_path / "metrics.jsonl")
     assert f"line 1: longer than {LONGEST_LINE} bytes" in refusal(read_metrics, tmp_path / "metrics.jsonl")
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json"])
+def test_a_huge_tokenizer_is_refused_before_it_is_read(tmp_path, name):
+    folder = copy_of_tiny(tmp_path)
+    with open(folder / name, "r+b") as file:
+        file.truncate(2**38)
+    assert f"{name} is larger than 256 MiB" in refusal(load_model, ModelConfig(path=str(folder)), error=ConfigError)
+
+
+def test_a_message_lists_a_bounded_number_of_faults():
+    class Many:
+        names = staticmethod(lambda: {f"{'x' * 10**4}{i}" for i in range(1000)})
+
+    found = faults(Many(), {}, (), "")
+    assert len(found) == MOST_FAULTS + 1 and found[-1] == "and 800 more" and max(map(len, found)) == 300
 
 
 def test_a_value_of_a_config_is_quoted_in_part(tmp_path):

@@ -2,9 +2,11 @@
 
 import ast
 import io
+import json
 import os
 import pathlib
 import pickle
+import shutil
 import zipfile
 
 import numpy as np
@@ -12,6 +14,9 @@ import pytest
 
 from tests.test_foreign_files import refusal
 from unigrpo_jax import foreign_files
+from unigrpo_jax.config import ConfigError
+from unigrpo_jax.models.bagel.text import load_tokenizer
+from unigrpo_jax.models.folder import find_folder
 from unigrpo_jax.training.report import write_report
 from unigrpo_jax.training.samples import Sample, load_samples, save_samples, saved_steps
 
@@ -50,7 +55,8 @@ def dangers(source: str) -> list[str]:
             loads = owner in ("np", "numpy") and name == "load"
             if (loads or "allow_pickle" in keywords) and literal("allow_pickle") is not False:
                 found.append("allow_pickle")
-            if "trust_remote_code" in keywords and literal("trust_remote_code") is not False:
+            loads = name == "from_pretrained" or "trust_remote_code" in keywords
+            if loads and literal("trust_remote_code") is not False:
                 found.append("trust_remote_code")
     return found
 
@@ -64,12 +70,29 @@ def test_no_source_unpickles_evaluates_or_asks_a_shell(path):
     "source",
     ["import pickle", "from torch import load", "import dill.detect", "eval(x)", "exec('x')", "__import__(name)",
      "np.load(f)", "np.load(f, allow_pickle=True)", "np.load(f, allow_pickle=flag)", "os.system(x)",
-     "subprocess.run(x, shell=True)", "yaml.load(x, L)", "f(x, trust_remote_code=True)", "archive.extractall(p)"],
+     "subprocess.run(x, shell=True)", "yaml.load(x, L)", "f(x, trust_remote_code=True)",
+     "AutoTokenizer.from_pretrained(x)", "archive.extractall(p)"],
 )  # fmt: skip
 def test_the_search_finds_what_it_looks_for(source):
     assert dangers(source)
     harmless = ("np.load(f, allow_pickle=False)", "re.compile(x)", "yaml.safe_load(x)", "subprocess.run([a])")
     assert dangers("; ".join(harmless)) == []
+
+
+def test_code_beside_a_tokenizer_is_not_run_and_not_asked_for(tmp_path, monkeypatch):
+    """transformers would ask on the terminal whether to run it, and do so upon "y"."""
+    folder, mark = shutil.copytree(find_folder("tiny"), tmp_path / "model"), tmp_path / "mark"
+    (folder / "tokenization.py").write_text(f"import os\nos.mkdir({os.fspath(mark)!r})\nclass T: pass\n")
+    record = json.loads((folder / "tokenizer_config.json").read_text())
+    record |= {"tokenizer_class": "T", "auto_map": {"AutoTokenizer": ["tokenization.T", None]}}
+    (folder / "tokenizer_config.json").write_text(json.dumps(record))
+    asked = []
+    monkeypatch.setattr("builtins.input", lambda *words: asked.append(words) or "y")
+    try:
+        load_tokenizer(folder)
+    except ConfigError as error:
+        assert "the tokenizer in" in str(error) and "\n" not in str(error)
+    assert not mark.exists() and asked == []
 
 
 # npz

@@ -16,6 +16,7 @@ from unigrpo_jax import foreign_files
 
 DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16", "F64": "float64"}
 SHARD_BYTES = 5 * 10**9
+MOST_FAULTS, LONGEST_FAULT = 200, 300  # of a message; a file may hold any number of tensors with names of any length
 # Files up to this size are hashed whole; of larger ones only blocks, evenly spread.
 HASHED_WHOLE = 2**30
 
@@ -102,7 +103,7 @@ def _is_inside(path: pathlib.Path, folder: pathlib.Path) -> bool:
 
 
 def faults(stored: StoredTensors, wanted: Mapping[str, tuple[int, ...]], optional: Iterable[str], ignored: str) -> list[str]:
-    """Everything that is wrong with a file, as phrases; layers that share a fault are one phrase.
+    """Everything that is wrong with a file, as phrases (at most `MOST_FAULTS`); layers that share a fault are one phrase.
 
     Args:
       stored: the file.
@@ -125,7 +126,9 @@ def faults(stored: StoredTensors, wanted: Mapping[str, tuple[int, ...]], optiona
         pattern = name if number is None else name.replace(number.group(), ".layers.{}.", 1)
         merged.setdefault((before, pattern, after), []).extend([] if number is None else [int(number[1])])
     phrases = (before + name.replace("{}", _ranges(n)) + after for (before, name, after), n in sorted(merged.items()))
-    return [phrase.replace("\n", "\\n") for phrase in phrases]
+    shown = [phrase.replace("\n", "\\n")[:LONGEST_FAULT] for phrase in phrases]
+    more = [f"and {len(shown) - MOST_FAULTS} more"] if len(shown) > MOST_FAULTS else []
+    return shown[:MOST_FAULTS] + more
 
 
 def _ranges(numbers: list[int]) -> str:
