@@ -118,7 +118,8 @@ def resolve(launch: Launch, settings: Sequence[str]) -> Training:
       ConfigError: what `experiments.run` would refuse from the numbers alone, or arguments that are the launcher's.
       SystemExit: an argument that `experiments.run` does not know, with tyro's message.
     """
-    for text in (launch.run_dir, launch.setup, *launch.env, *settings):
+    given = [one for x in vars(launch).values() for one in (x if isinstance(x, tuple) else (x,)) if isinstance(one, str)]
+    for text in (*given, *settings):
         require(not re.search("[\ud800-\udfff\0]", text), f"{text!r} is not text in UTF-8; give it in another way.")
     arguments = [launch.preset, "--resume", "--run-dir", launch.run_dir, *settings]
     require(not launch.preset.startswith("-"), f"preset = {launch.preset!r}; the training's arguments stand after `--`.")

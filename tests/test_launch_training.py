@@ -93,6 +93,7 @@ def test_the_command_resumes_and_holds_the_arguments_as_they_are():
         ({}, ["--no-resume"], ["--no-resume"]),
         ({}, ["--run-dir", "other"], ["--run-dir other stands after `--`"]),
         ({}, ["--prompts", "\udcff"], ["UTF-8"]),
+        ({"cache": "\udcff"}, [], ["UTF-8"]),
         ({"preset": "shape"}, [], ["did you mean shapes?"]),
         ({"preset": "--x"}, [], ["preset = '--x'"]),
         ({"env": ("A",)}, [], ["env = 'A' must be NAME=VALUE"]),

@@ -105,8 +105,9 @@ def load_tokenizer(folder: pathlib.Path) -> Any:
     if not (folder / "tokenizer.json").exists() and not (folder / "vocab.json").exists():
         raise ConfigError(f"{folder} holds no tokenizer (tokenizer.json); copy the tokenizer files of the model there.")
     for name in ("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt"):
-        require(not (folder / name).exists() or (folder / name).stat().st_size <= LARGEST_FILE,
-                f"{folder / name} is larger than {LARGEST_FILE >> 20} MiB, so it is no tokenizer's; copy it again.")  # fmt: skip
+        path = folder / name
+        require(not path.exists() or path.stat().st_size <= LARGEST_FILE,
+                f"{path} is larger than {LARGEST_FILE >> 20} MiB, so it is no tokenizer's; copy it again.")  # fmt: skip
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # it would warn that there is no PyTorch, which is meant
     from transformers import AutoTokenizer
