@@ -13,11 +13,13 @@ from unigrpo_jax import foreign_files
 from unigrpo_jax.config import ConfigError, ModelConfig, RunConfig
 from unigrpo_jax.config_checks import check, nearest_divisors
 from unigrpo_jax.config_json import from_dict, load_run_config
-from unigrpo_jax.models.bagel import pictures
+from unigrpo_jax.foreign_text import quoted
+from unigrpo_jax.models.bagel import layout, pictures
 from unigrpo_jax.models.folder import HUB_PATTERN, export_model, find_folder, load_model
 from unigrpo_jax.models.stored import MOST_FAULTS, StoredTensors, faults
 from unigrpo_jax.training.metrics import LONGEST_LINE, read_metrics
 from unigrpo_jax.training.report import write_report
+from unigrpo_jax.worlds.world import load_world
 
 
 def refusal(function, *arguments, error=ValueError) -> str:
@@ -64,6 +66,25 @@ def test_a_value_of_a_config_is_quoted_in_part(tmp_path):
     text = refusal(from_dict, {"learning": {"group_size": "A" * 10**6}}, error=ConfigError)
     assert text.startswith("config.learning.group_size = 'AAA") and text.endswith("..., but it must be a whole number.")
     refusal(from_dict, {"A" * 10**6: 1}, error=ConfigError)
+
+
+@pytest.mark.parametrize("depth", [101, 500, 900, 5000])
+@pytest.mark.parametrize("form", ["[{}]", '{{"a": {}}}'])
+def test_a_value_that_is_nested_deeply_is_refused_everywhere(tmp_path, form, depth):
+    """Python reads some that it cannot walk through afterwards."""
+    begin, end = form.format("\0").split("\0")
+    text = begin * depth + "1" + end * depth
+    (tmp_path / "config.json").write_text('{"learning": ' + text + "}")
+    assert "is nested too deeply" in refusal(load_run_config, tmp_path / "config.json", error=ConfigError)
+    assert "is nested too deeply" in refusal(write_report, tmp_path)
+    (tmp_path / "llm_config.json").write_text('{"hidden_act": ' + text + "}")
+    assert "is nested too deeply" in refusal(layout.read_config, tmp_path, None, None, {})
+    (tmp_path / "p.jsonl").write_text('{"prompt": "a", "count": ' + text + "}")
+    assert "p.jsonl, line 1: not JSON (it is nested too deeply)" in refusal(load_world, [str(tmp_path / "p.jsonl")])
+    value = 1
+    for _ in range(depth):
+        value = [value]
+    assert len(quoted(value)) < 130
 
 
 @pytest.mark.parametrize("line", ['{"step": NaN}', '{"step": 1, "a": NaN}', '{"step": 1, "a": 1e999}',

@@ -19,6 +19,7 @@ from unigrpo_jax.foreign_text import quoted
 MIB = 2**20
 SETTINGS = MIB  # bytes of a config.json, llm_config.json or provenance.json
 TABLES = 64 * MIB  # of a summary, an index of weights, or the texts of samples
+DEEPEST = 100
 ARRAYS = 2048 * MIB  # of an npz, unpacked
 
 
@@ -40,13 +41,19 @@ def read_json(path: os.PathLike, limit: int = SETTINGS) -> Any:
 
 
 def parse_json(data: bytes | str) -> Any:
-    """The JSON value of a text; ValueError, with one line of words, where it is none."""
+    """The JSON value of a text; ValueError, with one line of words, where it is none or is nested deeper than `DEEPEST`."""
     try:
-        return json.loads(data)
+        value = json.loads(data)
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
     except UnicodeDecodeError:
         raise ValueError("it is not UTF-8 text") from None
+    level = [value]
+    for _ in range(DEEPEST):  # else whatever walks through it may reach Python's limit
+        level = [x for y in level if isinstance(y, dict | list) for x in (y.values() if isinstance(y, dict) else y)]
+        if not level:
+            return value
+    raise ValueError("it is nested too deeply")
 
 
 def read_arrays(path: os.PathLike, limit: int = ARRAYS) -> dict[str, np.ndarray]:

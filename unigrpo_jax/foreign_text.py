@@ -43,4 +43,6 @@ def quoted(value: Any, limit: int = 120) -> str:
         words = repr(value[: limit + 1] if isinstance(value, str) else value)
     except ValueError:  # a whole number of more digits than Python prints
         words = "a number of thousands of digits"
+    except RecursionError:
+        words = "a value that is nested too deeply"
     return f"{words[:limit]}..." if len(words) > limit else words

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from unigrpo_jax.config import ConfigError, require
+from unigrpo_jax.foreign_files import parse_json
 from unigrpo_jax.worlds import geneval
 from unigrpo_jax.worlds.prompt import CHECKED, Picked, Prompt, Source
 
@@ -68,8 +69,8 @@ def _decoded(path: pathlib.Path, line: bytes, offset: int) -> str:
 def json_value(line: str) -> Any:
     """The value of a line of JSON."""
     try:
-        return json.loads(line)
-    except (ValueError, RecursionError) as error:
+        return parse_json(line)
+    except ValueError as error:
         what = f"{error.msg} at column {error.colno}" if isinstance(error, json.JSONDecodeError) else str(error)
         raise ConfigError(f"not JSON ({what}); write one object per line.") from None
 
