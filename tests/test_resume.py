@@ -5,6 +5,7 @@ import json
 import pathlib
 import shutil
 import signal
+import time
 
 import jax
 import numpy as np
@@ -58,7 +59,7 @@ def copy(straight, tmp_path) -> pathlib.Path:
 def state_at(run_dir: pathlib.Path, step: int):
     config = load_run_config(run_dir / "config.json")
     like = jax.eval_shape(lambda p: new_state(p, config.learning), load_model(config.model).abstract_params())
-    checkpoints = Checkpoints(run_dir / "checkpoints", 10)
+    checkpoints = Checkpoints(run_dir / "checkpoints")
     return checkpoints.load(step, abstract(like, jax.sharding.SingleDeviceSharding(jax.devices()[0])))
 
 
@@ -144,7 +145,7 @@ def test_a_run_in_a_bucket_is_the_same(tiny_model, straight, at, tmp_path, monke
 
 def test_a_second_interrupt_stops_at_once_and_resume_on_what_is_there_starts(tiny_model, straight, at, tmp_path):
     run_dir = tmp_path / "twice"
-    at[2] = lambda batch: (interrupt(batch), interrupt(batch), None)[2]
+    at[2] = lambda batch: (interrupt(batch), time.sleep(0.5), interrupt(batch), None)[3]  # one at a time, as a hand does
     outcome = run_small(tiny_model, run_dir)
     assert outcome.code == 130 and "Traceback" not in outcome.err
     assert steps(run_dir) == [] and metrics(run_dir) == []
