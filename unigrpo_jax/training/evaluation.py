@@ -20,6 +20,7 @@ from unigrpo_jax.rewards.judging import Judging, RewardError
 from unigrpo_jax.rewards.protocol import RewardBatch
 from unigrpo_jax.rollout.program import RolloutProgram, flow_sampler
 from unigrpo_jax.rollout.thinking import TokenSampler
+from unigrpo_jax.rollout.windows import Window
 from unigrpo_jax.training.samples import Sample
 from unigrpo_jax.worlds.prompt import Prompt
 from unigrpo_jax.worlds.world import World
@@ -44,8 +45,7 @@ def evaluation_rollout(evaluation: EvaluationConfig, rollout: RolloutConfig, loa
         thinking_tokens=rollout.thinking_tokens if evaluation.thinking else 0,
         tokens=TokenSampler(temperature=evaluation.temperature, top_k=rollout.top_k, top_p=rollout.top_p),
         flow=flow_sampler(rollout, loaded.network, guidance),
-        window_size=steps,
-        window_range=(0, steps),
+        window=Window(size=steps, range=(0, steps)) if steps else None,
     )
 
 
@@ -83,7 +83,8 @@ class Evaluator:
         self._config, self._world = evaluation, world
         self._judging = judging
         self._codec = loaded.codec
-        self._blocks = loaded.codec.prompts([p.text for p in self.prompts], rollout.prompt_tokens)
+        texts, place = [p.text for p in self.prompts], lambda row: self.prompts[row].place
+        self._blocks = loaded.codec.prompts(texts, rollout.prompt_tokens, place)
         program, places = evaluation_rollout(evaluation, rollout, loaded), {}
         if layout is not None:
             whole = meshes.replicated(layout.mesh)
