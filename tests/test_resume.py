@@ -171,9 +171,9 @@ def test_a_reward_that_fails_leaves_its_episodes_and_a_checkpoint(tiny_model, st
 
 
 def test_a_reward_that_fails_on_held_out_prompts_stops_in_one_sentence(tiny_model, at, tmp_path):
-    at[1] = lambda batch: np.full(len(batch.prompts), np.nan)
+    at[1] = lambda batch: 1 / 0
     outcome = run_small(tiny_model, tmp_path / "run")
-    assert_one_sentence(outcome, 1, "tiny_reward:score", "nan", "held-out")
+    assert_one_sentence(outcome, 1, "tiny_reward:score", "ZeroDivisionError", "held-out")
 
 
 @pytest.mark.filterwarnings("ignore:overflow encountered:RuntimeWarning", "ignore:invalid value:RuntimeWarning")
