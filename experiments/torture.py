@@ -69,8 +69,8 @@ def main(arguments: Arguments) -> None:
             console.message(f"DIFFERENT: {words}")
         if not result.differences:
             console.message(
-                "Parameters, optimizer and metrics are those of the undisturbed run, bit for bit; each iteration has one line "
-                "in metrics.jsonl."
+                "Parameters, optimizer and metrics are those of the undisturbed run, bit for bit; each iteration has one "
+                "line in metrics.jsonl."
             )
     if arguments.json is not None:
         write_json(arguments.json, dataclasses.asdict(result) | {"passed": result.passed()})
