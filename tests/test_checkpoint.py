@@ -244,6 +244,26 @@ def test_a_folder_that_is_gone_is_not_made_again(tmp_path):
     assert "No such file or directory" in checkpoints.failure() and not (tmp_path / "run").exists()
 
 
+def test_a_folder_that_goes_while_it_is_written_to_leaves_nothing_in_its_place(tmp_path):
+    """The store's client makes the folder anew for what it still writes; such a half must not be called whole."""
+    run_dir, check = tmp_path / "run", Checkpoints._check_folder
+    checkpoints = open_(run_dir)
+    checkpoints.save(state_of(2))
+    checkpoints.wait()
+
+    def goes(self):  # just before the manifest
+        run_dir.rename(tmp_path / "away")
+        shutil.copytree(tmp_path / "away" / "checkpoints" / "4", run_dir / "checkpoints" / "4")
+        check(self)
+
+    checkpoints._check_folder = lambda: setattr(checkpoints, "_check_folder", lambda: goes(checkpoints))
+    checkpoints.save(state_of(4))
+    checkpoints.close()
+    assert "No such file or directory" in checkpoints.failure() and not run_dir.exists()
+    step, (words,) = Checkpoints(tmp_path / "away" / "checkpoints").newest()
+    assert step == 2 and "checkpoints/4: it was not finished" in words
+
+
 def test_a_checkpoint_of_other_shapes_is_refused_by_name(three):
     with pytest.raises(ConfigError, match=r"a/b has shape \[1000\] in the checkpoint and has shape \[7\] in the config"):
         Checkpoints(three / "checkpoints").load(6, abstract(state_of(0, 7).replace(opt_state=state_of(0).opt_state)))

@@ -4,6 +4,7 @@
 these are complete and says that the checkpoint is whole.  Older ones go only then, so that a kill at any moment leaves one.
 """
 
+import contextlib
 import errno
 import logging
 import os
@@ -47,6 +48,7 @@ class Checkpoints:
         self._failure: str | None = None
         self._writing: Future | None = None
         self._executor: ThreadPoolExecutor | None = None
+        self._identity: os.stat_result | None = None
 
     def steps(self) -> list[int]:
         """Iterations done at each checkpoint that was finished."""
@@ -86,6 +88,7 @@ class Checkpoints:
         """Makes the folder and removes what a kill left in it; one process calls it, before any saves."""
         self.folder.mkdir(parents=True, exist_ok=True)
         self._remove_unfinished()
+        self._identity = None if storage.is_bucket(self.folder) else os.stat(self.folder)
 
     def improves(self, scores: Mapping[str, float]) -> bool:
         """Whether an evaluation is the best so far; `save` notes it."""
@@ -107,8 +110,7 @@ class Checkpoints:
             self.best = {"metric": metric, "value": scores[metric], "step": step}
         facts = {"step": step, **self._facts, "evaluation": scores, "best": self.best}
         try:
-            if not self.folder.is_dir():
-                raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(self.folder))
+            self._check_folder()
             response = ocp.save_async(self.folder / str(step), state, overwrite=True)
         except Exception as error:  # orbax passes on what the store's client raises
             self._failure = self._words(step, error)
@@ -156,13 +158,16 @@ class Checkpoints:
         try:
             response.result()
             if processes.is_first():
+                self._check_folder()
                 manifest.write(self.folder / str(step), facts)
                 self._damaged.discard(step)
                 self._remove_all_but(kept(self._scores(), self._config))
         except Exception as error:  # as in `save`
             self._failure = self._words(step, error)
             if processes.is_first():
-                self._remove_unfinished(ignore_errors=True)  # on a full disk they would be in the way
+                with contextlib.suppress(OSError):
+                    self._remove_unfinished()  # on a full disk they would be in the way
+                    self._remove_debris()
 
     def _numbered(self) -> list[int]:
         if not self.folder.is_dir():
@@ -205,15 +210,25 @@ class Checkpoints:
             (self.folder / str(step) / manifest.FILE_NAME).unlink(missing_ok=True)  # no longer whole, from here on
             (self.folder / str(step)).rmtree()
 
-    def _remove_unfinished(self, ignore_errors: bool = False) -> None:
+    def _remove_unfinished(self) -> None:
         """What orbax had not yet given its name."""
-        try:
-            for path in self.folder.iterdir():
-                if re.match(r"\d+\.orbax-checkpoint-tmp", path.name):
-                    path.rmtree()
-        except OSError:
-            if not ignore_errors:
-                raise
+        for path in self.folder.iterdir():
+            if re.match(r"\d+\.orbax-checkpoint-tmp", path.name):
+                path.rmtree()
+
+    def _check_folder(self) -> None:
+        """OSError where the folder is gone, or another one is there, made by the store's client for what it still writes."""
+        if self._identity is None and not self.folder.is_dir():
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(self.folder))
+        if self._identity is not None and not os.path.samestat(os.stat(self.folder), self._identity):
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(self.folder))
+
+    def _remove_debris(self) -> None:
+        """That new folder, of a run folder that went away while a checkpoint was written."""
+        if self._identity is not None and not os.path.samestat(os.stat(self.folder), self._identity):
+            self._remove_all_but(set())
+            os.rmdir(self.folder)
+            os.rmdir(self.folder.parent)
 
     def _words(self, step: int, error: Exception) -> str:
         """One clause of what hindered a checkpoint."""
