@@ -98,11 +98,12 @@ class Checkpoints:
     def save(self, state: TrainState, scores: Mapping[str, float] | None = None) -> None:
         """Starts to write a checkpoint named after the iterations done; waits only for the one before.
 
-        The arrays have been copied when it returns, so that they may be donated.  `scores` are those of an evaluation of
-        this state.  What goes wrong is told by `failure`; nothing is written where the state is saved already.
+        All processes call it.  The arrays have been copied when it returns, so that they may be donated.  `scores` are those
+        of an evaluation of this state.  What goes wrong is told by `failure`; a state that is saved already is not again.
         """
         step, scores = int(state.step), dict(scores or {})
         self.wait()
+        self._failure = next(filter(None, processes.gather(self._failure)), None)  # else some would wait in orbax for others
         if step == self._saved or self._failure:
             return
         if self.improves(scores):
