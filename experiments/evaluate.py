@@ -12,7 +12,7 @@ import re
 import tyro
 
 from experiments.command_line import command_line, preset
-from unigrpo_jax.config import EvaluationConfig
+from unigrpo_jax.config import EvaluationConfig, MeshConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,6 +29,9 @@ class Arguments:
     """Take these rewards instead."""
     out: pathlib.Path | None = None
     """JSON file for the table; default RUN/evaluations/SETTINGS.json."""
+    devices: int = 0
+    """Devices that are used; 0 is all."""
+    mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
     evaluation: EvaluationConfig = dataclasses.field(default_factory=EvaluationConfig)
 
 
@@ -38,6 +41,7 @@ def main(arguments: Arguments) -> None:
     from unigrpo_jax.config import RunConfig
     from unigrpo_jax.config_checks import check
     from unigrpo_jax.config_json import to_dict
+    from unigrpo_jax.parallel import mesh as meshes
     from unigrpo_jax.rewards.judging import Judging
     from unigrpo_jax.rewards.load import load_rewards
     from unigrpo_jax.training.console import Console
@@ -48,7 +52,7 @@ def main(arguments: Arguments) -> None:
 
     bare, _ = preset([arguments.preset] if arguments.preset else [], "shapes")
     check(RunConfig(evaluation=arguments.evaluation))
-    restored = restore(arguments.checkpoint, bare)
+    restored = restore(arguments.checkpoint, bare, arguments.devices, arguments.mesh)
     restored.loaded.check_image_size(restored.config.rollout)
     source = bare if arguments.preset else restored.config
     prompts, weights, held_out = source.prompts, source.prompt_weights, source.evaluation.source
@@ -59,8 +63,8 @@ def main(arguments: Arguments) -> None:
     judging = Judging(load_rewards(source), source.judging)
     held_out = e.source or held_out
     world = load_world(prompts, weights, held_out)
-    evaluator = Evaluator(e, restored.config.rollout, restored.loaded, world, judging)
-    table, _ = evaluator(restored.read(), restored.loaded.autoencoder_params())
+    evaluator = Evaluator(e, restored.config.rollout, restored.loaded, world, judging, restored.layout)
+    table, _ = evaluator(restored.read(), restored.loaded.autoencoder_params(meshes.replicated(restored.layout.mesh)))
     categories = list(dict.fromkeys(c for row in table.values() for c in row))
     rows = [[name, *(f"{row[c]:.3f}" if c in row else "-" for c in categories)] for name, row in table.items()]
     with Console() as console:

@@ -15,7 +15,7 @@ import re
 import tyro
 
 from experiments.command_line import command_line, preset
-from unigrpo_jax.config import EvaluationConfig, ModelConfig, RolloutConfig
+from unigrpo_jax.config import EvaluationConfig, MeshConfig, ModelConfig, RolloutConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,6 +50,9 @@ class Arguments:
     """Seed of tokens and noise."""
     enlarge: int | None = None
     """Each pixel becomes this many on a side; default 1, or 8 where latents are pixels."""
+    devices: int = 1
+    """Devices that are used; 0 is all."""
+    mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
     model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
     """The model, where no checkpoint is named."""
 
@@ -99,6 +102,7 @@ def main(arguments: Arguments) -> None:
     from unigrpo_jax.config_checks import check
     from unigrpo_jax.models.bagel import pictures
     from unigrpo_jax.models.bagel.text import UNDERSTANDING_SYSTEM_PROMPT
+    from unigrpo_jax.parallel import mesh as meshes
     from unigrpo_jax.rollout.answer import answer
     from unigrpo_jax.training.evaluation import evaluation_rollout
     from unigrpo_jax.training.restore import restore
@@ -111,7 +115,8 @@ def main(arguments: Arguments) -> None:
     require(enlarge is None or enlarge >= 1, f"enlarge = {enlarge}, but it must be at least 1.")
     require(not arguments.answer or arguments.image is not None, "--answer is about a picture; give one with --image.")
     bare = dataclasses.replace(preset([], "shapes")[0], model=arguments.model)
-    restored = restore(words[0] if len(words) == 2 else arguments.model.path or "base", bare)
+    source = words[0] if len(words) == 2 else arguments.model.path or "base"
+    restored = restore(source, bare, arguments.devices, arguments.mesh)
     loaded, config, prompt = restored.loaded, restored.loaded.network.config, words[-1]
     picture = None
     if arguments.image is not None:
@@ -130,10 +135,10 @@ def main(arguments: Arguments) -> None:
     name = re.sub(r"[^a-z0-9]+", "-", prompt.lower()).strip("-")[:60] or "image"
     out = arguments.out or pathlib.Path(f"{name}.png")
     require(not out.is_dir(), f"out = {out} is a folder; name a PNG file.")
-    params = restored.read()
+    params, autoencoder_params = restored.read(), loaded.autoencoder_params(meshes.replicated(restored.layout.mesh))
     out.parent.mkdir(parents=True, exist_ok=True)
     program = jax.jit(evaluation_rollout(evaluation, rollout, loaded).__call__)
-    episodes = program(params, loaded.autoencoder_params(), block, arguments.seed, 0, 0, picture)
+    episodes = program(params, autoencoder_params, block, arguments.seed, 0, 0, picture)
     if arguments.thinking:
         print(loaded.codec.thoughts(episodes.thinking, 1)[0])
     image = Image.fromarray(np.asarray(episodes.drawing.image)[0])

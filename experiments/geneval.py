@@ -13,7 +13,7 @@ import pathlib
 import tyro
 
 from experiments.command_line import command_line, preset
-from unigrpo_jax.config import EvaluationConfig
+from unigrpo_jax.config import EvaluationConfig, MeshConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,6 +30,9 @@ class Write:
     """Sample a model folder as this preset says; a run knows its own settings."""
     grid: bool = False
     """Also write each prompt's images beside each other, as grid.png."""
+    devices: int = 0
+    """Devices that are used; 0 is all."""
+    mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
     evaluation: EvaluationConfig = dataclasses.field(
         default_factory=lambda: EvaluationConfig(prompts=553, images_per_prompt=4)
     )
@@ -61,8 +64,9 @@ def write(arguments: Write) -> None:
 
     from unigrpo_jax.config import RunConfig, require
     from unigrpo_jax.config_checks import check
+    from unigrpo_jax.parallel import mesh as meshes
     from unigrpo_jax.training.console import Console
-    from unigrpo_jax.training.evaluation import evaluation_rollout
+    from unigrpo_jax.training.evaluation import evaluation_rollout, on_mesh
     from unigrpo_jax.training.restore import restore
     from unigrpo_jax.worlds import geneval, lines
 
@@ -74,15 +78,16 @@ def write(arguments: Write) -> None:
     prompts = [prompt for _, prompt in found]
     require(bool(prompts), f"{arguments.metadata} holds no prompts; give GenEval's evaluation_metadata.jsonl.")
     bare, _ = preset([arguments.preset] if arguments.preset else [], "shapes")
-    restored = restore(arguments.checkpoint, bare)
+    restored = restore(arguments.checkpoint, bare, arguments.devices, arguments.mesh)
     loaded, rollout = restored.loaded, restored.config.rollout
     loaded.check_image_size(rollout)
 
     # The bucket changes no image, so it is made to fit.
     bucket = max(len(loaded.codec.ids(p.text)) for p in prompts)
     blocks = loaded.codec.prompts([p.text for p in prompts], max(bucket, rollout.prompt_tokens))
-    params, autoencoder_params = restored.read(), loaded.autoencoder_params()
-    program = jax.jit(evaluation_rollout(e, rollout, loaded).__call__)
+    program, place = on_mesh(evaluation_rollout(e, rollout, loaded), restored.layout, e.batch)
+    program = jax.jit(program.__call__, out_shardings=place)
+    params, autoencoder_params = restored.read(), loaded.autoencoder_params(meshes.replicated(restored.layout.mesh))
     per_call = e.batch // e.images_per_prompt
     with Console() as console:
         for start in range(0, len(prompts), per_call):

@@ -20,7 +20,8 @@ from unigrpo_jax.episode import Thinking
 from unigrpo_jax.learning.objective import Objective
 
 EXPECTED = {
-    "speed": ["matmul rate", "bandwidth", "decoding", "flow", "update", "prefill", "rollout", "update time", "compilations"],
+    "speed": ["matmul rate", "bandwidth", "decoding", "products in decoding", "flow", "update", "prefill", "rollout",
+              "update time", "compilations"],
     "savings": ["update without a shared context", "prefill without sharing", "rollout without sharing"],
     "loop": ["outside the programs", "compilations in iterations"],
     "costs": [f"{program}, {setting}" for setting in ("group_size 2", "thinking_tokens 2", "window_size 1")

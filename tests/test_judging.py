@@ -199,7 +199,7 @@ def test_a_group_with_an_episode_that_was_not_judged_teaches_nothing_and_is_coun
 
 
 def test_too_many_dropped_groups_stop_the_run():
-    with pytest.raises(RewardError, match="2 of 3 groups hold an episode that no reward judged.*max_dropped = 0.5"):
+    with pytest.raises(RewardError, match="score gave no finite number for 2 of 3 groups, more than.*max_dropped = 0.5"):
         judged([[1, np.nan], [np.nan, 2], [1, 2]])
     judged([[1, np.nan], [np.nan, 2], [1, 2]], max_dropped=0.7)
     with pytest.raises(RewardError, match="2 of 2 groups"):
@@ -230,6 +230,16 @@ def test_a_threshold_makes_a_reward_binary_and_its_curve_stays():
     advantages, metrics = judged(TWO, LearningConfig(reward_thresholds={"big": 20.0}, reward_weights={"small": 0.0}))
     np.testing.assert_allclose(advantages, by_hand([[0, 1, 1], [0, 1, 0]]), rtol=1e-5)
     assert metrics["reward/mean"] == pytest.approx(0.5) and metrics["reward/big/mean"] == pytest.approx(30)
+
+
+def test_a_component_of_weight_zero_is_only_looked_at():
+    """Where it was not judged nothing is dropped, and its curve is that of the others."""
+    named = {"used": [[1.0, 3], [4, 2]], "seen": [[np.nan, 1.0], [np.nan, 2.0]]}
+    advantages, metrics = judged(named, LearningConfig(reward_weights={"seen": 0.0}))
+    np.testing.assert_allclose(advantages, by_hand(named["used"]), rtol=1e-5)
+    assert metrics["reward/dropped_share"] == 0 and metrics["reward/seen/mean"] == 1.5
+    with pytest.raises(ConfigError, match="0 for every component"):
+        judged(named, LearningConfig(reward_weights={"seen": 0.0, "used": 0.0}))
 
 
 def test_an_unknown_threshold_is_refused():

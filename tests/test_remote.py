@@ -110,7 +110,7 @@ def test_an_exam_without_questions_is_refused_before_anything_runs(tmp_path):
     lines = [{"prompt": "a circle", "marks": ["Is it round?"]}, {"prompt": "a\x1b[31m cross", "marks": []}]
     path = tmp_path / "prompts.jsonl"
     path.write_text("\n".join(map(json.dumps, lines)))
-    made = dataclasses.replace(config("https://h/v1", form="exam", questions_key="marks"), prompts=str(path))
+    made = dataclasses.replace(config("https://h/v1", form="exam", questions_key="marks"), prompts=(str(path),))
     with pytest.raises(ConfigError, match=r"'a\\x1b\[31m cross' has no list of questions under 'marks'; add it"):
         load_reward("judge", made)
     path.write_text(json.dumps(lines[0]))
@@ -158,7 +158,7 @@ def test_a_run_is_judged_by_the_server_and_keeps_the_key_to_itself(tiny_model, t
 
     with serving(bright) as server:
         flags = ["--rewards", "judge", "--judge.url", server.url, "--judge.model", "eyes", "--iterations", "2",
-                 "--judging.backoff-seconds", "0", "--judge.concurrency", "4"]  # fmt: skip
+                 "--judging.retries", "2", "--judging.backoff-seconds", "0", "--judge.concurrency", "4"]  # fmt: skip
         environment = os.environ | {"PYTHONPATH": str(ROOT), "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".cache" / "jax"),
                                     "UNIGRPO_JUDGE_KEY": KEY}  # fmt: skip
         done = subprocess.run(

@@ -10,10 +10,12 @@ import sys
 import pytest
 from PIL import Image
 
+from tests.clip_oracle import make_folder
 from tests.command import REWARD, SMALL, command, run_small
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-EVALUATION = [a for i, a in enumerate(SMALL) if a.startswith("--evaluation") or SMALL[i - 1].startswith("--evaluation")]
+_PAIRS = zip(SMALL, [*SMALL[1:], ""], strict=True)
+EVALUATION = ["--devices", "1", *(word for pair in _PAIRS if pair[0].startswith("--evaluation") for word in pair)]
 METRICS = {
     "reward/mean", "reward/std", "reward/zero_variance_share", "reward/graded/mean", "reward/graded/std",
     "judge/exact", "judge/graded", "judge/plan_exact", "text/ratio_mean", "text/entropy", "text/length",
@@ -123,6 +125,19 @@ def test_a_picture_is_drawn_and_its_thinking_printed(finished, tmp_path):
         assert (image.format, image.size, image.mode) == ("PNG", (192, 192), "RGB")
 
 
+def test_a_checkpoint_is_evaluated_alike_on_one_device_and_on_a_mesh(finished, tmp_path):
+    tables = []
+    for number, devices in enumerate(([1], [8, "--mesh.fsdp", 4])):
+        out = tmp_path / f"{number}.json"
+        outcome = command("experiments.evaluate", finished[0], "--devices", *devices, "--evaluation.prompts", 8,
+                          "--evaluation.batch", 8, "--evaluation.flow-steps", 2, "--out", out)  # fmt: skip
+        assert outcome.code == 0, outcome
+        tables.append(json.loads(out.read_text())["table"])
+    assert tables[0] == tables[1]
+    outcome = command("experiments.evaluate", finished[0], "--devices", 8, "--mesh.tensor", 3)
+    assert outcome.code == 2 and outcome.err.count("\n") == 1 and "mesh.tensor = 3" in outcome.err, outcome
+
+
 def test_own_prompts_and_own_reward_from_the_current_folder(tiny_model, tmp_path):
     prompts = [{"prompt": "a red circle", "category": "red", "wanted": 0}, {"prompt": "a blue square", "wanted": 2}]
     (tmp_path / "mine.jsonl").write_text("\n".join(map(json.dumps, prompts)))
@@ -207,3 +222,16 @@ def test_a_run_on_the_best_and_the_worst_of_each_group(tiny_model, tmp_path, mon
     assert outcome.code == 0 and "1 piece(s) of 4" in outcome.out, outcome
     (line,) = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert line["text/ratio_mean"] == line["flow/ratio_mean"] == 1 and line["update/skipped"] == 0
+
+
+def test_a_run_with_a_rule_and_a_clip_reward(tiny_model, tmp_path):
+    """`--rewards shapes pickscore:FOLDER`, as a process; each has its curve, and their advantages are mixed."""
+    make_folder(tmp_path / "clip")
+    rewards = ["--rewards", "shapes", "pickscore:clip", "--learning.reward-weights", "pickscore", "0.5", "--iterations", 2]
+    process("experiments.run", "smoke", "--model.path", tiny_model, *SMALL, *rewards, cwd=tmp_path)
+    lines = [json.loads(line) for line in (tmp_path / "runs" / "smoke" / "metrics.jsonl").read_text().splitlines()]
+    for line in lines:
+        mixed = line["reward/graded/mean"] + 0.5 * line["reward/pickscore/mean"]
+        assert line["reward/mean"] == pytest.approx(mixed, rel=1e-5) and line["reward/pickscore/std"] > 0
+    summary = json.loads((tmp_path / "runs" / "smoke" / "summary.json").read_text())
+    assert {"graded", "pickscore", "exact"} <= summary["after"].keys()

@@ -2,8 +2,10 @@
 
 import dataclasses
 import itertools
+import math
+import re
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +14,7 @@ import numpy as np
 from experiments.benchmark import machine, variants
 from experiments.benchmark.timing import Compilations, Spread, alternate, ratios, spread
 from experiments.benchmark.workload import Workload
+from unigrpo_jax.models import tree
 from unigrpo_jax.models.bagel import flops
 from unigrpo_jax.rollout.thinking import thinking_block
 
@@ -67,12 +70,25 @@ def decode_bytes(workload: Workload, n: flops.Lengths, steps: int) -> float:
     return steps * (flops.decode_weight_bytes(model, weight) + config.episodes * cache)
 
 
+def token_products(workload: Workload) -> Callable[[], list]:
+    """The products with weights of one token step of all episodes, each weight an array of its own, and nothing else."""
+    flat, batch = tree.flatten(workload.params), workload.config.episodes
+    kernels = [x for path, x in flat.items() if re.fullmatch(r"layers/und/.*_proj/kernel", path)]
+    inputs = [2 if "/o_proj/" in path else 1 for path in flat if re.fullmatch(r"layers/und/.*_proj/kernel", path)]
+    matrices = [w.reshape(math.prod(w.shape[:n]), -1) for k, n in zip(kernels, inputs, strict=True) for w in k]
+    matrices.append(flat["lm_head/kernel"])
+    tokens = [jnp.ones((batch, w.shape[0]), w.dtype) for w in matrices]
+    product = jax.jit(lambda xs, ws: [x @ w for x, w in zip(xs, ws, strict=True)])
+    return lambda: product(tokens, matrices)
+
+
 def speed(workload: Workload, repeats: int) -> list[Row]:
     """Decoding, flow steps, prefill, rollout and update, and the machine's limits in the same rounds."""
     config, parts = workload.config, workload.parts()
     matmul, bandwidth = machine.matmul_limit(), machine.bandwidth_limit()
     functions = {"prefill": parts.prefill, "decoding": parts.think, "flow": parts.draw, "rollout": workload.sample,
                  "update": workload.updater()}  # fmt: skip
+    functions["products"] = token_products(workload)
     limits = {"matmul": matmul, "bandwidth": bandwidth}
     functions |= {name: limit.run for name, limit in limits.items() if limit.run is not None}
     alternate(functions, 0)  # compiles
@@ -99,6 +115,8 @@ def speed(workload: Workload, repeats: int) -> list[Row]:
         Row(name="bandwidth", value=spread([r / 1e9 for r in top["bandwidth"]]), unit="GB/s", measured=bandwidth.what),
         row("decoding", "tokens/s", tokens, "bandwidth", decode_bytes(workload, n, steps),
             f"{steps} token steps of {config.episodes} episodes; weights once a step, and the cache"),
+        Row(name="products in decoding", unit="of the time", measured="the same products with weights alone",
+            value=spread(ratios([steps * s for s in seconds["products"]], seconds["decoding"]))),
         row("flow", "velocities/s", config.rollout.flow_steps, "matmul", config.rollout.flow_steps * per_step,
             f"{config.rollout.flow_steps} flow steps of {config.episodes} episodes, {n.latents} latent tokens, "
             f"{slots:.1f} slots; {per_step / 1e9:.3g} GFLOP each"),

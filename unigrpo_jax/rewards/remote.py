@@ -48,13 +48,18 @@ DEADLINE = 0.9  # of judging.timeout_seconds: what is not judged by then is give
 
 
 def load(argument: str, config: RunConfig) -> RewardFunction:
-    """The reward `judge`; ConfigError where the key cannot be sent, or a prompt has no questions for an exam."""
+    """The reward `judge`; ConfigError where the key cannot be sent, or a prompt has no questions for an exam.
+
+    Of each source the prompts that are also checked for their length are looked at; another one without questions is found
+    when its episodes cannot be judged.
+    """
     require(not argument, f"rewards: judge:{argument}: judge takes no argument; see --judge.url and the settings beside it.")
     read_key(config.judge)
     if config.judge.form == "exam":
         from unigrpo_jax.worlds.world import load_world
 
-        for prompt in (prompt for group in load_world(config.prompts).train for prompt in group):
+        world = load_world(config.prompts, config.prompt_weights)
+        for prompt in (prompt for source in world.longest for prompt in source):
             require(
                 bool(exam_points(prompt.metadata, config.judge.questions_key)),
                 f"judge.form = 'exam', but the prompt {shown(prompt.text)} has no list of questions under "

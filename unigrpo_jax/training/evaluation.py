@@ -49,6 +49,15 @@ def evaluation_rollout(evaluation: EvaluationConfig, rollout: RolloutConfig, loa
     )
 
 
+def on_mesh(program: RolloutProgram, layout: Layout, batch: int) -> tuple[RolloutProgram, jax.sharding.NamedSharding]:
+    """The program with its episodes spread over the devices, or whole on each where `batch` does not divide; and where."""
+    if batch % meshes.batch_size(layout.mesh):
+        return program, meshes.replicated(layout.mesh)
+    placed = layout.context()
+    spread = dataclasses.replace(program, place=lambda context: jax.lax.with_sharding_constraint(context, placed))
+    return spread, meshes.spread(layout.mesh)
+
+
 @dataclasses.dataclass(frozen=True)
 class _Call:
     """What one call of the program gave: this process's episodes among all, and the first images of all."""
@@ -73,10 +82,10 @@ class Evaluator:
         loaded: LoadedModel,
         world: World,
         judging: Judging,
-        layout: Layout | None = None,
+        layout: Layout,
         samples: int = 0,
     ):
-        """`layout` is the mesh of the weights, None for one device; `samples` images are kept to be looked at."""
+        """`layout` is that of the weights; `samples` images are kept to be looked at."""
         self.prompts = world.evaluation(evaluation.prompts)
         self._per_call = evaluation.batch // evaluation.images_per_prompt
         self._count = min(samples, evaluation.batch, len(self.prompts) * evaluation.images_per_prompt)
@@ -85,20 +94,13 @@ class Evaluator:
         self._codec = loaded.codec
         texts, place = [p.text for p in self.prompts], lambda row: self.prompts[row].place
         self._blocks = loaded.codec.prompts(texts, rollout.prompt_tokens, place)
-        program, places = evaluation_rollout(evaluation, rollout, loaded), {}
-        if layout is not None:
-            whole = meshes.replicated(layout.mesh)
-            even = evaluation.batch % meshes.batch_size(layout.mesh) == 0
-            places["out_shardings"] = (meshes.spread(layout.mesh) if even else whole, whole)
-            if even:
-                placed = layout.context()
-                program = dataclasses.replace(program, place=lambda c: jax.lax.with_sharding_constraint(c, placed))
+        program, place = on_mesh(evaluation_rollout(evaluation, rollout, loaded), layout, evaluation.batch)
 
         def run(*given):
             episodes = program(*given)
             return episodes, episodes.drawing.image[: self._count]
 
-        self._run = jax.jit(run, **places)
+        self._run = jax.jit(run, out_shardings=(place, meshes.replicated(layout.mesh)))
 
     def __call__(self, params, autoencoder_params) -> tuple[dict[str, Any], list[Sample]]:
         """The table and the samples of the first prompts.
@@ -142,7 +144,10 @@ class Evaluator:
         columns = processes.share_rows(np.concatenate([c.rows for c in calls]), columns, total)
         asked = [p for p in self.prompts for _ in range(self._config.images_per_prompt)][:total]
         thinking, verdicts, correct = (columns.pop(name) for name in ("thinking", "verdict", "correct"))
-        scores = {name.removeprefix("score/"): np.asarray(values, np.float64) for name, values in columns.items()}
+        columns = {name: np.asarray(values, np.float64) for name, values in columns.items()}
+        judged = np.all([np.isfinite(x) for name, x in columns.items() if name.startswith("reward/")], axis=0)
+        self._judging.hold_to_share(judged, "held-out images")
+        scores = {name.split("/", 1)[1]: values for name, values in columns.items()}
         table = by_category(scores, [str(p.metadata.get("category", "")) for p in asked])
         rows = zip(asked, thinking, calls[0].shown, verdicts, correct, strict=False)
         return table, [Sample(prompt=p.text, thinking=t, image=i, verdict=v, correct=c) for p, t, i, v, c in rows]
@@ -151,15 +156,16 @@ class Evaluator:
         """Scores, verdicts and words, by episode."""
         if not batch.prompts:
             return {}
-        scores = self._judging(batch)
+        scores, found = self._judging(batch), {}
         if self._world.judge is None:
             correct = [None] * len(batch.prompts)
             verdicts = [", ".join(f"{n} {v[i]:.3f}" for n, v in scores.items()) for i in range(len(batch.prompts))]
         else:
             judged = self._world.judge(batch)
-            scores = scores | dict(judged.scores)
+            found = {name: x for name, x in judged.scores.items() if name not in scores}
             correct, verdicts = [bool(c) for c in judged.correct], list(judged.verdicts)
-        columns = {f"score/{name}": np.asarray(values).tolist() for name, values in scores.items()}
+        columns = {f"reward/{name}": np.asarray(values).tolist() for name, values in scores.items()}
+        columns |= {f"score/{name}": np.asarray(values).tolist() for name, values in found.items()}
         return columns | {"thinking": list(batch.thinking), "verdict": verdicts, "correct": correct}
 
 

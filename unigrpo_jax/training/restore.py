@@ -7,14 +7,17 @@ from collections.abc import Callable
 import jax
 from etils import epath
 
-from unigrpo_jax.config import ConfigError, RunConfig
+from unigrpo_jax.config import ConfigError, MeshConfig, RunConfig
 from unigrpo_jax.config_checks import check
 from unigrpo_jax.config_json import load_run_config
 from unigrpo_jax.learning.update import new_state
 from unigrpo_jax.models.folder import HUB_PATTERN, TINY, LoadedModel, load_model
 from unigrpo_jax.models.tree import flatten
+from unigrpo_jax.parallel import kernels
+from unigrpo_jax.parallel import mesh as meshes
+from unigrpo_jax.parallel.rules import Layout
 from unigrpo_jax.training import storage
-from unigrpo_jax.training.checkpoint import Checkpoints, abstract
+from unigrpo_jax.training.checkpoint import Checkpoints
 from unigrpo_jax.training.run_folder import check_same_weights
 
 EXPECTED = "expected `base`, a model folder, a run folder such as runs/shapes, or RUN/checkpoints/N"
@@ -27,7 +30,8 @@ class Restored:
     Attributes:
       config: of the run it comes from; defaults where it is a bare model folder.
       loaded: its folder, tokenizer and network.
-      read: reads the weights; to be called when all else is checked.  ConfigError where they do not fit.
+      layout: the devices, and where every array lies on them.
+      read: reads the weights onto them; to be called when all else is checked.  ConfigError where they do not fit.
       name: for titles and file names.
       folder: where results about it belong.
       is_bare: it is a model folder, and `config` was assumed.
@@ -35,24 +39,27 @@ class Restored:
 
     config: RunConfig
     loaded: LoadedModel
+    layout: Layout
     read: Callable[[], dict]
     name: str
     folder: epath.Path
     is_bare: bool
 
 
-def restore(path: str, bare: RunConfig) -> Restored:
+def restore(path: str, bare: RunConfig, devices: int = 1, mesh: MeshConfig = MeshConfig()) -> Restored:  # noqa: B008 (frozen)
     """Finds weights, and checks all that can be checked without reading them.
 
     Args:
       path: "base" (the shapes base in the package), a model folder or anything else that `model.path` takes, a run folder
         (its newest checkpoint), or RUN/checkpoints/N.
       bare: the config to assume for a model folder, which has no run.
+      devices: number of devices to use; 0 is all.
+      mesh: how they are arranged.
 
     Raises:
       ConfigError: nothing of that kind is there, or it does not fit together.
     """
-    folder = storage.path(path)
+    folder, layout = storage.path(path), Layout(meshes.make_mesh(devices, mesh))
     is_run = (folder / "checkpoints").is_dir() or folder.parent.name == "checkpoints"
     if path in ("base", TINY) or (folder.is_dir() and not is_run) or (not folder.exists() and HUB_PATTERN.fullmatch(path)):
         model = dataclasses.replace(bare.model, path=None if path == "base" else path)
@@ -65,7 +72,8 @@ def restore(path: str, bare: RunConfig) -> Restored:
         loaded.check_weights()
         name = "base" if path == "base" else folder.resolve().name
         config, results = dataclasses.replace(bare, model=model), epath.Path("runs") / name
-        return Restored(config, loaded, loaded.params, name, results, True)
+        read = lambda: loaded.params(layout.parameter)
+        return Restored(config, _placed(loaded, layout), layout, read, name, results, True)
     numbered = folder.parent.name == "checkpoints" and folder.name.isdigit()
     run_dir = folder.parent.parent if numbered else folder
     if not (run_dir / "config.json").is_file() or not (run_dir / "checkpoints").is_dir():
@@ -85,8 +93,16 @@ def restore(path: str, bare: RunConfig) -> Restored:
 
     def read() -> dict:
         like = jax.eval_shape(lambda params: new_state(params, config.learning), loaded.abstract_params())
-        device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-        state = checkpoints.load(step, abstract(like, device))
-        return state.averaged(flatten(loaded.params(wanted=lambda path: path not in like.trained)))
+        at = lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place)
+        state = checkpoints.load(step, jax.tree.map(at, like, layout.like_parameters(like)))
+        return state.averaged(flatten(loaded.params(layout.parameter, lambda path: path not in like.trained)))
 
-    return Restored(config, loaded, read, f"{run_dir.resolve().name}-{step}", run_dir, False)
+    return Restored(config, _placed(loaded, layout), layout, read, f"{run_dir.resolve().name}-{step}", run_dir, False)
+
+
+def _placed(loaded: LoadedModel, layout: Layout) -> LoadedModel:
+    """The model with a network that runs on the layout's devices; ConfigError where a parameter does not divide."""
+    for path, x in flatten(loaded.abstract_params()).items():
+        layout.parameter(path, x.shape)
+    attend = kernels.attend(loaded.config, layout.mesh)
+    return dataclasses.replace(loaded, network=dataclasses.replace(loaded.network, hold=layout.activations, attend=attend))

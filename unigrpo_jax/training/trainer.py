@@ -211,28 +211,27 @@ class Trainer:
                 )
         weights = {name: learning.reward_weights.get(name, 1.0) for name in components}
         grouped = {name: x.reshape(-1, learning.group_size) for name, x in components.items()}
-        judged = np.all([np.isfinite(x).all(axis=1) for x in grouped.values()], axis=0)  # [P]
-        dropped = 1 - judged.mean()
-        if dropped > config.judging.max_dropped or not judged.any():
-            raise RewardError(
-                f"{(~judged).sum()} of {len(judged)} groups hold an episode that no reward judged, more than "
-                f"judging.max_dropped = {config.judging.max_dropped:g} allows"
-            )
-        grouped = {name: x[judged] for name, x in grouped.items()}
-        counted = {name: x >= learning.reward_thresholds[name] if name in learning.reward_thresholds else x
-                   for name, x in grouped.items()}  # fmt: skip
-        weighted = sum(weights[name] * np.asarray(x, np.float32) for name, x in counted.items())
+        weighted = {name: x for name, x in grouped.items() if weights[name]}
+        if not weighted:
+            raise ConfigError("learning.reward_weights is 0 for every component, so nothing learns; set one above 0.")
+        judged = np.all([np.isfinite(x).all(axis=1) for x in weighted.values()], axis=0)  # [P]
+        self.parts.judging.hold_to_share(judged, "groups")
+        bounds = learning.reward_thresholds
+        counted = {n: np.float32(x[judged] >= bounds[n]) if n in bounds else x[judged] for n, x in weighted.items()}
+        total = sum(weights[name] * x for name, x in counted.items())
         advantages = np.zeros((len(judged), learning.group_size), np.float32)
         if learning.combine == "rewards":
-            advantages[judged] = group_advantages(weighted, learning.advantage)
+            advantages[judged] = group_advantages(total, learning.advantage)
         else:
-            advantages[judged] = combine(counted, weights, learning.advantage)
-        metrics = {"reward/mean": float(weighted.mean()), "reward/std": float(weighted.std())}
-        metrics["reward/dropped_share"] = float(dropped)
+            advantages[judged] = combine(counted, {name: weights[name] for name in counted}, learning.advantage)
+        metrics = {"reward/mean": float(total.mean()), "reward/std": float(total.std())}
+        metrics["reward/dropped_share"] = float(1 - judged.mean())
         for name, x in grouped.items():
-            metrics[f"reward/{name}/mean"] = float(x.mean())
-            metrics[f"reward/{name}/std"] = float(x.std())
-        metrics["reward/zero_variance_share"] = float(zero_variance_share(weighted))
+            known = x[np.isfinite(x)]
+            if known.size:
+                metrics[f"reward/{name}/mean"] = float(known.mean())
+                metrics[f"reward/{name}/std"] = float(known.std())
+        metrics["reward/zero_variance_share"] = float(zero_variance_share(total))
         for name, x in values.items():
             if name.startswith(("judge/", "image/")) and np.isfinite(x).any():
                 metrics[name] = float(np.nanmean(x))
