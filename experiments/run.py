@@ -23,7 +23,9 @@ class Arguments:
     run_dir: str | None = None
     """Run folder, also in a bucket (gs://...); default runs/NAME."""
     resume: bool = False
-    """Continue the run in the run folder from its newest checkpoint; start it where there is none."""
+    """Continue the run in the run folder from its newest whole checkpoint; start it where there is none."""
+    allow_changed: tuple[str, ...] = ()
+    """Settings that --resume accepts though they differ from the run's and change what is learned, such as seed."""
 
 
 def main() -> None:
@@ -39,13 +41,16 @@ def main() -> None:
         )
         configure_jax()
         from unigrpo_jax.parallel.roll_call import PeersMissing
-        from unigrpo_jax.training.loop import Preempted, RunStopped, run
+        from unigrpo_jax.training.loop import Preempted, RunStopped, StorageFailed, run
         from unigrpo_jax.training.watchdog import RESTART
 
         try:
-            run(arguments.config, arguments.run_dir or f"runs/{arguments.config.name}", arguments.resume)
+            run_dir = arguments.run_dir or f"runs/{arguments.config.name}"
+            run(arguments.config, run_dir, arguments.resume, arguments.allow_changed)
         except PeersMissing as error:
             leave(RESTART, f"experiments.run: {error}.")
+        except StorageFailed as error:
+            leave(1, f"experiments.run: {error}")
         except RunStopped as error:
             say("experiments.run", error)
             sys.exit(RESTART if isinstance(error, Preempted) else 1)

@@ -84,6 +84,8 @@ RULES = [
     (dict(devices=-1), ["devices = -1", "0 (all of them)"]),
     (dict(name="a/b"), ["name = 'a/b'", "--run-dir"]),
     (dict(checkpoint=dict(every=0)), ["checkpoint.every = 0", "at least 1"]),
+    (dict(checkpoint=dict(keep_every=-1)), ["checkpoint.keep_every = -1", "0 or more"]),
+    (dict(checkpoint=dict(best_metric="eval/exact")), ["checkpoint.best_metric = 'eval/exact'", "evaluation.every = 0"]),
 ]  # fmt: skip
 
 

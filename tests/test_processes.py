@@ -208,6 +208,18 @@ def test_a_reward_that_fails_in_one_process_stops_both_in_one_sentence(tiny_mode
     assert steps(run_dir) == [1]
 
 
+def test_a_disk_that_is_full_for_one_process_ends_both_in_one_sentence(tiny_model, tmp_path):
+    """The first process, which writes metrics, may write no file of more than 1 kB from iteration 3 on."""
+    (tmp_path / "filling.py").write_text(
+        "import jax, resource\ncalls = 0\n\ndef score(batch):\n    global calls\n    calls += 1\n"
+        "    if jax.process_index() == 0 and calls == 4:\n"
+        "        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\n"
+        "    return batch.images[..., 0].mean((1, 2)) / 255\n")  # fmt: skip
+    run_dir = tmp_path / "run"
+    for code, _, err in Pair(tmp_path, tiny_model, run_dir, "--rewards", "filling:score").wait():
+        assert code == 1 and f"{run_dir} cannot be written: File too large" in err and "Traceback" not in err, err
+
+
 def test_a_signal_to_one_process_saves_in_both_and_asks_for_a_restart(tiny_model, tmp_path):
     """SIGTERM, as a preemption sends it; the other process hears of it at the iteration's end."""
     run_dir = tmp_path / "run"

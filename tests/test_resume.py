@@ -3,22 +3,26 @@
 import importlib
 import json
 import pathlib
+import resource
 import shutil
 import signal
 import threading
+import time
 
 import jax
 import numpy as np
 import pytest
 
 from tests.command import REWARD, Outcome, run_small
+from unigrpo_jax.config import ConfigError, RunConfig
 from unigrpo_jax.config_json import load_run_config
 from unigrpo_jax.learning.update import new_state
 from unigrpo_jax.models.folder import load_model
 from unigrpo_jax.models.tree import flatten
-from unigrpo_jax.training import storage
+from unigrpo_jax.training import manifest, storage
 from unigrpo_jax.training.checkpoint import Checkpoints, abstract
 from unigrpo_jax.training.console import Console
+from unigrpo_jax.training.restore import restore
 from unigrpo_jax.training.trainer import Trainer
 
 
@@ -60,7 +64,7 @@ def copy(straight, tmp_path) -> pathlib.Path:
 def state_at(run_dir: pathlib.Path, step: int):
     config = load_run_config(run_dir / "config.json")
     like = jax.eval_shape(lambda p: new_state(p, config.learning), load_model(config.model).abstract_params())
-    checkpoints = Checkpoints(run_dir / "checkpoints", 10)
+    checkpoints = Checkpoints(run_dir / "checkpoints")
     return checkpoints.load(step, abstract(like, jax.sharding.SingleDeviceSharding(jax.devices()[0])))
 
 
@@ -243,3 +247,158 @@ def test_a_folder_that_holds_something_else_is_refused(tiny_model, reward, tmp_p
     (tmp_path / name).parent.mkdir(exist_ok=True)
     (tmp_path / name).write_text("")
     assert_one_sentence(run_small(tiny_model, tmp_path, "--resume"), 2, "holds no run", "--run-dir")
+
+
+def flip_a_bit(path: pathlib.Path):
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+def test_a_damaged_checkpoint_is_named_and_the_one_before_taken(tiny_model, straight, copy):
+    """Then the finished run is finished again, from iteration 4, and nobody uses what is damaged."""
+    largest = max((copy / "checkpoints" / "6").rglob("*"), key=lambda p: p.stat().st_size)
+    flip_a_bit(largest)
+    with pytest.raises(ConfigError, match="checkpoints/6 is damaged .*holds other bytes"):
+        restore(str(copy / "checkpoints" / "6"), RunConfig())
+    assert restore(str(copy), RunConfig()).name == "copy-4"
+    outcome = run_small(tiny_model, copy, "--resume")
+    assert outcome.code == 0, outcome.err
+    said = outcome.out.replace("\n", "")
+    assert f"Skipping the checkpoint {copy}/checkpoints/6: " in said and largest.name in said
+    assert "Resuming after iteration 4" in said
+    assert metrics(copy) == metrics(straight)
+    assert_same_state(copy, straight, 6)
+    assert Checkpoints(copy / "checkpoints").newest() == (6, [])
+
+
+def test_without_a_whole_checkpoint_the_run_is_left_as_it_is(tiny_model, copy):
+    for step in (2, 4, 6):
+        flip_a_bit(copy / "checkpoints" / str(step) / "manifest.json")
+    before = (copy / "metrics.jsonl").read_bytes()
+    assert_one_sentence(run_small(tiny_model, copy, "--resume"), 2, "none of the 3 checkpoints", "is whole", "--run-dir")
+    assert steps(copy) == [2, 4, 6] and (copy / "metrics.jsonl").read_bytes() == before
+
+
+def test_a_torn_line_is_left_out_and_written_anew(tiny_model, straight, copy):
+    shutil.rmtree(copy / "checkpoints" / "6")
+    path = copy / "metrics.jsonl"
+    path.write_bytes(path.read_bytes()[:-40])
+    outcome = run_small(tiny_model, copy, "--resume")
+    assert outcome.code == 0, outcome.err
+    assert metrics(copy) == metrics(straight)
+
+
+def test_what_a_kill_leaves_before_the_config_is_no_hindrance(tiny_model, at, tmp_path):
+    (tmp_path / "run" / "checkpoints").mkdir(parents=True)
+    (tmp_path / "run" / "provenance.json").write_text("{")
+    (tmp_path / "run" / ".config.json.77.tmp").write_text("{")
+    outcome = run_small(tiny_model, tmp_path / "run", "--resume", "--iterations", 1)
+    assert outcome.code == 0, outcome.err
+    assert not list((tmp_path / "run").glob(".*"))
+
+
+def test_settings_that_are_allowed_to_change_may(tiny_model, straight, copy):
+    changed = ["--learning.flow-clip", "1e-4", "--rollout.temperature", "0.9", "--iterations", "7"]
+    outcome = run_small(tiny_model, copy, "--resume", *changed, "--allow-changed", "learning.flow-clip")
+    assert_one_sentence(outcome, 2, "rollout.temperature = 0.9 (was 1.0)", "--allow-changed rollout.temperature")
+    assert "flow_clip" not in outcome.err
+    outcome = run_small(tiny_model, copy, "--resume", *changed, "--allow-changed", "learning.flow_clip", "rollout")
+    assert outcome.code == 0 and "Resuming after iteration 6" in outcome.out, outcome.err
+    assert load_run_config(copy / "config.json").learning.flow_clip == 1e-4
+    carried = [Checkpoints(copy / "checkpoints").facts(step)["config"]["learning"]["flow_clip"] for step in (6, 7)]
+    assert carried == [1.2e-5, 1e-4]
+
+
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        (["--resume", "--allow-changed", "learning.flow-clp"], ["learning.flow_clp", "did you mean learning.flow_clip?"]),
+        (["--resume", "--allow-changed", "model.path"], ["other weights"]),
+        (["--allow-changed", "seed"], ["--allow-changed is for --resume"]),
+    ],
+)
+def test_what_may_not_be_allowed_to_change(tiny_model, copy, tmp_path, arguments, words):
+    other = shutil.copytree(tiny_model, tmp_path / "other")
+    flip_a_bit(other / "ema.safetensors")
+    assert_one_sentence(run_small(other, copy, *arguments), 2, *words)
+
+
+def test_a_run_folder_that_goes_away_ends_the_run_and_is_not_made_again(tiny_model, straight, at, tmp_path):
+    run_dir, away = tmp_path / "run", tmp_path / "away"
+    def move(batch):
+        while not (run_dir / "checkpoints" / "2" / "manifest.json").exists():
+            time.sleep(0.01)
+        run_dir.rename(away)
+
+    at[4] = move  # while iteration 3 is judged
+    outcome = run_small(tiny_model, run_dir)
+    assert_one_sentence(outcome, 1, f"{run_dir} cannot be written", "No such file or directory", "--resume")
+    assert not run_dir.exists()
+    away.rename(run_dir)
+    at.clear()
+    outcome = run_small(tiny_model, run_dir, "--resume")
+    assert outcome.code == 0 and "Resuming after iteration 2" in outcome.out, outcome.err
+    assert metrics(run_dir) == metrics(straight)
+    assert_same_state(run_dir, straight, 6)
+
+
+def test_a_full_disk_ends_the_run_and_it_goes_on_when_there_is_room(tiny_model, straight, at, tmp_path):
+    """A limit on the size of files stands in for the disk: from iteration 5 on, no file may have more than 2 kB."""
+    run_dir, limits = tmp_path / "run", resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def fill(batch):
+        while not (run_dir / "checkpoints" / "4" / "manifest.json").exists():
+            time.sleep(0.01)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (2000, limits[1]))
+
+    at[6] = fill
+    try:
+        outcome = run_small(tiny_model, run_dir)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert_one_sentence(outcome, 1, f"{run_dir} cannot be written: File too large", f"{run_dir}/checkpoints/4", "--resume")
+    at.clear()
+    outcome = run_small(tiny_model, run_dir, "--resume")
+    assert outcome.code == 0 and "Resuming after iteration 4" in outcome.out, outcome.err
+    assert metrics(run_dir) == metrics(straight)
+    assert_same_state(run_dir, straight, 6)
+
+
+def test_a_signal_while_a_checkpoint_is_written_ends_with_that_and_another_whole_one(tiny_model, at, tmp_path, monkeypatch):
+    """SIGTERM comes in iteration 3, when the manifest of iteration 2 is held back until after the signal."""
+    told, write = threading.Event(), manifest.write
+    monkeypatch.setattr(manifest, "write", lambda *given: (told.wait(60), write(*given)))
+    unfinished = []
+
+    def terminate(batch):
+        unfinished.extend(Checkpoints(tmp_path / "run" / "checkpoints").steps())
+        signal.raise_signal(signal.SIGTERM)
+        told.set()
+
+    at[4] = terminate
+    outcome = run_small(tiny_model, tmp_path / "run")
+    assert_one_sentence(outcome, 75, "SIGTERM came; a checkpoint was written")
+    assert unfinished == []
+    for step in (2, 3):
+        Checkpoints(tmp_path / "run" / "checkpoints").facts(step)  # whole, or it raises
+
+
+def test_the_best_checkpoint_of_a_run_is_kept(tiny_model, at, tmp_path):
+    """Evaluated after iterations 1 to 5; call 2 n of the reward then is iteration n, call 2 n + 1 its evaluation."""
+    for iteration, value in {1: 0.2, 2: 0.1, 3: 0.9, 4: 0.3, 5: 0.5}.items():
+        at[2 * iteration + 1] = lambda batch, value=value: np.full(len(batch.prompts), value)
+    arguments = ["--evaluation.every", 1, "--checkpoint.every", 2, "--checkpoint.keep", 1]
+    outcome = run_small(tiny_model, tmp_path / "run", *arguments)
+    assert outcome.code == 0, outcome.err
+    assert steps(tmp_path / "run") == [3, 6]  # 3 is saved because it is the best, though 2 does not divide it
+    best = Checkpoints(tmp_path / "run" / "checkpoints").facts(6)["best"]
+    assert best["step"] == 3 and best["value"] == pytest.approx(0.9) and best["metric"].startswith("eval/"), best
+
+
+def test_a_best_metric_that_no_evaluation_reports_is_one_sentence(tiny_model, at, tmp_path):
+    outcome = run_small(tiny_model, tmp_path / "run", "--checkpoint.best-metric", "eval/nothing")
+    assert_one_sentence(outcome, 2, "checkpoint.best_metric = 'eval/nothing'", "evaluation.every")
+    arguments = ["--checkpoint.best-metric", "eval/nothing", "--evaluation.every", 2]
+    outcome = run_small(tiny_model, tmp_path / "run", *arguments)
+    assert_one_sentence(outcome, 2, "'eval/nothing'", "the evaluation reports eval/")

@@ -213,6 +213,12 @@ class CheckpointConfig:
     """Iterations between checkpoints; the last iteration always gets one."""
     keep: int = 2
     """Newest checkpoints kept."""
+    keep_best: int = 1
+    """Best checkpoints kept beside them, by evaluations during the run; each new best is saved. 0 keeps none."""
+    best_metric: str = ""
+    """What the best is the highest of, such as eval/exact; empty is the first score that the evaluation reports."""
+    keep_every: int = 0
+    """Checkpoints of iterations that this divides are kept, too; 0 keeps none."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

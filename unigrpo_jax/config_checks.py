@@ -34,6 +34,7 @@ _NOT_NEGATIVE = {
     "learning": ("flow_weight", "text_weight", "mse_weight", "latent_kl_weight", "text_kl_weight", "reasoning_lr",
                  "denoising_lr", "weight_decay", "ema_decay", "best", "worst"),
     "evaluation": ("temperature", "every", "seed"),
+    "checkpoint": ("keep_best", "keep_every"),
     "logging": ("samples_every",),
     "mesh": ("slice", "data", "fsdp", "tensor"),
     "processes": ("count", "hang_seconds"),
@@ -158,6 +159,11 @@ def check(config: RunConfig) -> None:
         e.batch % e.images_per_prompt == 0,
         f"evaluation.batch = {e.batch} is not a multiple of evaluation.images_per_prompt = {e.images_per_prompt}; use "
         f"{nearest_multiples(e.batch, e.images_per_prompt)}.",
+    )
+    require(
+        not config.checkpoint.best_metric or e.every > 0,
+        f"checkpoint.best_metric = {config.checkpoint.best_metric!r}, but evaluation.every = 0 evaluates nothing during the "
+        "run; set evaluation.every.",
     )
     require(
         learn.text_weight > 0 or learn.flow_weight > 0,

@@ -1,52 +1,143 @@
-"""Checkpoints of a run: orbax writes them in one step, keeps the newest, and restores them onto any mesh."""
+"""Checkpoints of a run: orbax writes them while training goes on, and restores them onto any mesh.
 
+`checkpoints/N` holds the state after N iterations, in orbax's files, and a manifest (see `manifest`), which is written when
+these are complete and says that the checkpoint is whole.  Older ones go only then, so that a kill at any moment leaves one.
+"""
+
+import contextlib
+import errno
 import logging
+import os
+import re
+from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
 
 import jax
 from etils import epath
 from orbax.checkpoint import v1 as ocp
 
-from unigrpo_jax.config import ConfigError
+from unigrpo_jax.config import CheckpointConfig, ConfigError
 from unigrpo_jax.learning.update import TrainState
-from unigrpo_jax.training import storage
+from unigrpo_jax.parallel import processes
+from unigrpo_jax.training import manifest, storage
 
 
 class Checkpoints:
-    """The checkpoints under a run folder."""
+    """The checkpoints under a run folder.
 
-    def __init__(self, folder: storage.Place, keep: int):
-        logging.getLogger("absl").setLevel(logging.ERROR)  # orbax reports every file it touches
+    Args:
+      folder: where they are.
+      config: which are kept; None only reads.
+      facts: JSON that each is to carry: seed, config, versions, model_sha256.
+
+    Attributes:
+      best: {"metric", "value", "step"} of the best evaluation so far, or None.
+    """
+
+    def __init__(
+        self, folder: storage.Place, config: CheckpointConfig | None = None, facts: Mapping[str, Any] | None = None
+    ):
+        logging.getLogger("absl").setLevel(logging.CRITICAL)  # orbax reports every file, and errors that it raises, too
         folder = epath.Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        newest = ocp.training.preservation_policies.LatestN(keep)
-        always = ocp.training.save_decision_policies.FixedIntervalPolicy(1)
-        place = folder if storage.is_bucket(folder) else folder.resolve()
-        self._checkpointer = ocp.training.Checkpointer(place, preservation_policy=newest, save_decision_policy=always)
-        self.folder = folder
-
-    def latest(self) -> int | None:
-        """Iterations done at the newest checkpoint, or None."""
-        newest = self._checkpointer.latest
-        return None if newest is None else newest.step
+        self.folder = folder if storage.is_bucket(folder) else folder.resolve()
+        self.best: dict[str, Any] | None = None
+        self._config, self._facts = config, dict(facts or {})
+        self._damaged: set[int] = set()
+        self._saved: int | None = None
+        self._failure: str | None = None
+        self._writing: Future | None = None
+        self._executor: ThreadPoolExecutor | None = None
+        self._identity: os.stat_result | None = None
 
     def steps(self) -> list[int]:
-        """Iterations done at each checkpoint that is kept."""
-        return sorted(checkpoint.step for checkpoint in self._checkpointer.checkpoints)
+        """Iterations done at each checkpoint that was finished."""
+        return [step for step in self._numbered() if (self.folder / str(step) / manifest.FILE_NAME).exists()]
 
-    def save(self, state: TrainState) -> None:
-        """Writes a checkpoint named after the iterations done; nothing where it exists already."""
-        step = int(state.step)
-        if step != self.latest():
-            self._checkpointer.save_pytree(step, state)
+    def facts(self, step: int) -> dict[str, Any]:
+        """What a checkpoint says of itself; ConfigError, also where its files are not those that were written.
+
+        Several processes call it together; each reads a share of the files.
+        """
+        words = None if step == self._saved else self._damage(step)
+        if words:
+            raise ConfigError(f"the checkpoint {self.folder / str(step)} is damaged ({words}); use another one.")
+        return manifest.read(self.folder / str(step))
+
+    def newest(self) -> tuple[int | None, list[str]]:
+        """Iterations done at the newest whole checkpoint, or None, and what is wrong with each newer one, in sentences.
+
+        Raises:
+          ConfigError: there are checkpoints, but none of them is whole.
+        """
+        troubles = []
+        for step in reversed(self._numbered()):
+            words = self._damage(step)
+            if words is None:
+                self._saved, self.best = step, self._comparable(manifest.read(self.folder / str(step))).get("best")
+                return step, troubles
+            self._damaged.add(step)
+            troubles.append(f"Skipping the checkpoint {self.folder / str(step)}: {words}.")
+        first_unfinished = len(troubles) == 1 and not self.steps()
+        if troubles and not first_unfinished:
+            raise ConfigError(f"none of the {len(troubles)} checkpoints in {self.folder} is whole (the oldest: {words}); "
+                              "put a whole one there, or use another --run-dir.")  # fmt: skip
+        return None, troubles
+
+    def prepare(self) -> None:
+        """Makes the folder and removes what a kill left in it; one process calls it, before any saves."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._remove_unfinished()
+        self._identity = None if storage.is_bucket(self.folder) else os.stat(self.folder)
+
+    def improves(self, scores: Mapping[str, float]) -> bool:
+        """Whether an evaluation is the best so far; `save` notes it."""
+        value = scores.get(self._metric(scores))
+        return value is not None and (self.best is None or value > self.best["value"])
+
+    def save(self, state: TrainState, scores: Mapping[str, float] | None = None) -> None:
+        """Starts to write a checkpoint named after the iterations done; waits only for the one before.
+
+        All processes call it.  The arrays have been copied when it returns, so that they may be donated.  `scores` are those
+        of an evaluation of this state.  What goes wrong is told by `failure`; a state that is saved already is not again.
+        """
+        step, scores = int(state.step), dict(scores or {})
+        self.wait()
+        self._failure = next(filter(None, processes.gather(self._failure)), None)  # else some would wait in orbax for others
+        if step == self._saved or self._failure:
+            return
+        if self.improves(scores):
+            metric = self._metric(scores)
+            self.best = {"metric": metric, "value": scores[metric], "step": step}
+        facts = {"step": step, **self._facts, "evaluation": scores, "best": self.best}
+        try:
+            self._check_folder()
+            response = ocp.save_async(self.folder / str(step), state, overwrite=True)
+        except Exception as error:  # orbax passes on what the store's client raises
+            self._failure = self._words(step, error)
+            return
+        self._saved = step
+        self._executor = self._executor or ThreadPoolExecutor(1)
+        self._writing = self._executor.submit(self._finish, step, response, facts)
+
+    def failure(self) -> str | None:
+        """Why a checkpoint could not be written, as soon as it is known."""
+        return self._failure
+
+    def wait(self) -> None:
+        """Until what is being written is whole, or has failed."""
+        if self._writing is not None:
+            self._writing.result()
+            self._writing = None
 
     def load(self, step: int, like: TrainState) -> TrainState:
         """Reads a checkpoint into the shapes, dtypes and shardings of `like`; ConfigError where it does not fit."""
         place = self.folder / str(step)
         try:
-            stored, wanted = _shapes(self._checkpointer.metadata(step).metadata), _shapes(like)
+            stored, wanted = _shapes(ocp.metadata(place).metadata), _shapes(like)
             other = [name for name in sorted(stored | wanted) if stored.get(name) != wanted.get(name)]
             if not other:
-                return self._checkpointer.load_pytree(step, like)
+                return ocp.load(place, like)
         except (ValueError, KeyError, OSError) as error:
             first = next(iter(str(error).strip().splitlines()), type(error).__name__)[:200]
             raise ConfigError(f"the checkpoint {place} cannot be read ({first}); use an earlier one.") from None
@@ -58,7 +149,102 @@ class Checkpoints:
 
     def close(self) -> None:
         """Waits for what is being written."""
-        self._checkpointer.close()
+        self.wait()
+        if self._executor is not None:
+            self._executor.shutdown()
+            self._executor = None
+
+    def _finish(self, step: int, response: ocp.AsyncResponse, facts: dict[str, Any]) -> None:
+        """Waits for orbax's files, describes them, and removes what need not be kept."""
+        try:
+            response.result()
+            if processes.is_first():
+                self._check_folder()
+                manifest.write(self.folder / str(step), facts)
+                self._damaged.discard(step)
+                self._remove_all_but(kept(self._scores(), self._config))
+        except Exception as error:  # as in `save`
+            self._failure = self._words(step, error)
+            if processes.is_first():
+                with contextlib.suppress(OSError):
+                    self._remove_unfinished()  # on a full disk they would be in the way
+                    self._remove_debris()
+
+    def _numbered(self) -> list[int]:
+        if not self.folder.is_dir():
+            return []
+        return sorted(int(path.name) for path in self.folder.iterdir() if path.name.isdigit() and path.is_dir())
+
+    def _damage(self, step: int) -> str | None:
+        """What is wrong with a checkpoint, in the words of the first process that found something."""
+        folder, words = self.folder / str(step), None
+        try:
+            manifest.check(folder, manifest.read(folder)["files"], (jax.process_index(), jax.process_count()))
+        except manifest.Damaged as error:
+            words = str(error)
+        except OSError as error:
+            words = error.strerror or type(error).__name__
+        return next(filter(None, processes.gather(words)), None)
+
+    def _comparable(self, record: dict[str, Any]) -> dict[str, Any]:
+        """A record, where its evaluations are the same as ours; else nothing."""
+        settings = lambda facts: facts.get("config", {}).get("evaluation")
+        return record if settings(record) == settings(self._facts) else {}
+
+    def _scores(self) -> dict[int, float | None]:
+        """{iterations done: score or None} of the whole checkpoints."""
+        found = {}
+        for step in self._numbered():
+            try:
+                record = manifest.read(self.folder / str(step))
+            except manifest.Damaged:
+                continue
+            scores = self._comparable(record).get("evaluation", {})
+            found[step] = scores.get(self._metric(scores))
+        return {step: score for step, score in found.items() if step not in self._damaged}
+
+    def _metric(self, scores: Mapping[str, float]) -> str:
+        return self._config.best_metric or next(iter(scores), "")
+
+    def _remove_all_but(self, steps: set[int]) -> None:
+        for step in set(self._numbered()) - steps:
+            (self.folder / str(step) / manifest.FILE_NAME).unlink(missing_ok=True)  # no longer whole, from here on
+            (self.folder / str(step)).rmtree()
+
+    def _remove_unfinished(self) -> None:
+        """What orbax had not yet given its name."""
+        for path in self.folder.iterdir():
+            if re.match(r"\d+\.orbax-checkpoint-tmp", path.name):
+                path.rmtree()
+
+    def _check_folder(self) -> None:
+        """OSError where the folder is gone, or another one is there, made by the store's client for what it still writes."""
+        if self._identity is None and not self.folder.is_dir():
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(self.folder))
+        if self._identity is not None and not os.path.samestat(os.stat(self.folder), self._identity):
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(self.folder))
+
+    def _remove_debris(self) -> None:
+        """That new folder, of a run folder that went away while a checkpoint was written."""
+        if self._identity is not None and not os.path.samestat(os.stat(self.folder), self._identity):
+            self._remove_all_but(set())
+            os.rmdir(self.folder)
+            os.rmdir(self.folder.parent)
+
+    def _words(self, step: int, error: Exception) -> str:
+        """One clause of what hindered a checkpoint."""
+        code = re.search(r"os_error_code='(\d+)'", str(error))  # as tensorstore writes it
+        known = os.strerror(int(code[1])) if code else getattr(error, "strerror", None)
+        first = next(iter(str(error).strip().splitlines()), type(error).__name__)[:200]
+        return f"the checkpoint {self.folder / str(step)} could not be written ({known or first})"
+
+
+def kept(scores: Mapping[int, float | None], config: CheckpointConfig) -> set[int]:
+    """Which checkpoints stay, of {iterations done: score or None}: the newest, the best, and every so many iterations."""
+    newest = sorted(scores)[-config.keep :]
+    best = sorted((step for step, score in scores.items() if score is not None), key=lambda step: (-scores[step], step))
+    regular = [step for step in scores if config.keep_every and step % config.keep_every == 0]
+    return {*newest, *best[: config.keep_best], *regular}
 
 
 def _shapes(tree) -> dict[str, tuple[int, ...]]:

@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 from etils import epath
@@ -24,7 +24,7 @@ from unigrpo_jax.training.evaluation import Evaluator
 from unigrpo_jax.training.metrics import MetricsWriter
 from unigrpo_jax.training.placement import HEADER, placement, shown_bytes
 from unigrpo_jax.training.report import write_report
-from unigrpo_jax.training.run_folder import check_folder, flat, save_episodes, versions, write_json
+from unigrpo_jax.training.run_folder import check_folder, check_same_weights, flat, save_episodes, versions, write_json
 from unigrpo_jax.training.samples import save_samples
 from unigrpo_jax.training.summary import read_summary
 from unigrpo_jax.training.trainer import Parts, Trainer, build
@@ -41,7 +41,11 @@ class Preempted(RunStopped):
     """The run was told to end (SIGTERM); a checkpoint was written, and `resume` continues."""
 
 
-def run(config: RunConfig, run_dir: storage.Place, resume: bool = False) -> dict:
+class StorageFailed(RunStopped):
+    """The run folder cannot be written; the newest whole checkpoint is as it was, and `resume` continues from it."""
+
+
+def run(config: RunConfig, run_dir: storage.Place, resume: bool = False, allow_changed: Sequence[str] = ()) -> dict:
     """Trains and returns the summary {"before": table, "after": table, ...}.
 
     With several processes each calls this with the same arguments; the first one writes and prints.
@@ -49,22 +53,26 @@ def run(config: RunConfig, run_dir: storage.Place, resume: bool = False) -> dict
     Args:
       config: the settings.
       run_dir: the run folder; must be new or empty, unless `resume` continues it.  All processes must see the same one.
-      resume: continue from the newest checkpoint, bit for bit; start where there is none.
+      resume: continue from the newest whole checkpoint, bit for bit; start where there is none.
+      allow_changed: fields that `resume` lets differ, though they change what is learned.
 
     Raises:
       ConfigError: something cannot work; nothing was written.
       PeersMissing: other processes did not come, or went away.
       RunStopped: the reward failed or updates stayed non-finite; a checkpoint was written.
+      StorageFailed: the run folder could not be written: full, read-only, gone.
       Preempted: SIGTERM; the iteration was finished and a checkpoint written.
       KeyboardInterrupt: Ctrl-C; the iteration was finished and a checkpoint written.
     """
     run_dir = storage.path(run_dir)
     settings = {name: x for name, x in flat(to_dict(config)).items() if not name.startswith("processes.")}
-    processes.start(config.processes, settings | versions() | {"--run-dir": str(run_dir), "--resume": resume})
+    told = {"--run-dir": str(run_dir), "--resume": resume, "--allow-changed": list(allow_changed)}
+    processes.start(config.processes, settings | versions() | told)
+    require(resume or not allow_changed, "--allow-changed is for --resume; a new run takes any settings.")
 
     def begin() -> tuple[Parts, bool]:
         parts = build(config)
-        return parts, check_folder(run_dir, parts, resume)
+        return parts, check_folder(run_dir, parts, resume, allow_changed)
 
     parts, known = processes.agree_on_errors((ConfigError,), begin)
     seen = processes.gather(known)
@@ -73,13 +81,15 @@ def run(config: RunConfig, run_dir: storage.Place, resume: bool = False) -> dict
     evaluator = Evaluator(config.evaluation, config.rollout, parts.loaded, parts.world, parts.judging,
                           parts.layout, config.logging.samples)  # fmt: skip
     trainer = Trainer(parts)
-    try:
-        checkpoints = Checkpoints(run_dir / "checkpoints", config.checkpoint.keep)
-    except OSError as error:
-        raise ConfigError(f"{run_dir} cannot be written ({error.strerror}); choose another --run-dir.") from None
-    done = checkpoints.latest()
+    checksum = parts.loaded.checksum()
+    facts = {"seed": config.seed, "model_sha256": checksum, "versions": versions(), "config": to_dict(config)}
+    checkpoints = Checkpoints(run_dir / "checkpoints", config.checkpoint, facts)
+    done, troubles = checkpoints.newest()
     require(done is None or config.iterations >= done,
             f"iterations = {config.iterations}, but {run_dir} has done {done}; use {done} or more.")  # fmt: skip
+    if done is not None:
+        check_same_weights(checkpoints.folder / str(done), checkpoints.facts(done)["model_sha256"], parts.loaded)
+    processes.agree_on_errors((ConfigError,), lambda: _prepare(run_dir, checkpoints))
     state = trainer.start()
     if done is not None:
         state = checkpoints.load(done, abstract(state))
@@ -89,22 +99,42 @@ def run(config: RunConfig, run_dir: storage.Place, resume: bool = False) -> dict
         console.card(f"UniGRPO: {config.name}", card(parts, run_dir, sum(row.bytes for row in places)))
         if parts.layout.mesh.size > 1:
             console.table("What lies where", HEADER, [row.cells() for row in places])
+        for words in troubles:
+            console.message(words)
         if done is not None:
             console.message(f"Resuming after iteration {done} from {run_dir / 'checkpoints' / str(done)}.")
         elif known:
             console.message("There is no checkpoint to resume from; starting.")
-        if processes.is_first():
-            write_json(run_dir / "provenance.json", {"model_sha256": parts.loaded.checksum(), "versions": versions()})
-            write_json(run_dir / "config.json", to_dict(config))
         loop = _Loop(config, run_dir, trainer, evaluator, checkpoints, console, Watchdog(config.processes.hang_seconds))
         with contextlib.ExitStack() as stack:
             stack.callback(checkpoints.close)
             try:
+                if processes.is_first():
+                    write_json(run_dir / "provenance.json", {"model_sha256": checksum, "versions": versions()})
+                    write_json(run_dir / "config.json", to_dict(config))
                 with processes.joined():
                     return loop.run(state, done or 0)
             except PeersMissing:
                 stack.pop_all()  # closing would wait for who is gone
                 raise
+            except StorageFailed:
+                if jax.process_count() > 1:
+                    stack.pop_all()  # as above: the others' part of a checkpoint waits for ours
+                raise
+            except OSError as error:
+                if error.errno is None:
+                    raise
+                raise loop.storage_failed(storage.reason(error)) from error
+
+
+def _prepare(run_dir: epath.Path, checkpoints: Checkpoints) -> None:
+    """In the first process: makes the run folder, and removes what a kill left there."""
+    if processes.is_first():
+        try:
+            checkpoints.prepare()
+            storage.remove_temporary(run_dir)
+        except OSError as error:
+            raise ConfigError(f"{run_dir} cannot be written ({error.strerror}); choose another --run-dir.") from None
 
 
 @dataclasses.dataclass
@@ -119,6 +149,7 @@ class _Loop:
     console: Console
     watchdog: Watchdog
     signal: str | None = None
+    failure: str | None = None
 
     def run(self, state: TrainState, done: int) -> dict:
         began = time.monotonic()
@@ -137,40 +168,44 @@ class _Loop:
                     save_samples(self.run_dir, 0, samples)
                     write_json(self.run_dir / "summary.json", summary)
                 self.console.message(f"Before: {headline(before)}")
+            self._check_best_metric(summary["before"])
             previous = summary["seconds"] if done else 0.0
             seconds = lambda: round(previous + time.monotonic() - began, 1)
             if first:
-                stack.callback(write_report, self.run_dir)
+                stack.callback(self._report)
                 open_writer = MetricsWriter(self.run_dir, done, tensorboard=logging.tensorboard, wandb=logging.wandb)
             writer = stack.enter_context(open_writer) if first else None
             for step in range(done, total):
                 state, metrics = self._iteration(state, step)
-                number = step + 1
+                number, scores = step + 1, {}
                 try:
                     if every and number % every == 0 and number < total:
                         table, _ = self._judged(state, self.evaluator, self.trainer.judged_params(state))
-                        metrics |= {f"eval/{n}": row["overall"] for n, row in table.items() if "overall" in row}
+                        scores = evaluated(table)
+                        metrics |= scores
                 finally:
                     if writer is not None:
-                        writer.write(number, metrics)
+                        self._written(writer.write, number, metrics)
                 self.console.iteration(number, total, metrics)
                 if logging.samples_every and number % logging.samples_every == 0 and number < total:
                     samples = self._judged(state, self.evaluator.samples, self.trainer.judged_params(state))
                     if first:
-                        save_samples(self.run_dir, number, samples)
-                told = next(filter(None, processes.gather(self.signal)), None)
-                if number % self.config.checkpoint.every == 0 or number == total or told:
+                        self._written(save_samples, self.run_dir, number, samples)
+                told = self._told()
+                best = self.config.checkpoint.keep_best and self.checkpoints.improves(scores)
+                if number % self.config.checkpoint.every == 0 or number == total or told or best:
                     if first:
-                        write_json(self.run_dir / "summary.json", summary | {"seconds": seconds()})
-                        writer.flush()
-                    self.checkpoints.save(state)
+                        self._written(write_json, self.run_dir / "summary.json", summary | {"seconds": seconds()})
+                        self._written(writer.flush)
+                    self.checkpoints.save(state, scores)
                 if int(state.skipped_in_row) >= MAX_SKIPPED_IN_ROW:
-                    self.checkpoints.save(state)
+                    self._save_now(state)
                     raise RunStopped(
                         f"{MAX_SKIPPED_IN_ROW} updates in a row were not finite, so the run stopped after "
                         f"iteration {number} with a checkpoint; lower the learning rates, or see the last metrics."
                     )
                 if told:
+                    self._save_now(state)
                     words = f"Stopped after iteration {number}; --resume continues from {self.run_dir / 'checkpoints'}."
                     self.console.message(words)
                     raise KeyboardInterrupt if told == "SIGINT" else Preempted(f"{told} came; a checkpoint was written.")
@@ -180,6 +215,7 @@ class _Loop:
             if first:
                 save_samples(self.run_dir, total, samples)
                 write_json(self.run_dir / "summary.json", summary)
+            self._save_now(state)
         self._show(summary, self.run_dir / "report.html")
         return summary
 
@@ -188,7 +224,7 @@ class _Loop:
         try:
             return judge(params, self.trainer.autoencoder_params, *arguments)
         except RewardError as error:
-            self.checkpoints.save(state)
+            self._save_now(state)
             after = f"after iteration {int(state.step)}"
             raise RunStopped(f"{error}, while held-out prompts were judged {after}.") from error
 
@@ -203,11 +239,49 @@ class _Loop:
             advantages, judged = self.trainer.judge(own, times)
         except (RewardError, ConfigError) as error:
             folder = save_episodes(self.run_dir, step + 1, own)
-            self.checkpoints.save(state)
+            self._save_now(state)
             reason = str(error).rstrip(".")
             raise RunStopped(f"{reason}; the episodes of iteration {step + 1} are in {folder}.") from error
         state, learned = self.trainer.learn(state, episodes, advantages)
         return state, times | judged | learned | {"time/iteration": time.monotonic() - begin}
+
+    def _written(self, write: Callable, *arguments) -> None:
+        """Writes; where that fails, all processes stop together when they next tell each other."""
+        try:
+            write(*arguments)
+        except OSError as error:
+            self.failure = self.failure or storage.reason(error)
+
+    def _told(self) -> str | None:
+        """The signal that one of the processes got; StorageFailed in all where one of them could not write."""
+        told = processes.gather([self.signal, self.failure or self.checkpoints.failure()])
+        failure = next(filter(None, (failure for _, failure in told)), None)
+        if failure:
+            raise self.storage_failed(failure)
+        return next(filter(None, (name for name, _ in told)), None)
+
+    def _save_now(self, state: TrainState) -> None:
+        """Saves the state, where that is not done yet, and waits until the checkpoint is whole."""
+        self.checkpoints.save(state)
+        self.checkpoints.wait()
+        self._told()
+
+    def storage_failed(self, reason: str) -> StorageFailed:
+        """The end of a run that cannot be written."""
+        self.failure, steps = reason, []
+        with contextlib.suppress(OSError):
+            steps = self.checkpoints.steps()
+        newest = f"its newest checkpoint is {self.checkpoints.folder / str(steps[-1])}" if steps else "it has no checkpoint"
+        return StorageFailed(f"{self.run_dir} cannot be written: {reason}; {newest}, --resume goes on when that is mended.")
+
+    def _report(self) -> None:
+        if self.failure is None:
+            write_report(self.run_dir)
+
+    def _check_best_metric(self, table: dict) -> None:
+        wanted, names = self.config.checkpoint.best_metric, list(evaluated(table))
+        require(not wanted or wanted in names,
+                f"checkpoint.best_metric = {wanted!r}, but the evaluation reports {', '.join(names)}.")  # fmt: skip
 
     @contextlib.contextmanager
     def _signals(self):
@@ -238,6 +312,11 @@ class _Loop:
         header, rows = summary_table(summary["before"], summary["after"])
         self.console.table("Held-out prompts", header, rows)
         self.console.message(f"{summary['seconds']:.0f} s.  Report: {report}")
+
+
+def evaluated(table: dict) -> dict[str, float]:
+    """The overall scores as metrics."""
+    return {f"eval/{name}": row["overall"] for name, row in table.items() if "overall" in row}
 
 
 def headline(table: dict) -> str:

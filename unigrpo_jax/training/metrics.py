@@ -77,7 +77,7 @@ class MetricsWriter:
             sink.write(step, finite)
 
     def flush(self) -> None:
-        """Makes all lines visible; on a disk they are."""
+        """Makes all lines visible and durable."""
         self._file.flush()
 
     def close(self) -> None:

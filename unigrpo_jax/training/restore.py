@@ -1,6 +1,7 @@
 """Weights for use: from a run folder, one of its checkpoints, or a model folder."""
 
 import dataclasses
+import sys
 from collections.abc import Callable
 
 import jax
@@ -81,14 +82,14 @@ def restore(path: str, bare: RunConfig, devices: int = 1, mesh: MeshConfig = Mes
     check(config)
     loaded = load_model(config.model)
     loaded.check_image_size(config.rollout)
-    checkpoints = Checkpoints(run_dir / "checkpoints", config.checkpoint.keep)
-    step = int(folder.name) if numbered else checkpoints.latest()
+    checkpoints = Checkpoints(run_dir / "checkpoints")
+    step, troubles = (int(folder.name), []) if numbered else checkpoints.newest()
+    print(*troubles, sep="\n", end="\n" if troubles else "", file=sys.stderr)
     if step is None or step not in checkpoints.steps():
         there = ", ".join(map(str, checkpoints.steps())) or "none"
         raise ConfigError(f"{path}: there is no such checkpoint; {run_dir / 'checkpoints'} holds {there}.")
-
     loaded.check_weights()
-    check_same_weights(run_dir, loaded)
+    check_same_weights(folder, checkpoints.facts(step)["model_sha256"], loaded)
 
     def read() -> dict:
         like = jax.eval_shape(lambda params: new_state(params, config.learning), loaded.abstract_params())

@@ -1,10 +1,15 @@
 """What a run folder says about its run, and whether a run may go on in it."""
 
+import difflib
 import hashlib
 import io
+import itertools
 import json
 import pathlib
 import platform
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -67,26 +72,31 @@ def code_hash() -> str:
     return digest.hexdigest()[:12]
 
 
-def check_folder(run_dir: epath.Path, parts: Parts, resume: bool) -> bool:
-    """Whether the folder holds a run that this one continues; ConfigError where it holds one that it cannot."""
+def check_folder(run_dir: epath.Path, parts: Parts, resume: bool, allow_changed: Sequence[str] = ()) -> bool:
+    """Whether the folder holds a run that this one continues; ConfigError where it holds one that it cannot.
+
+    `allow_changed` names fields or sections that may differ from that run's, though they change what is learned.
+    """
     record, config = run_dir / "config.json", parts.config
     require(not config.logging.tensorboard or not storage.is_bucket(run_dir),
             f"logging.tensorboard writes to a disk, but {run_dir} is a bucket; use logging.wandb.")  # fmt: skip
     if run_dir.exists() and not run_dir.is_dir():
         raise ConfigError(f"{run_dir} is a file; give --run-dir a new folder.")
     if not record.exists():
-        if run_dir.exists() and any(run_dir.iterdir()):
+        if run_dir.exists() and not _hardly_begun(run_dir):
             raise ConfigError(f"{run_dir} is not empty and holds no run; give --run-dir a new folder.")
         return False
     if not resume:
         raise ConfigError(f"{run_dir} already holds a run; continue it with --resume, or choose --run-dir or --name.")
     earlier, now = flat(to_dict(load_run_config(record))), flat(to_dict(config))
-    free = lambda name: name.startswith(tuple(f"{field}." for field in FREE_FIELDS)) or name in FREE_FIELDS
+    fields = FREE_FIELDS + known_fields(allow_changed, now)
+    free = lambda name: name.startswith(tuple(f"{field}." for field in fields)) or name in fields
     changed = [name for name in now if not free(name) and now[name] != earlier.get(name)]
     if changed:
         lines = ", ".join(f"{name} = {now[name]} (was {earlier.get(name)})" for name in changed)
-        raise ConfigError(f"{run_dir} was made with another config: {lines}; use its settings or another --run-dir.")
-    check_same_weights(run_dir, parts.loaded)
+        raise ConfigError(f"{run_dir} was made with another config: {lines}; use its settings, another --run-dir, or "
+                          f"--allow-changed {' '.join(changed)}.")  # fmt: skip
+    check_same_weights(run_dir, first_weights(run_dir), parts.loaded)
     try:
         read_metrics(run_dir / "metrics.jsonl")
     except ValueError as error:
@@ -100,15 +110,37 @@ def check_folder(run_dir: epath.Path, parts: Parts, resume: bool) -> bool:
     return True
 
 
-def check_same_weights(run_dir: epath.Path, loaded: LoadedModel) -> None:
-    """ConfigError where the model folder no longer holds the weights that the run started from."""
+def known_fields(names: Sequence[str], settings: Mapping[str, Any]) -> tuple[str, ...]:
+    """Names of fields or sections as the config writes them; ConfigError where there is no such one."""
+    fields = {part for name in settings for part in itertools.accumulate(name.split("."), lambda a, b: f"{a}.{b}")}
+    found = tuple(name.replace("-", "_") for name in names)
+    for name in found:
+        near = difflib.get_close_matches(name, fields, 1)
+        hint = f"did you mean {near[0]}?" if near else "see --help."
+        require(name in fields, f"--allow-changed {name}: no setting is called so; {hint}")
+    return found
+
+
+def _hardly_begun(run_dir: epath.Path) -> bool:
+    """Whether there is nothing but what a kill leaves before a run has written its config."""
+    names = {path.name for path in run_dir.iterdir() if not re.fullmatch(r"\..*\.tmp", path.name)}
+    checkpoints = run_dir / "checkpoints"
+    return names <= {"checkpoints", "provenance.json"} and not (checkpoints.exists() and any(checkpoints.iterdir()))
+
+
+def first_weights(run_dir: epath.Path) -> str:
+    """Checksum of the weights that a run started from."""
     try:
-        checksum = read_json(run_dir / "provenance.json")["model_sha256"]
+        return read_json(run_dir / "provenance.json")["model_sha256"]
     except (OSError, ValueError, KeyError, TypeError):
         raise ConfigError(f"{run_dir / 'provenance.json'} is missing or damaged; restore it, or use another run.") from None
+
+
+def check_same_weights(place: epath.Path, checksum: str, loaded: LoadedModel) -> None:
+    """ConfigError where the model folder no longer holds the weights that the run or checkpoint at `place` started from."""
     if checksum != loaded.checksum():
         raise ConfigError(
-            f"{run_dir} started from other weights than those in {loaded.folder} now, which it needs for all that is not "
+            f"{place} started from other weights than those in {loaded.folder} now, which it needs for all that is not "
             "trained and as the reference; restore them or use another run folder."
         )
 

@@ -3,6 +3,8 @@
 A disk appends and renames; a bucket does neither, but an object appears whole or not at all.
 """
 
+import contextlib
+import errno
 import os
 import time
 
@@ -50,10 +52,25 @@ def write_atomically(place: epath.Path, data: bytes) -> None:
         return
     temporary = place.with_name(f".{place.name}.{os.getpid()}.tmp")
     try:
-        temporary.write_bytes(data)
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())  # else a power cut may leave the new name without its bytes
         os.replace(temporary, place)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def reason(error: OSError) -> str:
+    """Why something could not be read or written, as a clause."""
+    return (error.strerror or str(error)) + (f" ({error.filename})" if error.filename else "")
+
+
+def remove_temporary(folder: epath.Path) -> None:
+    """Removes what a kill left of `write_atomically`; nobody may be writing there."""
+    if not is_bucket(folder) and folder.is_dir():
+        for path in folder.glob(".*.tmp"):
+            path.unlink(missing_ok=True)
 
 
 class GrowingFile:
@@ -71,18 +88,27 @@ class GrowingFile:
         self._file = None if is_bucket(place) else place.open("a", encoding="utf-8")
 
     def add(self, line: str) -> None:
-        """Adds a line, which ends in a newline."""
+        """Adds a line, which ends in a newline; OSError where it cannot be written, or the file is gone."""
         if self._file is not None:
-            self._file.write(line)
-            self._file.flush()
+            try:
+                self._file.write(line)
+                self._file.flush()
+                if not os.path.samestat(os.stat(self._place), os.fstat(self._file.fileno())):
+                    raise FileNotFoundError(errno.ENOENT, "another file has its name", os.fspath(self._place))
+            except OSError:
+                with contextlib.suppress(OSError):  # closing would fail again, with what is still in memory
+                    self._file.close()
+                raise
             return
         self._text.append(line)
         if time.monotonic() - self._uploaded > UPLOAD_EVERY:
             self.flush()
 
     def flush(self) -> None:
-        """Makes all lines so far visible."""
-        if self._text is not None:
+        """Makes all lines so far visible, and on a disk durable."""
+        if self._file is not None:
+            os.fsync(self._file.fileno())
+        elif self._text is not None:
             write_atomically(self._place, "".join(self._text).encode())
             self._uploaded = time.monotonic()
 

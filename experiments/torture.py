@@ -1,0 +1,81 @@
+"""Shows that a run cannot be lost: harms a small one again and again, resumes it, and compares it with one left in peace.
+
+    python -m experiments.torture [--faults 30] [--seed 0] [--folder DIR] [--quick] [--json FILE]
+
+Faults: SIGKILL at random moments, also while it starts and while a checkpoint is written; SIGTERM; files of the newest
+checkpoint cut, changed by a bit, removed; a torn line in metrics.jsonl; a full disk; a run folder that is read-only or gone;
+a clock that jumps.  At the end parameters, optimizer and metrics must be equal, bit for bit; exit code 1 where not.
+"""
+
+import dataclasses
+import os
+import pathlib
+import shutil
+import sys
+import tempfile
+from typing import Annotated
+
+import tyro
+
+from experiments.command_line import command_line
+
+
+@dataclasses.dataclass(frozen=True)
+class Arguments:
+    """How much harm is done, and where."""
+
+    faults: Annotated[int, tyro.conf.arg(metavar="N")] = 30
+    """Faults."""
+    seed: int = 0
+    """Order and moments of the faults."""
+    folder: pathlib.Path | None = None
+    """New or empty folder for both runs, which stays; default is a temporary one, which goes."""
+    quick: bool = False
+    """At most 3 faults."""
+    json: pathlib.Path | None = None
+    """File for the same numbers."""
+
+
+@command_line
+def main(arguments: Arguments) -> None:
+    """Harms, resumes, compares, prints, saves."""
+    from experiments.survival.faults import KILLS, Failed
+    from experiments.survival.torture import HEADER, table, torture
+    from unigrpo_jax.config import require
+    from unigrpo_jax.training.console import Console
+    from unigrpo_jax.training.run_folder import write_json
+
+    os.environ["JAX_PLATFORMS"] = "cpu"  # the runs are small, and bit for bit is what is asked
+    folder = arguments.folder
+    require(arguments.faults > 0, f"--faults {arguments.faults}: it must be at least 1.")
+    require(folder is None or not folder.exists() or (folder.is_dir() and not any(folder.iterdir())),
+            f"--folder {folder} is not empty; give a new one.")  # fmt: skip
+    place = pathlib.Path(tempfile.mkdtemp(prefix="torture-")) if folder is None else folder.resolve()
+    place.mkdir(parents=True, exist_ok=True)
+    with Console() as console:
+        try:
+            count = min(arguments.faults, 3) if arguments.quick else arguments.faults
+            result = torture(place, count, arguments.seed, console.message)
+        except Failed as error:
+            print(f"experiments.torture: {error}", file=sys.stderr)
+            sys.exit(1)
+        finally:
+            if folder is None:
+                shutil.rmtree(place, ignore_errors=True)
+        console.table("Faults", HEADER, table(result.faults))
+        kills = sum(fault.kind in KILLS for fault in result.faults)
+        console.message(f"{kills} SIGKILLs in {result.seconds:.0f} s; the disk was made full by {result.disk}.")
+        for words in result.differences:
+            console.message(f"DIFFERENT: {words}")
+        if not result.differences:
+            console.message(
+                "Parameters, optimizer and metrics are those of the undisturbed run, bit for bit; each iteration has one "
+                "line in metrics.jsonl."
+            )
+    if arguments.json is not None:
+        write_json(arguments.json, dataclasses.asdict(result) | {"passed": result.passed()})
+    sys.exit(0 if result.passed() else 1)
+
+
+if __name__ == "__main__":
+    main()
