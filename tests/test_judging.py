@@ -169,7 +169,7 @@ def test_a_reward_on_the_devices_runs_in_the_thread_that_waits():
     assert seen == [threading.current_thread()]
 
 
-def judged(rewards_PG, **settings):
+def judged(rewards_PG, finite=None, **settings):
     """Advantages [P, G] and metrics of a trainer whose reward gives these numbers."""
     rewards_PG = np.asarray(rewards_PG, np.float32)
     prompts, group = rewards_PG.shape
@@ -184,7 +184,8 @@ def judged(rewards_PG, **settings):
         config=config, judging=Judging({"score": reward}, config.judging), world=types.SimpleNamespace(judge=None)
     )
     size = prompts * group
-    own = OwnEpisodes(rows=np.arange(size), batch=batch(*["p"] * size), tokens=np.zeros(size, int))
+    finite = np.ones(size, bool) if finite is None else np.asarray(finite).reshape(-1)
+    own = OwnEpisodes(np.arange(size), batch(*["p"] * size), np.zeros(size, int), finite)
     advantages, metrics = trainer.judge(own, {"time/rollout_text": 1.0, "time/rollout_flow": 1.0})
     return advantages.reshape(prompts, group), metrics
 

@@ -88,11 +88,13 @@ class OwnEpisodes:
       rows: int [R], their numbers among all.
       batch: R episodes as rewards see them.
       tokens: int [R], tokens thought.
+      finite: bool [R], whether the episode holds finite numbers only.
     """
 
     rows: np.ndarray
     batch: RewardBatch
     tokens: np.ndarray
+    finite: np.ndarray
 
 
 class Trainer:
@@ -181,7 +183,7 @@ class Trainer:
         tokens = np.zeros(len(rows), int) if thinking is None else thinking.mask.sum(axis=1)
         batch = reward_batch([prompts[row // config.learning.group_size] for row in rows], images, thoughts)
         times = {"time/rollout_text": self._thought_at - begin, "time/rollout_flow": end - self._thought_at}
-        return episodes, OwnEpisodes(rows, batch, tokens), times
+        return episodes, OwnEpisodes(rows, batch, tokens, processes.own_rows(episodes.drawing.finite)[1]), times
 
     def judge(self, own: OwnEpisodes, times: dict[str, float]) -> tuple[np.ndarray, dict[str, float]]:
         """Advantages [B] of all processes' episodes, and metrics; RewardError in all where the reward fails in one."""
@@ -200,11 +202,13 @@ class Trainer:
             )
         weights = {name: config.learning.reward_weights.get(name, 1.0) for name in components}
         grouped = {name: x.reshape(-1, config.learning.group_size) for name, x in components.items()}
-        judged = np.all([np.isfinite(x).all(axis=1) for x in grouped.values()], axis=0)  # [P]
+        finite = np.asarray(shared["finite"], bool).reshape(-1, config.learning.group_size)
+        judged = np.all([finite.all(axis=1), *(np.isfinite(x).all(axis=1) for x in grouped.values())], axis=0)  # [P]
         dropped = 1 - judged.mean()
         if dropped > config.judging.max_dropped or not judged.any():
+            blank = f" or that was not finite ({(~finite).sum()} episodes)" if not finite.all() else ""
             raise RewardError(
-                f"{(~judged).sum()} of {len(judged)} groups hold an episode that no reward judged, more than "
+                f"{(~judged).sum()} of {len(judged)} groups hold an episode that no reward judged{blank}, more than "
                 f"judging.max_dropped = {config.judging.max_dropped:g} allows"
             )
         grouped = {name: x[judged] for name, x in grouped.items()}
@@ -213,6 +217,7 @@ class Trainer:
         weighted = sum(weights[name] * x for name, x in grouped.items())
         metrics = {"reward/mean": float(weighted.mean()), "reward/std": float(weighted.std())}
         metrics["reward/dropped_share"] = float(dropped)
+        metrics["rollout/nonfinite_share"] = float(1 - finite.mean())
         for name, x in grouped.items():
             metrics[f"reward/{name}/mean"] = float(x.mean())
             metrics[f"reward/{name}/std"] = float(x.std())
@@ -238,7 +243,7 @@ class Trainer:
             columns |= {f"judge/{name}": x for name, x in self.parts.world.judge(batch).scores.items()}
         columns["image/edge_density"] = edge_density(batch.images)
         columns["image/colour_entropy"] = colour_entropy(batch.images)
-        columns["tokens"] = own.tokens
+        columns["tokens"], columns["finite"] = own.tokens, own.finite
         columns |= {f"reward/{component}": values for component, values in judged().items()}
         return {name: np.asarray(x).tolist() for name, x in columns.items()}
 
