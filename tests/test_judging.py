@@ -199,6 +199,18 @@ def test_a_group_with_an_episode_that_was_not_judged_teaches_nothing_and_is_coun
     assert metrics["reward/mean"] == pytest.approx(np.mean([1, 2, 4, 5, 5, 2]))
 
 
+def test_a_group_with_an_episode_that_is_not_finite_is_dropped_like_one_that_was_not_judged():
+    advantages, metrics = judged([[1, 2, 4], [1, 9, 3], [5, 5, 2]], finite=[[1, 1, 1], [1, 0, 1], [1, 1, 1]])
+    whole = np.asarray(group_advantages(np.float32([[1, 2, 4], [5, 5, 2]])))
+    np.testing.assert_array_equal(advantages, [whole[0], [0, 0, 0], whole[1]])
+    assert metrics["reward/dropped_share"] == pytest.approx(1 / 3)
+    assert metrics["rollout/nonfinite_share"] == pytest.approx(1 / 9)
+    assert metrics["reward/mean"] == pytest.approx(np.mean([1, 2, 4, 5, 5, 2]))
+    assert judged([[1, 2, 4]])[1]["rollout/nonfinite_share"] == 0
+    with pytest.raises(RewardError, match=r"2 of 2 groups .* or that was not finite \(1 episodes\)"):
+        judged([[1, np.nan], [1, 2]], finite=[[1, 1], [1, 0]])
+
+
 def test_too_many_dropped_groups_stop_the_run():
     with pytest.raises(RewardError, match="2 of 3 groups hold an episode that no reward judged.*max_dropped = 0.5"):
         judged([[1, np.nan], [np.nan, 2], [1, 2]])

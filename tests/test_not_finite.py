@@ -1,4 +1,4 @@
-"""What is not finite, or teaches nothing, has a defined outcome: a poisoned episode moves no parameter and spoils no other."""
+"""What is not finite, or teaches nothing, has a defined outcome: a poisoned episode moves no parameter."""
 
 import dataclasses
 import functools
@@ -153,9 +153,9 @@ def test_where_every_group_is_constant_the_update_follows_the_regulariser_alone(
 
 
 def test_where_every_chain_is_truncated_the_share_is_one_and_the_update_is_finite():
-    talkative = tiny.params(0, stop=20.0)
-    batch = tiny.rollout()(talkative, {}, tiny.prompts(), 0, 0, 0)
-    assert np.all(batch.thinking.mask) and not np.any(batch.thinking.tokens == tiny.EOS)
-    _, metrics = update(talkative, batch, ADVANTAGES)
+    thinking, drawing = tiny.episodes().segments
+    tokens = jnp.where(thinking.mask & (thinking.tokens != tiny.EOS), thinking.tokens, 7)
+    cut = thinking.replace(tokens=tokens, mask=jnp.ones_like(thinking.mask))
+    _, metrics = update(batch=tiny.episodes().replace(segments=(cut, drawing)), advantages=ADVANTAGES)
     assert float(metrics["text/truncated_share"]) == 1 and float(metrics["text/length"]) == tiny.ROLLOUT.thinking_tokens
-    assert float(metrics["update/skipped"]) == 0
+    assert float(metrics["update/skipped"]) == 0 < float(metrics["update_norm/reasoning"])

@@ -141,12 +141,13 @@ class Watch:
         self._config, self._learning, self._history = config, learning, list(earlier)
 
     def look(self, metrics: Line) -> tuple[dict[str, int], list[str]]:
-        """Adds an iteration: {"alarm/NAME": 1} of all that rings, and sentences of what did not ring one iteration ago."""
-        before = self._history[-1] if self._history else {}
+        """Adds an iteration: {"alarm/NAME": 1} of all that rings, and sentences of what did not ring in the last K."""
+        recent = self._history[-self._config.compared :]
         rings = alarms([*self._history, metrics], self._config, self._learning)
         found = {f"alarm/{name}": 1 for name in rings}
         self._history.append({**metrics, **found})
-        return found, [f"alarm {name}: {words}" for name, words in rings.items() if not before.get(f"alarm/{name}")]
+        new = [name for name in rings if not any(line.get(f"alarm/{name}") for line in recent)]
+        return found, [f"alarm {name}: {rings[name]}" for name in new]
 
 
 def _values(lines: Sequence[Line], name: str, count: int) -> list[float]:
