@@ -7,6 +7,7 @@ CHECKPOINT is a run folder (its newest checkpoint), RUN/checkpoints/N, a model f
 
 import dataclasses
 import pathlib
+import re
 
 import tyro
 
@@ -22,8 +23,8 @@ class Arguments:
     """Run folder, RUN/checkpoints/N, model folder, or `base`."""
     preset: str | None = None
     """Take prompts and reward of this preset instead of the run's own."""
-    prompts: str | None = None
-    """Take the prompts of this JSONL file instead."""
+    prompts: tuple[str, ...] = ()
+    """Take these prompts instead."""
     rewards: tuple[str, ...] = ()
     """Take these rewards instead."""
     out: pathlib.Path | None = None
@@ -50,22 +51,28 @@ def main(arguments: Arguments) -> None:
     restored = restore(arguments.checkpoint, bare)
     restored.loaded.check_image_size(restored.config.rollout)
     source = bare if arguments.preset else restored.config
-    prompts = arguments.prompts or source.prompts
+    prompts, weights, held_out = source.prompts, source.prompt_weights, source.evaluation.source
+    if arguments.prompts:
+        prompts, weights, held_out = arguments.prompts, (), None
     source = dataclasses.replace(source, rewards=arguments.rewards or source.rewards)
     e = arguments.evaluation
     judging = Judging(load_rewards(source), source.judging)
-    evaluator = Evaluator(e, restored.config.rollout, restored.loaded, load_world(prompts), judging)
+    held_out = e.source or held_out
+    world = load_world(prompts, weights, held_out)
+    evaluator = Evaluator(e, restored.config.rollout, restored.loaded, world, judging)
     table, _ = evaluator(restored.read(), restored.loaded.autoencoder_params())
     categories = list(dict.fromkeys(c for row in table.values() for c in row))
     rows = [[name, *(f"{row[c]:.3f}" if c in row else "-" for c in categories)] for name, row in table.items()]
     with Console() as console:
         console.table(f"{restored.name}: {len(evaluator.prompts)} prompts", ["score", *categories], rows)
         thinking = "off" if not e.thinking else "greedy" if e.temperature == 0 else f"t{e.temperature:g}"
-        asked = f"{pathlib.Path(prompts).stem}{len(evaluator.prompts)}-seed{e.seed}"
+        sources = [held_out] if held_out else list(prompts)
+        stems = "+".join(re.sub(r"[^\w.-]", "_", pathlib.Path(name).stem) for name in sources)
+        asked = f"{stems[:80]}{len(evaluator.prompts)}-seed{e.seed}"
         name = f"{restored.name}-{asked}-{e.sampler}{e.flow_steps}-cfg{e.guidance:g}-thinking_{thinking}.json"
         out = arguments.out or restored.folder / "evaluations" / name
         out.parent.mkdir(parents=True, exist_ok=True)
-        write_json(out, {"checkpoint": restored.name, "prompts": prompts, "evaluation": to_dict(e), "table": table})
+        write_json(out, {"checkpoint": restored.name, "prompts": sources, "evaluation": to_dict(e), "table": table})
         console.message(f"Saved {out}")
 
 

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from unigrpo_jax.learning.advantages import combine, group_advantages, zero_variance_share
+from unigrpo_jax.learning.advantages import combine, extremes, group_advantages, zero_variance_share
 
 REWARDS = hnp.arrays(np.float32, (3, 6), elements=st.floats(-10, 10, width=32))
 
@@ -134,3 +134,17 @@ def test_zero_variance_share_counts_constant_groups():
     R[0], R[3] = 0.1, 0.7
     assert zero_variance_share(R) == 0.5
     assert zero_variance_share(np.zeros((3, 2), np.float32)) == 1
+
+
+def test_the_best_and_the_worst_of_each_group_are_kept_in_their_order():
+    A = np.array([[0.1, -2, 3, 0.5, -1], [5, 5, 4, 5, 4]])
+    assert extremes(A, 1, 2).tolist() == [1, 2, 4, 5, 7, 9]
+    assert extremes(A, 2, 0).tolist() == [2, 3, 5, 6]  # of equals the earlier is the better one
+    assert extremes(A, 0, 1).tolist() == [1, 9]
+    assert extremes(A, 3, 2).tolist() == list(range(10))
+
+
+@pytest.mark.parametrize(("best", "worst"), [(0, 0), (3, 3)])
+def test_no_more_than_a_group_can_be_kept(best, worst):
+    with pytest.raises(ValueError, match="take from 1 to 5"):
+        extremes(np.zeros((2, 5)), best, worst)

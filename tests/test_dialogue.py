@@ -97,8 +97,7 @@ def test_the_program_reads_a_picture_before_the_prompt(reference, thinking):
     flow = FlowSampler(steps=3, shift=3.0, rule=ODE(), grid=c.grid(side, side), guidance=guidance)
     tokens = TokenSampler(temperature=0)
     program = RolloutProgram(
-        model=model, autoencoder=ae, group_size=1, thinking_tokens=thinking, tokens=tokens, flow=flow, window_size=0,
-        window_range=(0, 0),
+        model=model, autoencoder=ae, group_size=1, thinking_tokens=thinking, tokens=tokens, flow=flow, window=None,
     )  # fmt: skip
     prompt = reference.block([5, 6, 7])
     got = tiny.jit(program.__call__)(params, reference.autoencoder_params, prompt, 3, 0, 0, picture)

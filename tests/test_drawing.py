@@ -11,7 +11,7 @@ from tests import oracle, tiny
 from unigrpo_jax.models.bagel import latents
 from unigrpo_jax.rollout import randomness
 from unigrpo_jax.rollout.drawing import in_turn
-from unigrpo_jax.rollout.step_rules import draw_window
+from unigrpo_jax.rollout.windows import Window
 
 TIMES = oracle.schedule(tiny.ROLLOUT.flow_steps, tiny.ROLLOUT.timestep_shift)
 TOKENS, WIDTH = tiny.GRID[0] * tiny.GRID[1], tiny.CONFIG.latent_width
@@ -44,7 +44,7 @@ def assert_same_image(image, x):
 
 def window_start(seed, step):
     key = randomness.stream_key(seed, step, randomness.WINDOW)
-    return int(draw_window(key, tiny.ROLLOUT.window_size, tiny.ROLLOUT.window_range)[0])
+    return int(Window(size=tiny.ROLLOUT.window_size, range=tiny.ROLLOUT.window_range).draw(key, 0)[0])
 
 
 @pytest.fixture(scope="module")
@@ -97,7 +97,7 @@ def plain():
     """Rollouts without thinking: (ODE everywhere, CPS at every transition)."""
     everywhere = tiny.ROLLOUT.flow_steps
     run = lambda program: tiny.jit(program.__call__)(tiny.params(), {}, tiny.prompts(), 4, 0)
-    ode = dataclasses.replace(tiny.rollout_program(thinking=False), window_size=0)
+    ode = dataclasses.replace(tiny.rollout_program(thinking=False), window=None)
     cps = tiny.rollout_program(
         thinking=False, step_rule="cps", noise_level=0.6, window_size=everywhere, window_range=(0, everywhere)
     )

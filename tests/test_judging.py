@@ -1,5 +1,6 @@
 """How rewards are called: time limits, retries, memory, several at once, and what becomes of episodes nobody judged."""
 
+import dataclasses
 import threading
 import time
 import types
@@ -7,7 +8,7 @@ import types
 import numpy as np
 import pytest
 
-from unigrpo_jax.config import JudgingConfig, LearningConfig, RolloutConfig, RunConfig
+from unigrpo_jax.config import ConfigError, JudgingConfig, LearningConfig, RolloutConfig, RunConfig
 from unigrpo_jax.learning.advantages import group_advantages
 from unigrpo_jax.rewards.judging import Judging, RewardError
 from unigrpo_jax.rewards.protocol import Reward, RewardBatch
@@ -130,8 +131,6 @@ def test_the_same_episode_is_judged_once():
 
 @pytest.mark.parametrize("change", ["prompts", "metadata", "images", "thinking"])
 def test_an_episode_that_differs_in_anything_is_another_one(change):
-    import dataclasses
-
     reward = Recording(letters)
     judging, first = Judging({"r": reward}, QUICK), batch("a")
     other = {"prompts": ["b"], "metadata": [{"x": 1}], "images": first.images + 1, "thinking": ["t"]}[change]
@@ -169,17 +168,18 @@ def test_a_reward_on_the_devices_runs_in_the_thread_that_waits():
     assert seen == [threading.current_thread()]
 
 
-def judged(rewards_PG, finite=None, **settings):
-    """Advantages [P, G] and metrics of a trainer whose reward gives these numbers."""
-    rewards_PG = np.asarray(rewards_PG, np.float32)
-    prompts, group = rewards_PG.shape
+def judged(rewards_PG, learning: LearningConfig | None = None, finite=None, **settings):
+    """Advantages [P, G] and metrics of a trainer whose reward gives these numbers, or several of them by name."""
+    rewards = rewards_PG if isinstance(rewards_PG, dict) else {"r": rewards_PG}
+    named = {name: np.asarray(x, np.float32) for name, x in rewards.items()}
+    prompts, group = next(iter(named.values())).shape
     config = RunConfig(
-        learning=LearningConfig(group_size=group),
+        learning=dataclasses.replace(learning or LearningConfig(), group_size=group),
         rollout=RolloutConfig(prompts_per_iteration=prompts),
         judging=JudgingConfig(retries=0, **settings),
     )
     trainer = Trainer.__new__(Trainer)
-    reward = lambda batch: rewards_PG.reshape(-1)
+    reward = lambda batch: {name: x.reshape(-1) for name, x in named.items()}
     trainer.parts = types.SimpleNamespace(
         config=config, judging=Judging({"score": reward}, config.judging), world=types.SimpleNamespace(judge=None)
     )
@@ -207,13 +207,56 @@ def test_a_group_with_an_episode_that_is_not_finite_is_dropped_like_one_that_was
     assert metrics["rollout/nonfinite_share"] == pytest.approx(1 / 9)
     assert metrics["reward/mean"] == pytest.approx(np.mean([1, 2, 4, 5, 5, 2]))
     assert judged([[1, 2, 4]])[1]["rollout/nonfinite_share"] == 0
-    with pytest.raises(RewardError, match=r"2 of 2 groups .* or that was not finite \(1 episodes\)"):
+    with pytest.raises(RewardError, match="score gave no finite number for 2 of 2 groups"):
         judged([[1, np.nan], [1, 2]], finite=[[1, 1], [1, 0]])
+    with pytest.raises(RewardError, match="the rollout gave no finite number for 2 of 2 groups"):
+        judged([[1, 3], [1, 2]], finite=[[0, 1], [1, 0]])
 
 
 def test_too_many_dropped_groups_stop_the_run():
-    with pytest.raises(RewardError, match="2 of 3 groups hold an episode that no reward judged.*max_dropped = 0.5"):
+    with pytest.raises(RewardError, match="score gave no finite number for 2 of 3 groups, more than.*max_dropped = 0.5"):
         judged([[1, np.nan], [np.nan, 2], [1, 2]])
     judged([[1, np.nan], [np.nan, 2], [1, 2]], max_dropped=0.7)
     with pytest.raises(RewardError, match="2 of 2 groups"):
         judged([[1, np.nan], [np.nan, 2]], max_dropped=0.99)
+
+
+TWO = {"big": [[10.0, 20, 60], [0, 90, 0]], "small": [[0.3, 0.1, 0.2], [0.5, 0.5, 0.1]]}
+
+
+def by_hand(R) -> np.ndarray:
+    """(R - mean) / std of each row, float64."""
+    R = np.asarray(R, np.float64)
+    return (R - R.mean(1, keepdims=True)) / (R.std(1, keepdims=True) + 1e-8)
+
+
+def test_several_rewards_add_their_advantages_or_themselves():
+    weights = {"big": 0.1, "small": 2.0}
+    advantages, metrics = judged(TWO, LearningConfig(reward_weights=weights))
+    np.testing.assert_allclose(advantages, 0.1 * by_hand(TWO["big"]) + 2 * by_hand(TWO["small"]), rtol=1e-5)
+    summed = 0.1 * np.array(TWO["big"]) + 2 * np.array(TWO["small"])
+    advantages, metrics = judged(TWO, LearningConfig(reward_weights=weights, combine="rewards"))
+    np.testing.assert_allclose(advantages, by_hand(summed), rtol=1e-5)
+    assert metrics["reward/mean"] == pytest.approx(summed.mean())
+    assert metrics["reward/big/mean"] == pytest.approx(30) and metrics["reward/small/mean"] == pytest.approx(1.7 / 6)
+
+
+def test_a_threshold_makes_a_reward_binary_and_its_curve_stays():
+    advantages, metrics = judged(TWO, LearningConfig(reward_thresholds={"big": 20.0}, reward_weights={"small": 0.0}))
+    np.testing.assert_allclose(advantages, by_hand([[0, 1, 1], [0, 1, 0]]), rtol=1e-5)
+    assert metrics["reward/mean"] == pytest.approx(0.5) and metrics["reward/big/mean"] == pytest.approx(30)
+
+
+def test_a_component_of_weight_zero_is_only_looked_at():
+    """Where it was not judged nothing is dropped, and its curve is that of the others."""
+    named = {"used": [[1.0, 3], [4, 2]], "seen": [[np.nan, 1.0], [np.nan, 2.0]]}
+    advantages, metrics = judged(named, LearningConfig(reward_weights={"seen": 0.0}))
+    np.testing.assert_allclose(advantages, by_hand(named["used"]), rtol=1e-5)
+    assert metrics["reward/dropped_share"] == 0 and metrics["reward/seen/mean"] == 1.5
+    with pytest.raises(ConfigError, match="0 for every component"):
+        judged(named, LearningConfig(reward_weights={"seen": 0.0, "used": 0.0}))
+
+
+def test_an_unknown_threshold_is_refused():
+    with pytest.raises(ConfigError, match="learning.reward_thresholds names large, but the reward returns big, small"):
+        judged(TWO, LearningConfig(reward_thresholds={"large": 1.0}))

@@ -79,7 +79,7 @@ def test_the_command_resumes_and_holds_the_arguments_as_they_are():
                                 *given]  # fmt: skip
     cache = "gs://bucket/runs/compile_cache"
     assert training.environment == {"JAX_COMPILATION_CACHE_DIR": cache, "A": "1=2", "B": ""}
-    assert training.config.prompts == "".join(NASTY) and training.config.learning.reasoning_lr == 1e-3
+    assert training.config.prompts == ("".join(NASTY),) and training.config.learning.reasoning_lr == 1e-3
     assert training.name == "my-run-1"
     assert resolve(launch(run_dir="run/", name="n"), []).environment["JAX_COMPILATION_CACHE_DIR"] == "compile_cache"
     assert resolve(launch(env=("MONKEY=1",)), []).environment["MONKEY"] == "1"

@@ -197,10 +197,10 @@ def test_processes_with_other_settings_do_not_start(tiny_model, tmp_path):
 def test_a_reward_that_fails_in_one_process_stops_both_in_one_sentence(tiny_model, tmp_path):
     (tmp_path / "failing.py").write_text(
         "import jax\ncalls = 0\n\ndef score(batch):\n    global calls\n    calls += 1\n"
-        "    if jax.process_index() == 1 and calls == 3:\n        raise OSError('no disk')\n"
+        "    if jax.process_index() == 1 and calls >= 3:\n        raise OSError('no disk')\n"
         "    return batch.images[..., 0].mean((1, 2)) / 255\n")  # fmt: skip
     run_dir = tmp_path / "run"
-    outcomes = Pair(tmp_path, tiny_model, run_dir, "--rewards", "failing:score").wait()
+    outcomes = Pair(tmp_path, tiny_model, run_dir, "--rewards", "failing:score", "--judging.backoff-seconds", "0.01").wait()
     for index, (code, _, err) in enumerate(outcomes):
         assert code == 1 and "process 1: the reward function failing:score raised OSError: no disk" in err, err
         with np.load(run_dir / "unjudged" / "000002" / f"process-{index}" / "images.npz") as arrays:

@@ -5,6 +5,7 @@ import json
 import pathlib
 import shutil
 import signal
+import threading
 
 import jax
 import numpy as np
@@ -17,6 +18,7 @@ from unigrpo_jax.models.folder import load_model
 from unigrpo_jax.models.tree import flatten
 from unigrpo_jax.training import storage
 from unigrpo_jax.training.checkpoint import Checkpoints, abstract
+from unigrpo_jax.training.console import Console
 from unigrpo_jax.training.trainer import Trainer
 
 
@@ -142,9 +144,14 @@ def test_a_run_in_a_bucket_is_the_same(tiny_model, straight, at, tmp_path, monke
     assert sorted(p.name for p in run_dir.iterdir()) == sorted(p.name for p in straight.iterdir())
 
 
-def test_a_second_interrupt_stops_at_once_and_resume_on_what_is_there_starts(tiny_model, straight, at, tmp_path):
+def test_a_second_interrupt_stops_at_once_and_resume_on_what_is_there_starts(
+    tiny_model, straight, at, tmp_path, monkeypatch
+):
     run_dir = tmp_path / "twice"
-    at[2] = lambda batch: (interrupt(batch), interrupt(batch), None)[2]
+    heard = threading.Event()  # two signals at once are one
+    message = Console.message
+    monkeypatch.setattr(Console, "message", lambda self, words: message(self, words) or "again" in words and heard.set())
+    at[2] = lambda batch: (interrupt(batch), heard.wait(30), interrupt(batch), None)[3]
     outcome = run_small(tiny_model, run_dir)
     assert outcome.code == 130 and "Traceback" not in outcome.err
     assert steps(run_dir) == [] and metrics(run_dir) == []
@@ -172,7 +179,7 @@ def test_a_reward_that_fails_leaves_its_episodes_and_a_checkpoint(tiny_model, st
 def test_a_reward_that_fails_on_held_out_prompts_stops_in_one_sentence(tiny_model, at, tmp_path):
     at[1] = lambda batch: np.full(len(batch.prompts), np.nan)
     outcome = run_small(tiny_model, tmp_path / "run")
-    assert_one_sentence(outcome, 1, "tiny_reward:score", "nan", "held-out")
+    assert_one_sentence(outcome, 1, "tiny_reward:score", "no finite number for 6 of 6", "held-out")
 
 
 @pytest.mark.filterwarnings("ignore:overflow encountered:RuntimeWarning", "ignore:invalid value:RuntimeWarning")

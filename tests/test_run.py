@@ -194,3 +194,16 @@ def test_a_damaged_metrics_file_is_one_sentence(copy, tiny_model):
     outcome = run_small(tiny_model, copy, "--resume", "--rewards", "shapes", "--iterations", 4,
                         "--evaluation.every", record["evaluation"]["every"])  # fmt: skip
     assert outcome.code == 2 and "metrics.jsonl, line 1" in outcome.err and outcome.err.count("\n") == 1, outcome
+
+
+def test_a_run_on_the_best_and_the_worst_of_each_group(tiny_model, tmp_path, monkeypatch):
+    """With any window and shared noise; the update sees two of four episodes, and the first ratio stays 1."""
+    (tmp_path / "tiny_reward.py").write_text(REWARD)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    sys.modules.pop("tiny_reward", None)
+    outcome = run_small(tiny_model, tmp_path / "run", "--iterations", 1, "--learning.best", 1, "--learning.worst", 1,
+                        "--learning.combine", "rewards", "--rollout.window", "random", "--rollout.shared-noise")  # fmt: skip
+    assert outcome.code == 0 and "1 piece(s) of 4" in outcome.out, outcome
+    (line,) = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert line["text/ratio_mean"] == line["flow/ratio_mean"] == 1 and line["update/skipped"] == 0

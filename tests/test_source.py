@@ -1,59 +1,28 @@
-"""Prompts: their order is a function of (seed, position), and a file that cannot work is refused by line number."""
+"""Where prompts come from: each form of file is read as it is, and one that cannot work is refused by line number."""
 
-import collections
 import json
+import os
+import tracemalloc
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
+from tests.command import SMALL, command, run_small
 from unigrpo_jax.config import ConfigError
-from unigrpo_jax.worlds.prompt import Prompt
-from unigrpo_jax.worlds.source import PromptOrder, by_category, read_prompts
+from unigrpo_jax.worlds.prompt import CHECKED
+from unigrpo_jax.worlds.source import read_source
 from unigrpo_jax.worlds.world import load_world
 
-sizes = st.lists(st.integers(1, 7), min_size=1, max_size=4)
+
+def texts(source) -> list[list[str]]:
+    return [[p.text for p in group] for group in source.groups]
 
 
-def groups_of(sizes):
-    return [[Prompt(text=f"{g}.{i}") for i in range(size)] for g, size in enumerate(sizes)]
-
-
-@given(sizes, st.integers(0, 2**31 - 1), st.lists(st.integers(0, 200), min_size=1, max_size=20))
-def test_a_prompt_depends_on_seed_and_position_alone(sizes, seed, positions):
-    """Asked in any order, by fresh objects or by one that has been asked before."""
-    groups = groups_of(sizes)
-    one = PromptOrder(groups, seed)
-    assert [one.at(p) for p in positions] == [PromptOrder(groups, seed).at(p) for p in positions]
-
-
-@given(sizes, st.integers(0, 2**31 - 1), st.integers(0, 3))
-def test_each_pass_takes_every_prompt_of_a_group_once(sizes, seed, epoch):
-    groups = groups_of(sizes)
-    order, count = PromptOrder(groups, seed), len(groups)
-    for number, group in enumerate(groups):
-        rounds = range(epoch * len(group), (epoch + 1) * len(group))
-        assert sorted(order.at(i * count + number).text for i in rounds) == sorted(p.text for p in group)
-
-
-def test_batches_are_consecutive_and_take_equal_shares_of_the_groups():
-    order = PromptOrder(groups_of([30, 5, 9]), seed=3)
-    assert [p for step in range(4) for p in order.batch(step, 6)] == [order.at(i) for i in range(24)]
-    shares = collections.Counter(p.text.split(".")[0] for p in order.batch(2, 6))
-    assert shares == {"0": 2, "1": 2, "2": 2}
-
-
-def test_seeds_and_passes_differ():
-    groups = groups_of([50])
-    first = [p.text for p in PromptOrder(groups, 0).batch(0, 50)]
-    assert first != [p.text for p in PromptOrder(groups, 1).batch(0, 50)]
-    assert first != [p.text for p in PromptOrder(groups, 0).batch(1, 50)]
-
-
-def test_no_prompts_are_refused():
-    for groups in ([], [[]], [[Prompt(text="a")], []]):
-        with pytest.raises(ConfigError):
-            PromptOrder(groups, 0)
+def refusal(name) -> str:
+    with pytest.raises(ConfigError) as caught:
+        read_source(str(name))
+    text = str(caught.value)
+    assert "\n" not in text and text.endswith("."), text
+    return text
 
 
 def test_a_file_is_read_with_its_metadata(tmp_path):
@@ -61,11 +30,10 @@ def test_a_file_is_read_with_its_metadata(tmp_path):
     path = tmp_path / "prompts.jsonl"
     lines = [{"prompt": "a b", "category": "x", "n": 2}, {"prompt": "c\u2028d", "category": "y"}, {"prompt": "e"}]
     path.write_bytes(b"\xef\xbb\xbf" + "\r\n\r\n".join(json.dumps(x, ensure_ascii=False) for x in lines).encode())
-    prompts = read_prompts(path)
-    assert [p.text for p in prompts] == ["a b", "c\u2028d", "e"]
-    assert prompts[0].metadata == {"category": "x", "n": 2}
-    assert [[p.text for p in group] for group in by_category(prompts)] == [["a b"], ["c\u2028d"], ["e"]]
-    world = load_world(str(path))
+    source = read_source(str(path))
+    assert texts(source) == [["a b"], ["c\u2028d"], ["e"]]
+    assert source.groups[0][0].metadata == {"category": "x", "n": 2}
+    world = load_world([str(path)])
     assert [p.text for p in world.evaluation(4)] == ["a b", "c\u2028d", "e", "a b"]
 
 
@@ -90,14 +58,203 @@ def test_a_file_that_cannot_work_is_one_sentence(tmp_path, content, words):
     path = tmp_path / "prompts.jsonl"
     if content is not None:
         path.write_bytes(content)
-    with pytest.raises(ConfigError) as caught:
-        read_prompts(path)
-    text = str(caught.value)
-    assert str(path) in text and "\n" not in text and text.endswith(".")
+    text = refusal(path)
+    assert str(path) in text
     for word in words:
         assert word in text, text
 
 
 def test_a_folder_is_no_prompt_file(tmp_path):
-    with pytest.raises(ConfigError, match="Is a directory"):
-        read_prompts(tmp_path)
+    assert "Is a directory" in refusal(tmp_path)
+
+
+def test_a_pipe_cannot_be_read_twice():
+    read, write = os.pipe()
+    os.close(write)
+    try:
+        assert "save it as one" in refusal(f"/dev/fd/{read}")
+    finally:
+        os.close(read)
+
+
+def test_of_plain_text_each_line_is_a_prompt(tmp_path):
+    path = tmp_path / "prompts.txt"
+    path.write_bytes(b"\xef\xbb\xbf" + 'a "b"\r\n\n {"prompt": 1} \nc\u2028d'.encode())
+    assert texts(read_source(str(path))) == [['a "b"', '{"prompt": 1}', "c\u2028d"]]
+    path.write_text("\n")
+    assert "one prompt per line" in refusal(path)
+
+
+CHECK = {"tag": "counting", "include": [{"class": "cat", "count": 2}], "prompt": "a photo of two cats"}
+
+
+def test_genevals_form_is_known_by_its_keys_and_its_tag_is_the_category(tmp_path):
+    path = tmp_path / "metadata.jsonl"
+    path.write_text(json.dumps(CHECK) + "\n" + json.dumps(CHECK | {"category": "own"}))
+    for name in (str(path), f"geneval:{path}"):
+        first, second = (group[0] for group in read_source(name).groups)
+        assert first.text == "a photo of two cats"
+        assert first.metadata == {"tag": "counting", "include": CHECK["include"], "category": "counting"}
+        assert second.metadata["category"] == "own"
+
+
+def test_what_is_named_geneval_must_be_of_its_form(tmp_path):
+    path = tmp_path / "prompts.jsonl"
+    path.write_text(json.dumps(CHECK) + '\n{"prompt": "a cat", "tag": "counting"}')
+    assert "line 2" in refusal(f"geneval:{path}") and '"include"' in refusal(f"geneval:{path}")
+
+
+def test_all_prompts_of_geneval_are_read(fixtures):
+    path = fixtures.parent / "data" / "geneval" / "evaluation_metadata.jsonl"
+    if not path.is_file():
+        pytest.skip(f"GenEval's metadata is not at {path}")
+    groups = read_source(f"geneval:{path}").groups
+    counts = {group[0].metadata["category"]: len(group) for group in groups}
+    assert counts == {"single_object": 80, "two_object": 99, "counting": 80, "colors": 94, "position": 100,
+                      "color_attr": 100}  # fmt: skip
+    assert all(p.metadata["category"] == p.metadata["tag"] for group in groups for p in group)
+
+
+def test_many_lines_take_a_few_bytes_of_memory_each(tmp_path):
+    """120 000 lines, 11 MB: the offsets take 1 MB, and what is being read and checked for its length a constant."""
+    path, count = tmp_path / "many.jsonl", 120_000
+    with open(path, "w") as file:
+        for i in range(count):
+            file.write(f'{{"prompt": "the prompt of number {i}", "category": "{i % 3}", "more": "{"x" * 24}"}}\n')
+    tracemalloc.start()
+    source = read_source(str(path))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 3e6
+    assert [len(group) for group in source.groups] == [40_000] * 3
+    last = source.groups[2][39_999]
+    assert (last.text, str(last.place)) == ("the prompt of number 119999", f"{path}, line 120000")
+    order = load_world([str(path)]).train(5)
+    assert [p.metadata["category"] for p in order.batch(1000, 6)] == ["0", "1", "2"] * 2
+
+
+def test_a_line_of_100_megabytes_is_refused_without_being_read(tmp_path):
+    path = tmp_path / "long.jsonl"
+    path.write_text('{"prompt": "a"}\n{"prompt": "')
+    os.truncate(path, 100_000_000)  # zeros that take no disk
+    tracemalloc.start()
+    text = refusal(path)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert f"{path}, line 2: longer than 1048576 bytes" in text
+    assert peak < 5e6
+
+
+def test_the_longest_line_that_fits_is_read(tmp_path):
+    path = tmp_path / "prompts.txt"
+    path.write_text("a" * (2**20 - 1) + "\nb\n")
+    assert [len(t) for t in texts(read_source(str(path)))[0]] == [2**20 - 1, 1]
+    path.write_text("a" * 2**20 + "\nb\n")
+    assert "line 1: longer than" in refusal(path)
+
+
+def test_the_longest_prompts_come_first_where_lengths_are_checked(tmp_path):
+    path = tmp_path / "prompts.txt"
+    path.write_text("\n".join("a" * (i * 7 % 5003 + 1) for i in range(5003)))  # 1 to 5003 letters, mixed
+    longest = read_source(str(path)).longest
+    assert [len(p.text) for p in longest] == list(range(5003, 5003 - CHECKED, -1))
+
+
+@pytest.mark.parametrize("category", ["c" * 201, "many"])
+def test_what_differs_for_every_prompt_is_no_category(tmp_path, category):
+    path = tmp_path / "prompts.jsonl"
+    names = [f"many {i}" for i in range(10_001)] if category == "many" else [category]
+    path.write_text("\n".join(json.dumps({"prompt": "a", "category": name}) for name in names))
+    text = refusal(path)
+    assert f"line {len(names)}: " in text and "at most 10000 kinds" in text
+
+
+def test_a_file_that_changes_during_a_run_is_noticed(tmp_path):
+    path = tmp_path / "prompts.txt"
+    path.write_text("one\ntwo\n")
+    order = load_world([str(path)]).train(0)
+    assert {p.text for p in order.batch(0, 2)} == {"one", "two"}
+    path.write_text("one\ntwo\nthree\n")
+    with pytest.raises(ConfigError, match="changed while it is used"):
+        order.at(2)
+    path.unlink()
+    with pytest.raises(ConfigError, match="can no longer be read"):
+        order.at(3)
+
+
+def test_evaluation_prompts_may_have_a_source_of_their_own(tmp_path):
+    (tmp_path / "train.txt").write_text("one\ntwo\n")
+    (tmp_path / "held_out.txt").write_text("three\nfour\n")
+    world = load_world([str(tmp_path / "train.txt")], (), str(tmp_path / "held_out.txt"))
+    assert [p.text for p in world.evaluation(3)] == ["three", "four", "three"]
+    assert {p.text for p in world.train(0).batch(0, 9)} == {"one", "two"}
+
+
+@pytest.mark.parametrize(
+    "prompts, evaluation", [(["shapes", "examples"], None), (["shapes"], "examples"), (["examples"], "shapes")]
+)
+def test_the_shapes_world_stands_alone(prompts, evaluation):
+    with pytest.raises(ConfigError, match="give it alone"):
+        load_world(prompts, (), evaluation)
+
+
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        (["a.txt", "b.txt", "--prompt-weights", "1"], ["prompt_weights = (1.0,)", "each of the 2 sources"]),
+        (["a.txt", "b.txt", "--prompt-weights", "1", "0"], ["above 0"]),
+        (["a.txt", "b.txt"], ["b.txt cannot be read"]),
+        (["long.txt"], ["(long.txt, line 3) has 32 tokens", "rollout.prompt_tokens = 32"]),
+        (["a.txt", "--evaluation.source", "no.txt"], ["no.txt cannot be read", "check --evaluation.source"]),
+        (["a.txt", "--evaluation.source", "long.txt"], ["(long.txt, line 3) has 32 tokens"]),
+    ],
+)
+def test_the_command_line_refuses_in_one_sentence(tiny_model, tmp_path, monkeypatch, arguments, words):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a.txt").write_text("a circle")
+    (tmp_path / "long.txt").write_text("a circle\n\n" + "a red circle " * 10)
+    outcome = command("experiments.run", "smoke", "--model.path", tiny_model, *SMALL, "--rewards", "colourfulness",
+                      "--prompts", *arguments)  # fmt: skip
+    assert outcome.code == 2 and outcome.err.count("\n") == 1, outcome
+    for word in words:
+        assert word in outcome.err, outcome.err
+
+
+def lines_of_three_kinds(path):
+    """4097 prompts of kind a with more letters than the one of kind c, which has more tokens; kinds take turns."""
+    many = [{"prompt": "triangles " * 3, "category": "a"}] * CHECKED
+    few = [{"prompt": "circle", "category": "b"}, {"prompt": "a " * 9, "category": "c"}]
+    path.write_text("\n".join(map(json.dumps, [*many[:1], *few, *many])))
+
+
+def test_a_prompt_that_is_found_too_long_during_the_run_stops_it_with_a_checkpoint(tiny_model, tmp_path):
+    """Two prompts per iteration: the third one, of kind c, comes in the second."""
+    path = tmp_path / "prompts.jsonl"
+    lines_of_three_kinds(path)
+    (tmp_path / "held_out.txt").write_text("a circle")
+    own = ["--prompts", path, "--evaluation.source", tmp_path / "held_out.txt", "--rewards", "colourfulness",
+           "--rollout.prompt-tokens", 9]  # fmt: skip
+    outcome = run_small(tiny_model, tmp_path / "run", *own)
+    assert outcome.code == 1, outcome
+    assert f"({path}, line 3) has 11 tokens" in outcome.err and "rollout.prompt_tokens = 11" in outcome.err
+    assert "stopped after iteration 1 with a checkpoint" in outcome.err and outcome.err.count("\n") == 1
+    assert (tmp_path / "run" / "checkpoints" / "1").is_dir()
+
+
+def test_a_run_on_a_mixture_uses_both_sources(tiny_model, tmp_path):
+    """The sample grid shows the evaluation's prompts, which follow the weights, too."""
+    (tmp_path / "a.txt").write_text("a circle\n")
+    (tmp_path / "b.jsonl").write_text('{"prompt": "a square", "category": "square"}')
+    own = ["--prompts", tmp_path / "a.txt", tmp_path / "b.jsonl", "--prompt-weights", 2, 1, "--rewards", "colourfulness",
+           "--logging.samples", 6, "--iterations", 1]  # fmt: skip
+    outcome = run_small(tiny_model, tmp_path / "run", *own)
+    assert outcome.code == 0, outcome
+    shown = [sample["prompt"] for sample in json.loads((tmp_path / "run" / "samples" / "000001.json").read_text())]
+    assert sorted(shown) == ["a circle"] * 4 + ["a square"] * 2
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert config["prompt_weights"] == [2.0, 1.0] and len(config["prompts"]) == 2
+    table = tmp_path / "table.json"
+    outcome = command("experiments.evaluate", tmp_path / "run", "--evaluation.prompts", 6, "--evaluation.batch", 6,
+                      "--evaluation.flow-steps", 2, "--out", table)  # fmt: skip
+    assert outcome.code == 0, outcome
+    assert json.loads(table.read_text())["prompts"] == [str(tmp_path / "a.txt"), str(tmp_path / "b.jsonl")]

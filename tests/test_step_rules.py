@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from unigrpo_jax.rollout.step_rules import CPS, ODE, DanceSDE, FlowSDE, StepRule, draw_window, step_rule
+from unigrpo_jax.rollout.step_rules import CPS, ODE, DanceSDE, FlowSDE, StepRule, step_rule
 
 RULES = ["ode", "flow_sde", "dance_sde", "cps"]
 SCHEDULE = [3 * u / (1 + 2 * u) for u in np.linspace(1, 0, 26)]  # the paper's: 25 transitions, shift 3
@@ -297,22 +297,3 @@ def test_step_rule_refuses_an_unknown_name():
 def test_refuses_an_impossible_noise_level(name, noise_level):
     with pytest.raises(ValueError, match="noise_level"):
         step_rule(name, noise_level)
-
-
-@pytest.mark.parametrize(("size", "range_"), [(3, (0, 5)), (1, (2, 4)), (4, (0, 4)), (2, (3, 10))])
-def test_windows_are_contiguous_and_their_starts_uniform(size, range_):
-    first, end = range_
-    keys = jax.random.split(jax.random.key(0), 3000)
-    windows = np.asarray(jax.jit(jax.vmap(lambda key: draw_window(key, size, range_)))(keys))
-    assert windows.shape == (3000, size) and windows.dtype == np.int32
-    np.testing.assert_array_equal(windows, windows[:, :1] + np.arange(size))
-    starts, counts = np.unique(windows[:, 0], return_counts=True)
-    np.testing.assert_array_equal(starts, np.arange(first, end - size + 1))
-    expected = 3000 / len(starts)
-    assert np.all(np.abs(counts - expected) < 5 * np.sqrt(expected))
-
-
-@pytest.mark.parametrize(("size", "range_"), [(6, (0, 5)), (0, (0, 5)), (1, (3, 3)), (1, (-1, 3)), (1, (4, 2))])
-def test_refuses_a_window_that_does_not_fit(size, range_):
-    with pytest.raises(ValueError, match="window"):
-        draw_window(jax.random.key(0), size, range_)

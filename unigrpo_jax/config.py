@@ -84,7 +84,15 @@ class RolloutConfig:
     window_size: int = 3
     """Stochastic, trained transitions per episode."""
     window_range: tuple[int, int] = (0, 5)
-    """The window lies inside [first, end); its start is drawn once per iteration."""
+    """The window lies inside [first, end)."""
+    window: Literal["contiguous", "random", "sliding"] = "contiguous"
+    """Transitions in a row from a random start, any of them (DanceGRPO), or in a row and moving on in time (MixGRPO)."""
+    window_every: int = 25
+    """Iterations that a sliding window rests before it moves on."""
+    window_stride: int = 1
+    """Transitions that a sliding window moves on by."""
+    shared_noise: bool = False
+    """All episodes of a prompt begin at the same noise (DanceGRPO), so that they differ by thinking and transitions."""
     guidance: float = 1.0
     """Must stay 1: with guidance a transition depends on several contexts, and episodes are no longer linear."""
     micro_batches: int = 1
@@ -103,6 +111,14 @@ class LearningConfig:
     """What the centred reward is divided by: the group's std, the batch's std, or nothing."""
     reward_weights: dict[str, float] = dataclasses.field(default_factory=dict)
     """Weight of each reward component's advantage; a component that is not named has weight 1."""
+    reward_thresholds: dict[str, float] = dataclasses.field(default_factory=dict)
+    """A component that is named counts as 1 where it reaches this value, and as 0 below it."""
+    combine: Literal["advantages", "rewards"] = "advantages"
+    """Several components: each one's advantages, weighted and added (DanceGRPO), or the advantage of their weighted sum."""
+    best: int = 0
+    """Train only on so many episodes of each group with the largest advantages, and on the `worst`; 0 and 0 is all."""
+    worst: int = 0
+    """So many episodes of each group with the smallest advantages (DanceGRPO's best-of-N takes as many of both)."""
     text_clip: float = 0.2
     """Clip range of the token ratio."""
     flow_clip: float = 1.2e-5
@@ -157,6 +173,8 @@ class LearningConfig:
 class EvaluationConfig:
     """How a model is judged on held-out prompts, before and after training."""
 
+    source: str | None = None
+    """Where the held-out prompts come from, as in `prompts`; None takes those of the world or the first of the file."""
     prompts: int = 480
     """Held-out prompts, equal shares of each category where the world has them."""
     images_per_prompt: int = 1
@@ -345,8 +363,11 @@ class RunConfig:
     """Seed of prompts, tokens and noise."""
     iterations: int = 100
     """Rollout, reward, update: once each per iteration."""
-    prompts: str = "shapes"
-    """`shapes`, the shapes world; `examples`, 48 prompts; or a JSONL file with a `prompt` and any metadata per line."""
+    prompts: tuple[str, ...] = ("shapes",)
+    """`shapes`, the shapes world; `examples`, 48 prompts; FILE.jsonl, a `prompt` and any metadata per line; FILE.txt, one
+    prompt per line; geneval:FILE; tfds:NAME[/CONFIG][:SPLIT][#FIELD]; several are mixed."""
+    prompt_weights: tuple[float, ...] = ()
+    """Shares of several sources of prompts, in their order; without any they are equal."""
     rewards: tuple[str, ...] = ("shapes",)
     """What judges the images: names of unigrpo_jax.rewards.load, or your own package.module:function; several are mixed."""
     judging: JudgingConfig = dataclasses.field(default_factory=JudgingConfig)
@@ -367,3 +388,8 @@ class RunConfig:
     def episodes(self) -> int:
         """Episodes B of one iteration."""
         return self.rollout.prompts_per_iteration * self.learning.group_size
+
+    @property
+    def trained_episodes(self) -> int:
+        """Episodes of one iteration that the update sees."""
+        return self.rollout.prompts_per_iteration * (self.learning.best + self.learning.worst or self.learning.group_size)

@@ -12,7 +12,7 @@ from unigrpo_jax.config import ConfigError, JudgeConfig, MeshConfig, RunConfig, 
 
 _AT_LEAST_ONE = {
     "rollout": ("prompts_per_iteration", "prompt_tokens", "thinking_tokens", "flow_steps", "window_size",
-                "micro_batches", "image_height", "image_width"),
+                "micro_batches", "image_height", "image_width", "window_every", "window_stride"),
     "learning": ("ppo_epochs", "minibatches", "micro_batches"),
     "evaluation": ("prompts", "images_per_prompt", "batch", "flow_steps"),
     "checkpoint": ("every", "keep"),
@@ -33,7 +33,7 @@ _POSITIVE = {
 _NOT_NEGATIVE = {
     "rollout": ("temperature", "top_k", "noise_level"),
     "learning": ("flow_weight", "text_weight", "mse_weight", "latent_kl_weight", "text_kl_weight", "reasoning_lr",
-                 "denoising_lr", "weight_decay", "ema_decay"),
+                 "denoising_lr", "weight_decay", "ema_decay", "best", "worst"),
     "evaluation": ("temperature", "every", "seed"),
     "logging": ("samples_every",),
     "mesh": ("slice", "data", "fsdp", "tensor"),
@@ -71,6 +71,11 @@ def check(config: RunConfig) -> None:
         for name in names:
             value = getattr(getattr(config, section), name)
             require(value > 0, f"{section}.{name} = {value}, but it must be above 0.")
+    require(
+        len(config.prompt_weights) in (0, len(config.prompts)) and all(weight > 0 for weight in config.prompt_weights),
+        f"prompt_weights = {config.prompt_weights} must hold one number above 0 for each of the {len(config.prompts)} "
+        "sources in prompts, or nothing.",
+    )
     require(config.iterations >= 1, f"iterations = {config.iterations}, but it must be at least 1.")
     require(config.seed >= 0, f"seed = {config.seed}, but it must be 0 or more.")
     require(config.devices >= 0, f"devices = {config.devices}, but it must be 0 (all of them) or more.")
@@ -125,13 +130,17 @@ def check(config: RunConfig) -> None:
         f"rollout.prompts_per_iteration = {r.prompts_per_iteration} does not divide into rollout.micro_batches = "
         f"{r.micro_batches}; use {nearest_divisors(r.prompts_per_iteration, r.micro_batches)} micro-batches.",
     )
+    require(
+        learn.best + learn.worst <= learn.group_size,
+        f"learning.best + learning.worst = {learn.best} + {learn.worst} is more than learning.group_size = "
+        f"{learn.group_size}; keep fewer episodes, or sample more.",
+    )
     pieces = learn.minibatches * learn.micro_batches
     require(
-        config.episodes % pieces == 0,
-        f"learning.group_size * rollout.prompts_per_iteration = {learn.group_size} * {r.prompts_per_iteration} = "
-        f"{config.episodes} episodes do not divide into learning.minibatches * learning.micro_batches = "
+        config.trained_episodes % pieces == 0,
+        f"{trained_words(config)} episodes do not divide into learning.minibatches * learning.micro_batches = "
         f"{learn.minibatches} * {learn.micro_batches} = {pieces} pieces; let the product be "
-        f"{nearest_divisors(config.episodes, pieces)}.",
+        f"{nearest_divisors(config.trained_episodes, pieces)}.",
     )
     require(0 <= config.judging.max_dropped < 1,
             f"judging.max_dropped = {config.judging.max_dropped}, but it must be 0 or more and below 1.")  # fmt: skip
@@ -241,22 +250,33 @@ def mesh_sizes(mesh: MeshConfig, devices: int, slices: int, words: str) -> dict[
     return {name: size or devices // known for name, size in asked.items()}
 
 
+def trained_words(config: RunConfig) -> str:
+    """The product that makes the episodes of an update, such as "learning.group_size * ... = 24 * 5 = 120"."""
+    learn, prompts = config.learning, config.rollout.prompts_per_iteration
+    kept = learn.best + learn.worst
+    name, group = ("(learning.best + learning.worst)", kept) if kept else ("learning.group_size", learn.group_size)
+    return f"{name} * rollout.prompts_per_iteration = {group} * {prompts} = {config.trained_episodes}"
+
+
 def check_devices(config: RunConfig, devices: int) -> None:
     """Raises ConfigError, with the arithmetic, unless the episodes spread evenly over the devices."""
     prompts, rollouts = config.rollout.prompts_per_iteration, config.rollout.micro_batches
     group, total = config.learning.group_size, config.episodes
+    trained = config.trained_episodes
     pieces = config.learning.minibatches * config.learning.micro_batches
-    spreads = lambda devices: total % (devices * pieces) == 0 and total // rollouts % devices == 0
+    spreads = lambda devices: trained % (devices * pieces) == 0 and total // rollouts % devices == 0
     if spreads(devices):
         return
-    part = lambda count: count // math.gcd(count, group)  # what the prompts must be a multiple of for `count` pieces
-    unit = math.lcm(part(devices * pieces), rollouts * part(devices))
+    # What the prompts must be a multiple of for `count` pieces, with so many episodes of each.
+    part = lambda count, of: count // math.gcd(count, of)
+    unit = math.lcm(part(devices * pieces, trained // prompts), rollouts * part(devices, group))
     options = " or ".join(f"{p} ({p * group})" for p in (prompts // unit * unit, prompts // unit * unit + unit) if p)
     fewer = max(d for d in range(1, devices) if spreads(d))
     parts = ((rollouts, "rollout micro-batches"), (pieces, "pieces of an update"))
     split = [f"{count} {what}" for count, what in parts if count > 1]
+    kept = f" (of which {trained} are trained on)" if trained != total else ""
     raise ConfigError(
-        f"learning.group_size * rollout.prompts_per_iteration = {group} * {prompts} = {total} episodes do not divide "
+        f"learning.group_size * rollout.prompts_per_iteration = {group} * {prompts} = {total} episodes{kept} do not divide "
         f"over {devices} devices{' in ' + ' and '.join(split) if split else ''}; use rollout.prompts_per_iteration = "
         f"{options}, or devices = {fewer}."
     )

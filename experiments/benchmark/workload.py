@@ -102,8 +102,9 @@ class Workload:
             update = jax.jit(function.__call__, donate_argnums=0)
         _, frozen = parameters.split(self.params, parameters.groups(self.params, c))
         own = jax.device_put(new_state(jax.tree.map(jnp.copy, self.params), c), self.programs.state_shardings)
-        episodes = self.sample()
-        advantages = np.resize(np.array([1.0, -1.0], np.float32), self.config.episodes)
+        count = self.config.trained_episodes
+        episodes = jax.tree.map(lambda x: x[:count], self.sample())
+        advantages = np.resize(np.array([1.0, -1.0], np.float32), count)
         advantages = jax.device_put(advantages, self.programs.spread)
 
         def once() -> dict:

@@ -34,7 +34,7 @@ def config() -> RunConfig:
     return RunConfig(
         name="bagel_7b",
         iterations=300,
-        prompts="",
+        prompts=(),
         rewards=(),
         model=ModelConfig(path=HUB_NAME, dtype="bfloat16", remat="full"),
         rollout=RolloutConfig(

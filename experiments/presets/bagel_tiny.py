@@ -21,7 +21,7 @@ def config() -> RunConfig:
         full,
         name="bagel_tiny",
         iterations=2,
-        prompts="examples",
+        prompts=("examples",),
         rewards=("colourfulness",),
         model=dataclasses.replace(full.model, path="tiny", dtype="float32", remat="none"),
         rollout=dataclasses.replace(

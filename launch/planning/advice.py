@@ -80,7 +80,7 @@ def _activations(setting: Setting) -> float:
     """Bytes that a device's layers keep for the backward pass, beside their inputs: norms, q, k, v, mixed, MLP, weights."""
     config, c = setting.config, setting.model.network.config
     learning, rollout = config.learning, config.rollout
-    rows = config.episodes / learning.minibatches / learning.micro_batches / meshes.batch_size(setting.mesh)
+    rows = config.trained_episodes / learning.minibatches / learning.micro_batches / meshes.batch_size(setting.mesh)
     latents = 2 + c.grid(rollout.image_height, rollout.image_width)[0] * c.grid(rollout.image_height, rollout.image_width)[1]
     text = rollout.prompt_tokens + (rollout.thinking_tokens + 2) * rollout.thinking
     tokens = rows * (text + rollout.window_size * latents)

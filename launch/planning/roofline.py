@@ -132,7 +132,7 @@ def guessed_sent(run: RunConfig, config: BagelConfig, n: Lengths, split: Split, 
     tokens = 0 if n.thinking is None else n.thinking + 2
     length = n.latents + flops.MARKERS
     pieces = learning.minibatches * learning.micro_batches
-    own = run.episodes / pieces / split.batch * (n.context + rollout.window_size * length)
+    own = run.trained_episodes / pieces / split.batch * (n.context + rollout.window_size * length)
     rounds = 1 + 3 * learning.ppo_epochs
     decode = flops.decode_weight_bytes(config, itemsize) / split.tensor
     return {

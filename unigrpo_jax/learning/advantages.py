@@ -10,6 +10,7 @@ from typing import Literal, get_args
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 Normalisation = Literal["group_std", "global_std", "none"]
 
@@ -92,6 +93,20 @@ def combine(
         weights[name] * group_advantages(rewards[name], normalisation, epsilon=epsilon, limit=limit, ddof=ddof)
         for name in sorted(rewards)
     )
+
+
+def extremes(advantages_PG: np.ndarray, best: int, worst: int) -> np.ndarray:
+    """Positions int [P * (best + worst)] in the flattened batch, increasing: the largest and smallest of each group.
+
+    DanceGRPO (arXiv 2505.07818) samples many episodes and trains on the k best and the k worst.  Of equal advantages the
+    earlier episode counts as the better one.
+    """
+    order = np.argsort(-np.asarray(advantages_PG), axis=1, kind="stable")
+    group = order.shape[1]
+    if not 0 < best + worst <= group:
+        raise ValueError(f"{best} best and {worst} worst of {group} episodes: take from 1 to {group} in all.")
+    kept = np.sort(np.concatenate([order[:, :best], order[:, group - worst :]], axis=1), axis=1)
+    return (kept + group * np.arange(len(order))[:, None]).reshape(-1)
 
 
 def zero_variance_share(rewards_PG: jax.Array) -> jax.Array:

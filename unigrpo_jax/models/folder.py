@@ -2,11 +2,10 @@
 
 import dataclasses
 import functools
-import hashlib
 import pathlib
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -23,8 +22,6 @@ from unigrpo_jax.models.tree import flatten, unflatten
 SHAPES_BASE = pathlib.Path(__file__).resolve().parent.parent / "worlds" / "shapes" / "base"
 TINY = "tiny"  # the name of the toy model that is made on the spot
 HUB_PATTERN = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
-# Weight files up to this size are hashed whole; of larger ones only blocks, evenly spread.
-HASHED_WHOLE = 2**30
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,28 +122,8 @@ class LoadedModel:
             raise ConfigError(f"rollout.image_height, rollout.image_width: {error}") from None
 
     def checksum(self) -> str:
-        """SHA-256 of the weight files, to recognise the reference after a resume.
-
-        Of a file above 1 GiB it covers the size, both ends and 4096 blocks spread over it, so that it takes seconds.
-        """
-        digest = hashlib.sha256()
-        for path in [*self.stored.files, *(self.autoencoder_stored.files if self.autoencoder_stored else ())]:
-            for piece in _pieces(path):
-                digest.update(piece)
-        return digest.hexdigest()
-
-
-def _pieces(path: pathlib.Path) -> Iterator[bytes]:
-    size = path.stat().st_size
-    yield str(size).encode()
-    with open(path, "rb") as file:
-        if size <= HASHED_WHOLE:
-            while piece := file.read(2**24):
-                yield piece
-            return
-        for i in range(4096):
-            file.seek((size - 2**14) * i // 4095)
-            yield file.read(2**14)
+        """`stored.checksum` of the weight files, to recognise the reference after a resume."""
+        return stores.checksum([*self.stored.files, *(self.autoencoder_stored.files if self.autoencoder_stored else ())])
 
 
 def find_folder(path: str | None) -> pathlib.Path:

@@ -3,6 +3,7 @@
 No tensor is read before it is asked for, and no file stays mapped after it was, so that the host holds what is in use.
 """
 
+import hashlib
 import json
 import math
 import pathlib
@@ -13,6 +14,8 @@ import numpy as np
 
 DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16", "F64": "float64"}
 SHARD_BYTES = 5 * 10**9
+# Files up to this size are hashed whole; of larger ones only blocks, evenly spread.
+HASHED_WHOLE = 2**30
 
 
 class StoredTensors:
@@ -125,6 +128,31 @@ def _ranges(numbers: list[int]) -> str:
             parts.append([n, n])
     words = ",".join(str(a) if a == b else f"{a}..{b}" for a, b in parts)
     return words if len(numbers) == 1 else f"{{{words}}}"
+
+
+def checksum(files: Iterable[pathlib.Path]) -> str:
+    """SHA-256 of files, in hexadecimal digits.
+
+    Of a file above 1 GiB it covers the size, both ends and 4096 blocks spread over it, so that it takes seconds.
+    """
+    digest = hashlib.sha256()
+    for path in files:
+        for piece in _pieces(path):
+            digest.update(piece)
+    return digest.hexdigest()
+
+
+def _pieces(path: pathlib.Path) -> Iterator[bytes]:
+    size = path.stat().st_size
+    yield str(size).encode()
+    with open(path, "rb") as file:
+        if size <= HASHED_WHOLE:
+            while piece := file.read(2**24):
+                yield piece
+            return
+        for i in range(4096):
+            file.seek((size - 2**14) * i // 4095)
+            yield file.read(2**14)
 
 
 def write(folder: pathlib.Path, stem: str, shapes: Mapping[str, tuple[int, ...]], tensors: Iterator[tuple[str, np.ndarray]],

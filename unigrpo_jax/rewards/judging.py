@@ -53,10 +53,14 @@ def hold_to_protocol(result, name: str, size: int) -> Columns:
 
 
 class Judging:
-    """The rewards of a run."""
+    """The rewards of a run.
+
+    Attributes:
+      settings: how they are called.
+    """
 
     def __init__(self, rewards: Mapping[str, RewardFunction], settings: JudgingConfig):
-        self._rewards, self._settings = dict(rewards), settings
+        self._rewards, self.settings = dict(rewards), settings
         self._remembered: collections.OrderedDict[bytes, dict[str, float]] = collections.OrderedDict()
 
     def start(self, batch: RewardBatch) -> Callable[[], Columns]:
@@ -84,6 +88,19 @@ class Judging:
         """Judges B episodes."""
         return self.start(batch)()
 
+    def hold_to_share(self, judged: np.ndarray, what: str, who: str = "") -> None:
+        """RewardError where more than `max_dropped` of `judged`, bool [N], is False, or all of it.
+
+        `what` names the N, `who` is to blame; the rewards, unless told.
+        """
+        lost, most = int((~judged).sum()), self.settings.max_dropped
+        if lost > most * len(judged) or lost == len(judged):
+            who = who or f"the reward function {', '.join(self._rewards)}"
+            raise RewardError(
+                f"{who} gave no finite number for {lost} of {len(judged)} {what}, "
+                f"more than judging.max_dropped = {most:g} allows"
+            )
+
     def _begin(self, name: str, reward: RewardFunction, batch: RewardBatch) -> Callable[[], Columns]:
         judge = lambda: self._judge(name, reward, batch)
         if getattr(reward, "cost", "host") == "device":
@@ -99,7 +116,12 @@ class Judging:
         threading.Thread(target=work, name=f"reward {name}", daemon=True).start()
 
         def wait() -> Columns:
-            columns, error = outcome.get()
+            while True:
+                try:
+                    columns, error = outcome.get(timeout=0.2)  # a signal that another thread took is heard between two waits
+                    break
+                except queue.Empty:
+                    pass
             if error is not None:
                 raise error
             return columns
@@ -108,7 +130,7 @@ class Judging:
 
     def _judge(self, name: str, reward: RewardFunction, batch: RewardBatch) -> Columns:
         """One reward's numbers, from memory where they are known."""
-        identity = getattr(reward, "identity", "") if self._settings.remembered else ""
+        identity = getattr(reward, "identity", "") if self.settings.remembered else ""
         size = len(batch.prompts)
         keys = [_key(name, identity, batch, row) for row in range(size)] if identity else list(range(size))
         known = {key: self._remembered[key] for key in keys if key in self._remembered}
@@ -125,7 +147,7 @@ class Judging:
                 if all(np.isfinite(list(known[key].values()))):
                     self._remembered[key] = known[key]
                     self._remembered.move_to_end(key)
-            while len(self._remembered) > self._settings.remembered:
+            while len(self._remembered) > self.settings.remembered:
                 self._remembered.popitem(last=False)
         components = list(known[keys[0]]) if size else []
         return {c: np.array([known[key].get(c, np.nan) for key in keys], np.float32) for c in components}
@@ -134,9 +156,9 @@ class Judging:
         """Asks again, after growing pauses, for the episodes that were not judged."""
         columns: Columns = {}
         rows, failure = np.arange(len(batch.prompts)), None
-        for attempt in range(self._settings.retries + 1):
+        for attempt in range(self.settings.retries + 1):
             if attempt:
-                time.sleep(self._settings.backoff_seconds * 2 ** (attempt - 1))
+                time.sleep(self.settings.backoff_seconds * 2 ** (attempt - 1))
             try:
                 found = hold_to_protocol(self._limited(name, reward, batch.take(rows)), name, len(rows))
             except RewardError:
@@ -152,7 +174,7 @@ class Judging:
                 break
         if not columns:
             said = str(failure) if isinstance(failure, TimeoutError) else f"raised {type(failure).__name__}: {failure}"
-            again = self._settings.retries
+            again = self.settings.retries
             raise RewardError(f"the reward function {name} {said}{f', after {again} retries' if again else ''}") from failure
         return columns
 
@@ -172,7 +194,7 @@ class Judging:
                 outcome.put((None, error))
 
         threading.Thread(target=work, name=f"reward {name}, one call", daemon=True).start()
-        limit = self._settings.timeout_seconds
+        limit = self.settings.timeout_seconds
         try:
             result, error = outcome.get(timeout=limit)
         except queue.Empty:

@@ -13,6 +13,11 @@ BUILT_IN: dict[str, str] = {
     "shapes": "unigrpo_jax.worlds.shapes.judge:load",
     "colourfulness": "unigrpo_jax.rewards.colourfulness:load",
     "judge": "unigrpo_jax.rewards.remote:load",
+    "ocr": "unigrpo_jax.rewards.ocr:load",
+    "clipscore": "unigrpo_jax.rewards.clip_scores:clipscore",
+    "pickscore": "unigrpo_jax.rewards.clip_scores:pickscore",
+    "hpsv2": "unigrpo_jax.rewards.clip_scores:hpsv2",
+    "aesthetic": "unigrpo_jax.rewards.clip_scores:aesthetic",
 }
 
 
@@ -26,13 +31,27 @@ def load_reward(name: str, config: RunConfig) -> RewardFunction:
         module, _, function = BUILT_IN[known].partition(":")
         load: Callable[[str, RunConfig], RewardFunction] = getattr(importlib.import_module(module), function)
         return load(argument, config)
-    module_name, attribute = known, argument
-    if not module_name or not attribute:
+    if not known or not argument:
         near = difflib.get_close_matches(known, BUILT_IN, 1)
         hint = f"did you mean {near[0]}?" if near else "write your own as my_module:score."
         raise ConfigError(
             f"rewards: {name!r} is neither one of {', '.join(sorted(BUILT_IN))} nor package.module:function; {hint}"
         )
+    return find_function(name, name)
+
+
+def find_function(place: str, name: str) -> Callable:
+    """What stands at package.module:function, from the current folder or from what is installed.
+
+    Args:
+      place: package.module:function.
+      name: of the reward that it belongs to, for messages.
+
+    Raises:
+      ConfigError: nothing that can be called stands there.
+    """
+    module_name, _, attribute = place.partition(":")
+    require(bool(module_name and attribute), f"rewards: {name!r}: {place!r} is not package.module:function; write it so.")
     if "" not in sys.path:
         sys.path.insert(0, "")  # a module in the user's own folder
     try:

@@ -18,8 +18,9 @@ from unigrpo_jax.rollout import randomness
 from unigrpo_jax.rollout.dialogue import begin, hear, look
 from unigrpo_jax.rollout.drawing import FlowSampler, draw
 from unigrpo_jax.rollout.not_finite import blank
-from unigrpo_jax.rollout.step_rules import draw_window, step_rule
+from unigrpo_jax.rollout.step_rules import step_rule
 from unigrpo_jax.rollout.thinking import TokenSampler, think
+from unigrpo_jax.rollout.windows import Window
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -34,8 +35,8 @@ class RolloutProgram:
       thinking_tokens: largest number of thinking tokens; 0 draws without thinking.
       tokens: how tokens are drawn.
       flow: how images are drawn.
-      window_size: stochastic transitions per episode; 0 is the pure ODE.
-      window_range: where the window may lie, [first, end).
+      window: the stochastic transitions; None is the pure ODE.
+      shared_noise: all episodes of a prompt begin at the same noise (DanceGRPO, arXiv 2505.07818).
       micro_batches: pieces of the prompts, one after the other.
       place: applied to the context of a batch of episodes, to lay it over devices.
       parts: devices that episodes are spread over; on each, a few images are decoded at a time; 0 decodes all at once.
@@ -49,8 +50,8 @@ class RolloutProgram:
     thinking_tokens: int
     tokens: TokenSampler
     flow: FlowSampler
-    window_size: int
-    window_range: tuple[int, int]
+    window: Window | None
+    shared_noise: bool = False
     micro_batches: int = 1
     place: Callable[[Context], Context] | None = None
     parts: int = 0
@@ -74,9 +75,8 @@ class RolloutProgram:
           P * group_size episodes, the group of a prompt in a row.
         """
         window = jnp.zeros(0, jnp.int32)
-        if self.window_size:
-            key = randomness.stream_key(seed, step, randomness.WINDOW)
-            window = draw_window(key, self.window_size, self.window_range)
+        if self.window is not None:
+            window = self.window.draw(randomness.stream_key(seed, step, randomness.WINDOW), step)
         prompts = prompt.tokens.shape[0]
         ids = (first_id + jnp.arange(prompts * self.group_size)).reshape(self.micro_batches, -1)
         pieces = jax.tree.map(lambda x: x.reshape(self.micro_batches, -1, *x.shape[1:]), (prompt, picture))
@@ -89,7 +89,7 @@ class RolloutProgram:
     def _piece(self, params, autoencoder_params, given, ids_B, window_W, seed, step) -> Episodes:
         """The prompts of one micro-batch, prefilled once each and shared by their groups."""
         prompt, picture = given
-        keys = lambda stream: randomness.sample_keys(randomness.stream_key(seed, step, stream), ids_B)
+        keys = lambda stream, ids=ids_B: randomness.sample_keys(randomness.stream_key(seed, step, stream), ids)
         dialogue = begin(self.model, params, self.system, prompt.tokens.shape[0])
         if picture is not None:
             own = keys(randomness.PICTURE)[:: self.group_size]
@@ -111,7 +111,8 @@ class RolloutProgram:
             if self.thought is not None:
                 jax.debug.callback(self.thought, jnp.any(thinking.mask))
         shape = (self.flow.grid[0] * self.flow.grid[1], self.model.config.latent_width)
-        x, noise = randomness.normal(keys(randomness.INITIAL_NOISE), 0, shape), keys(randomness.STEP_NOISE)
+        first = ids_B // self.group_size * self.group_size if self.shared_noise else ids_B
+        x, noise = randomness.normal(keys(randomness.INITIAL_NOISE, first), 0, shape), keys(randomness.STEP_NOISE)
         decode = lambda latent: self.autoencoder.decode(autoencoder_params, latent)
         segments.append(draw(self.model, params, context, x, noise, window_W, self.flow, decode, others, self.parts))
         repeated = jax.tree.map(lambda x: jnp.repeat(x, self.group_size, axis=0), prompt)
@@ -143,8 +144,14 @@ def training_rollout(
         thinking_tokens=config.thinking_tokens if config.thinking else 0,
         tokens=TokenSampler(temperature=config.temperature, top_k=config.top_k, top_p=config.top_p),
         flow=flow_sampler(config, model),
-        window_size=config.window_size,
-        window_range=config.window_range,
+        window=Window(
+            size=config.window_size,
+            range=config.window_range,
+            kind=config.window,
+            every=config.window_every,
+            stride=config.window_stride,
+        ),
+        shared_noise=config.shared_noise,
         micro_batches=config.micro_batches,
         place=place,
         parts=parts,

@@ -155,24 +155,6 @@ def step_rule(name: RuleName, noise_level: float) -> StepRule:
     raise ValueError(f"No step rule is called {name!r}. There are: {', '.join(get_args(RuleName))}.")
 
 
-def draw_window(key: jax.Array, size: int, range_: tuple[int, int]) -> jax.Array:
-    """Indices of the stochastic, trained transitions: int32 [size], start, ..., start + size - 1.
-
-    The window lies inside range_ = [first, end), and its start is uniform over {first, ..., end - size}: size 3 in the
-    range (0, 5) starts at 0, 1 or 2 (Flow-GRPO-Fast).  `size` and `range_` are static.
-    """
-    first, end = range_
-    if not (first >= 0 and 1 <= size <= end - first):
-        raise ValueError(
-            f"An SDE window of {size} transitions does not fit into the range [{first}, {end}), "
-            f"which holds {max(end - first, 0)}. Use a size from 1 to {end - first} or a wider range."
-            if 0 <= first < end
-            else f"The range [{first}, {end}) of the SDE window is empty or negative. Use 0 <= first < end."
-        )
-    start = jax.random.randint(key, (), first, end - size + 1, dtype=jnp.int32)
-    return start + jnp.arange(size, dtype=jnp.int32)
-
-
 def _float32(*values):
     return (jnp.asarray(value, jnp.float32) for value in values)
 

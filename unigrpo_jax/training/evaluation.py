@@ -20,6 +20,7 @@ from unigrpo_jax.rewards.judging import Judging, RewardError
 from unigrpo_jax.rewards.protocol import RewardBatch
 from unigrpo_jax.rollout.program import RolloutProgram, flow_sampler
 from unigrpo_jax.rollout.thinking import TokenSampler
+from unigrpo_jax.rollout.windows import Window
 from unigrpo_jax.training.samples import Sample
 from unigrpo_jax.worlds.prompt import Prompt
 from unigrpo_jax.worlds.world import World
@@ -44,8 +45,7 @@ def evaluation_rollout(evaluation: EvaluationConfig, rollout: RolloutConfig, loa
         thinking_tokens=rollout.thinking_tokens if evaluation.thinking else 0,
         tokens=TokenSampler(temperature=evaluation.temperature, top_k=rollout.top_k, top_p=rollout.top_p),
         flow=flow_sampler(rollout, loaded.network, guidance),
-        window_size=steps,
-        window_range=(0, steps),
+        window=Window(size=steps, range=(0, steps)) if steps else None,
     )
 
 
@@ -83,7 +83,8 @@ class Evaluator:
         self._config, self._world = evaluation, world
         self._judging = judging
         self._codec = loaded.codec
-        self._blocks = loaded.codec.prompts([p.text for p in self.prompts], rollout.prompt_tokens)
+        texts, place = [p.text for p in self.prompts], lambda row: self.prompts[row].place
+        self._blocks = loaded.codec.prompts(texts, rollout.prompt_tokens, place)
         program, places = evaluation_rollout(evaluation, rollout, loaded), {}
         if layout is not None:
             whole = meshes.replicated(layout.mesh)
@@ -141,7 +142,10 @@ class Evaluator:
         columns = processes.share_rows(np.concatenate([c.rows for c in calls]), columns, total)
         asked = [p for p in self.prompts for _ in range(self._config.images_per_prompt)][:total]
         thinking, verdicts, correct = (columns.pop(name) for name in ("thinking", "verdict", "correct"))
-        scores = {name.removeprefix("score/"): np.asarray(values, np.float64) for name, values in columns.items()}
+        columns = {name: np.asarray(values, np.float64) for name, values in columns.items()}
+        judged = np.all([np.isfinite(x) for name, x in columns.items() if name.startswith("reward/")], axis=0)
+        self._judging.hold_to_share(judged, "held-out images")
+        scores = {name.split("/", 1)[1]: values for name, values in columns.items()}
         table = by_category(scores, [str(p.metadata.get("category", "")) for p in asked])
         rows = zip(asked, thinking, calls[0].shown, verdicts, correct, strict=False)
         return table, [Sample(prompt=p.text, thinking=t, image=i, verdict=v, correct=c) for p, t, i, v, c in rows]
@@ -150,15 +154,16 @@ class Evaluator:
         """Scores, verdicts and words, by episode."""
         if not batch.prompts:
             return {}
-        scores = self._judging(batch)
+        scores, found = self._judging(batch), {}
         if self._world.judge is None:
             correct = [None] * len(batch.prompts)
             verdicts = [", ".join(f"{n} {v[i]:.3f}" for n, v in scores.items()) for i in range(len(batch.prompts))]
         else:
             judged = self._world.judge(batch)
-            scores = scores | dict(judged.scores)
+            found = {name: x for name, x in judged.scores.items() if name not in scores}
             correct, verdicts = [bool(c) for c in judged.correct], list(judged.verdicts)
-        columns = {f"score/{name}": np.asarray(values).tolist() for name, values in scores.items()}
+        columns = {f"reward/{name}": np.asarray(values).tolist() for name, values in scores.items()}
+        columns |= {f"score/{name}": np.asarray(values).tolist() for name, values in found.items()}
         return columns | {"thinking": list(batch.thinking), "verdict": verdicts, "correct": correct}
 
 

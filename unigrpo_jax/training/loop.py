@@ -204,7 +204,11 @@ class _Loop:
 
     def _iteration(self, state: TrainState, step: int) -> tuple[TrainState, dict[str, float]]:
         begin = time.monotonic()
-        episodes, own, times = self.trainer.sample(state, step)
+        try:
+            episodes, own, times = self.trainer.sample(state, step)
+        except ConfigError as error:  # a prompt that was not among those checked at the start
+            self.checkpoints.save(state)
+            raise RunStopped(f"{error} The run stopped after iteration {step} with a checkpoint.") from error
         try:
             advantages, judged = self.trainer.judge(own, times)
         except (RewardError, ConfigError) as error:
@@ -281,11 +285,11 @@ def card(parts: Parts, run_dir: epath.Path, held: int) -> list[tuple[str, str]]:
         ("held per device", f"{shown_bytes(held)} (weights, optimizer, reference)"),
         ("episodes per iteration", f"{r.prompts_per_iteration} prompts x {learn.group_size} = {c.episodes}"),
         ("update", f"{learn.ppo_epochs} epoch(s) x {learn.minibatches} step(s); "
-                   f"{pieces} piece(s) of {c.episodes // pieces}"),
+                   f"{pieces} piece(s) of {c.trained_episodes // pieces}"),
         ("thinking", f"at most {r.thinking_tokens} tokens" if r.thinking else "off"),
         ("drawing", f"{r.flow_steps} steps, {r.step_rule} {r.noise_level:g} in {r.window_size} of "
                     f"[{r.window_range[0]}, {r.window_range[1]}), {r.image_height} x {r.image_width} px"),
-        ("prompts, rewards", f"{c.prompts}, {', '.join(c.rewards)}"),
+        ("prompts; rewards", f"{', '.join(c.prompts)}; {', '.join(c.rewards)}"),
         ("iterations", str(c.iterations)),
         ("results", str(run_dir)),
     ]  # fmt: skip

@@ -52,6 +52,7 @@ class Programs:
       spread: that of arrays with the episodes first.
       state_shardings: where the state lies.
       rollout: (params, autoencoder's, prompts, seed, step) -> episodes.
+      keep: (episodes, rows) -> those episodes.
       update: (state, frozen, reference, episodes, advantages) -> (state, metrics); donates the state.
     """
 
@@ -89,6 +90,7 @@ class Programs:
         self._state = jax.eval_shape(lambda p: new_state(p, learning), params)
         self.state_shardings = layout.like_parameters(self._state)
         update = UpdateProgram(objective=Objective(policy=policy, config=learning), config=learning)
+        self.keep = jax.jit(lambda episodes, rows: jax.tree.map(lambda x: x[rows], episodes), out_shardings=self.spread)
         self.update = jax.jit(update.__call__, donate_argnums=0, out_shardings=(self.state_shardings, self.everywhere))
 
     def _gathered(self, params: dict) -> dict:
@@ -143,9 +145,10 @@ class Programs:
         """Both programs, traced."""
         i = inputs
         rollout = self.rollout.trace(i.state.params(i.frozen), i.autoencoder, i.prompt, np.int32(0), np.int32(0))
-        at = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=self.spread)
+        count = self.config.trained_episodes
+        at = lambda x: jax.ShapeDtypeStruct((count, *x.shape[1:]), x.dtype, sharding=self.spread)
         episodes = jax.tree.map(at, rollout.out_info)
-        advantages = jax.ShapeDtypeStruct((self.config.episodes,), np.float32, sharding=self.spread)
+        advantages = jax.ShapeDtypeStruct((count,), np.float32, sharding=self.spread)
         return rollout, self.update.trace(i.state, i.frozen, i.reference, episodes, advantages)
 
     def lower(self, inputs: Inputs) -> tuple[jax.stages.Lowered, jax.stages.Lowered]:

@@ -111,6 +111,6 @@ def flat(data: dict, prefix: str = "") -> dict:
     """{"a.b": value} of nested dicts."""
     out = {}
     for name, value in data.items():
-        inner = isinstance(value, dict) and name != "reward_weights"
+        inner = isinstance(value, dict) and name not in ("reward_weights", "reward_thresholds")
         out |= flat(value, f"{prefix}{name}.") if inner else {f"{prefix}{name}": value}
     return out

@@ -11,9 +11,9 @@ import numpy as np
 
 from unigrpo_jax.config import ConfigError, RunConfig, require
 from unigrpo_jax.config_checks import check, check_devices
-from unigrpo_jax.episode import Episodes
+from unigrpo_jax.episode import Episodes, TokenBlock
 from unigrpo_jax.learning import parameters
-from unigrpo_jax.learning.advantages import combine, zero_variance_share
+from unigrpo_jax.learning.advantages import combine, extremes, group_advantages, zero_variance_share
 from unigrpo_jax.learning.update import TrainState, new_state
 from unigrpo_jax.models import tree
 from unigrpo_jax.models.bagel.lora import is_adapter
@@ -27,7 +27,8 @@ from unigrpo_jax.rewards.protocol import RewardBatch
 from unigrpo_jax.training.evaluation import reward_batch
 from unigrpo_jax.training.image_statistics import colour_entropy, edge_density
 from unigrpo_jax.training.programs import Inputs, Programs
-from unigrpo_jax.worlds.source import PromptOrder
+from unigrpo_jax.worlds.order import Order
+from unigrpo_jax.worlds.prompt import Prompt
 from unigrpo_jax.worlds.world import World, load_world
 
 
@@ -48,7 +49,7 @@ class Parts:
     layout: Layout
     loaded: LoadedModel
     world: World
-    order: PromptOrder
+    order: Order
     judging: Judging
 
 
@@ -58,7 +59,7 @@ def build(config: RunConfig) -> Parts:
     mesh = meshes.make_mesh(config.devices, config.mesh)
     check_devices(config, meshes.batch_size(mesh))
     layout, attend = Layout(mesh), kernels.attend(config.model, mesh)
-    world = load_world(config.prompts)
+    world = load_world(config.prompts, config.prompt_weights, config.evaluation.source)
     judging = Judging(load_rewards(config), config.judging)
     loaded = load_model(config.model)  # last, since a model on the hub takes long to fetch
     loaded.check_image_size(config.rollout)
@@ -76,8 +77,10 @@ def build(config: RunConfig) -> Parts:
         "model.param_dtype = 'bfloat16', but weights that are trained must be float32, where small steps do not round "
         "away; use float32, or adapters with model.lora.rank.",
     )
-    loaded.codec.check_lengths([p.text for group in world.train for p in group], config.rollout.prompt_tokens)
-    return Parts(config, layout, loaded, world, PromptOrder(world.train, config.seed), judging)
+    for prompts in world.longest:
+        loaded.codec.check_lengths((p.text for p in prompts), config.rollout.prompt_tokens,
+                                   lambda row, prompts=prompts: prompts[row].place)  # fmt: skip
+    return Parts(config, layout, loaded, world, world.train(config.seed), judging)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -168,8 +171,7 @@ class Trainer:
     def sample(self, state: TrainState, step: int) -> tuple[Episodes, OwnEpisodes, dict[str, float]]:
         """The episodes of iteration `step`, those that this process judges, and the rollout's metrics."""
         config = self.parts.config
-        prompts = self.parts.order.batch(step, config.rollout.prompts_per_iteration)
-        block = self.parts.loaded.codec.prompts([p.text for p in prompts], config.rollout.prompt_tokens)
+        prompts, block = processes.agree_on_errors((ConfigError,), lambda: self._prompts(step))
         rollout, _ = self._compiled.result()
         self._thought_at = begin = time.monotonic()
         block = jax.tree.map(lambda x: processes.to_global(x, self.programs.everywhere), block)
@@ -185,6 +187,13 @@ class Trainer:
         times = {"time/rollout_text": self._thought_at - begin, "time/rollout_flow": end - self._thought_at}
         return episodes, OwnEpisodes(rows, batch, tokens, processes.own_rows(episodes.drawing.finite)[1]), times
 
+    def _prompts(self, step: int) -> tuple[list[Prompt], TokenBlock]:
+        """The prompts of iteration `step`; ConfigError where one cannot be read or does not fit."""
+        rollout = self.parts.config.rollout
+        prompts = self.parts.order.batch(step, rollout.prompts_per_iteration)
+        place = lambda row: prompts[row].place
+        return prompts, self.parts.loaded.codec.prompts([p.text for p in prompts], rollout.prompt_tokens, place)
+
     def judge(self, own: OwnEpisodes, times: dict[str, float]) -> tuple[np.ndarray, dict[str, float]]:
         """Advantages [B] of all processes' episodes, and metrics; RewardError in all where the reward fails in one."""
         config, begin = self.parts.config, time.monotonic()
@@ -193,42 +202,48 @@ class Trainer:
             shared = processes.share_rows(own.rows, columns, config.episodes)
         except ValueError as error:
             raise RewardError(f"the rewards {' '.join(config.rewards)}: {error}") from None
-        values = {name: np.asarray(column, np.float32) for name, column in shared.items()}
+        finite = np.asarray(shared.pop("finite"), bool)  # nothing is known of an episode that is not
+        values = {name: np.where(finite, np.asarray(column, np.float32), np.nan) for name, column in shared.items()}
         components = {name.removeprefix("reward/"): x for name, x in values.items() if name.startswith("reward/")}
-        unknown = sorted(set(config.learning.reward_weights) - set(components))
-        if unknown:
-            raise ConfigError(
-                f"learning.reward_weights names {', '.join(unknown)}, but the reward returns {', '.join(components)}."
-            )
-        weights = {name: config.learning.reward_weights.get(name, 1.0) for name in components}
-        grouped = {name: x.reshape(-1, config.learning.group_size) for name, x in components.items()}
-        finite = np.asarray(shared["finite"], bool).reshape(-1, config.learning.group_size)
-        judged = np.all([finite.all(axis=1), *(np.isfinite(x).all(axis=1) for x in grouped.values())], axis=0)  # [P]
-        dropped = 1 - judged.mean()
-        if dropped > config.judging.max_dropped or not judged.any():
-            blank = f" or that was not finite ({(~finite).sum()} episodes)" if not finite.all() else ""
-            raise RewardError(
-                f"{(~judged).sum()} of {len(judged)} groups hold an episode that no reward judged{blank}, more than "
-                f"judging.max_dropped = {config.judging.max_dropped:g} allows"
-            )
-        grouped = {name: x[judged] for name, x in grouped.items()}
-        advantages = np.zeros((len(judged), config.learning.group_size), np.float32)
-        advantages[judged] = combine(grouped, weights, config.learning.advantage)
-        weighted = sum(weights[name] * x for name, x in grouped.items())
-        metrics = {"reward/mean": float(weighted.mean()), "reward/std": float(weighted.std())}
-        metrics["reward/dropped_share"] = float(dropped)
+        learning = config.learning
+        for setting in ("reward_weights", "reward_thresholds"):
+            unknown = sorted(set(getattr(learning, setting)) - set(components))
+            if unknown:
+                raise ConfigError(
+                    f"learning.{setting} names {', '.join(unknown)}, but the reward returns {', '.join(components)}."
+                )
+        weights = {name: learning.reward_weights.get(name, 1.0) for name in components}
+        grouped = {name: x.reshape(-1, learning.group_size) for name, x in components.items()}
+        weighted = {name: x for name, x in grouped.items() if weights[name]}
+        if not weighted:
+            raise ConfigError("learning.reward_weights is 0 for every component, so nothing learns; set one above 0.")
+        judged = np.all([np.isfinite(x).all(axis=1) for x in weighted.values()], axis=0)  # [P]
+        self.parts.judging.hold_to_share(finite.reshape(judged.size, -1).all(axis=1), "groups", "the rollout")
+        self.parts.judging.hold_to_share(judged, "groups")
+        bounds = learning.reward_thresholds
+        counted = {n: np.float32(x[judged] >= bounds[n]) if n in bounds else x[judged] for n, x in weighted.items()}
+        total = sum(weights[name] * x for name, x in counted.items())
+        advantages = np.zeros((len(judged), learning.group_size), np.float32)
+        if learning.combine == "rewards":
+            advantages[judged] = group_advantages(total, learning.advantage)
+        else:
+            advantages[judged] = combine(counted, {name: weights[name] for name in counted}, learning.advantage)
+        metrics = {"reward/mean": float(total.mean()), "reward/std": float(total.std())}
+        metrics["reward/dropped_share"] = float(1 - judged.mean())
         metrics["rollout/nonfinite_share"] = float(1 - finite.mean())
         for name, x in grouped.items():
-            metrics[f"reward/{name}/mean"] = float(x.mean())
-            metrics[f"reward/{name}/std"] = float(x.std())
-        metrics["reward/zero_variance_share"] = float(zero_variance_share(weighted))
+            known = x[np.isfinite(x)]
+            if known.size:
+                metrics[f"reward/{name}/mean"] = float(known.mean())
+                metrics[f"reward/{name}/std"] = float(known.std())
+        metrics["reward/zero_variance_share"] = float(zero_variance_share(total))
         for name, x in values.items():
             if name.startswith(("judge/", "image/")) and np.isfinite(x).any():
                 metrics[name] = float(np.nanmean(x))
         text, flow = times["time/rollout_text"], times["time/rollout_flow"]
         metrics["images_per_second"] = config.episodes / (text + flow)
         if config.rollout.thinking:
-            metrics["tokens_per_second"] = float(values["tokens"].sum()) / max(text, 1e-9)
+            metrics["tokens_per_second"] = float(np.nansum(values["tokens"])) / max(text, 1e-9)
         metrics["time/reward"] = time.monotonic() - begin
         return advantages.reshape(-1), metrics
 
@@ -248,9 +263,13 @@ class Trainer:
         return {name: np.asarray(x).tolist() for name, x in columns.items()}
 
     def learn(self, state: TrainState, episodes: Episodes, advantages: np.ndarray) -> tuple[TrainState, dict[str, float]]:
-        """One update; `state` is donated."""
+        """One update; `state` is donated.  Of each group those episodes are seen that the config keeps."""
         _, update = self._compiled.result()
-        begin = time.monotonic()
+        begin, c = time.monotonic(), self.parts.config.learning
+        if c.best + c.worst:
+            rows = extremes(advantages.reshape(-1, c.group_size), c.best, c.worst)
+            episodes = self.programs.keep(episodes, processes.to_global(rows, self.programs.everywhere))
+            advantages = advantages[rows]
         advantages = processes.to_global(advantages, self.programs.spread)
         state, metrics = update(state, self.frozen, self.reference, episodes, advantages)
         metrics = {name: float(value) for name, value in jax.device_get(metrics).items()}

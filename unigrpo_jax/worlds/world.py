@@ -1,17 +1,15 @@
 """A world: prompts to train on, prompts to be judged on, and what is known about a right answer."""
 
 import dataclasses
-import pathlib
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
 from unigrpo_jax.config import require
 from unigrpo_jax.rewards.protocol import RewardBatch
+from unigrpo_jax.worlds.order import InTurn, Mixture, Order, PromptOrder
 from unigrpo_jax.worlds.prompt import Prompt
-from unigrpo_jax.worlds.source import by_category, read_prompts
-
-EXAMPLES = pathlib.Path(__file__).with_name("examples.jsonl")
+from unigrpo_jax.worlds.source import read_source
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -34,27 +32,43 @@ class World:
     """Prompts and rules.
 
     Attributes:
-      train: groups of training prompts; an iteration takes equal shares of each.
+      train: the training prompts by position, for a seed.
       evaluation: n prompts that are not trained on, if the world has such.
+      longest: of each source the prompts whose length is to be checked before a run.
       judge: the world's own rules, or None where only the reward knows.
     """
 
-    train: Sequence[Sequence[Prompt]]
+    train: Callable[[int], Order]
     evaluation: Callable[[int], list[Prompt]]
+    longest: Sequence[Sequence[Prompt]]
     judge: Callable[[RewardBatch], Judgement] | None
 
 
-def load_world(prompts: str) -> World:
-    """The shapes world for "shapes", else the prompts of a JSONL file, which are then also those of the evaluation.
+def load_world(prompts: Sequence[str], weights: Sequence[float] = (), evaluation: str | None = None) -> World:
+    """The shapes world for "shapes", else prompts of files and datasets.
 
-    "examples" is a file of 48 prompts inside the package.  ConfigError where there is no such file.
+    Args:
+      prompts: names that `read_source` knows; several are mixed.
+      weights: the share of each; without any, equal ones.
+      evaluation: where the prompts of the evaluation come from; None for those that are trained on.
+
+    Raises:
+      ConfigError: one of them cannot be read.
     """
-    require(bool(prompts), "prompts is empty; give --prompts FILE.jsonl, one object with a `prompt` per line.")
-    if prompts == "shapes":
+    require(any(prompts), "prompts is empty; give --prompts FILE.jsonl, one object with a `prompt` per line.")
+    if "shapes" in (*prompts, evaluation):
+        require(len(prompts) == 1 and evaluation is None,
+                "`shapes` has rules and held-out prompts of its own; give it alone, without evaluation.source.")  # fmt: skip
         from unigrpo_jax.worlds.shapes.world import shapes
 
         return shapes()
-    read = read_prompts(EXAMPLES if prompts == "examples" else pathlib.Path(prompts).expanduser())
-    groups = by_category(read)
-    in_turn = lambda i: groups[i % len(groups)][i // len(groups) % len(groups[i % len(groups)])]
-    return World(train=groups, evaluation=lambda n: [in_turn(i) for i in range(n)], judge=None)
+    sources = [read_source(name) for name in prompts]
+
+    def train(seed: int) -> Order:
+        return Mixture([PromptOrder(source.groups, seed, number) for number, source in enumerate(sources)], weights)
+
+    if evaluation is None:
+        judged = Mixture([InTurn(source.groups) for source in sources], weights)
+    else:
+        judged = InTurn(read_source(evaluation, "--evaluation.source").groups)
+    return World(train=train, evaluation=lambda n: judged.batch(0, n), longest=[s.longest for s in sources], judge=None)

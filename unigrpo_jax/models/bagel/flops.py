@@ -150,9 +150,9 @@ def update(run: RunConfig, count: Flops, n: Lengths) -> dict[str, float]:
     learning, model = run.learning, run.model
     pieces = learning.minibatches * learning.micro_batches
     thinking = 0 if n.thinking is None else count.text(n.thinking + 2, n.before_thinking)
-    logits = 0 if n.thinking is None else run.episodes * count.logits(n.thinking)
-    context = pieces * count.text(n.system, 0) + run.episodes * (count.text(n.prompt, n.system) + thinking)
-    steps = run.episodes * run.rollout.window_size
+    logits = 0 if n.thinking is None else run.trained_episodes * count.logits(n.thinking)
+    context = pieces * count.text(n.system, 0) + run.trained_episodes * (count.text(n.prompt, n.system) + thinking)
+    steps = run.trained_episodes * run.rollout.window_size
     forward = context + steps * count.velocity(n.latents, n.context)
     layers = context + steps * count.velocity_layers(n.latents, n.context)
     recorded = learning.old_log_probs == "rollout" or learning.ppo_epochs * learning.minibatches == 1

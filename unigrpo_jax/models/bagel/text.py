@@ -4,9 +4,10 @@ The tokenizer files of a model folder are read by transformers, which is importe
 """
 
 import dataclasses
+import itertools
 import os
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -55,19 +56,31 @@ class TextCodec:
         """The block of a rollout's system prompt; empty where it has none or does not think."""
         return tuple(self.ids(rollout.system_prompt)) if rollout.thinking and rollout.system_prompt else ()
 
-    def check_lengths(self, texts: Sequence[str], length: int) -> None:
-        """ConfigError names the longest prompt where it does not fit into a bucket of `length` tokens."""
-        lengths = [len(ids) + 2 for ids in self.tokenizer(list(texts), add_special_tokens=False)["input_ids"]]
-        longest = int(np.argmax(lengths))
-        require(
-            lengths[longest] <= length,
-            f"the prompt {texts[longest][:60]!r} has {lengths[longest]} tokens with the two around it, more than its "
-            f"bucket of {length}; shorten it or use rollout.prompt_tokens = {lengths[longest]}.",
-        )
+    def check_lengths(self, texts: Iterable[str], length: int, place: Callable[[int], object] | None = None) -> None:
+        """ConfigError names the longest prompt where it does not fit into a bucket of `length` tokens.
 
-    def prompts(self, texts: Sequence[str], length: int) -> TokenBlock:
-        """Left-padded blocks [P, length] of prompts; ConfigError where one does not fit."""
-        self.check_lengths(texts, length)
+        Args:
+          texts: prompts, of which some hundred are held at a time.
+          length: tokens of the bucket.
+          place: where the prompt of a number stands, for the message; it may say None.
+        """
+        most, longest, row, done, texts = 0, "", 0, 0, iter(texts)
+        while part := list(itertools.islice(texts, 256)):
+            lengths = [len(ids) + 2 for ids in self.tokenizer(part, add_special_tokens=False)["input_ids"]]
+            here = int(np.argmax(lengths))
+            if lengths[here] > most:
+                most, longest, row = lengths[here], part[here], done + here
+            done += len(part)
+        if most > length:
+            where = place(row) if place is not None else None
+            raise ConfigError(
+                f"the prompt {longest[:60]!r}{f' ({where})' if where else ''} has {most} tokens with the two around it, "
+                f"more than its bucket of {length}; shorten it or use rollout.prompt_tokens = {most}."
+            )
+
+    def prompts(self, texts: Sequence[str], length: int, place: Callable[[int], object] | None = None) -> TokenBlock:
+        """Left-padded blocks [P, length] of prompts; ConfigError where one does not fit, `place` as in `check_lengths`."""
+        self.check_lengths(texts, length, place)
         tokens = np.full((len(texts), length), self.config.pad_token, np.int32)
         valid = np.zeros((len(texts), length), bool)
         for row, text in enumerate(texts):

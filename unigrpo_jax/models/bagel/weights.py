@@ -1,25 +1,17 @@
-"""BAGEL's tensors and our parameter tree: one table of names, read in both directions.
+"""BAGEL's tensors and our parameter tree: one table of names, read in both directions."""
 
-A linear weight is stored [out, in] and used [in, out]; heads are split out of the projections; layers are stacked along
-a leading axis for the scan.
-"""
-
-import dataclasses
-import gc
-import math
 from collections.abc import Callable, Iterator
 
-import jax
 import numpy as np
 
+from unigrpo_jax.models import named
 from unigrpo_jax.models.bagel import lora
 from unigrpo_jax.models.bagel.config import BagelConfig
+from unigrpo_jax.models.named import TABLE, Place, Tensor
 from unigrpo_jax.models.stored import StoredTensors, faults
 from unigrpo_jax.models.tree import flatten, unflatten
 
-# (ours, theirs, input axes of ours): a matrix is stored transposed, with its input axes and its output axes flattened to one
-# each; 0 marks a vector, stored flat; TABLE an array that is stored as it is.  {e} is "" or "_moe_gen", {i} the layer.
-TABLE = -1
+# (ours, theirs, input axes of ours) as in `named.Tensor`; {e} is "" or "_moe_gen".
 _LAYER = (
     ("input_norm/scale", "input_layernorm{e}.weight", 0),
     ("post_norm/scale", "post_attention_layernorm{e}.weight", 0),
@@ -88,43 +80,6 @@ FIXED_TABLES = ("latent_pos_embed", "vit_pos_embed")
 # which BAGEL does not run.
 IGNORED = r".*\.rotary_emb\.inv_freq|.*\.position_ids|vit_model\.vision_model\.head\..*"
 
-Place = Callable[[str, tuple[int, ...]], jax.sharding.Sharding]
-
-
-@dataclasses.dataclass(frozen=True)
-class Tensor:
-    """One of our parameters and where it stands in the file.
-
-    Attributes:
-      path: our path, joined by "/".
-      names: the file's names, one per layer for a stacked parameter, else one.
-      inputs: input axes of a matrix, 0 for a vector, TABLE for an array that is stored as it is.
-      stacked: whether ours has a leading layer axis.
-    """
-
-    path: str
-    names: tuple[str, ...]
-    inputs: int
-    stacked: bool
-
-    def stored_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        """The file's shape of each tensor, from our parameter's."""
-        shape = shape[1:] if self.stacked else shape
-        if self.inputs == TABLE:
-            return shape
-        cut = self.inputs
-        return (math.prod(shape[cut:]), math.prod(shape[:cut])) if cut else (math.prod(shape),)
-
-    def from_stored(self, array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-        """A stored tensor in our layout, as a view; `shape` is our parameter's, with the layer axis if it has one."""
-        return (array.T if self.inputs > 0 else array).reshape(shape[1:] if self.stacked else shape)
-
-    def to_stored(self, array: np.ndarray) -> np.ndarray:
-        """The inverse, for one layer."""
-        if self.inputs == TABLE:
-            return array
-        return array.reshape(math.prod(array.shape[: self.inputs]), -1).T if self.inputs else array.reshape(-1)
-
 
 def name_table(config: BagelConfig) -> Iterator[Tensor]:
     """Every parameter of the network with its names in BAGEL's checkpoint."""
@@ -173,30 +128,9 @@ def load_params(
     Raises:
       ValueError: a tensor cannot be read.
     """
-    flat, out = flatten(shapes), {}
-    default = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    for t in name_table(config):
-        if wanted(t.path):
-            like = flat[t.path]
-            read = stored.read if t.names[0] in stored.names() else lambda _, path=t.path: tables(path)
-            sharding = default if place is None else place(t.path, like.shape)
-            shard = lambda index, t=t, like=like, read=read: _shard(t, like, read, index)
-            out[t.path] = jax.block_until_ready(jax.make_array_from_callback(like.shape, sharding, shard))
-            gc.collect(0)  # only then JAX lets go of the host's copy
-    return unflatten(out)
-
-
-def _shard(t: Tensor, like, read: Callable[[str], np.ndarray], index: tuple[slice, ...]) -> np.ndarray:
-    """The part of our parameter that `index` cuts out, in our dtype."""
-    if not t.stacked:
-        whole = t.from_stored(read(t.names[0]), like.shape)[index]
-        return np.ascontiguousarray(whole, like.dtype)
-    layers = range(like.shape[0])[index[0]]
-    sizes = [len(range(n)[cut]) for n, cut in zip(like.shape[1:], index[1:], strict=True)]
-    out = np.empty((len(layers), *sizes), like.dtype)
-    for row, layer in enumerate(layers):
-        out[row] = t.from_stored(read(t.names[layer]), like.shape)[index[1:]]
-    return out
+    table = (t for t in name_table(config) if wanted(t.path))
+    read = lambda t, name: stored.read(name) if name in stored.names() else tables(t.path)
+    return unflatten(named.read(table, flatten(shapes), read, place))
 
 
 def stored_shapes(config: BagelConfig, shapes: dict) -> dict[str, tuple[int, ...]]:

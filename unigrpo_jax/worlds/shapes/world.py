@@ -3,6 +3,7 @@
 import numpy as np
 
 from unigrpo_jax.rewards.protocol import RewardBatch
+from unigrpo_jax.worlds.order import PromptOrder
 from unigrpo_jax.worlds.shapes import prompts
 from unigrpo_jax.worlds.shapes.checker import find_objects_batch
 from unigrpo_jax.worlds.shapes.judge import drawing_follows_plan, judge, judge_plan
@@ -34,8 +35,10 @@ def judge_episodes(batch: RewardBatch) -> Judgement:
 
 def shapes() -> World:
     """Prompts in GenEval's six categories; the held-out ones share neither text nor requirement with the train ones."""
+    groups = list(prompts.by_category("train").values())
     return World(
-        train=list(prompts.by_category("train").values()),
+        train=lambda seed: PromptOrder(groups, seed),
         evaluation=prompts.evaluation_prompts,
+        longest=[prompts.prompts("train")],
         judge=judge_episodes,
     )

@@ -1,0 +1,124 @@
+"""Writes a checkpoint's images for GenEval's own evaluator, and reads what it found.
+
+    python -m experiments.geneval write CHECKPOINT OUT --metadata evaluation_metadata.jsonl [--evaluation.guidance 4] ...
+    python -m experiments.geneval read results.jsonl
+
+Between the two, in GenEval's environment: python evaluation/evaluate_images.py OUT --outfile results.jsonl --model-path ...
+CHECKPOINT is a run folder (its newest checkpoint), RUN/checkpoints/N, a model folder, or `base`, the shapes base.
+"""
+
+import dataclasses
+import pathlib
+
+import tyro
+
+from experiments.command_line import command_line, preset
+from unigrpo_jax.config import EvaluationConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class Write:
+    """Draws the images of GenEval's prompts into the folders that its evaluator reads."""
+
+    checkpoint: tyro.conf.Positional[str]
+    """Run folder, RUN/checkpoints/N, model folder, or `base`."""
+    out: tyro.conf.Positional[pathlib.Path]
+    """New folder for the images."""
+    metadata: pathlib.Path
+    """GenEval's evaluation_metadata.jsonl, or another file of its form."""
+    preset: str | None = None
+    """Sample a model folder as this preset says; a run knows its own settings."""
+    grid: bool = False
+    """Also write each prompt's images beside each other, as grid.png."""
+    evaluation: EvaluationConfig = dataclasses.field(
+        default_factory=lambda: EvaluationConfig(prompts=553, images_per_prompt=4)
+    )
+    """How to sample; of the metadata the first `prompts` lines are drawn, GenEval has 553."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Read:
+    """Prints the scores of GenEval's results: per tag, and their mean."""
+
+    results: tyro.conf.Positional[pathlib.Path]
+    """JSON lines that GenEval's evaluate_images.py wrote."""
+    out: pathlib.Path | None = None
+    """JSON file for the table."""
+
+
+@command_line
+def main(arguments: Write | Read) -> None:
+    """Writes or reads."""
+    (write if isinstance(arguments, Write) else read)(arguments)
+
+
+def write(arguments: Write) -> None:
+    """Reads weights and prompts, draws, writes."""
+    import itertools
+
+    import jax
+    import numpy as np
+
+    from unigrpo_jax.config import RunConfig, require
+    from unigrpo_jax.config_checks import check
+    from unigrpo_jax.training.console import Console
+    from unigrpo_jax.training.evaluation import evaluation_rollout
+    from unigrpo_jax.training.restore import restore
+    from unigrpo_jax.worlds import geneval, lines
+
+    e, out = arguments.evaluation, arguments.out.expanduser()
+    check(RunConfig(evaluation=e))
+    require(e.source is None, "evaluation.source is not read here; give GenEval's file as --metadata.")
+    require(not out.exists() or (out.is_dir() and not any(out.iterdir())), f"{out} is there already; name a new folder.")
+    found = itertools.islice(lines.parsed(arguments.metadata.expanduser(), lines.geneval_prompt, "--metadata"), e.prompts)
+    prompts = [prompt for _, prompt in found]
+    require(bool(prompts), f"{arguments.metadata} holds no prompts; give GenEval's evaluation_metadata.jsonl.")
+    bare, _ = preset([arguments.preset] if arguments.preset else [], "shapes")
+    restored = restore(arguments.checkpoint, bare)
+    loaded, rollout = restored.loaded, restored.config.rollout
+    loaded.check_image_size(rollout)
+
+    # The bucket changes no image, so it is made to fit.
+    bucket = max(len(loaded.codec.ids(p.text)) for p in prompts)
+    blocks = loaded.codec.prompts([p.text for p in prompts], max(bucket, rollout.prompt_tokens))
+    params, autoencoder_params = restored.read(), loaded.autoencoder_params()
+    program = jax.jit(evaluation_rollout(e, rollout, loaded).__call__)
+    per_call = e.batch // e.images_per_prompt
+    with Console() as console:
+        for start in range(0, len(prompts), per_call):
+            rows = [min(row, len(prompts) - 1) for row in range(start, start + per_call)]  # the last call is filled up
+            block = jax.tree.map(lambda x, rows=rows: x[rows], blocks)
+            first = np.int32(start * e.images_per_prompt)
+            episodes = program(params, autoencoder_params, block, np.int32(e.seed), np.int32(0), first)
+            images = np.asarray(episodes.drawing.image)
+            images = images.reshape(per_call, e.images_per_prompt, *images.shape[1:])
+            for number, own in zip(range(start, len(prompts)), images, strict=False):
+                geneval.write_prompt(out, number, prompts[number], own, arguments.grid)
+            console.message(f"{min(start + per_call, len(prompts))} of {len(prompts)} prompts")
+        console.message(f"Wrote {len(prompts)} prompts x {e.images_per_prompt} images of {restored.name} to {out}")
+
+
+def read(arguments: Read) -> None:
+    """Reads, prints and saves."""
+    from unigrpo_jax.config import require
+    from unigrpo_jax.training.console import Console
+    from unigrpo_jax.training.run_folder import write_json
+    from unigrpo_jax.worlds import geneval, lines
+
+    path = arguments.results.expanduser()
+    found = [x for _, x in lines.parsed(path, lambda line: geneval.result(lines.json_value(line)), "the results' name")]
+    require(bool(found), f"{path} holds no results; give the file that GenEval's evaluate_images.py wrote.")
+    table = geneval.summary(found)
+    with Console() as console:
+        title = f"GenEval: {table['images']} images of {table['prompts']} prompts"
+        scores = [[name, f"{score:.4f}"] for name, score in table["geneval"].items()]
+        shares = [[name.replace("_", " "), f"{table[name]:.4f}"] for name in ("correct_images", "correct_prompts")]
+        console.table(title, ["score", ""], [*scores, *shares])
+        if arguments.out is not None:
+            arguments.out.parent.mkdir(parents=True, exist_ok=True)
+            write_json(arguments.out, table)
+            console.message(f"Saved {arguments.out}")
+
+
+if __name__ == "__main__":
+    main()

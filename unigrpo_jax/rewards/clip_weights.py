@@ -1,0 +1,209 @@
+"""A CLIP in transformers' folder: config.json and model.safetensors, checked against each other and read.
+
+One table says of each tensor what it is called, its shape, and along which axis it is cut over the devices: the width D of
+the residual stream, where it belongs to a matrix.
+"""
+
+import dataclasses
+import json
+import os
+import pathlib
+from collections.abc import Iterator
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from unigrpo_jax.config import ConfigError, require
+from unigrpo_jax.models import named
+from unigrpo_jax.models.named import TABLE, Tensor
+from unigrpo_jax.models.stored import StoredTensors, faults
+from unigrpo_jax.models.tree import unflatten
+from unigrpo_jax.rewards.clip import ACTIVATIONS, ClipConfig, TowerConfig
+
+# (ours, theirs, input axes of ours as in `named.Tensor`, axes): D width, H heads, K head dim, F between the MLP's layers,
+# E the common space, V vocabulary, L tokens, N patches and the class token, C colours, S side of a patch.
+_LAYER = (
+    ("norm1/scale", "layer_norm1.weight", 0, "D"),
+    ("norm1/bias", "layer_norm1.bias", 0, "D"),
+    ("q_proj/kernel", "self_attn.q_proj.weight", 1, "DHK"),
+    ("q_proj/bias", "self_attn.q_proj.bias", 0, "HK"),
+    ("k_proj/kernel", "self_attn.k_proj.weight", 1, "DHK"),
+    ("k_proj/bias", "self_attn.k_proj.bias", 0, "HK"),
+    ("v_proj/kernel", "self_attn.v_proj.weight", 1, "DHK"),
+    ("v_proj/bias", "self_attn.v_proj.bias", 0, "HK"),
+    ("out_proj/kernel", "self_attn.out_proj.weight", 2, "HKD"),
+    ("out_proj/bias", "self_attn.out_proj.bias", 0, "D"),
+    ("norm2/scale", "layer_norm2.weight", 0, "D"),
+    ("norm2/bias", "layer_norm2.bias", 0, "D"),
+    ("fc1/kernel", "mlp.fc1.weight", 1, "DF"),
+    ("fc1/bias", "mlp.fc1.bias", 0, "F"),
+    ("fc2/kernel", "mlp.fc2.weight", 1, "FD"),
+    ("fc2/bias", "mlp.fc2.bias", 0, "D"),
+)
+_TEXT = (
+    ("text/token_embedding", "text_model.embeddings.token_embedding.weight", TABLE, "VD"),
+    ("text/position_embedding", "text_model.embeddings.position_embedding.weight", TABLE, "LD"),
+    ("text/final_norm/scale", "text_model.final_layer_norm.weight", 0, "D"),
+    ("text/final_norm/bias", "text_model.final_layer_norm.bias", 0, "D"),
+    ("text/projection/kernel", "text_projection.weight", 1, "DE"),
+    ("logit_scale", "logit_scale", TABLE, ""),
+)
+_VISION = (
+    ("vision/class_embedding", "vision_model.embeddings.class_embedding", TABLE, "D"),
+    ("vision/patch_embedding", "vision_model.embeddings.patch_embedding.weight", TABLE, "DCSS"),
+    ("vision/position_embedding", "vision_model.embeddings.position_embedding.weight", TABLE, "ND"),
+    ("vision/pre_norm/scale", "vision_model.pre_layrnorm.weight", 0, "D"),
+    ("vision/pre_norm/bias", "vision_model.pre_layrnorm.bias", 0, "D"),
+    ("vision/post_norm/scale", "vision_model.post_layernorm.weight", 0, "D"),
+    ("vision/post_norm/bias", "vision_model.post_layernorm.bias", 0, "D"),
+    ("vision/projection/kernel", "visual_projection.weight", 1, "DE"),
+)
+IGNORED = r".*\.position_ids"  # buffers that older files hold
+IGNORED_TEXT = IGNORED + r"|text_.*|logit_scale"
+CONVERT = """python -c "from transformers import CLIPModel as M; M.from_pretrained('{0}').save_pretrained('{0}')" """
+DEVICES = "devices"  # the mesh's one axis
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """A parameter of this size: its names, its shape, and the names of its axes."""
+
+    tensor: Tensor
+    shape: tuple[int, ...]
+    axes: str
+
+
+def rows(config: ClipConfig, text: bool) -> Iterator[Row]:
+    """Every parameter; without the text tower where `text` is False."""
+    space = {"E": config.space, "V": config.vocabulary, "L": config.tokens, "N": config.grid**2 + 1, "C": 3,
+             "S": config.patch}  # fmt: skip
+    towers = [("text", config.text, _TEXT)] if text else []
+    for tower_name, tower, top in [*towers, ("vision", config.vision, _VISION)]:
+        sizes = space | {"D": tower.width, "H": tower.heads, "K": tower.width // tower.heads, "F": tower.mlp}
+        shape = lambda axes, sizes=sizes: tuple(sizes[axis] for axis in axes)
+        for path, name, inputs, axes in top:
+            yield Row(Tensor(path, (name,), inputs, False), shape(axes), axes)
+        for path, name, inputs, axes in _LAYER:
+            names = tuple(f"{tower_name}_model.encoder.layers.{i}.{name}" for i in range(tower.layers))
+            tensor = Tensor(f"{tower_name}/layers/{path}", names, inputs, True)
+            yield Row(tensor, (tower.layers, *shape(axes)), "-" + axes)
+
+
+@dataclasses.dataclass(frozen=True)
+class ClipFolder:
+    """A CLIP whose weights stay in their files until they are asked for.
+
+    Attributes:
+      folder: where it was read.
+      config: its sizes.
+      stored: its weights.
+      text: whether the text tower is read, too.
+    """
+
+    folder: pathlib.Path
+    config: ClipConfig
+    stored: StoredTensors
+    text: bool
+
+    def params(self, mesh: Mesh, cut: bool) -> dict:
+        """The parameters, float32, over the devices of a mesh with the one axis `DEVICES`.
+
+        Args:
+          mesh: the devices.
+          cut: matrices are cut along D where it divides over the devices; all else is whole on each of them.
+        """
+        count = mesh.shape[DEVICES]
+        places = {}
+        for row in rows(self.config, self.text):
+            matrix = len(row.axes.removeprefix("-")) > 1
+            axis = [DEVICES if cut and matrix and letter == "D" and size % count == 0 else None
+                    for letter, size in zip(row.axes, row.shape, strict=True)]  # fmt: skip
+            places[row.tensor.path] = NamedSharding(mesh, PartitionSpec(*axis))
+        table = [row.tensor for row in rows(self.config, self.text)]
+        shapes = {row.tensor.path: jax.ShapeDtypeStruct(row.shape, np.float32) for row in rows(self.config, self.text)}
+        return unflatten(named.read(table, shapes, lambda _, name: self.stored.read(name), lambda path, _: places[path]))
+
+
+def open_clip_folder(folder: pathlib.Path, text: bool = True) -> ClipFolder:
+    """Reads a folder's config and the headers of its weights.
+
+    Args:
+      folder: config.json beside model.safetensors or its shards.
+      text: also read the text tower.
+
+    Raises:
+      ConfigError: a file is missing or damaged, or a tensor is missing, unknown or of another shape than the config says.
+    """
+    config = read_config(folder / "config.json")
+    stored = open_weights(folder, "model", "pytorch_model*.bin", CONVERT.format(folder))
+    wanted = {name: row.tensor.stored_shape(row.shape) for row in rows(config, text) for name in row.tensor.names}
+    found = faults(stored, wanted, (), IGNORED if text else IGNORED_TEXT)
+    require(not found, f"{stored.path} does not fit {folder / 'config.json'}: {'; '.join(found)}.")
+    return ClipFolder(folder, config, stored, text)
+
+
+def open_weights(folder: pathlib.Path, stem: str, pickled: str, convert: str) -> StoredTensors:
+    """A safetensors file or its shards; ConfigError, which says how to convert where there are only `pickled` files."""
+    found = any((folder / f"{stem}.safetensors{end}").exists() for end in ("", ".index.json"))
+    instead = min((path.name for path in folder.glob(pickled)), default="")
+    require(found or not instead, f"{folder} holds no {stem}.safetensors but {instead}, a pickle, which is not loaded here; "
+            f"convert it once where PyTorch is installed: {convert.strip()}")  # fmt: skip
+    try:
+        return StoredTensors(folder, stem)
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+
+
+def read_config(path: pathlib.Path) -> ClipConfig:
+    """The sizes in transformers' config.json; ConfigError where it is none of a CLIP, or of one that is unknown here."""
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # it would warn that there is no PyTorch, which is meant
+    from transformers import CLIPConfig
+
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise ConfigError(f"{path} is not a readable config ({error}); copy the model's config.json there.") from None
+    kind = data.get("model_type") if isinstance(data, dict) else None
+    require(kind == "clip", f"{path}: model_type = {kind!r}, but only 'clip', transformers' CLIPModel, is known here.")
+    try:
+        theirs = CLIPConfig.from_dict(data)  # knows the defaults, and configs of older versions
+    except Exception as error:  # its checks raise classes of their own
+        first = " ".join(str(error).split()).rstrip(" .")
+        raise ConfigError(f"{path} is no CLIP config ({first}); copy the model's config.json there.") from None
+    text, vision = theirs.text_config, theirs.vision_config
+
+    def whole(where, name: str) -> int:
+        value = getattr(where, name)
+        require(isinstance(value, int) and value >= 1, f"{path}: {name} = {value!r}, but it must be a whole number above 0.")
+        return value
+
+    def tower(part) -> TowerConfig:
+        require(part.hidden_act in ACTIVATIONS,
+                f"{path}: hidden_act = {part.hidden_act!r}, but only {', '.join(ACTIVATIONS)} are known here.")  # fmt: skip
+        eps = part.layer_norm_eps
+        require(eps is not None and eps > 0, f"{path}: layer_norm_eps = {eps}, but it must be above 0.")
+        width, heads = whole(part, "hidden_size"), whole(part, "num_attention_heads")
+        require(width % heads == 0, f"{path}: hidden_size = {width} is no multiple of num_attention_heads = {heads}.")
+        return TowerConfig(
+            width=width,
+            mlp=whole(part, "intermediate_size"),
+            layers=whole(part, "num_hidden_layers"),
+            heads=heads,
+            activation=part.hidden_act,
+            norm_eps=eps,
+        )
+
+    require(vision.num_channels == 3, f"{path}: num_channels = {vision.num_channels}, but pictures have 3.")
+    image, patch = whole(vision, "image_size"), whole(vision, "patch_size")
+    require(patch <= image, f"{path}: patch_size = {patch} is larger than image_size = {image}.")
+    return ClipConfig(
+        text=tower(text),
+        vision=tower(vision),
+        space=whole(theirs, "projection_dim"),
+        vocabulary=whole(text, "vocab_size"),
+        tokens=whole(text, "max_position_embeddings"),
+        eos=whole(text, "eos_token_id"),
+        image=image,
+        patch=patch,
+    )

@@ -1,0 +1,156 @@
+"""Prompts of a text file, one per line, of any number of lines: 8 bytes of memory each.
+
+A file is read through once, when every line is checked and its offset kept; a prompt is read again when it is asked for.
+Three forms: JSON lines, an object with "prompt" and anything else as metadata; GenEval's metadata, JSON lines whose "tag"
+is the category; plain text, where a line is a prompt.
+"""
+
+import array
+import dataclasses
+import heapq
+import itertools
+import json
+import os
+import pathlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from unigrpo_jax.config import ConfigError, require
+from unigrpo_jax.worlds import geneval
+from unigrpo_jax.worlds.prompt import CHECKED, Picked, Prompt, Source
+
+LONGEST_LINE = 2**20  # bytes
+MOST_CATEGORIES, LONGEST_CATEGORY = 10_000, 200
+
+
+def parsed(path: pathlib.Path, parse: Callable[[str], Any], option: str = "--prompts") -> Iterator[tuple[int, Any]]:
+    """The lines of a file that are not blank, as (offset in bytes, what `parse` makes of the text).
+
+    Args:
+      path: the file.
+      parse: may raise a ConfigError that says nothing of the place.
+      option: what named the file, for messages.
+
+    Raises:
+      ConfigError: the file cannot be read, or a line (with its number) is no UTF-8, too long, or refused by `parse`.
+    """
+    try:
+        with open(path, "rb") as file:
+            require(file.seekable(), f"{path} is no file on a disk, so that it cannot be read twice; save it as one.")
+            offset = 0
+            for number in itertools.count(1):
+                line = file.readline(LONGEST_LINE + 1)
+                if not line:
+                    return
+                require(len(line) <= LONGEST_LINE,
+                        f"{path}, line {number}: longer than {LONGEST_LINE} bytes; shorten it.")  # fmt: skip
+                text = _decoded(path, line, offset)
+                if text.strip():
+                    try:
+                        record = parse(text)
+                    except ConfigError as error:
+                        raise ConfigError(f"{path}, line {number}: {error}") from None
+                    yield offset, record
+                offset += len(line)
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read ({error.strerror}); check {option}.") from None
+
+
+def _decoded(path: pathlib.Path, line: bytes, offset: int) -> str:
+    try:
+        return line.decode(
+            "utf-8" if offset else "utf-8-sig"
+        )  # the bytes are cut at line feeds only: a text may hold U+2028
+    except UnicodeDecodeError:
+        raise ConfigError(f"{path} is not UTF-8 text; save it as UTF-8.") from None
+
+
+def json_value(line: str) -> Any:
+    """The value of a line of JSON."""
+    try:
+        return json.loads(line)
+    except (ValueError, RecursionError) as error:
+        what = f"{error.msg} at column {error.colno}" if isinstance(error, json.JSONDecodeError) else str(error)
+        raise ConfigError(f"not JSON ({what}); write one object per line.") from None
+
+
+def json_prompt(line: str) -> Prompt:
+    """A line of JSON as a prompt; GenEval's form is recognised by its keys."""
+    record = json_value(line)
+    text = record.pop("prompt", None) if isinstance(record, dict) else None
+    require(isinstance(text, str) and bool(text.strip()), 'expected an object with a text under "prompt".')
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise ConfigError("the prompt holds half a surrogate pair; remove it.") from None
+    if geneval.is_check(record):
+        record.setdefault("category", record["tag"])
+    return Prompt(text=text, metadata=record)
+
+
+def geneval_prompt(line: str) -> Prompt:
+    """A line of GenEval's metadata as a prompt."""
+    prompt = json_prompt(line)
+    require(
+        geneval.is_check(prompt.metadata), 'expected GenEval\'s form, with a text under "tag" and a list under "include".'
+    )
+    return prompt
+
+
+def text_prompt(line: str) -> Prompt:
+    """A line of text as a prompt."""
+    return Prompt(text=line.strip())
+
+
+@dataclasses.dataclass(frozen=True)
+class _Line:
+    """A line of a file; its number is found when it is asked for."""
+
+    path: pathlib.Path
+    offset: int
+
+    def __str__(self) -> str:
+        number, left = 1, self.offset
+        with open(self.path, "rb") as file:
+            while block := file.read(min(left, 2**20)):
+                number, left = number + block.count(b"\n"), left - len(block)
+        return f"{self.path}, line {number}"
+
+
+def read_file(path: pathlib.Path, parse: Callable[[str], Prompt] = json_prompt, option: str = "--prompts") -> Source:
+    """The prompts of a file, grouped by metadata["category"]; `option` named it, for messages.
+
+    Raises:
+      ConfigError: the file is missing or empty, or a line (with its number) is no prompt.
+    """
+    stamp = _stamp(os.stat(path)) if path.exists() else None
+    groups: dict[str, array.array] = {}
+    longest: list[tuple[int, int]] = []  # a heap of (characters, offset)
+    for offset, prompt in parsed(path, parse, option):
+        category = str(prompt.metadata.get("category", ""))
+        if category not in groups:
+            require(len(category) <= LONGEST_CATEGORY and len(groups) < MOST_CATEGORIES,
+                    f"{_Line(path, offset)}: \"category\" is one of at most {MOST_CATEGORIES} kinds of prompts, in at most "
+                    f"{LONGEST_CATEGORY} characters; call what is different for every prompt otherwise.")  # fmt: skip
+            groups[category] = array.array("q")
+        groups[category].append(offset)
+        (heapq.heappush if len(longest) < CHECKED else heapq.heappushpop)(longest, (len(prompt.text), offset))
+    form = "one prompt" if parse is text_prompt else "one JSON object"
+    require(bool(groups), f"{path} holds no prompts; write {form} per line.")
+
+    def read(offset: int) -> Prompt:
+        try:
+            with open(path, "rb") as file:
+                require(_stamp(os.fstat(file.fileno())) == stamp, f"{path} changed while it is used; start again.")
+                file.seek(offset)
+                line = file.readline(LONGEST_LINE)
+        except OSError as error:
+            raise ConfigError(f"{path} can no longer be read ({error.strerror}); bring it back.") from None
+        return dataclasses.replace(parse(_decoded(path, line, offset)), place=_Line(path, offset))
+
+    checked = [offset for _, offset in sorted(longest, reverse=True)]
+    return Source(groups=[Picked(read, offsets) for offsets in groups.values()], longest=Picked(read, checked))
+
+
+def _stamp(stat: os.stat_result) -> tuple[int, int]:
+    return stat.st_size, stat.st_mtime_ns
