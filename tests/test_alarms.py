@@ -1,7 +1,10 @@
 """Alarms in real runs: told, recorded, shown, the same after a resume; and a reward made to be hacked."""
 
 import importlib
+import os
 import pathlib
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -57,3 +60,40 @@ def test_a_run_tells_its_alarms_and_one_that_stops_goes_on_alike(tiny_model, rew
     assert silent.code == 0 and ": alarm " not in silent.out
     without = [{n: x for n, x in line.items() if not n.startswith("alarm/")} for line in lines(tmp_path / "warned")]
     assert lines(tmp_path / "silent") == without
+
+
+SATURATED = """
+def saturated(batch):
+    images = batch.images / 255
+    return {"saturated": (images.max(axis=-1) - images.min(axis=-1)).mean(axis=(1, 2))}
+"""
+HACKED = """
+    smoke --rewards my_module:saturated --iterations 32 --learning.reasoning-lr 0 --learning.denoising-lr 3e-4
+    --evaluation.prompts 6 --evaluation.batch 6 --logging.samples-every 0 --checkpoint.every 100 --alarms.action stop
+""".split()
+
+
+def train(folder: pathlib.Path, name: str, *arguments) -> tuple[int, str, list[dict]]:
+    """Exit code, what stderr says and the metrics of a run as a user would start it, at the compiler's full speed."""
+    root = pathlib.Path(__file__).resolve().parent.parent
+    own = {"PYTHONPATH": str(root), "XLA_FLAGS": "", "JAX_COMPILATION_CACHE_DIR": str(root / ".cache" / "jax")}
+    done = subprocess.run(
+        [sys.executable, "-m", "experiments.run", *HACKED, "--name", name, *map(str, arguments)],
+        cwd=folder, env=os.environ | own, capture_output=True, text=True, timeout=900,
+    )  # fmt: skip
+    return done.returncode, done.stderr, lines(folder / "runs" / name)
+
+
+def test_a_reward_that_can_be_hacked_rings_without_the_regulariser_and_not_with_it(tmp_path):
+    """It likes vivid colours, whatever is drawn: without the leash every image becomes a field of them.  The thinking is
+    held, since the velocity MSE does not hold it: it would learn to plan more objects."""
+    (tmp_path / "my_module.py").write_text(SATURATED)
+    code, said, loose = train(tmp_path, "loose", "--learning.mse-weight", 0)
+    assert code == 1 and "alarm hacking: the reward rises while judge/" in said, said
+    assert 20 <= loose[-1]["step"] < 32 and loose[-1]["alarm/hacking"] == 1
+    assert loose[-1]["reward/saturated/mean"] > 3 * loose[0]["reward/saturated/mean"] and loose[-1]["judge/exact"] == 0
+
+    code, said, held = train(tmp_path, "held", "--learning.mse-weight", 0.1)
+    assert code == 0, said
+    assert len(held) == 32 and not any(name.startswith("alarm/") for line in held for name in line)
+    assert np.mean([line["judge/exact"] for line in held[-10:]]) > 0.2
