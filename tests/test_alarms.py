@@ -68,7 +68,7 @@ def saturated(batch):
     return {"saturated": (images.max(axis=-1) - images.min(axis=-1)).mean(axis=(1, 2))}
 """
 HACKED = """
-    smoke --rewards my_module:saturated --iterations 32 --learning.reasoning-lr 0 --learning.denoising-lr 3e-4
+    smoke --rewards my_module:saturated --iterations 30 --learning.reasoning-lr 0 --learning.denoising-lr 3e-4
     --evaluation.prompts 6 --evaluation.batch 6 --logging.samples-every 0 --checkpoint.every 100 --alarms.action stop
 """.split()
 
@@ -90,10 +90,10 @@ def test_a_reward_that_can_be_hacked_rings_without_the_regulariser_and_not_with_
     (tmp_path / "my_module.py").write_text(SATURATED)
     code, said, loose = train(tmp_path, "loose", "--learning.mse-weight", 0)
     assert code == 1 and "alarm hacking: the reward rises while judge/" in said, said
-    assert 20 <= loose[-1]["step"] < 32 and loose[-1]["alarm/hacking"] == 1
+    assert 20 <= loose[-1]["step"] < 30 and loose[-1]["alarm/hacking"] == 1
     assert loose[-1]["reward/saturated/mean"] > 3 * loose[0]["reward/saturated/mean"] and loose[-1]["judge/exact"] == 0
 
     code, said, held = train(tmp_path, "held", "--learning.mse-weight", 0.1)
     assert code == 0, said
-    assert len(held) == 32 and not any(name.startswith("alarm/") for line in held for name in line)
+    assert len(held) == 30 and not any(name.startswith("alarm/") for line in held for name in line)
     assert np.mean([line["judge/exact"] for line in held[-10:]]) > 0.2
