@@ -28,7 +28,8 @@ as noise is not, and large, as a small drift is not.  Second judges are `image/e
 scores of the world's own judge (`judge/*`), and the rewards of weight 0 (`reward/NAME/mean`).
 
 What rings is `alarm/NAME` = 1 in its iteration's line.  It is told, and with `action` stop ends the run, where it did
-not ring in the K iterations before.  A run that collapses within its first K iterations has no other start to be compared with.
+not ring in the K iterations before.  A run that collapses within its first K iterations has no other start to
+be compared with.
 """
 
 import math
