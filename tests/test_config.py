@@ -86,6 +86,11 @@ RULES = [
     (dict(checkpoint=dict(every=0)), ["checkpoint.every = 0", "at least 1"]),
     (dict(checkpoint=dict(keep_every=-1)), ["checkpoint.keep_every = -1", "0 or more"]),
     (dict(checkpoint=dict(best_metric="eval/exact")), ["checkpoint.best_metric = 'eval/exact'", "evaluation.every = 0"]),
+    (dict(alarms=dict(compared=1)), ["alarms.compared = 1", "at least 2"]),
+    (dict(alarms=dict(window=19)), ["alarms.window = 19", "alarms.compared = 10", "use 20"]),
+    (dict(alarms=dict(image_range=(1.5, 4.0))), ["alarms.image_range = (1.5, 4.0)", "lie inside"]),
+    (dict(alarms=dict(sigmas=0.0)), ["alarms.sigmas = 0.0", "above 0"]),
+    (dict(alarms=dict(text_ratio=0.5)), ["alarms.text_ratio = 0.5", "at least 1"]),
 ]  # fmt: skip
 
 

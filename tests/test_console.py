@@ -24,7 +24,10 @@ def show(stream, evil="x"):
         console.card("A run", [("devices", "1 x cpu"), ("prompts", evil)])
         console.message(evil)
         for step in (1, 2):
-            console.iteration(step, 3, {"reward/mean": 0.25, "flow/velocity_mse": 0.001, "text/length": float("nan")})
+            health = {"text/ratio_min": 0.91, "text/ratio_max": 1.2, "image/edge_density": 0.0412}
+            parts = {"reward/first/mean": 0.4, f"reward/{evil}/mean": None}
+            given = {"reward/mean": 0.25, "flow/velocity_mse": 0.001, "text/length": float("nan")}
+            console.iteration(step, 3, given | health | parts)
         console.table("Scores", ["score", "overall"], [["exact", "0.4 -> 0.6"]])
     return stream.getvalue()
 
@@ -34,11 +37,12 @@ def test_elsewhere_than_on_a_terminal_every_line_is_plain():
     assert "\x1b" not in text and "devices  1 x cpu" in text
     assert "step 1/3  reward 0.250  velocity MSE 1.00e-03  thinking -" in text
     assert "s/it 2.00  ETA 2 s" in text and "0.4 -> 0.6" in text
+    assert "\n   text ratio 0.91 1.2  edges 0.041  first 0.400  x -\n" in text
 
 
 def test_a_terminal_shows_the_same_facts():
     text = plain(show(Terminal()))
-    for fact in ("A run", "1 x cpu", "2/3", "0.250", "Scores", "0.4 -> 0.6"):
+    for fact in ("A run", "1 x cpu", "2/3", "0.250", "text ratio 0.91 1.2", "Scores", "0.4 -> 0.6"):
         assert fact in text
 
 

@@ -168,7 +168,7 @@ def test_a_reward_on_the_devices_runs_in_the_thread_that_waits():
     assert seen == [threading.current_thread()]
 
 
-def judged(rewards_PG, learning: LearningConfig | None = None, **settings):
+def judged(rewards_PG, learning: LearningConfig | None = None, finite=None, **settings):
     """Advantages [P, G] and metrics of a trainer whose reward gives these numbers, or several of them by name."""
     rewards = rewards_PG if isinstance(rewards_PG, dict) else {"r": rewards_PG}
     named = {name: np.asarray(x, np.float32) for name, x in rewards.items()}
@@ -184,7 +184,8 @@ def judged(rewards_PG, learning: LearningConfig | None = None, **settings):
         config=config, judging=Judging({"score": reward}, config.judging), world=types.SimpleNamespace(judge=None)
     )
     size = prompts * group
-    own = OwnEpisodes(rows=np.arange(size), batch=batch(*["p"] * size), tokens=np.zeros(size, int))
+    finite = np.ones(size, bool) if finite is None else np.asarray(finite).reshape(-1)
+    own = OwnEpisodes(np.arange(size), batch(*["p"] * size), np.zeros(size, int), finite)
     advantages, metrics = trainer.judge(own, {"time/rollout_text": 1.0, "time/rollout_flow": 1.0})
     return advantages.reshape(prompts, group), metrics
 
@@ -196,6 +197,20 @@ def test_a_group_with_an_episode_that_was_not_judged_teaches_nothing_and_is_coun
     np.testing.assert_array_equal(advantages, [whole[0], [0, 0, 0], whole[1]])
     assert metrics["reward/dropped_share"] == pytest.approx(1 / 3)
     assert metrics["reward/mean"] == pytest.approx(np.mean([1, 2, 4, 5, 5, 2]))
+
+
+def test_a_group_with_an_episode_that_is_not_finite_is_dropped_like_one_that_was_not_judged():
+    advantages, metrics = judged([[1, 2, 4], [1, 9, 3], [5, 5, 2]], finite=[[1, 1, 1], [1, 0, 1], [1, 1, 1]])
+    whole = np.asarray(group_advantages(np.float32([[1, 2, 4], [5, 5, 2]])))
+    np.testing.assert_array_equal(advantages, [whole[0], [0, 0, 0], whole[1]])
+    assert metrics["reward/dropped_share"] == pytest.approx(1 / 3)
+    assert metrics["rollout/nonfinite_share"] == pytest.approx(1 / 9)
+    assert metrics["reward/mean"] == pytest.approx(np.mean([1, 2, 4, 5, 5, 2]))
+    assert judged([[1, 2, 4]])[1]["rollout/nonfinite_share"] == 0
+    with pytest.raises(RewardError, match="score gave no finite number for 2 of 2 groups"):
+        judged([[1, np.nan], [1, 2]], finite=[[1, 1], [1, 0]])
+    with pytest.raises(RewardError, match="the rollout gave no finite number for 2 of 2 groups"):
+        judged([[1, 3], [1, 2]], finite=[[0, 1], [1, 0]])
 
 
 def test_too_many_dropped_groups_stop_the_run():

@@ -69,6 +69,17 @@ def test_before_and_after_stand_above_the_curves(tmp_path):
     assert order == sorted(order)
 
 
+def test_alarms_stand_first_with_their_meaning_and_their_iterations(tmp_path):
+    fill(tmp_path)
+    assert "<h2>Alarms" not in parsed(tmp_path)[0]
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    lines = [{**line, "alarm/hacking": 1, "alarm/<b>own": 1} if 12 <= line["step"] < 15 else line for line in lines]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    text, _ = parsed(tmp_path)
+    assert "<b>hacking</b>: the reward rises while" in text and "in 3 iterations, first in 12, last in 14" in text
+    assert "&lt;b&gt;own" in text and text.index("<h2>Alarms") < text.index("Held-out prompts, before and after")
+
+
 def test_a_chart_stands_where_its_metric_is_finite_somewhere(tmp_path):
     fill(tmp_path)
     text, _ = parsed(tmp_path)

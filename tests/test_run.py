@@ -23,7 +23,7 @@ METRICS = {
     "text/truncated_share", "flow/ratio_mean", "flow/velocity_mse", "grad_norm/reasoning", "grad_norm/denoising",
     "update_norm/reasoning", "update_norm/denoising", "update/skipped", "loss", "image/edge_density",
     "image/colour_entropy", "time/iteration", "time/rollout_text", "time/rollout_flow", "time/reward", "time/update",
-    "tokens_per_second", "images_per_second",
+    "tokens_per_second", "images_per_second", "rollout/nonfinite_share", "reward/dropped_share",
 }  # fmt: skip
 
 

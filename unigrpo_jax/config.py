@@ -236,6 +236,36 @@ class LoggingConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class AlarmsConfig:
+    """When a run's metrics say that it goes wrong; the exact rules stand in unigrpo_jax.training.health."""
+
+    action: Literal["warn", "stop", "off"] = "warn"
+    """Print and record an alarm; also end the run with a checkpoint; or look for none."""
+    compared: int = 10
+    """K: levels are means over so many iterations; nothing rings before twice as many are done."""
+    entropy_floor: float = 0.1
+    """The text entropy may fall to this share of its start."""
+    image_range: tuple[float, float] = (0.4, 5.0)
+    """Edge density and colour entropy may fall and rise to these multiples of their start."""
+    truncated_share: float = 0.5
+    """So much of the thinking may be cut at its maximum."""
+    text_ratio: float = 10.0
+    """Largest ratio of a token to its old probability, or of the old to the new."""
+    flow_ratio: float = 1.1
+    """The same of a transition, whose log-ratio is a mean over the latent's numbers."""
+    skipped_share: float = 0.2
+    """Share of the iterations that may skip an update that was not finite."""
+    dropped_share: float = 0.2
+    """Share of the groups that may be dropped, not judged or not finite."""
+    window: int = 100
+    """Reward hacking: iterations whose first and last K are compared."""
+    sigmas: float = 5.0
+    """Reward hacking: a change counts where it is so many standard errors."""
+    fall: float = 0.3
+    """Reward hacking: a second judge must also fall by this share."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class JudgingConfig:
     """How rewards are called, and what becomes of one that fails."""
 
@@ -358,6 +388,7 @@ class RunConfig:
     evaluation: EvaluationConfig = dataclasses.field(default_factory=EvaluationConfig)
     checkpoint: CheckpointConfig = dataclasses.field(default_factory=CheckpointConfig)
     logging: LoggingConfig = dataclasses.field(default_factory=LoggingConfig)
+    alarms: AlarmsConfig = dataclasses.field(default_factory=AlarmsConfig)
 
     @property
     def episodes(self) -> int:

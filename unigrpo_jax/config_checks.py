@@ -21,6 +21,7 @@ _AT_LEAST_ONE = {
     "model": ("unroll",),
     "processes": ("wait_seconds",),
     "judge": ("top_logprobs", "max_tokens", "concurrency"),
+    "alarms": ("text_ratio", "flow_ratio"),
 }  # fmt: skip
 _POSITIVE = {
     "rollout": ("timestep_shift",),
@@ -28,6 +29,7 @@ _POSITIVE = {
     "evaluation": ("guidance", "guidance_image"),
     "judging": ("timeout_seconds",),
     "judge": ("connect_seconds", "read_seconds", "total_seconds"),
+    "alarms": ("sigmas",),
 }
 _NOT_NEGATIVE = {
     "rollout": ("temperature", "top_k", "noise_level"),
@@ -40,6 +42,7 @@ _NOT_NEGATIVE = {
     "processes": ("count", "hang_seconds"),
     "judging": ("retries", "backoff_seconds", "remembered"),
     "judge": ("temperature", "retries", "backoff_seconds", "retry_after_seconds"),
+    "alarms": ("entropy_floor", "truncated_share", "skipped_share", "dropped_share", "fall"),
 }  # fmt: skip
 _LARGEST = {int: 2**31 - 1, float: 3.4e38}
 
@@ -151,6 +154,15 @@ def check(config: RunConfig) -> None:
             f"judging.max_dropped = {config.judging.max_dropped}, but it must be 0 or more and below 1.")  # fmt: skip
     if any(name.partition(":")[0] == "judge" for name in config.rewards):
         _check_judge(config.judge)
+    watch = config.alarms
+    require(watch.compared >= 2, f"alarms.compared = {watch.compared}, but a standard error needs at least 2; use 10.")
+    require(
+        watch.window >= 2 * watch.compared,
+        f"alarms.window = {watch.window} is shorter than its first and last alarms.compared = {watch.compared} iterations; "
+        f"use {2 * watch.compared} or more.",
+    )
+    low, high = watch.image_range
+    require(0 <= low < 1 < high, f"alarms.image_range = ({low}, {high}), but the start, 1, must lie inside; use 0.4 5.")
     low, high = e.guidance_interval
     require(0 <= low < high <= 1, f"evaluation.guidance_interval = ({low}, {high}) must satisfy 0 <= low < high <= 1.")
     require(0 <= e.guidance_renorm_min <= 1,

@@ -47,6 +47,7 @@ class Drawing:
       noise: float32 [B, W, N, C], the eps that was drawn.
       mean: float32 [B, W, N, C], the transition's mean at sampling time.
       image: uint8 [B, height, width, 3].
+      finite: bool [B], whether everything on the way to the image was a finite number, its episode's thinking included.
     """
 
     steps: jax.Array
@@ -54,6 +55,7 @@ class Drawing:
     noise: jax.Array
     mean: jax.Array
     image: jax.Array
+    finite: jax.Array
 
 
 Segment = Thinking | Drawing

@@ -3,7 +3,8 @@
     loss = text_weight * L_text + flow_weight * L_flow + mse_weight * L_mse  (+ optional KL terms)
 
 (arXiv 2603.23500.)  Every term is a mean over the episodes of the batch of a mean over an episode's actions, so the
-mean over equal micro-batches is the whole batch's value.
+mean over equal micro-batches is the whole batch's value.  A blank episode (rollout.not_finite) counts in these means
+with 0: it moves no parameter.
 """
 
 import dataclasses
@@ -151,6 +152,7 @@ class Objective:
         c, rule = self.config, self.policy.flow.rule
         old = self._old(anchor.old, view.mean, on_policy)
         per_step = lambda function, *args: jax.vmap(function, in_axes=1, out_axes=1)(*args)  # over the window, [B, W]
+        known = lambda value_BW: jnp.where(drawing.finite[:, None], value_BW, 0.0)  # a blank episode adds nothing
 
         def transition_loss(noise, old, new, std_B):
             if c.ratio_norm:
@@ -159,20 +161,21 @@ class Objective:
                 log_ratio = losses.log_ratio(noise, old, new, std_B)
                 if isinstance(rule, CPS):
                     log_ratio = log_ratio * 2 * std_B**2  # its log-density is the bare square
+            log_ratio = jnp.where(drawing.finite, log_ratio, 0.0)
             return losses.flow_loss(log_ratio, advantage_B, c.flow_clip, c.flow_clip), log_ratio
 
         loss_BW, log_ratio = per_step(transition_loss, drawing.noise, old, view.mean, view.std)
         loss = jnp.mean(loss_BW)
-        mse = jnp.mean(per_step(losses.velocity_mse, view.velocity, anchor.reference))
+        mse = jnp.mean(known(per_step(losses.velocity_mse, view.velocity, anchor.reference)))
         ratio = jnp.exp(log_ratio)
         above, below = losses.clip_fractions(log_ratio, advantage_B[:, None], c.flow_clip, c.flow_clip)
         std = view.std[:, :, None, None]
-        square = lambda mean: jnp.mean((view.mean - mean) ** 2, axis=(2, 3)) / (2 * view.std**2)
+        square = lambda mean: known(jnp.mean((view.mean - mean) ** 2, axis=(2, 3)) / (2 * view.std**2))
         x_next = drawing.mean + std * drawing.noise
         log_prob = lambda mean: jax.vmap(jax.vmap(lambda x, m, s: rule.log_prob(x[None], m[None], s)[0]))(
             x_next, mean, view.std
         )
-        gap = jnp.abs(log_prob(drawing.mean) - log_prob(jax.lax.stop_gradient(view.mean)))
+        gap = known(jnp.abs(log_prob(drawing.mean) - log_prob(jax.lax.stop_gradient(view.mean))))
         metrics = {
             "flow/loss": loss,
             "flow/ratio_mean": jnp.mean(ratio),

@@ -88,12 +88,16 @@ class Judging:
         """Judges B episodes."""
         return self.start(batch)()
 
-    def hold_to_share(self, judged: np.ndarray, what: str) -> None:
-        """RewardError where more than `max_dropped` of `judged`, bool [N], is False, or all of it; `what` names the N."""
+    def hold_to_share(self, judged: np.ndarray, what: str, who: str = "") -> None:
+        """RewardError where more than `max_dropped` of `judged`, bool [N], is False, or all of it.
+
+        `what` names the N, `who` is to blame; the rewards, unless told.
+        """
         lost, most = int((~judged).sum()), self.settings.max_dropped
         if lost > most * len(judged) or lost == len(judged):
+            who = who or f"the reward function {', '.join(self._rewards)}"
             raise RewardError(
-                f"the reward function {', '.join(self._rewards)} gave no finite number for {lost} of {len(judged)} {what}, "
+                f"{who} gave no finite number for {lost} of {len(judged)} {what}, "
                 f"more than judging.max_dropped = {most:g} allows"
             )
 

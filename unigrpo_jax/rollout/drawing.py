@@ -13,6 +13,7 @@ from unigrpo_jax.models.bagel import latents
 from unigrpo_jax.models.bagel.guidance import Guidance
 from unigrpo_jax.models.bagel.network import Bagel
 from unigrpo_jax.rollout import randomness
+from unigrpo_jax.rollout.not_finite import finite_rows
 from unigrpo_jax.rollout.schedule import timesteps
 from unigrpo_jax.rollout.step_rules import ODE, StepRule
 
@@ -101,6 +102,7 @@ def in_turn(function, x_B, parts: int, together: int = 1):
     """`function` of a batch that lies in `parts` equal parts on as many devices: a few elements of each part at a time.
 
     At most `together`, as many as divide a part.  A batch that does not divide, or `parts` = 0, is computed at once.
+    `function` may return several arrays.
     """
     batch = x_B.shape[0]
     if not parts or batch % parts:
@@ -111,7 +113,8 @@ def in_turn(function, x_B, parts: int, together: int = 1):
         return function(x_B)  # not as a loop of one turn: on CPU, convolutions in a loop are several times slower
     turns = x_B.reshape(parts, each // few, few, *x_B.shape[1:]).swapaxes(0, 1)
     out = jax.lax.map(function, turns.reshape(each // few, parts * few, *x_B.shape[1:]))
-    return out.reshape(each // few, parts, few, *out.shape[2:]).swapaxes(0, 1).reshape(batch, *out.shape[2:])
+    in_order = lambda y: y.reshape(each // few, parts, few, *y.shape[2:]).swapaxes(0, 1).reshape(batch, *y.shape[2:])
+    return jax.tree.map(in_order, out)
 
 
 def draw(
@@ -128,6 +131,12 @@ def draw(
     with jax.named_scope("images"):
         latent = latents.unpatchify(tokens, sampler.grid, model.config.latent_patch)
         _, height, width, _ = jax.eval_shape(decode, latent[:1]).shape
-        image = in_turn(lambda x: latents.to_uint8(decode(hold(x))), latent, parts, DECODED_PIXELS // (height * width))
+
+        def picture(latent):
+            image = decode(hold(latent))
+            return latents.to_uint8(image), finite_rows(image)
+
+        image, finite = in_turn(picture, latent, parts, DECODED_PIXELS // (height * width))
     steps = jnp.broadcast_to(window_W, x.shape[:2])
-    return Drawing(steps=steps, x=x, noise=noise, mean=mean, image=image)
+    finite = finite & finite_rows(tokens) & finite_rows(x) & finite_rows(mean)
+    return Drawing(steps=steps, x=x, noise=noise, mean=mean, image=image, finite=finite)

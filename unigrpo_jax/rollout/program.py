@@ -17,6 +17,7 @@ from unigrpo_jax.models.bagel.pictures import Picture
 from unigrpo_jax.rollout import randomness
 from unigrpo_jax.rollout.dialogue import begin, hear, look
 from unigrpo_jax.rollout.drawing import FlowSampler, draw
+from unigrpo_jax.rollout.not_finite import blank
 from unigrpo_jax.rollout.step_rules import step_rule
 from unigrpo_jax.rollout.thinking import TokenSampler, think
 from unigrpo_jax.rollout.windows import Window
@@ -116,7 +117,8 @@ class RolloutProgram:
         segments.append(draw(self.model, params, context, x, noise, window_W, self.flow, decode, others, self.parts))
         repeated = jax.tree.map(lambda x: jnp.repeat(x, self.group_size, axis=0), prompt)
         # All devices share each micro-batch: the whole, whose rows lie in order, would else have some of them draw each.
-        return jax.tree.map(self.model.hold or (lambda x: x), Episodes(prompt=repeated, segments=tuple(segments)))
+        episodes = blank(Episodes(prompt=repeated, segments=tuple(segments)), self.model.config.eos_token)
+        return jax.tree.map(self.model.hold or (lambda x: x), episodes)
 
 
 def flow_sampler(config: RolloutConfig, model: Bagel, guidance: Guidance | None = None) -> FlowSampler:

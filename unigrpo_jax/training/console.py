@@ -21,6 +21,17 @@ COLUMNS = (
     ("velocity MSE", ("flow/velocity_mse",), "{:.2e}"),
     ("thinking", ("text/length",), "{:.1f}"),
 )
+# The second line, on how healthy the run is: the metrics stand beside each other.
+HEALTH = (
+    ("entropy", ("text/entropy",), "{:.2f}"),
+    ("text ratio", ("text/ratio_min", "text/ratio_max"), "{:.3g}"),
+    ("flow ratio", ("flow/ratio_min", "flow/ratio_max"), "{:.6f}"),
+    ("text clipped", ("text/clip_fraction_below", "text/clip_fraction_above"), "{:.2f}"),
+    ("flow clipped", ("flow/clip_fraction_below", "flow/clip_fraction_above"), "{:.2f}"),
+    ("groups alike", ("reward/zero_variance_share",), "{:.2f}"),
+    ("edges", ("image/edge_density",), "{:.3f}"),
+    ("colours", ("image/colour_entropy",), "{:.2f}"),
+)
 RECENT = 20  # iterations behind the estimate of the time left
 
 
@@ -72,10 +83,14 @@ class Console:
         if self._durations:
             seconds = statistics.median(self._durations)  # so that a checkpoint or an evaluation does not move it
             cells += [("s/it", f"{seconds:.2f}"), ("ETA", format_seconds(seconds * max(0, total - step)))]
+        health = [(title, " ".join(_shown(metrics, [name], form) for name in names))
+                  for title, names, form in (*HEALTH, *_components(metrics)) if set(names) <= metrics.keys()]  # fmt: skip
         if self._rich is None:
-            self._plain(["  ".join([f"step {step}/{total}", *(f"{title} {value}" for title, value in cells)])])
+            say = lambda first, cells: "  ".join([first, *(f"{self._one_line(title)} {value}" for title, value in cells)])
+            self._plain([say(f"step {step}/{total}", cells), *([say(" ", health)] if health else [])])
             return
-        from rich import live, progress_bar, table
+        from rich import console, live, progress_bar, table
+        from rich.text import Text
 
         line = table.Table(box=None, padding=(0, 1), header_style="dim", collapse_padding=True)
         for title in ["step", "", *(title for title, _ in cells)]:
@@ -85,7 +100,8 @@ class Console:
         if self._live is None:
             self._live = live.Live(console=self._rich, auto_refresh=False)
             self._live.start()
-        self._live.update(line, refresh=True)
+        words = Text("  ".join(f"{self._one_line(title)} {value}" for title, value in health), style="dim")
+        self._live.update(console.Group(line, words), refresh=True)
 
     def message(self, text: str) -> None:
         """One line or paragraph, above the live line."""
@@ -155,6 +171,12 @@ def format_seconds(seconds: float) -> str:
         return f"{whole} s"
     minutes, rest = divmod(whole, 60)
     return f"{minutes}:{rest:02d}" if minutes < 60 else f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}"
+
+
+def _components(metrics: Mapping[str, Any]) -> list[tuple[str, tuple[str], str]]:
+    """A column for each of several rewards."""
+    names = [name for name in metrics if name.startswith("reward/") and name.count("/") > 1 and name.endswith("/mean")]
+    return [(name[len("reward/") : -len("/mean")], (name,), "{:.3f}") for name in names] if len(names) > 1 else []
 
 
 def _shown(metrics: Mapping[str, Any], names: Sequence[str], form: str) -> str | None:

@@ -21,7 +21,8 @@ from unigrpo_jax.training import storage
 from unigrpo_jax.training.checkpoint import Checkpoints, abstract
 from unigrpo_jax.training.console import Console
 from unigrpo_jax.training.evaluation import Evaluator
-from unigrpo_jax.training.metrics import MetricsWriter
+from unigrpo_jax.training.health import Watch
+from unigrpo_jax.training.metrics import FILE_NAME, MetricsWriter, read_metrics
 from unigrpo_jax.training.placement import HEADER, placement, shown_bytes
 from unigrpo_jax.training.report import write_report
 from unigrpo_jax.training.run_folder import check_folder, check_same_weights, flat, save_episodes, versions, write_json
@@ -59,7 +60,7 @@ def run(config: RunConfig, run_dir: storage.Place, resume: bool = False, allow_c
     Raises:
       ConfigError: something cannot work; nothing was written.
       PeersMissing: other processes did not come, or went away.
-      RunStopped: the reward failed or updates stayed non-finite; a checkpoint was written.
+      RunStopped: the reward failed, updates stayed non-finite or an alarm rang; a checkpoint was written.
       StorageFailed: the run folder could not be written: full, read-only, gone.
       Preempted: SIGTERM; the iteration was finished and a checkpoint written.
       KeyboardInterrupt: Ctrl-C; the iteration was finished and a checkpoint written.
@@ -175,9 +176,11 @@ class _Loop:
                 stack.callback(self._report)
                 open_writer = MetricsWriter(self.run_dir, done, tensorboard=logging.tensorboard, wandb=logging.wandb)
             writer = stack.enter_context(open_writer) if first else None
+            earlier = [line for line in read_metrics(self.run_dir / FILE_NAME) if line["step"] <= done] if first else []
+            watch = Watch(self.config.alarms, self.config.learning, earlier)
             for step in range(done, total):
                 state, metrics = self._iteration(state, step)
-                number, scores = step + 1, {}
+                number, scores, ringing = step + 1, {}, []
                 try:
                     if every and number % every == 0 and number < total:
                         table, _ = self._judged(state, self.evaluator, self.trainer.judged_params(state))
@@ -185,15 +188,19 @@ class _Loop:
                         metrics |= scores
                 finally:
                     if writer is not None:
-                        self._written(writer.write, number, metrics)
+                        found, ringing = watch.look(metrics)
+                        self._written(writer.write, number, metrics | found)
                 self.console.iteration(number, total, metrics)
+                for words in ringing:
+                    self.console.message(f"step {number}: {words}.")
+                rang = processes.gather(ringing)[0] if self.config.alarms.action == "stop" else []
                 if logging.samples_every and number % logging.samples_every == 0 and number < total:
                     samples = self._judged(state, self.evaluator.samples, self.trainer.judged_params(state))
                     if first:
                         self._written(save_samples, self.run_dir, number, samples)
                 told = self._told()
                 best = self.config.checkpoint.keep_best and self.checkpoints.improves(scores)
-                if number % self.config.checkpoint.every == 0 or number == total or told or best:
+                if number % self.config.checkpoint.every == 0 or number == total or told or best or rang:
                     if first:
                         self._written(write_json, self.run_dir / "summary.json", summary | {"seconds": seconds()})
                         self._written(writer.flush)
@@ -204,6 +211,10 @@ class _Loop:
                         f"{MAX_SKIPPED_IN_ROW} updates in a row were not finite, so the run stopped after "
                         f"iteration {number} with a checkpoint; lower the learning rates, or see the last metrics."
                     )
+                if rang:
+                    self._save_now(state)
+                    raise RunStopped(f"{'; '.join(rang)}; so the run stopped after iteration {number} with a checkpoint; "
+                                     "--resume goes on until another alarm rings.")  # fmt: skip
                 if told:
                     self._save_now(state)
                     words = f"Stopped after iteration {number}; --resume continues from {self.run_dir / 'checkpoints'}."
@@ -233,7 +244,7 @@ class _Loop:
         try:
             episodes, own, times = self.trainer.sample(state, step)
         except ConfigError as error:  # a prompt that was not among those checked at the start
-            self.checkpoints.save(state)
+            self._save_now(state)
             raise RunStopped(f"{error} The run stopped after iteration {step} with a checkpoint.") from error
         try:
             advantages, judged = self.trainer.judge(own, times)

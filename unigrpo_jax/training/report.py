@@ -19,6 +19,7 @@ from PIL import Image
 from unigrpo_jax import foreign_files
 from unigrpo_jax.foreign_text import for_html as _text
 from unigrpo_jax.training import curves
+from unigrpo_jax.training.health import MEANINGS
 from unigrpo_jax.training.metrics import FILE_NAME, read_metrics
 from unigrpo_jax.training.samples import Sample, load_samples, saved_steps
 from unigrpo_jax.training.storage import Place, write_atomically
@@ -34,6 +35,7 @@ CHARTS = (
     ("Judged by rule, training prompts", r"judge/.+"),
     ("Held-out", r"eval/.+"),
     ("Share of groups whose rewards are all equal", r"reward/zero_variance_share"),
+    ("Share of groups dropped, of episodes not finite", r"reward/dropped_share|rollout/nonfinite_share"),
     ("Text ratio: mean, min to max", r"(?P<band>text/ratio)_mean"),
     ("Flow ratio: mean, min to max", r"(?P<band>flow/ratio)_mean"),
     ("Velocity MSE to the reference", r"flow/velocity_mse"),
@@ -68,6 +70,7 @@ def write_report(run_dir: Place) -> epath.Path:
     body = [
         _header(name, metrics, summary),
         _headline(metrics, summary),
+        _alarms(metrics),
         _before_after_tables(summary),
         _gallery(run_dir),
         _charts(metrics),
@@ -139,6 +142,19 @@ def _headline(metrics: Sequence[Mapping[str, Any]], summary: Mapping[str, Any]) 
         for label, first, last in tiles
     )
     return f"<section class=tiles>{cells}</section>"
+
+
+def _alarms(metrics: Sequence[Mapping[str, Any]]) -> str:
+    """What rang, when, and what it means."""
+    rows = []
+    for name in dict.fromkeys(name for line in metrics for name in line if name.startswith("alarm/")):
+        steps = [line["step"] for line in metrics if line.get(name)]
+        if not steps:
+            continue
+        short = name.removeprefix("alarm/")
+        rows.append(f"<li><b>{_text(short)}</b>: {_text(MEANINGS.get(short, ''))}; in {len(steps)} iterations, first in "
+                    f"{steps[0]}, last in {steps[-1]}</li>")  # fmt: skip
+    return f"<section><h2>Alarms</h2><ul>{''.join(rows)}</ul></section>" if rows else ""
 
 
 def _change(first: Any, last: Any) -> str:

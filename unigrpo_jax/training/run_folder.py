@@ -27,7 +27,9 @@ from unigrpo_jax.training.summary import read_summary
 from unigrpo_jax.training.trainer import OwnEpisodes, Parts
 
 # Fields and whole sections that a resume may change: they decide how long, how closely and where, not what is learned.
-FREE_FIELDS = ("name", "iterations", "devices", "mesh", "processes", "evaluation", "checkpoint", "logging") + tuple(
+FREE_FIELDS = (
+    "name", "iterations", "devices", "mesh", "processes", "evaluation", "checkpoint", "logging", "alarms",
+) + tuple(
     f"judge.{name}"
     for name in ("url", "hosts", "allow_http", "key_variable", "concurrency", "connect_seconds", "read_seconds",
                  "total_seconds", "retries", "backoff_seconds", "retry_after_seconds")

@@ -91,11 +91,13 @@ class OwnEpisodes:
       rows: int [R], their numbers among all.
       batch: R episodes as rewards see them.
       tokens: int [R], tokens thought.
+      finite: bool [R], whether the episode holds finite numbers only.
     """
 
     rows: np.ndarray
     batch: RewardBatch
     tokens: np.ndarray
+    finite: np.ndarray
 
 
 class Trainer:
@@ -183,7 +185,7 @@ class Trainer:
         tokens = np.zeros(len(rows), int) if thinking is None else thinking.mask.sum(axis=1)
         batch = reward_batch([prompts[row // config.learning.group_size] for row in rows], images, thoughts)
         times = {"time/rollout_text": self._thought_at - begin, "time/rollout_flow": end - self._thought_at}
-        return episodes, OwnEpisodes(rows, batch, tokens), times
+        return episodes, OwnEpisodes(rows, batch, tokens, processes.own_rows(episodes.drawing.finite)[1]), times
 
     def _prompts(self, step: int) -> tuple[list[Prompt], TokenBlock]:
         """The prompts of iteration `step`; ConfigError where one cannot be read or does not fit."""
@@ -200,7 +202,8 @@ class Trainer:
             shared = processes.share_rows(own.rows, columns, config.episodes)
         except ValueError as error:
             raise RewardError(f"the rewards {' '.join(config.rewards)}: {error}") from None
-        values = {name: np.asarray(column, np.float32) for name, column in shared.items()}
+        finite = np.asarray(shared.pop("finite"), bool)  # nothing is known of an episode that is not
+        values = {name: np.where(finite, np.asarray(column, np.float32), np.nan) for name, column in shared.items()}
         components = {name.removeprefix("reward/"): x for name, x in values.items() if name.startswith("reward/")}
         learning = config.learning
         for setting in ("reward_weights", "reward_thresholds"):
@@ -215,6 +218,7 @@ class Trainer:
         if not weighted:
             raise ConfigError("learning.reward_weights is 0 for every component, so nothing learns; set one above 0.")
         judged = np.all([np.isfinite(x).all(axis=1) for x in weighted.values()], axis=0)  # [P]
+        self.parts.judging.hold_to_share(finite.reshape(judged.size, -1).all(axis=1), "groups", "the rollout")
         self.parts.judging.hold_to_share(judged, "groups")
         bounds = learning.reward_thresholds
         counted = {n: np.float32(x[judged] >= bounds[n]) if n in bounds else x[judged] for n, x in weighted.items()}
@@ -226,6 +230,7 @@ class Trainer:
             advantages[judged] = combine(counted, {name: weights[name] for name in counted}, learning.advantage)
         metrics = {"reward/mean": float(total.mean()), "reward/std": float(total.std())}
         metrics["reward/dropped_share"] = float(1 - judged.mean())
+        metrics["rollout/nonfinite_share"] = float(1 - finite.mean())
         for name, x in grouped.items():
             known = x[np.isfinite(x)]
             if known.size:
@@ -238,7 +243,7 @@ class Trainer:
         text, flow = times["time/rollout_text"], times["time/rollout_flow"]
         metrics["images_per_second"] = config.episodes / (text + flow)
         if config.rollout.thinking:
-            metrics["tokens_per_second"] = float(values["tokens"].sum()) / max(text, 1e-9)
+            metrics["tokens_per_second"] = float(np.nansum(values["tokens"])) / max(text, 1e-9)
         metrics["time/reward"] = time.monotonic() - begin
         return advantages.reshape(-1), metrics
 
@@ -253,7 +258,7 @@ class Trainer:
             columns |= {f"judge/{name}": x for name, x in self.parts.world.judge(batch).scores.items()}
         columns["image/edge_density"] = edge_density(batch.images)
         columns["image/colour_entropy"] = colour_entropy(batch.images)
-        columns["tokens"] = own.tokens
+        columns["tokens"], columns["finite"] = own.tokens, own.finite
         columns |= {f"reward/{component}": values for component, values in judged().items()}
         return {name: np.asarray(x).tolist() for name, x in columns.items()}
 
