@@ -1,0 +1,58 @@
+"""What a run says of itself: what it is about to do, and its scores in a line and as a table."""
+
+import jax
+from etils import epath
+
+from unigrpo_jax.learning import parameters
+from unigrpo_jax.models import tree
+from unigrpo_jax.training.placement import shown_bytes
+from unigrpo_jax.training.trainer import Parts
+
+
+def evaluated(table: dict) -> dict[str, float]:
+    """The overall scores as metrics."""
+    return {f"eval/{name}": row["overall"] for name, row in table.items() if "overall" in row}
+
+
+def headline(table: dict) -> str:
+    """The overall scores in one line."""
+    return "  ".join(f"{name} {row['overall']:.3f}" for name, row in table.items() if "overall" in row)
+
+
+def summary_table(before: dict, after: dict) -> tuple[list[str], list[list[str]]]:
+    """Header and rows of scores by category, as "before -> after"."""
+    categories = list(dict.fromkeys(c for table in (before, after) for row in table.values() for c in row))
+    cell = lambda row, c: f"{row[c]:.3f}" if c in row else "-"
+    rows = []
+    for name in after:
+        rows.append([name, *(f"{cell(before.get(name, {}), c)} -> {cell(after[name], c)}" for c in categories)])
+    return ["score", *categories], rows
+
+
+def card(parts: Parts, run_dir: epath.Path, held: int) -> list[tuple[str, str]]:
+    """What a run is about to do, in rows; `held` are the bytes that lie on a device all the time."""
+    c, learn, r = parts.config, parts.config.learning, parts.config.rollout
+    params = parts.loaded.abstract_params()
+    labels = parameters.groups(params, learn)
+    sizes = {group: 0 for group in parameters.GROUPS}
+    for path, array in tree.flatten(params).items():
+        sizes[labels[path]] += array.size
+    rate = {parameters.REASONING: f"Adam {learn.reasoning_lr:g}", parameters.DENOISING: f"Adam {learn.denoising_lr:g}",
+            parameters.FROZEN: "not trained"}  # fmt: skip
+    pieces = learn.minibatches * learn.micro_batches
+    kind, mesh = jax.devices()[0].device_kind, parts.layout.mesh
+    return [
+        ("devices", f"{mesh.size} x {kind}, " + ", ".join(f"{n} {s}" for n, s in mesh.shape.items())),
+        ("model", f"{parts.loaded.folder}, compute in {c.model.dtype}"),
+        *((f"{group} parameters", f"{size:,}, {rate[group]}") for group, size in sizes.items()),
+        ("held per device", f"{shown_bytes(held)} (weights, optimizer, reference)"),
+        ("episodes per iteration", f"{r.prompts_per_iteration} prompts x {learn.group_size} = {c.episodes}"),
+        ("update", f"{learn.ppo_epochs} epoch(s) x {learn.minibatches} step(s); "
+                   f"{pieces} piece(s) of {c.trained_episodes // pieces}"),
+        ("thinking", f"at most {r.thinking_tokens} tokens" if r.thinking else "off"),
+        ("drawing", f"{r.flow_steps} steps, {r.step_rule} {r.noise_level:g} in {r.window_size} of "
+                    f"[{r.window_range[0]}, {r.window_range[1]}), {r.image_height} x {r.image_width} px"),
+        ("prompts; rewards", f"{', '.join(c.prompts)}; {', '.join(c.rewards)}"),
+        ("iterations", str(c.iterations)),
+        ("results", str(run_dir)),
+    ]  # fmt: skip
