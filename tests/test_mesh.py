@@ -18,6 +18,7 @@ from unigrpo_jax.models import tree
 from unigrpo_jax.models.bagel import Bagel, lora
 from unigrpo_jax.parallel import mesh as meshes
 from unigrpo_jax.parallel.rules import PARAMETERS, Layout
+from unigrpo_jax.rollout import drawing
 
 START = tiny.params()
 REFERENCE = tiny.nearby(START, 0.01, seed=8)
@@ -64,8 +65,9 @@ class Sorting(tiny.PixelAutoencoder):
         return jax.numpy.sort(latent_BHWC, axis=1)
 
 
-def test_every_device_draws_its_share_of_every_micro_batch():
+def test_every_device_draws_its_share_of_every_micro_batch(monkeypatch):
     """16 episodes in two micro-batches on four devices: two turns of one image each, not of two on half of the devices."""
+    monkeypatch.setattr(drawing, "DECODED_PIXELS", 1)  # one image at a time
     mesh = meshes.make_mesh(4, MeshConfig(fsdp=4))
     layout, spread = Layout(mesh), meshes.spread(mesh)
     model = dataclasses.replace(tiny.MODEL, hold=layout.activations)
