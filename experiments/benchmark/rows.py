@@ -88,16 +88,16 @@ def speed(workload: Workload, repeats: int) -> list[Row]:
     matmul, bandwidth = machine.matmul_limit(), machine.bandwidth_limit()
     functions = {"prefill": parts.prefill, "decoding": parts.think, "flow": parts.draw, "rollout": workload.sample,
                  "update": workload.updater()}  # fmt: skip
-    functions["products"] = token_products(workload)
+    thinking, context = parts.thought
+    steps, products = token_steps(workload, thinking), token_products(workload)
+    functions["products"] = lambda: [products() for _ in range(steps)]
     limits = {"matmul": matmul, "bandwidth": bandwidth}
     functions |= {name: limit.run for name, limit in limits.items() if limit.run is not None}
     alternate(functions, 0)  # compiles
     with Compilations() as compiled:
         seconds = alternate(functions, repeats)
     top = {name: [limit.work] if limit.run is None else limit.rates(seconds[name]) for name, limit in limits.items()}
-    thinking, context = parts.thought
     n, count = lengths(workload, thinking), flops.Flops(workload.network.config)
-    steps = token_steps(workload, thinking)
     tokens = float(jnp.sum(thinking.mask))
     slots = float(jnp.mean(jnp.sum(context.valid, axis=1)))
     per_step = config.episodes * count.velocity(n.latents, slots)
@@ -116,7 +116,7 @@ def speed(workload: Workload, repeats: int) -> list[Row]:
         row("decoding", "tokens/s", tokens, "bandwidth", decode_bytes(workload, n, steps),
             f"{steps} token steps of {config.episodes} episodes; weights once a step, and the cache"),
         Row(name="products in decoding", unit="of the time", measured="the same products with weights alone",
-            value=spread(ratios([steps * s for s in seconds["products"]], seconds["decoding"]))),
+            value=spread(ratios(seconds["products"], seconds["decoding"]))),
         row("flow", "velocities/s", config.rollout.flow_steps, "matmul", config.rollout.flow_steps * per_step,
             f"{config.rollout.flow_steps} flow steps of {config.episodes} episodes, {n.latents} latent tokens, "
             f"{slots:.1f} slots; {per_step / 1e9:.3g} GFLOP each"),
