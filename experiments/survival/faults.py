@@ -243,9 +243,8 @@ def _file(victim: Victim) -> pathlib.Path:
 def _stops(victim: Victim, life: Life, before: list[int] | None) -> str | None:
     """What is wrong with how a life ended whose folder cannot be written."""
     code, words = life.end(), life.err()
-    sentences = [line for line in words.splitlines() if line.startswith("experiments.run: ")]
-    if code != 1 or len(sentences) != 1 or "cannot be written" not in sentences[0] or "Traceback" in words:
-        return f"exit code {code}, not 1 and one sentence: {words[:2000]}"
+    if code != 1 or words.count("\n") != 1 or "cannot be written" not in words:
+        return f"exit code {code}, not 1 and one sentence: {words[:4000]}"
     return None if before is None else _still(victim, before)
 
 
