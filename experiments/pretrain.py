@@ -32,6 +32,9 @@ class PretrainConfig:
     """Decay of the weight average, which is what is saved."""
     timestep_shift: float = 2.0
     """Shift of the training times towards noise."""
+    color_attr_share: float = 0.4
+    """Share of the examples that are two objects of two colours; the rest is drawn from all categories alike.  To copy each
+    colour with its own shape is learned much later than all else."""
     text_dropout: float = 0.1
     """Probability of leaving out the prompt, and of leaving out the thinking."""
     hidden_size: int = 128
@@ -90,10 +93,14 @@ def main(config: PretrainConfig) -> None:
         noise_draws=config.noise_draws,
     )
     by_category = prompts.by_category("train")
+    bound = {"color_attr": by_category["color_attr"]}
     rng = np.random.default_rng(config.seed)
 
     def batch() -> Examples:
-        drawn = supervised.examples(rng, by_category, config.batch)
+        drawn = [
+            supervised.example(rng, bound if rng.random() < config.color_attr_share else by_category)
+            for _ in range(config.batch)
+        ]
         tokens = np.full((config.batch, thinking_tokens), model_config.pad_token, np.int32)
         mask = np.zeros((config.batch, thinking_tokens), bool)
         for row, example in enumerate(drawn):
