@@ -155,7 +155,7 @@ def test_the_toy_is_the_same_wherever_it_is_made(folder, tmp_path):
     [
         (["--rollout.image-height", 256], ["256 x 48 pixels has 64 x 12 latent tokens", "largest side is 64 pixels"]),
         (["--rollout.image-height", 30], ["does not divide into latent tokens of 4 px"]),
-        (["--rollout.guidance", 4], ["rollout.guidance = 4", "linear episode", "evaluation.guidance"]),
+        (["--rollout.guidance", 0.5], ["rollout.guidance = 0.5", "must be 1"]),
         (["--model.param-dtype", "bfloat16"], ["must be float32", "model.lora.rank"]),
         (["--model.lora.rank", -1], ["model.lora.rank = -1"]),
         (["--model.lora.rank", 2, "--model.lora.targets", "q_proj"], ["model.lora.targets: 'q_proj' matches no projection"]),

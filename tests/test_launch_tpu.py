@@ -273,7 +273,7 @@ def test_the_dry_run_shows_what_is_run(stand: Stand):
         (["--env", "HF_TOKEN=x"], ["HF_TOKEN is a secret", "gcloud secrets"]),
         (["--", "--mesh.tensor", "3"], ["mesh.tensor = 3", "8 chips of v5p:2x2x2", "2 or 4"]),
         (["--", "--rollout.prompts-per-iteration", "3", "--learning.group-size", "5"], ["5 * 3 = 15 episodes"]),
-        (["--", "--rollout.guidance", "2"], ["rollout.guidance = 2.0"]),
+        (["--", "--rollout.guidance", "0"], ["rollout.guidance = 0.0"]),
     ],
 )
 def test_what_cannot_work_is_one_sentence_and_costs_no_slice(stand: Stand, changes, words):

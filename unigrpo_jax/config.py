@@ -94,7 +94,8 @@ class RolloutConfig:
     shared_noise: bool = False
     """All episodes of a prompt begin at the same noise (DanceGRPO), so that they differ by thinking and transitions."""
     guidance: float = 1.0
-    """Must stay 1: with guidance a transition depends on several contexts, and episodes are no longer linear."""
+    """Text guidance of the velocity that is sampled and trained; 1 is none, as in UniGRPO: above it a transition depends on
+    two contexts, costs twice, and episodes are no longer linear.  The window must then lie where it acts, at all times."""
     micro_batches: int = 1
     """Split the prompts of an iteration into this many rollouts, one after the other; changes memory, not episodes."""
     gather_weights: bool = False
@@ -105,6 +106,9 @@ class RolloutConfig:
 class LearningConfig:
     """How episodes become an update."""
 
+    method: Literal["grpo", "best_of_n", "refl"] = "grpo"
+    """Learn both ratios (UniGRPO); imitate the `best` episodes of each group, all sampled by the frozen start (rejection
+    sampling); or follow the reward's own gradient through drawing (ReFL), beside the token ratio."""
     group_size: int = 8
     """Episodes G per prompt; an episode's advantage is relative to its group."""
     advantage: Literal["group_std", "global_std", "none"] = "group_std"

@@ -94,11 +94,7 @@ def check(config: RunConfig) -> None:
     r, learn, e, lora = config.rollout, config.learning, config.evaluation, config.model.lora
     require(lora.rank >= 0, f"model.lora.rank = {lora.rank}, but it must be 0 (no adapters) or more.")
     require(lora.alpha > 0, f"model.lora.alpha = {lora.alpha}, but it must be above 0.")
-    require(
-        r.guidance == 1,
-        f"rollout.guidance = {r.guidance}, but episodes are sampled and trained without guidance: the ratio is that of one "
-        "policy on one linear episode, and a guided velocity mixes several contexts; use evaluation.guidance.",
-    )
+    require(r.guidance >= 1, f"rollout.guidance = {r.guidance}, but it must be 1, which is none, or more.")
     require(
         learn.group_size >= 2,
         f"learning.group_size = {learn.group_size}: an advantage compares an episode with its group, so a group needs "
@@ -119,7 +115,7 @@ def check(config: RunConfig) -> None:
     require(r.temperature > 0 or not r.thinking,
             "rollout.temperature = 0 is greedy: every episode of a group would think the same; use 1.")  # fmt: skip
     require(
-        r.step_rule != "ode" and r.noise_level > 0,
+        learn.method != "grpo" or (r.step_rule != "ode" and r.noise_level > 0),
         f"rollout.step_rule = {r.step_rule!r} with noise_level = {r.noise_level} draws without noise, so there is no "
         "ratio to learn from; use flow_sde, dance_sde or cps with a noise_level above 0.",
     )
@@ -142,6 +138,11 @@ def check(config: RunConfig) -> None:
         learn.best + learn.worst <= learn.group_size,
         f"learning.best + learning.worst = {learn.best} + {learn.worst} is more than learning.group_size = "
         f"{learn.group_size}; keep fewer episodes, or sample more.",
+    )
+    require(
+        learn.method != "best_of_n" or (learn.best > 0 and learn.worst == 0),
+        f"learning.method = 'best_of_n' imitates learning.best = {learn.best} episodes of each group and none of the "
+        f"learning.worst = {learn.worst}; use learning.best = 1 and learning.worst = 0.",
     )
     pieces = learn.minibatches * learn.micro_batches
     require(

@@ -5,6 +5,8 @@ An episode is a prompt and a list of segments on one growing context: thinking (
 stand next to each other.
 """
 
+from typing import Any
+
 import flax.struct
 import jax
 
@@ -46,6 +48,7 @@ class Drawing:
       x: float32 [B, W, N, C], the latent before each of them.
       noise: float32 [B, W, N, C], the eps that was drawn.
       mean: float32 [B, W, N, C], the transition's mean at sampling time.
+      latent: float32 [B, N, C], the clean latent tokens that the image was decoded from.
       image: uint8 [B, height, width, 3].
       finite: bool [B], whether everything on the way to the image was a finite number, its episode's thinking included.
     """
@@ -54,6 +57,7 @@ class Drawing:
     x: jax.Array
     noise: jax.Array
     mean: jax.Array
+    latent: jax.Array
     image: jax.Array
     finite: jax.Array
 
@@ -68,10 +72,12 @@ class Episodes:
     Attributes:
       prompt: the text block that was read first.
       segments: what was done then, in order.
+      goals: what a differentiable reward asks of each image, arrays [B, ...]; None where none is followed.
     """
 
     prompt: TokenBlock
     segments: tuple[Segment, ...]
+    goals: Any = None
 
     @property
     def thinking(self) -> Thinking | None:

@@ -65,6 +65,10 @@ class Objective:
     policy: Policy
     config: LearningConfig
 
+    def prepare(self, episodes: Episodes, step) -> Episodes:
+        """The whole batch as the losses take it, before it is cut into pieces; `step` is the iteration, int32 []."""
+        return episodes
+
     def anchors(self, params, reference, episodes: Episodes, own_start: bool) -> tuple[Any, ...]:
         """One anchor per segment.
 
@@ -104,7 +108,7 @@ class Objective:
         views = self.policy.view(params, episodes)
         for segment, view, anchor in zip(episodes.segments, views, anchors, strict=True):
             term = self._text if isinstance(segment, Thinking) else self._flow
-            value, measured = term(segment, view, anchor, advantage_B, on_policy)
+            value, measured = term(segment, view, anchor, advantage_B, on_policy, episodes.goals)
             total, metrics = total + value, metrics | measured
         return total, metrics | {"loss": total}
 
@@ -115,7 +119,7 @@ class Objective:
         new = jax.lax.stop_gradient(new)
         return new if anchored is None else jnp.where(on_policy, new, anchored)
 
-    def _text(self, thinking: Thinking, view: TextView, anchor: TextAnchor, advantage_B, on_policy):
+    def _text(self, thinking: Thinking, view: TextView, anchor: TextAnchor, advantage_B, on_policy, goals):
         c, mask = self.config, thinking.mask
         old = self._old(anchor.old, view.log_probs, on_policy)
         loss = jnp.mean(losses.text_loss(view.log_probs, old, mask, advantage_B, c.text_clip, c.text_clip))
@@ -148,7 +152,7 @@ class Objective:
             total = total + c.text_kl_weight * kl
         return total, metrics
 
-    def _flow(self, drawing: Drawing, view: FlowView, anchor: FlowAnchor, advantage_B, on_policy):
+    def _flow(self, drawing: Drawing, view: FlowView, anchor: FlowAnchor, advantage_B, on_policy, goals):
         c, rule = self.config, self.policy.flow.rule
         old = self._old(anchor.old, view.mean, on_policy)
         per_step = lambda function, *args: jax.vmap(function, in_axes=1, out_axes=1)(*args)  # over the window, [B, W]

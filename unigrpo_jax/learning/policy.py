@@ -75,13 +75,14 @@ class Policy:
     def view(self, params, episodes: Episodes) -> tuple[View, ...]:
         """One view per segment, under these parameters and their own context."""
         dialogue = begin(self.model, params, self.system, episodes.prompt.tokens.shape[0])
-        context = hear(self.model, params, dialogue, episodes.prompt).full
+        dialogue = hear(self.model, params, dialogue, episodes.prompt)
+        context, without_text = dialogue.full, dialogue.without_text
         views = []
         for segment in episodes.segments:
             if isinstance(segment, Thinking):
                 view, context = self._text(params, segment, context)
             else:
-                view = self._flow(params, segment, context)
+                view = self._flow(params, segment, context, without_text)
             views.append(view)
         return tuple(views)
 
@@ -118,12 +119,20 @@ class Policy:
         again = jax.checkpoint(judge, prevent_cse=False)
         return jax.tree.map(whole, jax.lax.map(lambda piece: again(*piece), (cut(hidden_BLD), cut(tokens_BL))))
 
-    def _flow(self, params, drawing: Drawing, context) -> FlowView:
+    def _flow(self, params, drawing: Drawing, context, without_text) -> FlowView:
         if self.context_gradient == "stop":
-            context = jax.lax.stop_gradient(context)
+            context, without_text = jax.lax.stop_gradient((context, without_text))
         times = self.flow.times()
         t, t_next = times[drawing.steps], times[drawing.steps + 1]
-        at = lambda x_BNC, t_B: self.model.velocity(params, x_BNC, t_B, self.flow.grid, context)
+        guidance = self.flow.guidance
+
+        def at(x_BNC, t_B):
+            upon = lambda c: self.model.velocity(params, x_BNC, t_B, self.flow.grid, c)
+            if guidance is None or not guidance.active:
+                return upon(context)
+            v = upon(context)
+            return jnp.where(guidance.acts(t_B)[:, None, None], guidance.apply(v, upon(without_text)), v)
+
         if self.window_steps == "batched":
             velocity = jax.vmap(at, in_axes=1, out_axes=1)(drawing.x, t)
         else:

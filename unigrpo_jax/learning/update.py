@@ -97,6 +97,7 @@ class UpdateProgram:
         transform = parameters.optimizer(c, labels)
         trained = state.trained
         whole = lambda flat: tree.unflatten(frozen | flat)
+        episodes = self.objective.prepare(episodes, state.step)
         data = pieces((episodes, advantage_B), c.minibatches * c.micro_batches)
         own_start = c.ppo_epochs * c.minibatches == 1
         anchor = lambda piece: self.objective.anchors(start, reference, piece[0], own_start)

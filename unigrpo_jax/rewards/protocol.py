@@ -67,3 +67,14 @@ class Reward(Protocol):
 
     def __call__(self, batch: RewardBatch) -> Mapping[str, np.ndarray]:
         """{component: float [B]}; raises what it likes where all of the batch failed."""
+
+
+@runtime_checkable
+class DifferentiableReward(Reward, Protocol):
+    """A reward whose gradient with respect to the image can be followed (`learning.method` refl)."""
+
+    def goals(self, metadata: Sequence[Mapping[str, Any]]) -> Any:
+        """What is asked of the images of these prompts: a pytree of arrays [B, ...]."""
+
+    def score(self, goals: Any, images: Any) -> Any:
+        """float32 [B], in JAX: images are float32 [B, H, W, 3] in [0, 1]."""

@@ -31,7 +31,7 @@ class FlowSampler:
       shift: timestep shift of the schedule.
       rule: the transition inside the window.
       grid: latent tokens (rows, columns).
-      guidance: for evaluation; None in training, where an episode must stay linear.
+      guidance: None for none, as in UniGRPO, where an episode stays linear.
     """
 
     steps: int
@@ -139,4 +139,4 @@ def draw(
         image, finite = in_turn(picture, latent, parts, DECODED_PIXELS // (height * width))
     steps = jnp.broadcast_to(window_W, x.shape[:2])
     finite = finite & finite_rows(tokens) & finite_rows(x) & finite_rows(mean)
-    return Drawing(steps=steps, x=x, noise=noise, mean=mean, image=image, finite=finite)
+    return Drawing(steps=steps, x=x, noise=noise, mean=mean, latent=tokens, image=image, finite=finite)

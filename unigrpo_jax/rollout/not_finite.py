@@ -30,7 +30,9 @@ def blank(episodes: Episodes, stop: int) -> Episodes:
     def segment(s):
         if isinstance(s, Thinking):
             return s.replace(tokens=pick(s.tokens, stop), mask=pick(s.mask, False), log_probs=pick(s.log_probs, 0.0))
-        return s.replace(x=pick(s.x, 0.0), noise=pick(s.noise, 0.0), mean=pick(s.mean, 0.0), finite=finite_B)
+        return s.replace(
+            x=pick(s.x, 0.0), noise=pick(s.noise, 0.0), mean=pick(s.mean, 0.0), latent=pick(s.latent, 0.0), finite=finite_B
+        )
 
     prompt = episodes.prompt
     last = jnp.arange(prompt.tokens.shape[1])[None] == prompt.tokens.shape[1] - 1

@@ -143,7 +143,7 @@ def training_rollout(
         group_size=group_size,
         thinking_tokens=config.thinking_tokens if config.thinking else 0,
         tokens=TokenSampler(temperature=config.temperature, top_k=config.top_k, top_p=config.top_p),
-        flow=flow_sampler(config, model),
+        flow=flow_sampler(config, model, Guidance(text=config.guidance) if config.guidance > 1 else None),
         window=Window(
             size=config.window_size,
             range=config.window_range,

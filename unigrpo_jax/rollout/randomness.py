@@ -6,7 +6,7 @@ Neither the mesh, nor the micro-batch size, nor a resume can then change an epis
 import jax
 
 # Streams: independent keys for independent uses within one step.
-WINDOW, TOKENS, INITIAL_NOISE, STEP_NOISE, PICTURE = range(5)
+WINDOW, TOKENS, INITIAL_NOISE, STEP_NOISE, PICTURE, IMITATION = range(6)
 
 
 def stream_key(seed, step, stream: int) -> jax.Array:

@@ -11,14 +11,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from unigrpo_jax.config import RunConfig
+from unigrpo_jax.config import RunConfig, require
 from unigrpo_jax.episode import TokenBlock
 from unigrpo_jax.learning import parameters
+from unigrpo_jax.learning.imitation import Imitation
 from unigrpo_jax.learning.objective import Objective
 from unigrpo_jax.learning.policy import Policy
+from unigrpo_jax.learning.refl import RewardGradient
 from unigrpo_jax.learning.update import TrainState, UpdateProgram, new_state
 from unigrpo_jax.models import tree
-from unigrpo_jax.models.bagel import Bagel
+from unigrpo_jax.models.bagel import Bagel, latents
 from unigrpo_jax.models.bagel.weights import FIXED_TABLES
 from unigrpo_jax.parallel import mesh as meshes
 from unigrpo_jax.parallel.rules import Layout
@@ -44,6 +46,19 @@ class Inputs:
     prompt: TokenBlock
 
 
+@dataclasses.dataclass(frozen=True)
+class Followed:
+    """A differentiable reward whose gradient a run follows.
+
+    Attributes:
+      score: (goals, images float32 [B, H, W, 3] in [0, 1]) -> float32 [B].
+      goals: shapes and dtypes of one episode's goals.
+    """
+
+    score: Callable[[Any, jax.Array], jax.Array]
+    goals: Any
+
+
 class Programs:
     """Both programs, jitted and not compiled.
 
@@ -58,10 +73,11 @@ class Programs:
 
     def __init__(
         self, config: RunConfig, network: Bagel, autoencoder: Any, system: tuple[int, ...], layout: Layout, params: dict,
-        thought: Callable[[Any], None] | None = None,
+        thought: Callable[[Any], None] | None = None, followed: Followed | None = None,
     ):  # fmt: skip
-        """`params` are the shapes of all parameters, adapters included; `thought` as in `RolloutProgram`."""
-        self.config, self.layout, self._params = config, layout, params
+        """`params` are the shapes of all parameters, adapters included; `thought` as in `RolloutProgram`; `followed` is
+        the reward of the method `refl`."""
+        self.config, self.layout, self._params, self._followed = config, layout, params, followed
         placed, learning = layout.context(), config.learning
         self.everywhere, self.spread = meshes.replicated(layout.mesh), meshes.spread(layout.mesh)
         program = training_rollout(
@@ -89,9 +105,25 @@ class Programs:
         )
         self._state = jax.eval_shape(lambda p: new_state(p, learning), params)
         self.state_shardings = layout.like_parameters(self._state)
-        update = UpdateProgram(objective=Objective(policy=policy, config=learning), config=learning)
+        update = UpdateProgram(objective=self._objective(policy, autoencoder), config=learning)
         self.keep = jax.jit(lambda episodes, rows: jax.tree.map(lambda x: x[rows], episodes), out_shardings=self.spread)
         self.update = jax.jit(update.__call__, donate_argnums=0, out_shardings=(self.state_shardings, self.everywhere))
+
+    def _objective(self, policy: Policy, autoencoder: Any) -> Objective:
+        learning = self.config.learning
+        if learning.method == "best_of_n":
+            return Imitation(policy=policy, config=learning, seed=self.config.seed)
+        if learning.method == "grpo":
+            return Objective(policy=policy, config=learning)
+        require(self._followed is not None, "learning.method = 'refl' follows a reward's gradient, and no reward was read here.")
+        require(isinstance(autoencoder, latents.PixelAutoencoder), "learning.method = 'refl' draws in pixels so far, and this model has an autoencoder; "
+                                          "use grpo.")  # fmt: skip
+
+        def decode(tokens_BNC):
+            latent = latents.unpatchify(tokens_BNC, policy.flow.grid, policy.model.config.latent_patch)
+            return autoencoder.decode({}, latent)
+
+        return RewardGradient(policy=policy, config=learning, decode=decode, score=self._followed.score)
 
     def _gathered(self, params: dict) -> dict:
         """Weights in the dtype that the network casts them to, whole along `fsdp`.
@@ -148,6 +180,9 @@ class Programs:
         count = self.config.trained_episodes
         at = lambda x: jax.ShapeDtypeStruct((count, *x.shape[1:]), x.dtype, sharding=self.spread)
         episodes = jax.tree.map(at, rollout.out_info)
+        if self._followed is not None:
+            one = lambda x: jax.ShapeDtypeStruct((count, *x.shape), x.dtype, sharding=self.spread)
+            episodes = episodes.replace(goals=jax.tree.map(one, self._followed.goals))
         advantages = jax.ShapeDtypeStruct((count,), np.float32, sharding=self.spread)
         return rollout, self.update.trace(i.state, i.frozen, i.reference, episodes, advantages)
 

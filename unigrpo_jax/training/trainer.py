@@ -23,10 +23,10 @@ from unigrpo_jax.parallel import mesh as meshes
 from unigrpo_jax.parallel.rules import Layout
 from unigrpo_jax.rewards.judging import Judging, RewardError
 from unigrpo_jax.rewards.load import load_rewards
-from unigrpo_jax.rewards.protocol import RewardBatch
+from unigrpo_jax.rewards.protocol import DifferentiableReward, RewardBatch
 from unigrpo_jax.training.evaluation import reward_batch
 from unigrpo_jax.training.image_statistics import colour_entropy, edge_density
-from unigrpo_jax.training.programs import Inputs, Programs
+from unigrpo_jax.training.programs import Followed, Inputs, Programs
 from unigrpo_jax.worlds.order import Order
 from unigrpo_jax.worlds.prompt import Prompt
 from unigrpo_jax.worlds.world import World, load_world
@@ -43,6 +43,7 @@ class Parts:
       world: prompts and rules.
       order: training prompts by position.
       judging: the rewards.
+      followed: the one whose gradient the method `refl` follows, else None.
     """
 
     config: RunConfig
@@ -51,6 +52,7 @@ class Parts:
     world: World
     order: Order
     judging: Judging
+    followed: DifferentiableReward | None = None
 
 
 def build(config: RunConfig) -> Parts:
@@ -60,7 +62,12 @@ def build(config: RunConfig) -> Parts:
     check_devices(config, meshes.batch_size(mesh))
     layout, attend = Layout(mesh), kernels.attend(config.model, mesh)
     world = load_world(config.prompts, config.prompt_weights, config.evaluation.source)
-    judging = Judging(load_rewards(config), config.judging)
+    rewards = load_rewards(config)
+    judging, followed = Judging(rewards, config.judging), None
+    if config.learning.method == "refl":
+        followed = next((r for r in rewards.values() if isinstance(r, DifferentiableReward)), None)
+        require(followed is not None, f"learning.method = 'refl' follows a reward's gradient, but {' '.join(config.rewards)} "
+                                      "has none; use --rewards shapes_scorer, or a reward of your own with `score`.")  # fmt: skip
     loaded = load_model(config.model)  # last, since a model on the hub takes long to fetch
     loaded.check_image_size(config.rollout)
     for name, module in (("tensorboard", "tensorboardX"), ("wandb", "wandb")):
@@ -80,7 +87,7 @@ def build(config: RunConfig) -> Parts:
     for prompts in world.longest:
         loaded.codec.check_lengths((p.text for p in prompts), config.rollout.prompt_tokens,
                                    lambda row, prompts=prompts: prompts[row].place)  # fmt: skip
-    return Parts(config, layout, loaded, world, world.train(config.seed), judging)
+    return Parts(config, layout, loaded, world, world.train(config.seed), judging, followed)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,12 +114,18 @@ class Trainer:
         loaded = parts.loaded
         self.parts, self._thought_at = parts, 0.0
         system = loaded.codec.system(parts.config.rollout)
+        followed = None
+        if parts.followed is not None:
+            one = parts.followed.goals([parts.order.batch(0, 1)[0].metadata])
+            followed = Followed(parts.followed.score, jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), one))
         self.programs = Programs(
-            parts.config, loaded.network, loaded.autoencoder, system, parts.layout, loaded.abstract_params(), self._note_time
-        )
+            parts.config, loaded.network, loaded.autoencoder, system, parts.layout, loaded.abstract_params(), self._note_time,
+            followed,
+        )  # fmt: skip
         self._compiled: Future | None = None
         self.frozen: dict[str, jax.Array] = {}
         self.reference: dict = {}
+        self._imitated: dict | None = None
         self.autoencoder_params: dict[str, jax.Array] = {}
 
     def inputs(self) -> Inputs:
@@ -149,6 +162,8 @@ class Trainer:
         kept = {path: at for path, at in self.programs.reference_places(stored).items() if path in trained}
         copied = jax.jit(lambda own: {path: jnp.array(x, kept[path][0], copy=True) for path, x in own.items()})
         own = copied({path: flat[path] for path in kept})
+        if learning.method == "best_of_n":  # the frozen start samples, with all adapters and dtypes of what is trained
+            self._imitated = tree.unflatten(self.frozen | {path: jnp.copy(x) for path, x in trained.items()})
         self.reference = tree.unflatten(flat | {path: jax.device_put(x, kept[path][1]) for path, x in own.items()})
         begin = lambda trained: new_state(tree.unflatten(tree.flatten(shapes) | trained), learning)
         return jax.jit(begin, out_shardings=self.programs.state_shardings, donate_argnums=0)(trained)
@@ -175,10 +190,15 @@ class Trainer:
         rollout, _ = self._compiled.result()
         self._thought_at = begin = time.monotonic()
         block = jax.tree.map(lambda x: processes.to_global(x, self.programs.everywhere), block)
-        given = (self.params(state), self.autoencoder_params, block, np.int32(config.seed), np.int32(step))
+        params = self.params(state) if self._imitated is None else self._imitated
+        given = (params, self.autoencoder_params, block, np.int32(config.seed), np.int32(step))
         episodes = jax.block_until_ready(rollout(*given))
         jax.effects_barrier()
         end = time.monotonic()
+        if self.parts.followed is not None:
+            goals = self.parts.followed.goals([p.metadata for p in prompts for _ in range(config.learning.group_size)])
+            place = lambda x: processes.to_global(np.asarray(x), self.programs.spread)
+            episodes = episodes.replace(goals=jax.tree.map(place, goals))
         rows, images = processes.own_rows(episodes.drawing.image)
         thinking = jax.tree.map(lambda x: processes.own_rows(x)[1], episodes.thinking)
         thoughts = self.parts.loaded.codec.thoughts(thinking, len(rows))

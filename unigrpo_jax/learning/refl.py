@@ -1,0 +1,42 @@
+"""ReFL: the reward's own gradient through the last steps of drawing (ImageReward, arXiv 2304.05977), beside the token ratio.
+
+    x_0 = x_t - t v_theta(x_t, t | prompt, thinking),    L_flow = -mean R(decode(x_0), prompt)
+
+The states x_t are those of the rollout's window, and no gradient goes through how they were reached.  The thinking is
+trained by its clipped ratio, as in UniGRPO, and the velocity MSE is the same leash.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from unigrpo_jax.episode import Drawing
+from unigrpo_jax.learning import losses
+from unigrpo_jax.learning.objective import FlowAnchor, Objective
+from unigrpo_jax.learning.policy import FlowView
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RewardGradient(Objective):
+    """The loss of a batch of episodes whose `goals` are known.
+
+    Attributes:
+      decode: latent tokens [B, N, C] -> images [B, H, W, 3] in [-1, 1].
+      score: (goals, images in [0, 1]) -> rewards float32 [B].
+    """
+
+    decode: Callable[[Any], jax.Array]
+    score: Callable[[Any, jax.Array], jax.Array]
+
+    def _flow(self, drawing: Drawing, view: FlowView, anchor: FlowAnchor, advantage_B, on_policy, goals):
+        c, t = self.config, self.policy.flow.times()[drawing.steps][:, :, None, None]
+        clean = drawing.x - t * view.velocity
+        judge = lambda tokens_BNC: self.score(goals, jnp.clip(self.decode(tokens_BNC) * 0.5 + 0.5, 0.0, 1.0))
+        reward_BW = jax.vmap(judge, in_axes=1, out_axes=1)(clean)
+        known = lambda value_BW: jnp.where(drawing.finite[:, None], value_BW, 0.0)
+        reward = jnp.mean(known(reward_BW))
+        mse = jnp.mean(known(jax.vmap(losses.velocity_mse, in_axes=1, out_axes=1)(view.velocity, anchor.reference)))
+        return c.mse_weight * mse - c.flow_weight * reward, {"flow/reward": reward, "flow/velocity_mse": mse}
