@@ -9,9 +9,12 @@ the image.  A plain function is a reward.  One that says more about itself is an
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
+
+if TYPE_CHECKING:
+    import jax  # not at run time: a reward of one's own need not load it
 
 Cost = Literal["device", "host", "remote"]
 
@@ -67,3 +70,14 @@ class Reward(Protocol):
 
     def __call__(self, batch: RewardBatch) -> Mapping[str, np.ndarray]:
         """{component: float [B]}; raises what it likes where all of the batch failed."""
+
+
+@runtime_checkable
+class DifferentiableReward(Reward, Protocol):
+    """A reward that also has a gradient with respect to the pictures, for training straight through it."""
+
+    def goals(self, metadata: Sequence[Mapping[str, Any]]) -> Any:
+        """What B prompts ask for, as a pytree of arrays with leading dimension B; computed on the host."""
+
+    def score(self, goals: Any, images: "jax.Array") -> "jax.Array":
+        """Scores, float32 [B], of images float32 [B, H, W, 3] in [0, 1]; what JAX can trace and differentiate."""
