@@ -143,7 +143,7 @@ def test_evaluate_and_generate_refuse_in_one_sentence(tiny_model, here, module, 
     assert sorted(p for p in here.rglob("*") if "__pycache__" not in p.parts) == before
 
 
-@pytest.mark.parametrize("module", ["run", "evaluate", "generate", "export", "pretrain"])
+@pytest.mark.parametrize("module", ["run", "evaluate", "generate", "export", "pretrain", "train_scorer"])
 def test_help_lists_every_field_with_its_default(here, module):
     outcome = command(f"experiments.{module}", "--help")
     assert outcome.code == 0 and "default" in outcome.out and "Traceback" not in outcome.err

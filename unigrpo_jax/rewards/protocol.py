@@ -9,9 +9,12 @@ the image.  A plain function is a reward.  One that says more about itself is an
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
+
+if TYPE_CHECKING:
+    import jax  # not at run time: a reward of one's own need not load it
 
 Cost = Literal["device", "host", "remote"]
 
@@ -71,10 +74,10 @@ class Reward(Protocol):
 
 @runtime_checkable
 class DifferentiableReward(Reward, Protocol):
-    """A reward whose gradient with respect to the image can be followed (`learning.method` refl)."""
+    """A reward that also has a gradient with respect to the pictures, for training straight through it."""
 
     def goals(self, metadata: Sequence[Mapping[str, Any]]) -> Any:
-        """What is asked of the images of these prompts: a pytree of arrays [B, ...]."""
+        """What B prompts ask for, as a pytree of arrays with leading dimension B; computed on the host."""
 
-    def score(self, goals: Any, images: Any) -> Any:
-        """float32 [B], in JAX: images are float32 [B, H, W, 3] in [0, 1]."""
+    def score(self, goals: Any, images: "jax.Array") -> "jax.Array":
+        """Scores, float32 [B], of images float32 [B, H, W, 3] in [0, 1]; what JAX can trace and differentiate."""
