@@ -52,9 +52,12 @@ def main() -> None:
             raise ConfigError(f"{what or 'nothing'} is compared by no name; use `table` or `ablations`.")
         config, rest = preset(given[1:] if what else given, "shapes")
         arguments = tyro.cli(
-            Arguments, args=rest, default=Arguments(config=config), prog="python -m experiments.compare table|ablations [PRESET]",
+            Arguments,
+            args=rest,
+            default=Arguments(config=config),
+            prog="python -m experiments.compare table|ablations [PRESET]",
             description=__doc__,
-        )  # fmt: skip
+        )
         sys.exit(compare(what, arguments))
     except ConfigError as error:
         complain(error, "experiments.compare")
@@ -75,11 +78,12 @@ def compare(what: str, arguments: Arguments) -> int:
     require(bool(seeds) and len(set(seeds)) == len(seeds), "--seeds must name one or more different seeds.")
     every = max(rounds // 5, 1)
     base = dataclasses.replace(
-        config, iterations=rounds,
+        config,
+        iterations=rounds,
         evaluation=dataclasses.replace(config.evaluation, every=every),
         checkpoint=dataclasses.replace(config.checkpoint, keep_best=0),
         logging=dataclasses.replace(config.logging, samples_every=0),
-    )  # fmt: skip
+    )
     if what == "table":
         arms = all_arms.table(base, learned_scorer=config.prompts == ("shapes",))
         wanted = arguments.arms or (all_arms.QUICK if quick else tuple(a.name for a in arms))
@@ -99,11 +103,20 @@ def compare(what: str, arguments: Arguments) -> int:
         write_table(out, [a.name for a in arms])
     else:
         by_name = {a.name: a for a in all_arms.ABLATIONS}
-        write_ablations(out, [
-            Study(name=name, title=by_name[name].title, question=by_name[name].question, metrics=by_name[name].metrics,
-                  arms=tuple((arm, label) for label, arm in labels.items()), evaluation=by_name[name].judged)
-            for name, labels in studies.items()
-        ])  # fmt: skip
+        write_ablations(
+            out,
+            [
+                Study(
+                    name=name,
+                    title=by_name[name].title,
+                    question=by_name[name].question,
+                    metrics=by_name[name].metrics,
+                    arms=tuple((arm, label) for label, arm in labels.items()),
+                    evaluation=by_name[name].judged,
+                )
+                for name, labels in studies.items()
+            ],
+        )
     print(f"Wrote {out / (what + '.md')} and {out / (what + '.html')}")
     return 1 if missing else 0
 
@@ -116,10 +129,19 @@ def _run(what: str, arms, base: RunConfig, seeds: tuple[int, ...], out: pathlib.
     for seed in seeds:  # seed after seed, so that what is there early compares all arms
         for arm in arms:
             seeded = lambda config, seed=seed: dataclasses.replace(config, seed=seed)
-            jobs.append(Job(
-                study=what, arm=arm.name, title=arm.title, seed=seed, base=seeded(base), stages=tuple(map(seeded, arm.stages)),
-                evaluations=arm.evaluations(base.evaluation), runs=out / "runs", record=out / "records" / f"{arm.name}-seed{seed}.json",
-            ))  # fmt: skip
+            jobs.append(
+                Job(
+                    study=what,
+                    arm=arm.name,
+                    title=arm.title,
+                    seed=seed,
+                    base=seeded(base),
+                    stages=tuple(map(seeded, arm.stages)),
+                    evaluations=arm.evaluations(base.evaluation),
+                    runs=out / "runs",
+                    record=out / "records" / f"{arm.name}-seed{seed}.json",
+                )
+            )
     for folder in ("records", "runs", "jobs"):
         (out / folder).mkdir(parents=True, exist_ok=True)
     left = [job for job in jobs if not job.record.exists()]
@@ -133,14 +155,19 @@ def _run(what: str, arms, base: RunConfig, seeds: tuple[int, ...], out: pathlib.
         with log.open("w") as words:
             code = subprocess.run(
                 [sys.executable, "-m", "experiments.comparison.execute", str(path)],
-                stdout=words, stderr=subprocess.STDOUT, env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}, check=False,
-            ).returncode  # fmt: skip
+                stdout=words,
+                stderr=subprocess.STDOUT,
+                env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
+                check=False,
+            ).returncode
         if code:
             failed.append(name)
         told = f"failed with exit code {code}, see {log}" if code else f"{time.monotonic() - begin:.0f} s"
         print(f"{told}; {(time.monotonic() - began) / 60:.0f} min in all", flush=True)
     if failed:
-        print(f"{len(failed)} of {len(left)} failed: {', '.join(failed)}; the same command tries them again.", file=sys.stderr)
+        print(
+            f"{len(failed)} of {len(left)} failed: {', '.join(failed)}; the same command tries them again.", file=sys.stderr
+        )
     return len(failed)
 
 

@@ -1,6 +1,5 @@
 """The rollout program: an episode depends on its prompt, seed, step and global id, and on nothing else."""
 
-import dataclasses
 
 import jax
 import jax.numpy as jnp
@@ -8,8 +7,7 @@ import numpy as np
 import pytest
 
 from tests import tiny
-from unigrpo_jax.config import ConfigError, RunConfig
-from unigrpo_jax.config_checks import check
+from unigrpo_jax.config import RunConfig
 from unigrpo_jax.rollout import randomness
 
 
@@ -92,8 +90,8 @@ def test_what_an_episode_looks_like():
     assert shapes == {
         "t": {"tokens": ("int32", (b, 6)), "mask": ("bool", (b, 6)), "log_probs": ("float32", (b, 6))},
         "d": {
-            "steps": ("int32", (b, w)), "x": latent, "noise": latent, "mean": latent, "image": ("uint8", (b, 12, 8, 3)),
-            "finite": ("bool", (b,)),
+            "steps": ("int32", (b, w)), "x": latent, "noise": latent, "mean": latent,
+            "latent": ("float32", (b, n, c)), "image": ("uint8", (b, 12, 8, 3)), "finite": ("bool", (b,)),
         },
     }  # fmt: skip
     prompts = tiny.prompts()

@@ -68,7 +68,11 @@ def table(base: RunConfig, learned_scorer: bool) -> list[Arm]:
         steps = base.rollout.flow_steps
         late = {"step_rule": "ode", "window_size": 1, "window_range": (steps - 4, steps), "window": "contiguous"}
         follow = changed(flow, learning={"method": "refl"}, rollout=late)
-        arms.append(Arm(name="refl", title="ReFL (learned scorer)", stages=(dataclasses.replace(follow, rewards=("shapes_scorer",)),)))
+        arms.append(
+            Arm(
+                name="refl", title="ReFL (learned scorer)", stages=(dataclasses.replace(follow, rewards=("shapes_scorer",)),)
+            )
+        )
     return [*arms, Arm(name="unigrpo", title="UniGRPO", stages=(base,))]
 
 
@@ -127,8 +131,14 @@ def _windows(base: RunConfig) -> dict[str, RunConfig]:
     """Sizes in the same range, and places of the same size."""
     chosen = base.rollout.window_size, base.rollout.window_range
     windows = {(1, chosen[1]), chosen, (5, chosen[1]), (3, (0, 3)), (3, (3, 6)), (3, (6, 9))}
-    fits = [(size, (first, end)) for size, (first, end) in sorted(windows, key=lambda w: (w[1] != chosen[1], w)) if size <= end - first]
-    return {f"{size} in [{r[0]}, {r[1]})": changed(base, rollout={"window_size": size, "window_range": r}) for size, r in fits}
+    fits = [
+        (size, (first, end))
+        for size, (first, end) in sorted(windows, key=lambda w: (w[1] != chosen[1], w))
+        if size <= end - first
+    ]
+    return {
+        f"{size} in [{r[0]}, {r[1]})": changed(base, rollout={"window_size": size, "window_range": r}) for size, r in fits
+    }
 
 
 def _clips(base: RunConfig) -> dict[str, RunConfig]:
@@ -143,44 +153,76 @@ _CURVES = (("judge/exact", "Exact, training prompts"), ("flow/velocity_mse", "Ve
 
 ABLATIONS = (
     Ablation(
-        name="guidance", title="Guidance in rollouts", change=_guidance, judged=GUIDED,
+        name="guidance",
+        title="Guidance in rollouts",
+        change=_guidance,
+        judged=GUIDED,
         question="Is training without guidance as good, when guidance is on at evaluation?",
     ),
     Ablation(
-        name="regulariser", title="Regulariser", change=_regulariser,
+        name="regulariser",
+        title="Regulariser",
+        change=_regulariser,
         question="Against a learned reward that can be hacked: what keeps the images whole?",
-        metrics=(("reward/scorer/mean", "Learned reward"), ("judge/exact", "Truth: the rule"),
-                 ("image/edge_density", "Edge density"), ("flow/velocity_mse", "Velocity MSE")),
+        metrics=(
+            ("reward/scorer/mean", "Learned reward"),
+            ("judge/exact", "Truth: the rule"),
+            ("image/edge_density", "Edge density"),
+            ("flow/velocity_mse", "Velocity MSE"),
+        ),
     ),
     Ablation(
-        name="ratio_norm", title="RatioNorm", change=lambda base: {
-            "on": changed(base, learning={"ratio_norm": True}), "off": changed(base, learning={"ratio_norm": False})},
-        question="Does regulating the flow ratio matter?", metrics=_CURVES,
+        name="ratio_norm",
+        title="RatioNorm",
+        change=lambda base: {
+            "on": changed(base, learning={"ratio_norm": True}),
+            "off": changed(base, learning={"ratio_norm": False}),
+        },
+        question="Does regulating the flow ratio matter?",
+        metrics=_CURVES,
     ),
     Ablation(
-        name="noise_level", title="Noise level", change=_each("rollout", "noise_level", (0.1, 0.4, 0.8, 1.2), "a = {:g}"),
-        question="How much noise should the window have?", metrics=_CURVES,
+        name="noise_level",
+        title="Noise level",
+        change=_each("rollout", "noise_level", (0.1, 0.4, 0.8, 1.2), "a = {:g}"),
+        question="How much noise should the window have?",
+        metrics=_CURVES,
     ),
     Ablation(
-        name="window", title="Window", change=_windows, question="How many transitions should be trained, and which?",
+        name="window",
+        title="Window",
+        change=_windows,
+        question="How many transitions should be trained, and which?",
     ),
     Ablation(
-        name="group_size", title="Group size", change=_groups, question="Few large groups or many small ones?",
+        name="group_size",
+        title="Group size",
+        change=_groups,
+        question="Few large groups or many small ones?",
     ),
     Ablation(
-        name="shared_noise", title="Shared noise", change=lambda base: {
-            "own": changed(base, rollout={"shared_noise": False}), "shared": changed(base, rollout={"shared_noise": True})},
+        name="shared_noise",
+        title="Shared noise",
+        change=lambda base: {
+            "own": changed(base, rollout={"shared_noise": False}),
+            "shared": changed(base, rollout={"shared_noise": True}),
+        },
         question="Should a group begin at the same noise?",
     ),
     Ablation(
-        name="context_gradient", title="Context gradient", change=_each("learning", "context_gradient", ("full", "stop"), "{}"),
+        name="context_gradient",
+        title="Context gradient",
+        change=_each("learning", "context_gradient", ("full", "stop"), "{}"),
         question="Should the flow losses reach the thinking through the context?",
     ),
     Ablation(
-        name="flow_clip", title="Flow clip range", change=_clips, metrics=(*_CURVES, ("flow/clip_fraction_above", "Clipped above")),
+        name="flow_clip",
+        title="Flow clip range",
+        change=_clips,
+        metrics=(*_CURVES, ("flow/clip_fraction_above", "Clipped above")),
         question="How far may a flow ratio go, where an iteration takes two steps?",
     ),
-)  # fmt: skip
+)
 QUICK_ABLATIONS = ("shared_noise", "context_gradient")
 
 

@@ -110,16 +110,27 @@ def execute(job: Job) -> None:
     last = str(job.runs / f"{job.arm}-seed{job.seed}" / f"stage{len(job.stages)}") if job.stages else job.base.model.path
     evaluations, samples = _judged(last or "base", job)
     episodes = sum(config.iterations * config.episodes for config in configs)
-    write_json(job.record, {
-        "study": job.study, "arm": job.arm, "title": job.title, "seed": job.seed,
-        "commit": commit(), "versions": versions(), "machine": machine(),
-        "finished": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
-        "configs": [to_dict(config) for config in configs],
-        "evaluated": {name: to_dict(config) for name, config in job.evaluations.items()},
-        "budget": {"iterations": updates, "episodes": episodes, "updates": updates},
-        "seconds": {"training": round(seconds, 1), "total": round(time.monotonic() - begin, 1)},
-        "evaluations": evaluations, "curve": curve, "held_out": held_out, "samples": samples,
-    })  # fmt: skip
+    write_json(
+        job.record,
+        {
+            "study": job.study,
+            "arm": job.arm,
+            "title": job.title,
+            "seed": job.seed,
+            "commit": commit(),
+            "versions": versions(),
+            "machine": machine(),
+            "finished": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+            "configs": [to_dict(config) for config in configs],
+            "evaluated": {name: to_dict(config) for name, config in job.evaluations.items()},
+            "budget": {"iterations": updates, "episodes": episodes, "updates": updates},
+            "seconds": {"training": round(seconds, 1), "total": round(time.monotonic() - begin, 1)},
+            "evaluations": evaluations,
+            "curve": curve,
+            "held_out": held_out,
+            "samples": samples,
+        },
+    )
 
 
 def _judged(path: str, job: Job) -> tuple[dict[str, Any], list[dict[str, Any]]]:
@@ -153,7 +164,9 @@ def commit() -> str | None:
     folder = pathlib.Path(__file__).parent
     asked = [["git", "rev-parse", "HEAD"], ["git", "status", "--porcelain", "--untracked-files=no"]]
     try:
-        head, changes = (subprocess.run(words, cwd=folder, capture_output=True, text=True, check=True).stdout for words in asked)
+        head, changes = (
+            subprocess.run(words, cwd=folder, capture_output=True, text=True, check=True).stdout for words in asked
+        )
     except (OSError, subprocess.CalledProcessError):
         return None
     return head.strip() + ("+" if changes.strip() else "")

@@ -4,7 +4,7 @@ Nothing here needs weights or a device that is there: the same programs train a 
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -24,6 +24,7 @@ from unigrpo_jax.models.bagel import Bagel, latents
 from unigrpo_jax.models.bagel.weights import FIXED_TABLES
 from unigrpo_jax.parallel import mesh as meshes
 from unigrpo_jax.parallel.rules import Layout
+from unigrpo_jax.rewards.protocol import DifferentiableReward
 from unigrpo_jax.rollout.program import training_rollout
 
 
@@ -57,6 +58,12 @@ class Followed:
 
     score: Callable[[Any, jax.Array], jax.Array]
     goals: Any
+
+    @classmethod
+    def of(cls, reward: DifferentiableReward, metadata: Mapping[str, Any]) -> "Followed":
+        """What programs need of a reward; `metadata` is that of any prompt."""
+        shape = lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype)
+        return cls(reward.score, jax.tree.map(shape, reward.goals([metadata])))
 
 
 class Programs:
@@ -115,9 +122,9 @@ class Programs:
             return Imitation(policy=policy, config=learning, seed=self.config.seed)
         if learning.method == "grpo":
             return Objective(policy=policy, config=learning)
-        require(self._followed is not None, "learning.method = 'refl' follows a reward's gradient, and no reward was read here.")
-        require(isinstance(autoencoder, latents.PixelAutoencoder), "learning.method = 'refl' draws in pixels so far, and this model has an autoencoder; "
-                                          "use grpo.")  # fmt: skip
+        require(self._followed is not None, "learning.method = 'refl' follows a reward, and none was read; use grpo.")
+        require(isinstance(autoencoder, latents.PixelAutoencoder), "learning.method = 'refl' follows a reward into pixels, "
+                "but not yet through an autoencoder, which this model has; use grpo.")  # fmt: skip
 
         def decode(tokens_BNC):
             latent = latents.unpatchify(tokens_BNC, policy.flow.grid, policy.model.config.latent_patch)

@@ -66,8 +66,8 @@ def build(config: RunConfig) -> Parts:
     judging, followed = Judging(rewards, config.judging), None
     if config.learning.method == "refl":
         followed = next((r for r in rewards.values() if isinstance(r, DifferentiableReward)), None)
-        require(followed is not None, f"learning.method = 'refl' follows a reward's gradient, but {' '.join(config.rewards)} "
-                                      "has none; use --rewards shapes_scorer, or a reward of your own with `score`.")  # fmt: skip
+        require(followed is not None, f"learning.method = 'refl' follows the gradient of a reward, but {config.rewards} has "
+                                      "none; use --rewards shapes_scorer, or one of your own.")  # fmt: skip
     loaded = load_model(config.model)  # last, since a model on the hub takes long to fetch
     loaded.check_image_size(config.rollout)
     for name, module in (("tensorboard", "tensorboardX"), ("wandb", "wandb")):
@@ -114,13 +114,10 @@ class Trainer:
         loaded = parts.loaded
         self.parts, self._thought_at = parts, 0.0
         system = loaded.codec.system(parts.config.rollout)
-        followed = None
-        if parts.followed is not None:
-            one = parts.followed.goals([parts.order.batch(0, 1)[0].metadata])
-            followed = Followed(parts.followed.score, jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), one))
+        follow = parts.followed and Followed.of(parts.followed, parts.order.batch(0, 1)[0].metadata)
         self.programs = Programs(
-            parts.config, loaded.network, loaded.autoencoder, system, parts.layout, loaded.abstract_params(), self._note_time,
-            followed,
+            parts.config, loaded.network, loaded.autoencoder, system, parts.layout, loaded.abstract_params(),
+            self._note_time, follow,
         )  # fmt: skip
         self._compiled: Future | None = None
         self.frozen: dict[str, jax.Array] = {}
