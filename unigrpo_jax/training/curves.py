@@ -1,6 +1,6 @@
 """One chart as inline SVG: values over steps, each series a faint raw line and a bold running mean.
 
-The colours are classes of the page's style sheet (`c0` ... `c5`, `raw`, `mean`, `band`), so that one chart serves light,
+The colours are classes of the page's style sheet (`c0` ... `c8`, `raw`, `mean`, `band`), so that one chart serves light,
 dark and print.  Nothing here knows what a metric means.
 """
 
@@ -12,7 +12,7 @@ from unigrpo_jax.foreign_text import for_html
 
 WIDTH, HEIGHT = 460, 210
 LEFT, RIGHT, TOP, BOTTOM = 54, 10, 8, 26
-COLOURS = 6
+COLOURS = 9
 MAX_POINTS = 800  # a longer raw line is thinned to the extremes of bins
 MAX_WINDOW = 25
 
