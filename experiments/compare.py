@@ -6,14 +6,17 @@ DIR gets one JSON record per arm and seed, and pages that are made from those re
 continued by the same command; what has a record is not run again.  Settings such as --model.path change all arms alike.
 """
 
-import collections
+import concurrent.futures
 import dataclasses
+import itertools
 import json
 import os
 import pathlib
+import queue
 import subprocess
 import sys
 import time
+from typing import Annotated
 
 import tyro
 
@@ -28,7 +31,7 @@ QUICK_ITERATIONS = {"table": 30, "ablations": 20}
 class Arguments:
     """What the command line says."""
 
-    config: tyro.conf.OmitArgPrefixes[RunConfig]
+    config: Annotated[RunConfig, tyro.conf.arg(name="")]
     seeds: tuple[int, ...] = (0, 1, 2)
     """Seeds of every arm."""
     rounds: int = 0
@@ -39,6 +42,8 @@ class Arguments:
     """One seed, few arms, short: to see that it works."""
     out: pathlib.Path | None = None
     """Folder of records and pages; default runs/compare/table or runs/compare/ablations."""
+    jobs: int = 1
+    """Arms that are trained at the same time, each on its own share of the processor's cores."""
     pages: bool = False
     """Only make the pages again from the records that are there."""
 
@@ -73,6 +78,7 @@ def compare(what: str, arguments: Arguments) -> int:
     quick, config = arguments.quick, arguments.config
     out = arguments.out or pathlib.Path("runs/compare") / (what + ("-quick" if quick else ""))
     rounds = arguments.rounds or (QUICK_ITERATIONS if quick else ITERATIONS)[what]
+    require(arguments.jobs >= 1, f"--jobs {arguments.jobs}: it must be at least 1.")
     require(rounds >= 2, f"--rounds {rounds}: it must be at least 2, since one arm splits it in two.")
     seeds = arguments.seeds[:1] if quick else arguments.seeds
     require(bool(seeds) and len(set(seeds)) == len(seeds), "--seeds must name one or more different seeds.")
@@ -98,7 +104,7 @@ def compare(what: str, arguments: Arguments) -> int:
         arms = [a for a in arms if a.name in wanted]
     else:
         arms, studies = all_arms.ablations(base, wanted)
-    missing = 0 if arguments.pages else _run(what, arms, base, seeds, out)
+    missing = 0 if arguments.pages else _run(_jobs(what, arms, base, seeds, out), arguments.jobs, out)
     if what == "table":
         write_table(out, [a.name for a in arms])
     else:
@@ -121,49 +127,62 @@ def compare(what: str, arguments: Arguments) -> int:
     return 1 if missing else 0
 
 
-def _run(what: str, arms, base: RunConfig, seeds: tuple[int, ...], out: pathlib.Path) -> int:
-    """Executes the jobs that have no record, one after the other; the number of those that failed."""
+def _jobs(what: str, arms, base: RunConfig, seeds: tuple[int, ...], out: pathlib.Path) -> list:
+    """One job for each arm and seed; seed after seed, so that what is there early compares all arms."""
     from experiments.comparison.execute import Job
 
     jobs = []
-    for seed in seeds:  # seed after seed, so that what is there early compares all arms
-        for arm in arms:
-            seeded = lambda config, seed=seed: dataclasses.replace(config, seed=seed)
-            jobs.append(
-                Job(
-                    study=what,
-                    arm=arm.name,
-                    title=arm.title,
-                    seed=seed,
-                    base=seeded(base),
-                    stages=tuple(map(seeded, arm.stages)),
-                    evaluations=arm.evaluations(base.evaluation),
-                    runs=out / "runs",
-                    record=out / "records" / f"{arm.name}-seed{seed}.json",
-                )
+    for seed, arm in itertools.product(seeds, arms):
+        seeded = lambda config, seed=seed: dataclasses.replace(config, seed=seed)
+        record = out / "records" / f"{arm.name}-seed{seed}.json"
+        jobs.append(
+            Job(
+                study=what,
+                arm=arm.name,
+                title=arm.title,
+                seed=seed,
+                base=seeded(base),
+                stages=tuple(map(seeded, arm.stages)),
+                evaluations=arm.evaluations(base.evaluation),
+                runs=out / "runs",
+                record=record,
             )
+        )
+    return jobs
+
+
+def _run(jobs: list, beside: int, out: pathlib.Path) -> int:
+    """Executes the jobs that have no record, `beside` at a time; the number of those that failed."""
     for folder in ("records", "runs", "jobs"):
         (out / folder).mkdir(parents=True, exist_ok=True)
-    left = [job for job in jobs if not job.record.exists()]
-    failed, began = collections.deque(), time.monotonic()
-    for number, job in enumerate(left, 1):
-        name = job.record.stem
+    left, began = [job for job in jobs if not job.record.exists()], time.monotonic()
+    cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+    places: queue.Queue = queue.Queue()
+    for place in range(beside):
+        places.put(cores[place::beside])
+
+    def execute(number: int, job) -> bool:
+        name, own, begin = job.record.stem, places.get(), time.monotonic()
         path, log = out / "jobs" / f"{name}.json", out / "jobs" / f"{name}.log"
         path.write_text(json.dumps(job.to_json()))
-        begin = time.monotonic()
-        print(f"{number}/{len(left)} {name} ...", end=" ", flush=True)
         with log.open("w") as words:
-            code = subprocess.run(
+            process = subprocess.Popen(
                 [sys.executable, "-m", "experiments.comparison.execute", str(path)],
                 stdout=words,
                 stderr=subprocess.STDOUT,
                 env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
-                check=False,
-            ).returncode
-        if code:
-            failed.append(name)
+            )
+            if beside > 1 and own:
+                os.sched_setaffinity(process.pid, own)
+            code = process.wait()
+        places.put(own)
         told = f"failed with exit code {code}, see {log}" if code else f"{time.monotonic() - begin:.0f} s"
-        print(f"{told}; {(time.monotonic() - began) / 60:.0f} min in all", flush=True)
+        print(f"{number}/{len(left)} {name}: {told}; {(time.monotonic() - began) / 60:.0f} min in all", flush=True)
+        return code == 0
+
+    with concurrent.futures.ThreadPoolExecutor(beside) as executor:
+        good = list(executor.map(execute, range(1, len(left) + 1), left))
+    failed = [job.record.stem for job, fine in zip(left, good, strict=True) if not fine]
     if failed:
         print(
             f"{len(failed)} of {len(left)} failed: {', '.join(failed)}; the same command tries them again.", file=sys.stderr

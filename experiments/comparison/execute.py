@@ -93,7 +93,7 @@ def execute(job: Job) -> None:
         finished = "after" in read_summary(folder)
         summary = read_summary(folder) if finished else run(config, folder, resume=True)
         lines = read_metrics(folder / FILE_NAME)
-        overall = lambda table: {name: row["overall"] for name, row in table.items()}
+        overall = lambda table: {name: row["overall"] for name, row in table.items() if "overall" in row}
         held_out.append({"update": updates, "seconds": round(seconds, 2)} | overall(summary["before"]))
         for line in lines:
             seconds += sum(line.get(phase, 0.0) for phase in PHASES)

@@ -57,6 +57,7 @@ LABELS = {
     "graded": "Graded",
     "plan_exact": "Thinking right",
     "drawing_follows_plan": "Drawing follows plan",
+    "exact_given_plan": "Exact, given a right plan",
 }
 
 
