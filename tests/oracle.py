@@ -54,32 +54,50 @@ def forward(p, text, x=None, t=None, keep_kv=False):
 
     Args:
       p: float64 parameters.
-      text: ids of the whole text, prompt block and thinking block.
+      text: what was read: ids of one text, or a list of texts (ids) and images (arrays of clean latent tokens) in order.
       x: noisy latent tokens, or None.
       t: their time.
       keep_kv: also return keys and values of every layer, [layers, L, kv_heads, K] each.
+
+    Without images, texts are one text; logits are those of all text tokens in order.
     """
-    n_text = len(text)
-    stream, expert = [p["embed"]["embedding"][i] for i in text], ["und"] * n_text
-    position = list(range(n_text))
+    blocks = [text] if not text or np.ndim(text[0]) == 0 else list(text)
+    stream, expert, position, block_of, is_text = [], [], [], [], []
+    half = CONFIG.frequency_size // 2
+    f = np.exp(-np.log(10000.0) * np.arange(half) / half)
+    te, place = p["time_embedder"], 0
     if x is not None:
-        half = CONFIG.frequency_size // 2
-        f = np.exp(-np.log(10000.0) * np.arange(half) / half)
-        time = np.concatenate([np.cos(t * f), np.sin(t * f)])
-        te = p["time_embedder"]
-        time = _silu(time @ te["fc1"]["kernel"] + te["fc1"]["bias"]) @ te["fc2"]["kernel"] + te["fc2"]["bias"]
-        latents = x @ p["vae2llm"]["kernel"] + p["vae2llm"]["bias"] + time
-        stream.append(p["embed"]["embedding"][CONFIG.image_start_token])
-        for n in range(len(x)):
-            row, column = divmod(n, GRID[1])
-            stream.append(latents[n] + p["latent_pos_embed"][row * CONFIG.max_latent_size + column])
-        stream.append(p["embed"]["embedding"][CONFIG.image_end_token])
-        expert += ["und"] + ["gen"] * len(x) + ["und"]
-        position += [n_text] * (len(x) + 2)
+        blocks.append((x, t))
+    for number, block in enumerate(blocks):
+        if isinstance(block, list):
+            stream += [p["embed"]["embedding"][i] for i in block]
+            expert += ["und"] * len(block)
+            position += range(place, place + len(block))
+            place += len(block)
+            is_text += [True] * len(block)
+        else:
+            latent, time = block if isinstance(block, tuple) else (block, 0.0)
+            wave = np.concatenate([np.cos(time * f), np.sin(time * f)])
+            wave = _silu(wave @ te["fc1"]["kernel"] + te["fc1"]["bias"]) @ te["fc2"]["kernel"] + te["fc2"]["bias"]
+            tokens = latent @ p["vae2llm"]["kernel"] + p["vae2llm"]["bias"] + wave
+            stream.append(p["embed"]["embedding"][CONFIG.image_start_token])
+            for n in range(len(latent)):
+                row, column = divmod(n, GRID[1])
+                stream.append(tokens[n] + p["latent_pos_embed"][row * CONFIG.max_latent_size + column])
+            stream.append(p["embed"]["embedding"][CONFIG.image_end_token])
+            expert += ["und"] + ["gen"] * len(latent) + ["und"]
+            position += [place] * (len(latent) + 2)
+            place += 1
+            is_text += [False] * (len(latent) + 2)
+        block_of += [number] * (len(stream) - len(block_of))
     h, position, length = np.stack(stream), np.array(position, np.float64), len(stream)
+    is_text, block_of = np.array(is_text), np.array(block_of)
     sees = np.zeros((length, length), bool)
-    for i in range(length):
-        sees[i, : i + 1 if i < n_text else length] = True
+    for i in range(length):  # a text token sees what stands before it; an image token its whole image, too
+        sees[i] = (np.arange(length) <= i) if is_text[i] else (block_of <= block_of[i])
+    noisy = np.zeros(length, bool)
+    if x is not None:
+        noisy = (block_of == len(blocks) - 1) & (np.array(expert) == "gen")
     gen = np.array([e == "gen" for e in expert])
 
     def each(layer, function):
@@ -111,12 +129,12 @@ def forward(p, text, x=None, t=None, keep_kv=False):
             return (_silu(y @ e["gate_proj"]["kernel"]) * (y @ e["up_proj"]["kernel"])) @ e["down_proj"]["kernel"]
 
         h = h + each(layer, mlp)
-    logits = _norm(h[:n_text], p["norm_und"]["scale"]) @ p["lm_head"]["kernel"]
+    logits = _norm(h[is_text], p["norm_und"]["scale"]) @ p["lm_head"]["kernel"]
     velocity = None
     if x is not None:
-        velocity = _norm(h[gen], p["norm_gen"]["scale"]) @ p["llm2vae"]["kernel"] + p["llm2vae"]["bias"]
+        velocity = _norm(h[noisy], p["norm_gen"]["scale"]) @ p["llm2vae"]["kernel"] + p["llm2vae"]["bias"]
     if keep_kv:
-        return logits, velocity, np.stack(all_k)[:, :n_text], np.stack(all_v)[:, :n_text]
+        return logits, velocity, np.stack(all_k)[:, is_text], np.stack(all_v)[:, is_text]
     return logits, velocity
 
 

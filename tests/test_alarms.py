@@ -55,12 +55,6 @@ def test_a_run_tells_its_alarms_and_one_that_stops_goes_on_alike(tiny_model, rew
     assert resumed.code == 0, resumed.err
     assert lines(tmp_path / "stopped") == lines(tmp_path / "warned")
 
-    reward.calls = 0
-    silent = run_small(tiny_model, tmp_path / "silent", *own, "--alarms.action", "off")
-    assert silent.code == 0 and ": alarm " not in silent.out
-    without = [{n: x for n, x in line.items() if not n.startswith("alarm/")} for line in lines(tmp_path / "warned")]
-    assert lines(tmp_path / "silent") == without
-
 
 SATURATED = """
 def saturated(batch):

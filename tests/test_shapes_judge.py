@@ -267,6 +267,7 @@ def test_episodes_tell_wrong_plans_from_wrong_drawings():
     np.testing.assert_allclose(judged.scores["graded"], [1, 0.56, 1, 1, 0])
     np.testing.assert_array_equal(judged.scores["plan_exact"], [1, 0, 1, 0, 0])
     np.testing.assert_array_equal(judged.scores["drawing_follows_plan"], [1, 1, 0, np.nan, np.nan])
+    np.testing.assert_array_equal(judged.scores["exact_given_plan"], [1, np.nan, 1, np.nan, np.nan])
 
 
 def test_every_kind_is_right_for_its_own_prompt_only():

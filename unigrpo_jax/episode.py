@@ -1,8 +1,9 @@
 """The decision process as data: what a rollout writes and an update reads.
 
 An episode is a prompt and a list of segments on one growing context: thinking (tokens are the actions), then drawing
-(denoising transitions are the actions).  Arrays have the batch of episodes B first; the episodes of a prompt's group
-stand next to each other.
+(denoising transitions are the actions); in each later round first a look at the image drawn before, and the user's next
+words where there are any.  Arrays have the batch of episodes B first; the episodes of a prompt's group stand next to each
+other.
 """
 
 from typing import Any
@@ -62,7 +63,20 @@ class Drawing:
     finite: jax.Array
 
 
-Segment = Thinking | Drawing
+@flax.struct.dataclass
+class Look:
+    """An image as it was read into the context; its numbers are the world's, and no gradient goes through them.
+
+    Attributes:
+      latent: float32 [B, rows, columns, C], clean latent tokens.
+      patches: float32 [B, rows, columns, P], for the vision encoder; None where the model has none.
+    """
+
+    latent: jax.Array
+    patches: jax.Array | None
+
+
+Segment = Thinking | Drawing | Look | TokenBlock
 
 
 @flax.struct.dataclass
@@ -71,7 +85,7 @@ class Episodes:
 
     Attributes:
       prompt: the text block that was read first.
-      segments: what was done then, in order.
+      segments: what was done, seen (`Look`) and heard (`TokenBlock`) then, in order.
       goals: what a differentiable reward asks of each image, arrays [B, ...]; None where none is followed.
     """
 
@@ -87,4 +101,9 @@ class Episodes:
     @property
     def drawing(self) -> Drawing:
         """The last drawing segment, whose image is judged."""
-        return next(s for s in reversed(self.segments) if isinstance(s, Drawing))
+        return self.drawings[-1]
+
+    @property
+    def drawings(self) -> tuple[Drawing, ...]:
+        """The drawing of each round."""
+        return tuple(s for s in self.segments if isinstance(s, Drawing))

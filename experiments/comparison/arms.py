@@ -10,6 +10,7 @@ from unigrpo_jax.config import EvaluationConfig, RunConfig
 
 ODE, GUIDED = "ode", "guided"
 GUIDANCE = 2.0
+LATENT_KL, LEASH = 10.0, 0.1  # weights of the two regularisers
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -66,7 +67,7 @@ def table(base: RunConfig, learned_scorer: bool) -> list[Arm]:
     ]
     if learned_scorer:
         steps = base.rollout.flow_steps
-        late = {"step_rule": "ode", "window_size": 1, "window_range": (steps - 4, steps), "window": "contiguous"}
+        late = {"step_rule": "ode", "window_size": 1, "window_range": (2, steps), "window": "contiguous"}
         follow = changed(flow, learning={"method": "refl"}, rollout=late)
         arms.append(
             Arm(
@@ -105,12 +106,13 @@ def _guidance(base: RunConfig) -> dict[str, RunConfig]:
 
 
 def _regulariser(base: RunConfig) -> dict[str, RunConfig]:
-    scored = dataclasses.replace(base, rewards=("shapes_scorer",))
-    none = {"mse_weight": 0.0, "latent_kl_weight": 0.0}
+    """The learned reward, followed at twice the rate, so that what can be hacked is hacked within the budget."""
+    none = {"mse_weight": 0.0, "latent_kl_weight": 0.0, "denoising_lr": 2 * base.learning.denoising_lr}
+    scored = changed(dataclasses.replace(base, rewards=("shapes_scorer",)), learning=none)
     return {
-        "none": changed(scored, learning=none),
-        "latent KL": changed(scored, learning=none | {"latent_kl_weight": LATENT_KL}),
-        "velocity MSE": changed(scored, learning=none | {"mse_weight": LEASH}),
+        "none": scored,
+        f"latent KL, {LATENT_KL:g}": changed(scored, learning={"latent_kl_weight": LATENT_KL}),
+        f"velocity MSE, {LEASH:g}": changed(scored, learning={"mse_weight": LEASH}),
     }
 
 
@@ -129,16 +131,12 @@ def _each(section: str, field: str, values: tuple, label: str) -> Callable[[RunC
 
 def _windows(base: RunConfig) -> dict[str, RunConfig]:
     """Sizes in the same range, and places of the same size."""
-    chosen = base.rollout.window_size, base.rollout.window_range
-    windows = {(1, chosen[1]), chosen, (5, chosen[1]), (3, (0, 3)), (3, (3, 6)), (3, (6, 9))}
-    fits = [
-        (size, (first, end))
-        for size, (first, end) in sorted(windows, key=lambda w: (w[1] != chosen[1], w))
-        if size <= end - first
-    ]
-    return {
-        f"{size} in [{r[0]}, {r[1]})": changed(base, rollout={"window_size": size, "window_range": r}) for size, r in fits
-    }
+    size, (first, end) = base.rollout.window_size, base.rollout.window_range
+    third = (base.rollout.flow_steps - 1) // 3
+    sizes = [(n, (first, end)) for n in (1, 3, 5) if n <= end - first]
+    places = [(size, (third * i, third * (i + 1))) for i in range(3) if size <= third]
+    label = lambda n, r: f"{n} in [{r[0]}, {r[1]})"
+    return {label(n, r): changed(base, rollout={"window_size": n, "window_range": r}) for n, r in (*sizes, *places)}
 
 
 def _clips(base: RunConfig) -> dict[str, RunConfig]:
@@ -147,8 +145,6 @@ def _clips(base: RunConfig) -> dict[str, RunConfig]:
     return {f"{clip:g}": changed(two, learning={"flow_clip": clip}) for clip in (1.2e-5, 1.2e-4, 1.2e-3, 1.2e-2)}
 
 
-LATENT_KL = 0.1
-LEASH = 0.1
 _CURVES = (("judge/exact", "Exact, training prompts"), ("flow/velocity_mse", "Velocity MSE"))
 
 ABLATIONS = (

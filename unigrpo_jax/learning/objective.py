@@ -70,7 +70,7 @@ class Objective:
         return episodes
 
     def anchors(self, params, reference, episodes: Episodes, own_start: bool) -> tuple[Any, ...]:
-        """One anchor per segment.
+        """One anchor per segment; None for what was seen or heard.
 
         Args:
           params: parameters at the start of the iteration.
@@ -84,7 +84,9 @@ class Objective:
         frozen = self.policy.view(reference, episodes)
         out = []
         for segment, old, ref in zip(episodes.segments, start, frozen, strict=True):
-            if isinstance(segment, Thinking):
+            if ref is None:
+                out.append(None)
+            elif isinstance(segment, Thinking):
                 log_probs = segment.log_probs if recorded else None if old is None else old.log_probs
                 keep = self.config.text_kl_weight > 0
                 out.append(TextAnchor(old=log_probs, reference=ref.log_probs if keep else None))
@@ -100,16 +102,27 @@ class Objective:
           params: trained parameters.
           episodes: the batch of B episodes.
           anchors: from `anchors`.
-          advantage_B: one advantage per episode, for all its actions.
+          advantage_B: one advantage per episode, for all its actions, [B]; or one per round, [B, R].
           on_policy: bool [], no step was taken yet; the old policy is then the trained one, and every ratio exactly 1,
             unless the config asks for the rollout's own log-probabilities.
         """
-        total, metrics = jnp.zeros(()), {}
-        views = self.policy.view(params, episodes)
+        views, turn = self.policy.view(params, episodes), 0
+        found: dict[str, list] = {"text": [], "flow": []}
         for segment, view, anchor in zip(episodes.segments, views, anchors, strict=True):
-            term = self._text if isinstance(segment, Thinking) else self._flow
-            value, measured = term(segment, view, anchor, advantage_B, on_policy, episodes.goals)
-            total, metrics = total + value, metrics | measured
+            if view is None:
+                continue
+            own_B = advantage_B if advantage_B.ndim == 1 else advantage_B[:, turn]
+            args = (segment, view, anchor, own_B, on_policy, episodes.goals)
+            if isinstance(segment, Thinking):
+                found["text"].append(self._text(*args))
+            else:
+                found["flow"].append(self._flow(*args))
+                turn += 1
+        total, metrics = jnp.zeros(()), {}
+        for terms in filter(None, found.values()):  # the mean over rounds
+            values, measured = zip(*terms, strict=True)
+            total = total + sum(values) / len(values)
+            metrics |= measured[0] if len(terms) == 1 else reduce_metrics(jax.tree.map(lambda *x: jnp.stack(x), *measured))
         return total, metrics | {"loss": total}
 
     def _old(self, anchored, new, on_policy):

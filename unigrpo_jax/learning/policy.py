@@ -10,10 +10,10 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
-from unigrpo_jax.episode import Drawing, Episodes, Thinking
+from unigrpo_jax.episode import Drawing, Episodes, Look, Thinking
 from unigrpo_jax.models.bagel import context as contexts
 from unigrpo_jax.models.bagel.network import Bagel
-from unigrpo_jax.rollout.dialogue import begin, hear
+from unigrpo_jax.rollout.dialogue import begin, hear, look
 from unigrpo_jax.rollout.drawing import FlowSampler
 from unigrpo_jax.rollout.thinking import TokenSampler, thinking_block
 
@@ -72,17 +72,22 @@ class Policy:
     context_gradient: Literal["full", "stop"] = "full"
     window_steps: Literal["batched", "scanned"] = "batched"
 
-    def view(self, params, episodes: Episodes) -> tuple[View, ...]:
-        """One view per segment, under these parameters and their own context."""
+    def view(self, params, episodes: Episodes) -> tuple[View | None, ...]:
+        """One view per segment, under these parameters and their own context; None for what was seen or heard."""
         dialogue = begin(self.model, params, self.system, episodes.prompt.tokens.shape[0])
         dialogue = hear(self.model, params, dialogue, episodes.prompt)
-        context, without_text = dialogue.full, dialogue.without_text
         views = []
         for segment in episodes.segments:
+            view = None
             if isinstance(segment, Thinking):
-                view, context = self._text(params, segment, context)
+                view, context = self._text(params, segment, dialogue.full)
+                dialogue = dialogue.replace(full=context)
+            elif isinstance(segment, Drawing):
+                view = self._flow(params, segment, dialogue.full, dialogue.without_text)
+            elif isinstance(segment, Look):
+                dialogue = look(self.model, params, dialogue, segment.latent, segment.patches)
             else:
-                view = self._flow(params, segment, context, without_text)
+                dialogue = hear(self.model, params, dialogue, segment)
             views.append(view)
         return tuple(views)
 

@@ -23,13 +23,16 @@ def blank(episodes: Episodes, stop: int) -> Episodes:
       episodes: as sampled; each drawing's `finite` says what its own arrays do not show (last latent, image).
       stop: token that ends a text block; a blank prompt is nothing else.
     """
-    known = [s.finite if isinstance(s, Drawing) else finite_rows(s.log_probs) for s in episodes.segments]
+    known = [s.finite for s in episodes.drawings]
+    known += [finite_rows(s.log_probs) for s in episodes.segments if isinstance(s, Thinking)]
     finite_B = jnp.all(jnp.stack(known), axis=0)
     pick = lambda x, other: jnp.where(finite_B.reshape(-1, *(1,) * (x.ndim - 1)), x, other)
 
     def segment(s):
         if isinstance(s, Thinking):
             return s.replace(tokens=pick(s.tokens, stop), mask=pick(s.mask, False), log_probs=pick(s.log_probs, 0.0))
+        if not isinstance(s, Drawing):
+            return s
         return s.replace(
             x=pick(s.x, 0.0), noise=pick(s.noise, 0.0), mean=pick(s.mean, 0.0), latent=pick(s.latent, 0.0), finite=finite_B
         )

@@ -1,4 +1,4 @@
-"""The rollout: prompts -> thinking -> image, as one jitted program."""
+"""The rollout: prompts -> thinking -> image (-> look at it -> thinking -> image ...), as one jitted program."""
 
 import dataclasses
 from collections.abc import Callable
@@ -8,12 +8,12 @@ import jax
 import jax.numpy as jnp
 
 from unigrpo_jax.config import RolloutConfig
-from unigrpo_jax.episode import Episodes, TokenBlock
+from unigrpo_jax.episode import Drawing, Episodes, Look, TokenBlock
 from unigrpo_jax.models.bagel.context import Context
 from unigrpo_jax.models.bagel.guidance import Guidance
 from unigrpo_jax.models.bagel.latents import patchify
 from unigrpo_jax.models.bagel.network import Bagel
-from unigrpo_jax.models.bagel.pictures import Picture
+from unigrpo_jax.models.bagel.pictures import Picture, see_again
 from unigrpo_jax.rollout import randomness
 from unigrpo_jax.rollout.dialogue import begin, hear, look
 from unigrpo_jax.rollout.drawing import FlowSampler, draw
@@ -36,6 +36,7 @@ class RolloutProgram:
       tokens: how tokens are drawn.
       flow: how images are drawn.
       window: the stochastic transitions; None is the pure ODE.
+      rounds: of thinking and drawing; each after the first looks at the image drawn before.
       shared_noise: all episodes of a prompt begin at the same noise (DanceGRPO, arXiv 2505.07818).
       micro_batches: pieces of the prompts, one after the other.
       place: applied to the context of a batch of episodes, to lay it over devices.
@@ -51,6 +52,7 @@ class RolloutProgram:
     tokens: TokenSampler
     flow: FlowSampler
     window: Window | None
+    rounds: int = 1
     shared_noise: bool = False
     micro_batches: int = 1
     place: Callable[[Context], Context] | None = None
@@ -58,8 +60,9 @@ class RolloutProgram:
     thought: Callable[[Any], None] | None = None
 
     def __call__(
-        self, params, autoencoder_params, prompt: TokenBlock, seed, step, first_id=0, picture: Picture | None = None
-    ) -> Episodes:
+        self, params, autoencoder_params, prompt: TokenBlock, seed, step, first_id=0, picture: Picture | None = None,
+        turns: tuple[TokenBlock, ...] = (),
+    ) -> Episodes:  # fmt: skip
         """Samples `group_size` episodes for each of P prompts.
 
         Args:
@@ -70,55 +73,81 @@ class RolloutProgram:
           step: integer scalar of the iteration.
           first_id: global id of the first episode, for a batch that is part of a larger one.
           picture: what each prompt is about, P pictures read before the prompts; for use, training reads none yet.
+          turns: what the user says in each round after the first, left-padded [P, L]; () where nothing is said.
 
         Returns:
           P * group_size episodes, the group of a prompt in a row.
         """
-        window = jnp.zeros(0, jnp.int32)
+        if len(turns) not in (0, self.rounds - 1):
+            raise ValueError(f"{self.rounds} rounds take {self.rounds - 1} later turns or none, not {len(turns)}")
+        window = jnp.zeros((self.rounds, 0), jnp.int32)
         if self.window is not None:
-            window = self.window.draw(randomness.stream_key(seed, step, randomness.WINDOW), step)
+            streams = [randomness.WINDOW + randomness.STREAMS * r for r in range(self.rounds)]
+            window = [self.window.draw(randomness.stream_key(seed, step, stream), step) for stream in streams]
         prompts = prompt.tokens.shape[0]
         ids = (first_id + jnp.arange(prompts * self.group_size)).reshape(self.micro_batches, -1)
-        pieces = jax.tree.map(lambda x: x.reshape(self.micro_batches, -1, *x.shape[1:]), (prompt, picture))
+        pieces = jax.tree.map(lambda x: x.reshape(self.micro_batches, -1, *x.shape[1:]), (prompt, picture, turns))
         piece = lambda args: self._piece(params, autoencoder_params, *args, window, seed, step)
         if self.micro_batches == 1:
             return piece(jax.tree.map(lambda x: x[0], (pieces, ids)))
         episodes = jax.lax.map(piece, (pieces, ids))
         return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), episodes)
 
-    def _piece(self, params, autoencoder_params, given, ids_B, window_W, seed, step) -> Episodes:
+    def _piece(self, params, autoencoder_params, given, ids_B, windows, seed, step) -> Episodes:
         """The prompts of one micro-batch, prefilled once each and shared by their groups."""
-        prompt, picture = given
-        keys = lambda stream, ids=ids_B: randomness.sample_keys(randomness.stream_key(seed, step, stream), ids)
+        prompt, picture, turns = given
+        rows = lambda tree: jax.tree.map(lambda x: jnp.repeat(x, self.group_size, axis=0), tree)
+        hold = self.model.hold or (lambda x: x)
+
+        def keys(stream, ids=ids_B, turn=0):
+            return randomness.sample_keys(randomness.stream_key(seed, step, stream + randomness.STREAMS * turn), ids)
+
         dialogue = begin(self.model, params, self.system, prompt.tokens.shape[0])
         if picture is not None:
             own = keys(randomness.PICTURE)[:: self.group_size]
-            latent = self.autoencoder.encode(autoencoder_params, picture.pixels, own)
-            patch = self.model.config.latent_patch
-            grid = (latent.shape[1] // patch, latent.shape[2] // patch)
-            latent = patchify(latent, patch).reshape(latent.shape[0], *grid, -1)
-            dialogue = look(self.model, params, dialogue, latent, picture.patches)
+            seen = self._look(autoencoder_params, picture.pixels, picture.patches, own)
+            dialogue = look(self.model, params, dialogue, seen.latent, seen.patches)
         dialogue = hear(self.model, params, dialogue, prompt).repeat(self.group_size)
-        context, others = dialogue.full, (dialogue.without_text, dialogue.without_images)
-        if self.place is not None:
-            context = self.place(context)
         segments = []
-        if self.thinking_tokens:
-            key = keys(randomness.TOKENS)
-            with jax.named_scope("thinking"):
-                thinking, context = think(self.model, params, context, key, self.thinking_tokens, self.tokens)
-            segments.append(thinking)
-            if self.thought is not None:
-                jax.debug.callback(self.thought, jnp.any(thinking.mask))
+        for turn in range(self.rounds):
+            if turn:
+                drawn = segments[-1].image
+                pixels, patches = see_again(drawn, self.model.config)
+                segments.append(self._look(autoencoder_params, pixels, patches, keys(randomness.PICTURE, turn=turn)))
+                dialogue = look(self.model, params, dialogue, segments[-1].latent, segments[-1].patches)
+                if turns:
+                    segments.append(rows(turns[turn - 1]))
+                    dialogue = hear(self.model, params, dialogue, segments[-1])
+            if self.place is not None:
+                dialogue = dialogue.replace(full=self.place(dialogue.full))
+            if self.thinking_tokens:
+                key = keys(randomness.TOKENS, turn=turn)
+                with jax.named_scope("thinking"):
+                    thinking, full = think(self.model, params, dialogue.full, key, self.thinking_tokens, self.tokens)
+                dialogue = dialogue.replace(full=full)
+                segments.append(thinking)
+                if self.thought is not None:
+                    jax.debug.callback(self.thought, jnp.any(thinking.mask))
+            segments.append(self._drawing(params, autoencoder_params, dialogue, ids_B, keys, windows[turn], turn))
+        # All devices share each micro-batch: the whole, whose rows lie in order, would else have some of them draw each.
+        episodes = blank(Episodes(prompt=rows(prompt), segments=tuple(segments)), self.model.config.eos_token)
+        return jax.tree.map(hold, episodes)
+
+    def _drawing(self, params, autoencoder_params, dialogue, ids_B, keys, window_W, turn: int) -> Drawing:
+        """One round's image."""
         shape = (self.flow.grid[0] * self.flow.grid[1], self.model.config.latent_width)
         first = ids_B // self.group_size * self.group_size if self.shared_noise else ids_B
-        x, noise = randomness.normal(keys(randomness.INITIAL_NOISE, first), 0, shape), keys(randomness.STEP_NOISE)
+        x = randomness.normal(keys(randomness.INITIAL_NOISE, first, turn), 0, shape)
+        noise = keys(randomness.STEP_NOISE, turn=turn)
         decode = lambda latent: self.autoencoder.decode(autoencoder_params, latent)
-        segments.append(draw(self.model, params, context, x, noise, window_W, self.flow, decode, others, self.parts))
-        repeated = jax.tree.map(lambda x: jnp.repeat(x, self.group_size, axis=0), prompt)
-        # All devices share each micro-batch: the whole, whose rows lie in order, would else have some of them draw each.
-        episodes = blank(Episodes(prompt=repeated, segments=tuple(segments)), self.model.config.eos_token)
-        return jax.tree.map(self.model.hold or (lambda x: x), episodes)
+        others = (dialogue.without_text, dialogue.without_images)
+        return draw(self.model, params, dialogue.full, x, noise, window_W, self.flow, decode, others, self.parts)
+
+    def _look(self, autoencoder_params, pixels, patches, keys) -> Look:
+        """An image as the network reads it."""
+        latent, patch = self.autoencoder.encode(autoencoder_params, pixels, keys), self.model.config.latent_patch
+        grid = (latent.shape[1] // patch, latent.shape[2] // patch)
+        return Look(latent=patchify(latent, patch).reshape(latent.shape[0], *grid, -1), patches=patches)
 
 
 def flow_sampler(config: RolloutConfig, model: Bagel, guidance: Guidance | None = None) -> FlowSampler:

@@ -10,6 +10,7 @@ import warnings
 
 import flax.struct
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from unigrpo_jax.config import ConfigError
@@ -130,6 +131,23 @@ def picture(image, config: BagelConfig) -> Picture:
         tokens = latents.patchify(_signed(second), config.vision.patch)
         patches = tokens.reshape(1, *grid, config.vision.patch_width)
     return Picture(pixels=_signed(first), patches=patches)
+
+
+def see_again(image_BHWC, config: BagelConfig) -> tuple[jax.Array, jax.Array | None]:
+    """A drawn image, uint8 [B, H, W, 3], as the network looks at it: pixels in [-1, 1], and patches where it has an encoder.
+
+    It keeps its size for the autoencoder; for the vision encoder it is resized inside the program, bicubic and antialiased.
+    """
+    pixels = latents.from_uint8(image_BHWC)
+    if config.vision is None:
+        return pixels, None
+    batch, height, width, _ = image_BHWC.shape
+    width, height = vision_rule(config.vision).size(width, height)
+    seen = pixels
+    if seen.shape[1:3] != (height, width):
+        seen = jnp.clip(jax.image.resize(pixels, (batch, height, width, 3), "cubic"), -1.0, 1.0)
+    tokens = latents.patchify(seen, config.vision.patch)
+    return pixels, tokens.reshape(batch, *config.vision.grid(height, width), config.vision.patch_width)
 
 
 def _signed(image) -> np.ndarray:

@@ -1,0 +1,187 @@
+"""Episodes of several rounds: what is read, what is trained, and that one round is what it always was."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tests import oracle, tiny
+from unigrpo_jax.episode import Drawing, Look, Thinking, TokenBlock
+from unigrpo_jax.learning import parameters
+from unigrpo_jax.learning.update import UpdateProgram, new_state
+from unigrpo_jax.models import tree
+
+START = tiny.params()
+TRAINED = tiny.nearby(START, 0.02)
+PROMPTS, GROUP = 2, 3
+B = PROMPTS * GROUP
+TURNS = (tiny.prompts((1, 4), 6, seed=9), tiny.prompts((3, 2), 6, seed=10))
+
+
+@functools.cache
+def rollout(rounds: int, **changes):
+    program = dataclasses.replace(tiny.rollout_program(GROUP, **changes), rounds=rounds)
+    return tiny.jit(program.__call__)
+
+
+@functools.cache
+def episodes(rounds: int = 3, talks: bool = True):
+    prompt = tiny.prompts((2, 4))
+    turns = TURNS[: rounds - 1] if talks else ()
+    return rollout(rounds)(START, {}, prompt, 5, 2, 7, None, turns)
+
+
+def kinds(batch) -> list[type]:
+    return [type(s) for s in batch.segments]
+
+
+def test_an_episode_of_rounds_is_one_list_of_segments():
+    assert kinds(episodes(1)) == [Thinking, Drawing]
+    assert kinds(episodes(3)) == [Thinking, Drawing, *[Look, TokenBlock, Thinking, Drawing] * 2]
+    assert kinds(episodes(2, talks=False)) == [Thinking, Drawing, Look, Thinking, Drawing]
+    assert episodes(3).drawing is episodes(3).segments[-1] and len(episodes(3).drawings) == 3
+
+
+def test_the_first_round_of_several_is_the_single_round_bit_for_bit():
+    first = episodes(3)
+    tiny.assert_trees_equal(first.replace(segments=first.segments[:2]), episodes(1))
+
+
+def test_what_is_looked_at_is_the_image_that_was_drawn():
+    batch = episodes(3)
+    for drawing, seen in zip(batch.drawings, [s for s in batch.segments if isinstance(s, Look)], strict=False):
+        n, p = B, tiny.CONFIG.latent_patch
+        pixels = np.asarray(drawing.image, np.float64).reshape(n, 3, p, 2, p, 3).transpose(0, 1, 3, 2, 4, 5)
+        np.testing.assert_allclose(np.asarray(seen.latent), pixels.reshape(n, 3, 2, -1) / 127.5 - 1, atol=1e-6)
+
+
+def test_rounds_draw_their_own_randomness():
+    batch = episodes(3, talks=False)
+    noise = [np.asarray(d.noise).reshape(B, -1) for d in batch.drawings]
+    rows = np.concatenate(noise)
+    assert np.abs(np.corrcoef(rows) - np.eye(len(rows))).max() < 0.35
+
+
+def read(batch, row: int, upto: int):
+    """What episode `row` has read before segment `upto`, as the oracle takes it: texts and images in order."""
+    one = jax.tree.map(lambda x: np.asarray(x)[row], batch)
+    ids = lambda block: block.tokens[block.valid].tolist()
+    blocks = [ids(one.prompt)]
+    for s in one.segments[:upto]:
+        if isinstance(s, Thinking):
+            actions = s.tokens[s.mask].tolist()
+            stopped = actions and actions[-1] == tiny.EOS
+            blocks.append([tiny.BOS, *actions, *([] if stopped else [tiny.EOS])])
+        elif isinstance(s, Look):
+            blocks.append(s.latent.reshape(-1, s.latent.shape[-1]).astype(np.float64))
+        elif isinstance(s, TokenBlock):
+            blocks.append(ids(s))
+    return blocks
+
+
+@pytest.mark.parametrize("talks", [True, False])
+def test_both_policies_of_every_round_are_those_of_the_whole_sequence(talks):
+    """Against one float64 forward pass over everything that was read: positions, masks and experts of all blocks."""
+    batch = episodes(3 if talks else 2, talks)
+    views = tiny.jit(tiny.policy().view)(TRAINED, batch)
+    exact = oracle.to64(TRAINED)
+    times = oracle.schedule(tiny.ROLLOUT.flow_steps, tiny.ROLLOUT.timestep_shift)
+    for row in (0, 4):
+        for index, segment in enumerate(batch.segments):
+            one = jax.tree.map(lambda x, row=row: np.asarray(x)[row], segment)
+            if isinstance(segment, Thinking):
+                actions = one.tokens[one.mask].tolist()
+                before = read(batch, row, index)
+                logits = oracle.forward(exact, [*before, [tiny.BOS, *actions]])[0][-len(actions) - 1 : -1]
+                expected = oracle.log_softmax(logits / tiny.ROLLOUT.temperature)[np.arange(len(actions)), actions]
+                found = np.asarray(views[index].log_probs)[row]
+                np.testing.assert_allclose(found[one.mask], expected, atol=2e-4)
+            elif isinstance(segment, Drawing):
+                before = read(batch, row, index)
+                for w, step in enumerate(one.steps):
+                    expected = oracle.forward(exact, before, one.x[w].astype(np.float64), times[step])[1]
+                    np.testing.assert_allclose(np.asarray(views[index].velocity)[row, w], expected, atol=2e-3, rtol=2e-3)
+            else:
+                assert views[index] is None
+
+
+@functools.cache
+def graded():
+    objective = tiny.objective(text_kl_weight=0.1)
+
+    def run(params, batch, advantages, on_policy, start):
+        anchors = objective.anchors(start, START, batch, own_start=False)
+        return objective(params, batch, anchors, advantages, on_policy)
+
+    return tiny.jit(jax.value_and_grad(run, has_aux=True))
+
+
+ADVANTAGES = tiny.advantages(count=B)
+
+
+def test_ratios_of_every_round_are_exactly_one_on_policy_and_the_rollout_agrees():
+    (_, metrics), _ = graded()(START, episodes(3), ADVANTAGES, True, START)
+    for name in ("text/ratio_min", "text/ratio_max", "flow/ratio_min", "flow/ratio_max"):
+        assert metrics[name] == 1, name
+    assert metrics["text/log_prob_gap_max"] < 1e-4 and metrics["flow/log_prob_gap_max"] < 1e-3
+
+
+def test_the_loss_of_rounds_is_the_mean_of_their_losses():
+    """The third round's advantage alone, and so on: one advantage per round is what each of its actions gets."""
+    same = jnp.repeat(ADVANTAGES[:, None], 3, axis=1)
+    batch = episodes(3)
+    (shared, _), _ = graded()(TRAINED, batch, ADVANTAGES, False, START)
+    (spread, _), _ = graded()(TRAINED, batch, same, False, START)
+    np.testing.assert_allclose(spread, shared, rtol=1e-6)
+    alone = [jnp.zeros((B, 3)).at[:, r].set(ADVANTAGES) for r in range(3)]
+    none, *each = [graded()(TRAINED, batch, a, False, START)[0][0] for a in (jnp.zeros((B, 3)), *alone)]
+    np.testing.assert_allclose(sum(x - none for x in each), shared - none, rtol=1e-4, atol=1e-6)
+    assert len({round(float(x), 6) for x in each}) == 3
+
+
+def test_a_later_round_teaches_an_earlier_thinking_only_through_the_context():
+    """Advantage in round 3 alone: with `stop` the flow's gradient stays in its own expert."""
+    batch, last = episodes(3), jnp.zeros((B, 3)).at[:, 2].set(ADVANTAGES)
+
+    def gradient(context_gradient):
+        objective = tiny.objective(text_weight=0.0, mse_weight=0.0, context_gradient=context_gradient)
+
+        def loss(params):
+            return objective(params, batch, objective.anchors(START, START, batch, False), last, True)[0]
+
+        return tree.flatten(tiny.jit(jax.grad(loss))(START))
+
+    full, stop = gradient("full"), gradient("stop")
+    largest = lambda grads: float(jnp.abs(grads["layers/und/k_proj/kernel"]).max())
+    assert largest(full) > 0 and float(jnp.abs(full["layers/gen/q_proj/kernel"]).max()) > 0
+    touched = lambda grads: float(jnp.abs(grads["embed/embedding"][5:]).max())  # words, not the image's markers
+    assert touched(full) > 0 and touched(stop) == 0
+
+
+def test_updates_of_rounds_are_the_same_in_pieces():
+    outcomes = []
+    for pieces in (1, 3):
+        objective = tiny.objective(micro_batches=pieces)
+        update = tiny.jit(UpdateProgram(objective=objective, config=objective.config).__call__)
+        state = new_state(START, objective.config)
+        _, frozen = parameters.split(START, parameters.groups(START, objective.config))
+        state, metrics = update(state, frozen, START, episodes(3), ADVANTAGES)
+        assert metrics["update/skipped"] == 0
+        outcomes.append(state.trained)
+    for path, x in outcomes[0].items():
+        np.testing.assert_allclose(x, outcomes[1][path], atol=2e-6, err_msg=path)
+
+
+def test_rollouts_of_rounds_are_the_same_in_pieces():
+    prompt = tiny.prompts((2, 4))
+    whole = rollout(2)(START, {}, prompt, 5, 2, 7, None, TURNS[:1])
+    cut = rollout(2, micro_batches=2)(START, {}, prompt, 5, 2, 7, None, TURNS[:1])
+    tiny.assert_episodes_equal(whole, cut, 2e-5)
+
+
+def test_turns_that_do_not_fit_the_rounds_are_refused():
+    with pytest.raises(ValueError, match="3 rounds take 2 later turns or none, not 1"):
+        rollout(3)(START, {}, tiny.prompts((2, 4)), 5, 2, 7, None, TURNS[:1])
