@@ -2,7 +2,8 @@
 
     python -m experiments.run shapes
 
-SEEN
+Seen on 2 CPU cores, seeds 0 1 2: held-out exact 0.46 -> 0.89, 0.87, 0.86 in 10 minutes each, partly beside tests; with
+guidance 2 at evaluation 0.67 -> 0.95, 0.96, 0.93.
 
 What moves drawing most per second, seed 0, 60 iterations each (`--iterations 60` and the settings of the row), from an
 earlier base with exact 0.40 and drawings that follow their plan 0.50.  Share of held-out drawings that follow their plan:
