@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import json
 
 import jax
 import jax.numpy as jnp
@@ -9,10 +10,12 @@ import numpy as np
 import pytest
 
 from tests import oracle, tiny
+from tests.command import command, run_small
 from unigrpo_jax.episode import Drawing, Look, Thinking, TokenBlock
 from unigrpo_jax.learning import parameters
 from unigrpo_jax.learning.update import UpdateProgram, new_state
 from unigrpo_jax.models import tree
+from unigrpo_jax.training.metrics import read_metrics
 
 START = tiny.params()
 TRAINED = tiny.nearby(START, 0.02)
@@ -185,3 +188,63 @@ def test_rollouts_of_rounds_are_the_same_in_pieces():
 def test_turns_that_do_not_fit_the_rounds_are_refused():
     with pytest.raises(ValueError, match="3 rounds take 2 later turns or none, not 1"):
         rollout(3)(START, {}, tiny.prompts((2, 4)), 5, 2, 7, None, TURNS[:1])
+
+
+@pytest.fixture
+def talk(tmp_path, monkeypatch):
+    """Prompts with a second turn, which the reward is told, and a reward that says what it was asked about."""
+    prompts = [
+        {"prompt": f"a {c} circle", "turns": ["a square"], "rounds": [{"want": 0}, {"want": 1}]} for c in ("red", "blue")
+    ]
+    (tmp_path / "talk.jsonl").write_text("\n".join(map(json.dumps, prompts)))
+    (tmp_path / "asked_reward.py").write_text(
+        "def score(batch):\n"
+        "    said = [p.count('square') for p in batch.prompts]\n"
+        "    assert said == [m['want'] for m in batch.metadata], (batch.prompts, batch.metadata)\n"
+        "    return {'red': batch.images[..., 0].mean((1, 2)) / 255, 'said': said}\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    return ["--prompts", tmp_path / "talk.jsonl", "--rewards", "asked_reward:score", "--rollout.rounds", 2]
+
+
+def lines(run_dir):
+    timed = lambda name: name.startswith("time/") or name.endswith("_per_second")
+    return [{n: x for n, x in line.items() if not timed(n)} for line in read_metrics(run_dir / "metrics.jsonl")]
+
+
+def test_a_run_of_two_rounds_hears_looks_is_rewarded_by_round_and_goes_on(tiny_model, talk, tmp_path):
+    own = [*talk, "--learning.round-reward", "gain", "--learning.credit", "round"]
+    whole = run_small(tiny_model, tmp_path / "whole", *own, "--iterations", 4)
+    assert whole.code == 0, whole.err
+    found = lines(tmp_path / "whole")
+    assert [line["reward/said/mean"] for line in found] == [1] * 4
+    assert [line["round1/reward/said/mean"] for line in found] == [0] * 4
+    assert all(line["text/ratio_max"] == line["flow/ratio_max"] == 1 for line in found)
+    table = json.loads((tmp_path / "whole" / "summary.json").read_text())["after"]
+    assert table["said"]["overall"] == 1 and table["round1_said"]["overall"] == 0 and "round1_red" in table
+    begun = run_small(tiny_model, tmp_path / "cut", *own, "--iterations", 2)
+    assert begun.code == 0, begun.err
+    resumed = run_small(tiny_model, tmp_path / "cut", *own, "--iterations", 4, "--resume")
+    assert resumed.code == 0, resumed.err
+    assert lines(tmp_path / "cut") == found
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--rollout.rounds", 1], ["has 1 later turns, and rollout.rounds = 1 hears 0", "use rollout.rounds = 2"]),
+        (["--rollout.rounds", 3], ["rollout.rounds = 3 hears 2", "use rollout.rounds = 2"]),
+        (["--rollout.rounds", 0], ["rollout.rounds = 0", "at least 1"]),
+        (["--learning.credit", "round", "--learning.best", 1], ["learning.credit = 'round'", "use 'shared'"]),
+    ],
+)
+def test_rounds_that_cannot_be_are_one_sentence(tiny_model, talk, tmp_path, arguments, words):
+    outcome = run_small(tiny_model, tmp_path / "run", *talk, *arguments)
+    assert outcome.code == 2 and outcome.err.count("\n") == 1, outcome
+    assert all(word in outcome.err for word in words), outcome.err
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_plan_knows_one_round(tmp_path):
+    outcome = command("launch.plan", "smoke", "--topology", "v5e:2x2", "--rollout.rounds", 2)
+    assert outcome.code == 2 and "rollout.rounds = 2" in outcome.err and outcome.err.count("\n") == 1, outcome

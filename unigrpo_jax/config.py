@@ -69,6 +69,9 @@ class RolloutConfig:
     """Sample among the k likeliest tokens; 0 is all. Log-probabilities stay those of the untruncated distribution."""
     top_p: float = 1.0
     """Sample among the likeliest tokens that hold this probability. Log-probabilities as for top-k."""
+    rounds: int = 1
+    """Rounds of thinking and drawing.  Each later one looks at the image drawn before it, and hears the next of the prompt's
+    `turns` (a list of texts in its metadata), where there are any."""
     image_height: int = 24
     """Pixels."""
     image_width: int = 24
@@ -117,6 +120,11 @@ class LearningConfig:
     """Weight of each reward component's advantage; a component that is not named has weight 1."""
     reward_thresholds: dict[str, float] = dataclasses.field(default_factory=dict)
     """A component that is named counts as 1 where it reaches this value, and as 0 below it."""
+    round_reward: Literal["last", "each", "gain"] = "last"
+    """Several rounds: what is rewarded is the last image, each image, or the first and then what each gains on the one
+    before."""
+    credit: Literal["shared", "round"] = "shared"
+    """Several rewarded rounds: one advantage of their sum for all actions (the paper's), or each round's own."""
     combine: Literal["advantages", "rewards"] = "advantages"
     """Several components: each one's advantages, weighted and added (DanceGRPO), or the advantage of their weighted sum."""
     best: int = 0

@@ -12,7 +12,7 @@ from unigrpo_jax.config import ConfigError, JudgeConfig, MeshConfig, RunConfig, 
 from unigrpo_jax.foreign_text import quoted, visible
 
 _AT_LEAST_ONE = {
-    "rollout": ("prompts_per_iteration", "prompt_tokens", "thinking_tokens", "flow_steps", "window_size",
+    "rollout": ("prompts_per_iteration", "rounds", "prompt_tokens", "thinking_tokens", "flow_steps", "window_size",
                 "micro_batches", "image_height", "image_width", "window_every", "window_stride"),
     "learning": ("ppo_epochs", "minibatches", "micro_batches"),
     "evaluation": ("prompts", "images_per_prompt", "batch", "flow_steps"),
@@ -143,6 +143,11 @@ def check(config: RunConfig) -> None:
         learn.method != "best_of_n" or (learn.best > 0 and learn.worst == 0),
         f"learning.method = 'best_of_n' imitates learning.best = {learn.best} episodes of each group and none of the "
         f"learning.worst = {learn.worst}; use learning.best = 1 and learning.worst = 0.",
+    )
+    require(
+        learn.credit == "shared" or (learn.method == "grpo" and not learn.best + learn.worst),
+        "learning.credit = 'round' gives an episode several advantages, by which no best or worst can be chosen; use "
+        "'shared', or method 'grpo' with learning.best = 0 and learning.worst = 0.",
     )
     pieces = learn.minibatches * learn.micro_batches
     require(

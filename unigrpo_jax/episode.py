@@ -104,6 +104,17 @@ class Episodes:
         return self.drawings[-1]
 
     @property
+    def thinkings(self) -> tuple[Thinking | None, ...]:
+        """The thinking of each round; None where it drew without."""
+        out: list[Thinking | None] = [None]
+        for segment in self.segments:
+            if isinstance(segment, Thinking):
+                out[-1] = segment
+            elif isinstance(segment, Drawing):
+                out.append(None)
+        return tuple(out[:-1])
+
+    @property
     def drawings(self) -> tuple[Drawing, ...]:
         """The drawing of each round."""
         return tuple(s for s in self.segments if isinstance(s, Drawing))

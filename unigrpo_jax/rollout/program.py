@@ -180,6 +180,7 @@ def training_rollout(
             every=config.window_every,
             stride=config.window_stride,
         ),
+        rounds=config.rounds,
         shared_noise=config.shared_noise,
         micro_batches=config.micro_batches,
         place=place,

@@ -22,7 +22,7 @@ from unigrpo_jax.rollout.program import RolloutProgram, flow_sampler
 from unigrpo_jax.rollout.thinking import TokenSampler
 from unigrpo_jax.rollout.windows import Window
 from unigrpo_jax.training.samples import Sample
-from unigrpo_jax.worlds.prompt import Prompt
+from unigrpo_jax.worlds.prompt import Prompt, said_later
 from unigrpo_jax.worlds.world import World
 
 
@@ -45,6 +45,7 @@ def evaluation_rollout(evaluation: EvaluationConfig, rollout: RolloutConfig, loa
         thinking_tokens=rollout.thinking_tokens if evaluation.thinking else 0,
         tokens=TokenSampler(temperature=evaluation.temperature, top_k=rollout.top_k, top_p=rollout.top_p),
         flow=flow_sampler(rollout, loaded.network, guidance),
+        rounds=rollout.rounds,
         window=Window(size=steps, range=(0, steps)) if steps else None,
     )
 
@@ -60,10 +61,10 @@ def on_mesh(program: RolloutProgram, layout: Layout, batch: int) -> tuple[Rollou
 
 @dataclasses.dataclass(frozen=True)
 class _Call:
-    """What one call of the program gave: this process's episodes among all, and the first images of all."""
+    """What one call of the program gave: this process's episodes among all, by round, and the first images of all."""
 
     rows: np.ndarray
-    batch: RewardBatch
+    batches: tuple[RewardBatch, ...]
     total: int
     shown: np.ndarray
 
@@ -93,7 +94,8 @@ class Evaluator:
         self._judging = judging
         self._codec = loaded.codec
         texts, place = [p.text for p in self.prompts], lambda row: self.prompts[row].place
-        self._blocks = loaded.codec.prompts(texts, rollout.prompt_tokens, place)
+        block = lambda texts: loaded.codec.prompts(texts, rollout.prompt_tokens, place)
+        self._blocks = block(texts), tuple(map(block, said_later(self.prompts, rollout.rounds)))
         program, place = on_mesh(evaluation_rollout(evaluation, rollout, loaded), layout, evaluation.batch)
 
         def run(*given):
@@ -119,27 +121,23 @@ class Evaluator:
         """One call of the program; the last one is filled up with repeated prompts, which are then dropped."""
         per, images = self._per_call, self._config.images_per_prompt
         rows = [min(i, len(self.prompts) - 1) for i in range(start, start + per)]
-        block = jax.tree.map(lambda x: x[rows], self._blocks)
+        block, turns = jax.tree.map(lambda x: x[rows], self._blocks)
         seed, first = np.int32(self._config.seed), np.int32(start * images)
-        episodes, shown = self._run(params, autoencoder_params, block, seed, np.int32(0), first)
+        episodes, shown = self._run(params, autoencoder_params, block, seed, np.int32(0), first, None, turns)
         keep = min(per, len(self.prompts) - start) * images
-        numbers, drawn = processes.own_rows(episodes.drawing.image)
+        numbers = processes.own_rows(episodes.drawing.image)[0]
         kept = numbers < keep
-        thinking = jax.tree.map(lambda x: processes.own_rows(x)[1][kept], episodes.thinking)
+        own = lambda tree: jax.tree.map(lambda x: processes.own_rows(x)[1][kept], tree)
         numbers = numbers[kept]
-        batch = reward_batch(
-            [self.prompts[start + n // images] for n in numbers], drawn[kept], self._codec.thoughts(thinking, len(numbers))
-        )
-        return _Call(rows=start * images + numbers, batch=batch, total=keep, shown=np.asarray(shown))
+        asked, batches = [self.prompts[start + n // images] for n in numbers], []
+        for turn, (thinking, drawing) in enumerate(zip(episodes.thinkings, episodes.drawings, strict=True)):
+            thoughts = self._codec.thoughts(own(thinking), len(numbers))
+            batches.append(reward_batch([p.at(turn) for p in asked], own(drawing.image), thoughts))
+        return _Call(rows=start * images + numbers, batches=tuple(batches), total=keep, shown=np.asarray(shown))
 
     def _judge(self, calls: Sequence[_Call]) -> tuple[dict[str, Any], list[Sample]]:
-        own = RewardBatch(
-            prompts=[p for c in calls for p in c.batch.prompts],
-            metadata=[m for c in calls for m in c.batch.metadata],
-            images=np.concatenate([c.batch.images for c in calls]),
-            thinking=[t for c in calls for t in c.batch.thinking],
-        )
-        columns = processes.agree_on_errors((RewardError,), lambda: self._columns(own))
+        joined = [join(batches) for batches in zip(*(c.batches for c in calls), strict=True)]
+        columns = processes.agree_on_errors((RewardError,), lambda: self._rounds(joined))
         total = sum(c.total for c in calls)
         columns = processes.share_rows(np.concatenate([c.rows for c in calls]), columns, total)
         asked = [p for p in self.prompts for _ in range(self._config.images_per_prompt)][:total]
@@ -151,6 +149,16 @@ class Evaluator:
         table = by_category(scores, [str(p.metadata.get("category", "")) for p in asked])
         rows = zip(asked, thinking, calls[0].shown, verdicts, correct, strict=False)
         return table, [Sample(prompt=p.text, thinking=t, image=i, verdict=v, correct=c) for p, t, i, v, c in rows]
+
+    def _rounds(self, batches: Sequence[RewardBatch]) -> dict[str, list]:
+        """The last round's scores, verdicts and words, by episode, and the scores of those before as `round1_NAME` ..."""
+        columns = self._columns(batches[-1])
+        for turn, batch in enumerate(batches[:-1], 1):
+            for name, values in self._columns(batch).items():
+                kind, slash, score = name.partition("/")
+                if slash:
+                    columns[f"score/round{turn}_{score}"] = values
+        return columns
 
     def _columns(self, batch: RewardBatch) -> dict[str, list]:
         """Scores, verdicts and words, by episode."""
@@ -167,6 +175,17 @@ class Evaluator:
         columns = {f"reward/{name}": np.asarray(values).tolist() for name, values in scores.items()}
         columns |= {f"score/{name}": np.asarray(values).tolist() for name, values in found.items()}
         return columns | {"thinking": list(batch.thinking), "verdict": verdicts, "correct": correct}
+
+
+def join(batches: Sequence[RewardBatch]) -> RewardBatch:
+    """Several batches as one."""
+    every = lambda name: [x for batch in batches for x in getattr(batch, name)]
+    return RewardBatch(
+        prompts=every("prompts"),
+        metadata=every("metadata"),
+        images=np.concatenate([batch.images for batch in batches]),
+        thinking=every("thinking"),
+    )
 
 
 def reward_batch(prompts: Sequence[Prompt], images: np.ndarray, thinking: Sequence[str]) -> RewardBatch:

@@ -38,6 +38,7 @@ class Inputs:
       reference: nested parameters without adapters.
       autoencoder: the autoencoder's tensors.
       prompt: the prompts of an iteration.
+      turns: what the user says in each later round; () where nothing is said.
     """
 
     state: TrainState
@@ -45,6 +46,7 @@ class Inputs:
     reference: dict
     autoencoder: dict
     prompt: TokenBlock
+    turns: tuple[TokenBlock, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -142,12 +144,13 @@ class Programs:
         flat = tree.flatten(params)
         return tree.unflatten({path: self.layout.gathered(path, kind(path, x)) for path, x in flat.items()})
 
-    def inputs(self, stored: dict, autoencoder: dict[str, tuple[int, ...]]) -> Inputs:
+    def inputs(self, stored: dict, autoencoder: dict[str, tuple[int, ...]], talks: bool = False) -> Inputs:
         """What the programs are compiled from.
 
         Args:
           stored: shapes and dtypes of the parameters without adapters.
           autoencoder: names and shapes of the autoencoder's tensors.
+          talks: whether the user says something in the later rounds.
         """
         at = lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
         lay = lambda flat: {path: at(x, self.layout.parameter(path, x.shape)) for path, x in flat.items()}
@@ -163,7 +166,8 @@ class Programs:
                 {path: jax.ShapeDtypeStruct(x.shape, kept[path][0], sharding=kept[path][1]) for path, x in flat.items()}
             ),
             autoencoder={name: here(shape, np.float32) for name, shape in autoencoder.items()},
-            prompt=TokenBlock(tokens=here(shape, np.int32), valid=here(shape, bool)),
+            prompt=(block := TokenBlock(tokens=here(shape, np.int32), valid=here(shape, bool))),
+            turns=(block,) * (self.config.rollout.rounds - 1) if talks else (),
         )
 
     def reference_places(self, stored: dict) -> dict[str, tuple[np.dtype, jax.sharding.NamedSharding]]:
@@ -183,14 +187,16 @@ class Programs:
     def trace(self, inputs: Inputs) -> tuple[jax.stages.Traced, jax.stages.Traced]:
         """Both programs, traced."""
         i = inputs
-        rollout = self.rollout.trace(i.state.params(i.frozen), i.autoencoder, i.prompt, np.int32(0), np.int32(0))
+        rollout = self.rollout.trace(i.state.params(i.frozen), i.autoencoder, i.prompt, *(np.int32(0),) * 3, None, i.turns)
         count = self.config.trained_episodes
         at = lambda x: jax.ShapeDtypeStruct((count, *x.shape[1:]), x.dtype, sharding=self.spread)
         episodes = jax.tree.map(at, rollout.out_info)
         if self._followed is not None:
             one = lambda x: jax.ShapeDtypeStruct((count, *x.shape), x.dtype, sharding=self.spread)
             episodes = episodes.replace(goals=jax.tree.map(one, self._followed.goals))
-        advantages = jax.ShapeDtypeStruct((count,), np.float32, sharding=self.spread)
+        own = self.config.learning.credit == "round" and self.config.learning.round_reward != "last"
+        shape = (count, self.config.rollout.rounds) if own else (count,)
+        advantages = jax.ShapeDtypeStruct(shape, np.float32, sharding=self.spread)
         return rollout, self.update.trace(i.state, i.frozen, i.reference, episodes, advantages)
 
     def lower(self, inputs: Inputs) -> tuple[jax.stages.Lowered, jax.stages.Lowered]:

@@ -12,8 +12,8 @@ import numpy as np
 from unigrpo_jax.config import ConfigError, RunConfig, require
 from unigrpo_jax.config_checks import check, check_devices
 from unigrpo_jax.episode import Episodes, TokenBlock
-from unigrpo_jax.learning import parameters
-from unigrpo_jax.learning.advantages import combine, extremes, group_advantages, zero_variance_share
+from unigrpo_jax.learning import credit, parameters
+from unigrpo_jax.learning.advantages import extremes, zero_variance_share
 from unigrpo_jax.learning.update import TrainState, new_state
 from unigrpo_jax.models import tree
 from unigrpo_jax.models.bagel.lora import is_adapter
@@ -28,7 +28,7 @@ from unigrpo_jax.training.evaluation import reward_batch
 from unigrpo_jax.training.image_statistics import colour_entropy, edge_density
 from unigrpo_jax.training.programs import Followed, Inputs, Programs
 from unigrpo_jax.worlds.order import Order
-from unigrpo_jax.worlds.prompt import Prompt
+from unigrpo_jax.worlds.prompt import Prompt, said_later
 from unigrpo_jax.worlds.world import World, load_world
 
 
@@ -96,15 +96,25 @@ class OwnEpisodes:
 
     Attributes:
       rows: int [R], their numbers among all.
-      batch: R episodes as rewards see them.
+      batches: R episodes as rewards see them, once for each round; the last one is what an episode ends with.
       tokens: int [R], tokens thought.
       finite: bool [R], whether the episode holds finite numbers only.
     """
 
     rows: np.ndarray
-    batch: RewardBatch
+    batches: tuple[RewardBatch, ...]
     tokens: np.ndarray
     finite: np.ndarray
+
+    @property
+    def batch(self) -> RewardBatch:
+        """The last round's."""
+        return self.batches[-1]
+
+
+def _named(columns: dict[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:
+    """The columns whose names begin so, without the beginning."""
+    return {name.removeprefix(prefix): x for name, x in columns.items() if name.startswith(prefix)}
 
 
 class Trainer:
@@ -120,6 +130,7 @@ class Trainer:
             self._note_time, follow,
         )  # fmt: skip
         self._compiled: Future | None = None
+        self._talks = bool(said_later(parts.order.batch(0, 1), parts.config.rollout.rounds))
         self.frozen: dict[str, jax.Array] = {}
         self.reference: dict = {}
         self._imitated: dict | None = None
@@ -129,7 +140,7 @@ class Trainer:
         """Shapes and places of all that an iteration reads."""
         loaded = self.parts.loaded
         autoencoder = loaded.autoencoder.shapes() if loaded.autoencoder_stored is not None else {}
-        return self.programs.inputs(loaded.stored_params(), autoencoder)
+        return self.programs.inputs(loaded.stored_params(), autoencoder, self._talks)
 
     def compile(self) -> None:
         """Starts compiling both programs in the background, from shapes alone; the first use waits for them."""
@@ -183,12 +194,12 @@ class Trainer:
     def sample(self, state: TrainState, step: int) -> tuple[Episodes, OwnEpisodes, dict[str, float]]:
         """The episodes of iteration `step`, those that this process judges, and the rollout's metrics."""
         config = self.parts.config
-        prompts, block = processes.agree_on_errors((ConfigError,), lambda: self._prompts(step))
+        prompts, block, turns = processes.agree_on_errors((ConfigError,), lambda: self._prompts(step))
         rollout, _ = self._compiled.result()
         self._thought_at = begin = time.monotonic()
-        block = jax.tree.map(lambda x: processes.to_global(x, self.programs.everywhere), block)
+        block, turns = jax.tree.map(lambda x: processes.to_global(x, self.programs.everywhere), (block, turns))
         params = self.params(state) if self._imitated is None else self._imitated
-        given = (params, self.autoencoder_params, block, np.int32(config.seed), np.int32(step))
+        given = (params, self.autoencoder_params, block, np.int32(config.seed), np.int32(step), np.int32(0), None, turns)
         episodes = jax.block_until_ready(rollout(*given))
         jax.effects_barrier()
         end = time.monotonic()
@@ -196,79 +207,72 @@ class Trainer:
             goals = self.parts.followed.goals([p.metadata for p in prompts for _ in range(config.learning.group_size)])
             place = lambda x: processes.to_global(np.asarray(x), self.programs.spread)
             episodes = episodes.replace(goals=jax.tree.map(place, goals))
-        rows, images = processes.own_rows(episodes.drawing.image)
-        thinking = jax.tree.map(lambda x: processes.own_rows(x)[1], episodes.thinking)
-        thoughts = self.parts.loaded.codec.thoughts(thinking, len(rows))
-        tokens = np.zeros(len(rows), int) if thinking is None else thinking.mask.sum(axis=1)
-        batch = reward_batch([prompts[row // config.learning.group_size] for row in rows], images, thoughts)
+        rows = processes.own_rows(episodes.drawing.image)[0]
+        asked, tokens = [prompts[row // config.learning.group_size] for row in rows], np.zeros(len(rows), int)
+        own = lambda tree: jax.tree.map(lambda x: processes.own_rows(x)[1], tree)
+        batches = []
+        for turn, (thinking, drawing) in enumerate(zip(episodes.thinkings, episodes.drawings, strict=True)):
+            thinking = own(thinking)
+            tokens = tokens + (0 if thinking is None else thinking.mask.sum(axis=1))
+            thoughts = self.parts.loaded.codec.thoughts(thinking, len(rows))
+            batches.append(reward_batch([p.at(turn) for p in asked], own(drawing.image), thoughts))
         times = {"time/rollout_text": self._thought_at - begin, "time/rollout_flow": end - self._thought_at}
-        return episodes, OwnEpisodes(rows, batch, tokens, processes.own_rows(episodes.drawing.finite)[1]), times
+        finite = processes.own_rows(episodes.drawing.finite)[1]
+        return episodes, OwnEpisodes(rows, tuple(batches), tokens, finite), times
 
-    def _prompts(self, step: int) -> tuple[list[Prompt], TokenBlock]:
-        """The prompts of iteration `step`; ConfigError where one cannot be read or does not fit."""
+    def _prompts(self, step: int) -> tuple[list[Prompt], TokenBlock, tuple[TokenBlock, ...]]:
+        """The prompts of iteration `step` and what is said later; ConfigError where one cannot be read or does not fit."""
         rollout = self.parts.config.rollout
         prompts = self.parts.order.batch(step, rollout.prompts_per_iteration)
         place = lambda row: prompts[row].place
-        return prompts, self.parts.loaded.codec.prompts([p.text for p in prompts], rollout.prompt_tokens, place)
+        block = lambda texts: self.parts.loaded.codec.prompts(texts, rollout.prompt_tokens, place)
+        later = said_later(prompts, rollout.rounds)
+        return prompts, block([p.text for p in prompts]), tuple(map(block, later))
 
     def judge(self, own: OwnEpisodes, times: dict[str, float]) -> tuple[np.ndarray, dict[str, float]]:
         """Advantages [B] of all processes' episodes, and metrics; RewardError in all where the reward fails in one."""
-        config, begin = self.parts.config, time.monotonic()
-        columns = processes.agree_on_errors((RewardError,), lambda: self._columns(own))
+        config, learning, begin = self.parts.config, self.parts.config.learning, time.monotonic()
+        columns = processes.agree_on_errors((RewardError,), lambda: [self._columns(own, batch) for batch in own.batches])
         try:
-            shared = processes.share_rows(own.rows, columns, config.episodes)
+            shared = [processes.share_rows(own.rows, found, config.episodes) for found in columns]
         except ValueError as error:
             raise RewardError(f"the rewards {' '.join(config.rewards)}: {error}") from None
-        finite = np.asarray(shared.pop("finite"), bool)  # nothing is known of an episode that is not
-        values = {name: np.where(finite, np.asarray(column, np.float32), np.nan) for name, column in shared.items()}
-        components = {name.removeprefix("reward/"): x for name, x in values.items() if name.startswith("reward/")}
-        learning = config.learning
-        for setting in ("reward_weights", "reward_thresholds"):
-            unknown = sorted(set(getattr(learning, setting)) - set(components))
-            if unknown:
-                raise ConfigError(
-                    f"learning.{setting} names {', '.join(unknown)}, but the reward returns {', '.join(components)}."
-                )
-        weights = {name: learning.reward_weights.get(name, 1.0) for name in components}
-        grouped = {name: x.reshape(-1, learning.group_size) for name, x in components.items()}
-        weighted = {name: x for name, x in grouped.items() if weights[name]}
-        if not weighted:
-            raise ConfigError("learning.reward_weights is 0 for every component, so nothing learns; set one above 0.")
-        judged = np.all([np.isfinite(x).all(axis=1) for x in weighted.values()], axis=0)  # [P]
-        self.parts.judging.hold_to_share(finite.reshape(judged.size, -1).all(axis=1), "groups", "the rollout")
+        finite = np.asarray(shared[-1]["finite"], bool)  # nothing is known of an episode that is not
+        known = lambda column: np.where(finite, np.asarray(column, np.float32), np.nan)
+        rounds = [{name: known(x) for name, x in found.items() if name != "finite"} for found in shared]
+        by_group = lambda found: {n: x.reshape(-1, learning.group_size) for n, x in found.items()}
+        grouped = [by_group(_named(found, "reward/")) for found in rounds]
+        self.parts.judging.hold_to_share(finite.reshape(-1, learning.group_size).all(axis=1), "groups", "the rollout")
+        rewarded = credit.rewarded(grouped, learning)
+        judged = np.all([np.isfinite(x).all(axis=1) for found in rewarded for x in found.values()], axis=0)  # [P]
         self.parts.judging.hold_to_share(judged, "groups")
-        bounds = learning.reward_thresholds
-        counted = {n: np.float32(x[judged] >= bounds[n]) if n in bounds else x[judged] for n, x in weighted.items()}
-        total = sum(weights[name] * x for name, x in counted.items())
-        advantages = np.zeros((len(judged), learning.group_size), np.float32)
-        if learning.combine == "rewards":
-            advantages[judged] = group_advantages(total, learning.advantage)
-        else:
-            advantages[judged] = combine(counted, {name: weights[name] for name in counted}, learning.advantage)
+        advantages, total = credit.advantages(rewarded, judged, learning)
         metrics = {"reward/mean": float(total.mean()), "reward/std": float(total.std())}
         metrics["reward/dropped_share"] = float(1 - judged.mean())
         metrics["rollout/nonfinite_share"] = float(1 - finite.mean())
-        for name, x in grouped.items():
-            known = x[np.isfinite(x)]
-            if known.size:
-                metrics[f"reward/{name}/mean"] = float(known.mean())
-                metrics[f"reward/{name}/std"] = float(known.std())
         metrics["reward/zero_variance_share"] = float(zero_variance_share(total))
-        for name, x in values.items():
-            if name.startswith(("judge/", "image/")) and np.isfinite(x).any():
-                metrics[name] = float(np.nanmean(x))
+        for turn, (found, values) in enumerate(zip(grouped, rounds, strict=True), 1):
+            prefix = "" if turn == len(rounds) else f"round{turn}/"
+            for name, x in found.items():
+                seen = x[np.isfinite(x)]
+                if seen.size:
+                    metrics[f"{prefix}reward/{name}/mean"] = float(seen.mean())
+                    metrics[f"{prefix}reward/{name}/std"] = float(seen.std())
+            for name, x in values.items():
+                if name.startswith(("judge/", "image/")) and np.isfinite(x).any():
+                    metrics[f"{prefix}{name}"] = float(np.nanmean(x))
+        values = rounds[-1]
         text, flow = times["time/rollout_text"], times["time/rollout_flow"]
         metrics["images_per_second"] = config.episodes / (text + flow)
         if config.rollout.thinking:
             metrics["tokens_per_second"] = float(np.nansum(values["tokens"])) / max(text, 1e-9)
         metrics["time/reward"] = time.monotonic() - begin
-        return advantages.reshape(-1), metrics
+        return advantages, metrics
 
-    def _columns(self, own: OwnEpisodes) -> dict[str, list]:
-        """Everything that is measured of this process's episodes, by episode."""
+    def _columns(self, own: OwnEpisodes, batch: RewardBatch) -> dict[str, list]:
+        """Everything that is measured of one round of this process's episodes, by episode."""
         if not len(own.rows):
             return {}
-        batch = own.batch
         judged = self.parts.judging.start(batch)
         columns = {}
         if self.parts.world.judge is not None:

@@ -4,6 +4,9 @@ import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from unigrpo_jax.config import require
+from unigrpo_jax.foreign_text import quoted
+
 CHECKED = 4096  # prompts of a source whose length in tokens is checked before a run
 
 
@@ -20,6 +23,37 @@ class Prompt:
     text: str
     metadata: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     place: object = dataclasses.field(default=None, compare=False, repr=False)
+
+    @property
+    def turns(self) -> Sequence[str]:
+        """What the user says in the rounds after the first: `turns` of the metadata, or nothing."""
+        return self.metadata.get("turns", ())
+
+    def at(self, turn: int) -> "Prompt":
+        """What has been asked up to round `turn`, from 0: all words, and the facts, those of `rounds[turn]` over them."""
+        said = [self.text, *self.turns[:turn]]
+        facts = self.metadata.get("rounds")
+        metadata = self.metadata if facts is None else {**self.metadata, **facts[turn]}
+        return dataclasses.replace(self, text=". ".join(said) if turn else self.text, metadata=metadata)
+
+
+def said_later(prompts: Sequence[Prompt], rounds: int) -> list[list[str]]:
+    """The texts of each later round, rounds - 1 lists; none where no prompt says anything later.
+
+    ConfigError where a prompt has another number of turns than the rounds can hear.
+    """
+    for prompt in prompts:
+        turns = prompt.turns
+        good = isinstance(turns, list | tuple) and all(isinstance(text, str) for text in turns)
+        require(good, f"the prompt {quoted(prompt.text, 60)} has `turns` that are no list of texts; write them so.")
+        require(
+            not turns or len(turns) == rounds - 1,
+            f"the prompt {quoted(prompt.text, 60)} has {len(turns)} later turns, and rollout.rounds = {rounds} hears {rounds - 1}; "
+            f"use rollout.rounds = {len(turns) + 1}.",
+        )
+        require(bool(turns) == bool(prompts[0].turns), f"the prompt {quoted(prompt.text, 60)} has {len(turns)} later turns, "
+                f"and another of the same iteration {len(prompts[0].turns)}; give all the same number.")  # fmt: skip
+    return [list(texts) for texts in zip(*(prompt.turns for prompt in prompts), strict=True)]
 
 
 @dataclasses.dataclass(frozen=True)

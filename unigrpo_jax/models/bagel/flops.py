@@ -11,6 +11,7 @@ Buckets are counted as full; give `Lengths` that were measured to count less.
 """
 
 import dataclasses
+from collections.abc import Callable
 
 from unigrpo_jax.config import RunConfig
 from unigrpo_jax.models.bagel.config import BagelConfig
@@ -132,8 +133,13 @@ def rollout(run: RunConfig, count: Flops, n: Lengths) -> dict[str, float]:
         thinking = (n.thinking + 2) * count.decode(n.context)
     else:
         thinking = count.text(n.thinking + 2, n.before_thinking) + count.logits(n.thinking)
-    drawing = r.flow_steps * count.velocity(n.latents, n.context)
+    drawing = r.flow_steps * (count.velocity(n.latents, n.context) + _guided(run, count.velocity, n))
     return {"prefill": prefill, "thinking": run.episodes * thinking, "drawing": run.episodes * drawing}
+
+
+def _guided(run: RunConfig, velocity: Callable[[int, float], float], n: Lengths) -> float:
+    """Operations of guidance's second velocity, upon the system prompt alone; 0 without guidance."""
+    return velocity(n.latents, n.system) if run.rollout.guidance > 1 else 0.0
 
 
 def update(run: RunConfig, count: Flops, n: Lengths) -> dict[str, float]:
@@ -153,8 +159,8 @@ def update(run: RunConfig, count: Flops, n: Lengths) -> dict[str, float]:
     logits = 0 if n.thinking is None else run.trained_episodes * count.logits(n.thinking)
     context = pieces * count.text(n.system, 0) + run.trained_episodes * (count.text(n.prompt, n.system) + thinking)
     steps = run.trained_episodes * run.rollout.window_size
-    forward = context + steps * count.velocity(n.latents, n.context)
-    layers = context + steps * count.velocity_layers(n.latents, n.context)
+    forward = context + steps * (count.velocity(n.latents, n.context) + _guided(run, count.velocity, n))
+    layers = context + steps * (count.velocity_layers(n.latents, n.context) + _guided(run, count.velocity_layers, n))
     recorded = learning.old_log_probs == "rollout" or learning.ppo_epochs * learning.minibatches == 1
     trained = learning.ppo_epochs * (forward + logits)
     return {

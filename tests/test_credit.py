@@ -1,0 +1,93 @@
+"""Which rounds are rewarded and whose actions get the credit, by hand."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from unigrpo_jax.config import ConfigError, LearningConfig
+from unigrpo_jax.learning import credit
+
+NAN = np.nan
+FIRST = np.array([[0.0, 1.0], [0.2, 0.6], [1.0, 1.0]])
+SECOND = np.array([[1.0, 1.0], [0.8, 0.6], [0.0, NAN]])
+ALL = np.ones(3, bool)
+
+
+def settings(**changes):
+    return dataclasses.replace(LearningConfig(group_size=2), **changes)
+
+
+def normalised(x):
+    """(x - mean) / (std + 1e-8) of each group of two: -1 and 1, or 0 where both are equal."""
+    x = np.asarray(x, np.float64)
+    centred = x - x.mean(axis=1, keepdims=True)
+    return centred / (np.sqrt((centred**2).mean(axis=1, keepdims=True)) + 1e-8)
+
+
+def test_the_last_image_alone():
+    (found,) = credit.rewarded([{"a": FIRST}, {"a": SECOND}], settings())
+    np.testing.assert_array_equal(found["a"], SECOND)
+
+
+def test_every_image_and_what_each_round_gains():
+    each = credit.rewarded([{"a": FIRST}, {"a": SECOND}], settings(round_reward="each"))
+    np.testing.assert_array_equal([x["a"] for x in each], [FIRST, SECOND])
+    first, gain = credit.rewarded([{"a": FIRST}, {"a": SECOND}], settings(round_reward="gain"))
+    np.testing.assert_array_equal(first["a"], FIRST)
+    np.testing.assert_allclose(gain["a"], [[1, 0], [0.6, 0], [-1, NAN]])
+
+
+def test_shared_credit_is_the_advantage_of_the_sum():
+    judged = np.array([True, True, False])
+    rounds = credit.rewarded([{"a": FIRST}, {"a": SECOND}], settings(round_reward="each"))
+    found, total = credit.advantages(rounds, judged, settings(round_reward="each"))
+    np.testing.assert_allclose(total, (FIRST + SECOND)[:2])
+    np.testing.assert_allclose(found, [*normalised((FIRST + SECOND)[:2]).ravel(), 0, 0], atol=1e-5)
+
+
+def test_each_round_may_have_its_own_credit():
+    learning = settings(round_reward="each", credit="round")
+    found, total = credit.advantages(
+        credit.rewarded([{"a": FIRST}, {"a": SECOND}], learning), ALL & (np.arange(3) < 2), learning
+    )
+    assert found.shape == (6, 2) and found.dtype == np.float32
+    np.testing.assert_allclose(found[:4, 0], normalised(FIRST[:2]).ravel(), atol=1e-5)
+    np.testing.assert_allclose(found[:4, 1], [0, 0, 1, -1], atol=1e-5)
+    np.testing.assert_array_equal(found[4:], 0)
+    np.testing.assert_allclose(total, (FIRST + SECOND)[:2])
+
+
+def test_gains_with_shared_credit_reward_the_last_image():
+    """r_1 + (r_2 - r_1) = r_2."""
+    learning = settings(round_reward="gain")
+    judged = np.array([True, True, False])
+    gains, _ = credit.advantages(credit.rewarded([{"a": FIRST}, {"a": SECOND}], learning), judged, learning)
+    last, _ = credit.advantages(credit.rewarded([{"a": FIRST}, {"a": SECOND}], settings()), judged, settings())
+    np.testing.assert_allclose(gains, last, atol=1e-5)
+
+
+def test_weights_and_thresholds_count_in_every_round():
+    learning = settings(round_reward="each", reward_weights={"a": 0.5, "c": 0}, reward_thresholds={"b": 0.6})
+    rounds = [{"a": FIRST, "b": FIRST, "c": FIRST}, {"a": SECOND, "b": SECOND, "c": SECOND}]
+    first, second = credit.rewarded(rounds, learning)
+    assert set(first) == {"a", "b"}
+    np.testing.assert_array_equal(first["b"], [[0, 1], [0, 1], [1, 1]])
+    np.testing.assert_array_equal(second["b"], [[1, 1], [1, 1], [0, NAN]])
+    found, total = credit.advantages([first, second], np.array([True, True, False]), learning)
+    a, b = (FIRST + SECOND)[:2], np.array([[1, 2], [1, 2]])
+    np.testing.assert_allclose(found[:4], (0.5 * normalised(a) + normalised(b)).ravel(), atol=1e-5)
+    np.testing.assert_allclose(total, 0.5 * a + b)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"reward_weights": {"z": 1.0}}, "reward_weights names z, but the reward returns a"),
+        ({"reward_thresholds": {"z": 1.0}}, "reward_thresholds names z"),
+        ({"reward_weights": {"a": 0.0}}, "is 0 for every component"),
+    ],
+)
+def test_components_that_are_not_there(changes, words):
+    with pytest.raises(ConfigError, match=words):
+        credit.rewarded([{"a": FIRST}], settings(**changes))

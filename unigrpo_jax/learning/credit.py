@@ -1,0 +1,80 @@
+"""From rewards to advantages: which rounds are rewarded, how components are weighed, and whose actions get the credit.
+
+    last    A of r_R                     the last image alone
+    each    A of r_1, ..., r_R           every image
+    gain    A of r_1, r_2 - r_1, ...     the first image, then what each round improves
+
+With shared credit all actions of an episode get the advantage of the sum over the rewarded rounds (arXiv 2603.23500 has
+one round and one advantage); else a round's actions get its own.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from unigrpo_jax.config import ConfigError, LearningConfig
+from unigrpo_jax.learning.advantages import combine, group_advantages
+
+Components = Mapping[str, np.ndarray]
+
+
+def weights_of(names: Sequence[str], learning: LearningConfig) -> dict[str, float]:
+    """Weights of the components that count; ConfigError where a setting names another one, or none counts."""
+    for setting in ("reward_weights", "reward_thresholds"):
+        unknown = sorted(set(getattr(learning, setting)) - set(names))
+        if unknown:
+            raise ConfigError(f"learning.{setting} names {', '.join(unknown)}, but the reward returns {', '.join(names)}.")
+    weights = {name: learning.reward_weights.get(name, 1.0) for name in names}
+    weights = {name: weight for name, weight in weights.items() if weight}
+    if not weights:
+        raise ConfigError("learning.reward_weights is 0 for every component, so nothing learns; set one above 0.")
+    return weights
+
+
+def rewarded(rounds: Sequence[Components], learning: LearningConfig) -> list[dict[str, np.ndarray]]:
+    """What is rewarded, from the components [P, G] of each round's image: one mapping per rewarded round.
+
+    Components of weight 0 are left out, and thresholds make ones and zeros; NaN, not judged, stays.
+    """
+    names = list(weights_of(list(rounds[-1]), learning))
+    bounds = learning.reward_thresholds
+
+    def counted(name: str, x: np.ndarray) -> np.ndarray:
+        return np.where(np.isfinite(x), np.float32(x >= bounds[name]), np.float32(np.nan)) if name in bounds else x
+
+    each = [{name: counted(name, found[name]) for name in names} for found in rounds]
+    if learning.round_reward == "last":
+        return each[-1:]
+    if learning.round_reward == "gain":
+        pairs = zip(each[1:], each, strict=False)
+        return [each[0], *({name: new[name] - old[name] for name in names} for new, old in pairs)]
+    return each
+
+
+def advantages(
+    rounds: Sequence[Components], judged_P: np.ndarray, learning: LearningConfig
+) -> tuple[np.ndarray, np.ndarray]:
+    """Advantages, and the weighted sum of all rewards [judged groups, G].
+
+    Args:
+      rounds: from `rewarded`, [P, G] each.
+      judged_P: which groups were judged; the others' advantage is 0.
+      learning: how advantages are made.
+
+    Returns:
+      float32 [P * G], or [P * G, rounds] where each of several rounds has its own credit.
+    """
+    rounds = [{name: x[judged_P] for name, x in found.items()} for found in rounds]
+    weights = {name: learning.reward_weights.get(name, 1.0) for name in rounds[0]}
+    if learning.credit == "shared":
+        rounds = [{name: sum(found[name] for found in rounds) for name in weights}]
+    totals = [sum(weights[name] * found[name] for name in weights) for found in rounds]
+    out = []
+    for found, total in zip(rounds, totals, strict=True):
+        values = np.zeros((len(judged_P), learning.group_size), np.float32)
+        if learning.combine == "rewards":
+            values[judged_P] = group_advantages(total, learning.advantage)
+        else:
+            values[judged_P] = combine(found, weights, learning.advantage)
+        out.append(values.reshape(-1))
+    return (out[0] if len(out) == 1 else np.stack(out, axis=1)), sum(totals)
