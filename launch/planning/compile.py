@@ -16,7 +16,7 @@ import jax.numpy as jnp
 
 from launch.planning.collectives import collectives, table
 from launch.planning.targets import Target
-from unigrpo_jax.config import ConfigError, ModelConfig, RunConfig
+from unigrpo_jax.config import ConfigError, ModelConfig, RunConfig, require
 from unigrpo_jax.config_checks import check, check_devices
 from unigrpo_jax.models import tree
 from unigrpo_jax.models.bagel import flops
