@@ -98,6 +98,13 @@ def test_a_setting_that_has_nothing_to_do_with_the_mesh_gets_no_meshes():
     assert "--mesh" not in str(error.value)
 
 
+def test_a_plan_knows_one_round():
+    config = bagel_7b.config()
+    config = dataclasses.replace(config, rollout=dataclasses.replace(config.rollout, rounds=2))
+    with pytest.raises(ConfigError, match=r"rollout\.rounds = 2, but a plan knows one round"):
+        prepare(config, cpus())
+
+
 def test_a_refusal_of_the_compiler_tells_what_a_program_needs():
     refusal = "RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO temporaries (32.85G) exceeds "
     assert required(refusal + "available HBM (31.25G).") == int(32.85 * GIB)

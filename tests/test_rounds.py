@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from tests import oracle, tiny
-from tests.command import command, run_small
+from tests.command import run_small
 from unigrpo_jax.episode import Drawing, Look, Thinking, TokenBlock
 from unigrpo_jax.learning import parameters
 from unigrpo_jax.learning.update import UpdateProgram, new_state
@@ -243,8 +243,3 @@ def test_rounds_that_cannot_be_are_one_sentence(tiny_model, talk, tmp_path, argu
     assert outcome.code == 2 and outcome.err.count("\n") == 1, outcome
     assert all(word in outcome.err for word in words), outcome.err
     assert not (tmp_path / "run").exists()
-
-
-def test_a_plan_knows_one_round(tmp_path):
-    outcome = command("launch.plan", "smoke", "--topology", "v5e:2x2", "--rollout.rounds", 2)
-    assert outcome.code == 2 and "rollout.rounds = 2" in outcome.err and outcome.err.count("\n") == 1, outcome

@@ -128,7 +128,7 @@ def prepare(config: RunConfig, target: Target) -> Setting:
 
 
 def _prepare(config: RunConfig, target: Target, model: LoadedModel) -> Setting:
-    require(config.rollout.rounds == 1, f"rollout.rounds = {config.rollout.rounds}, but a plan knows one round only, so far; "
+    require(config.rollout.rounds == 1, f"rollout.rounds = {config.rollout.rounds}, but a plan knows one round, so far; "
             "plan that, and expect memory and time to grow with the rounds.")  # fmt: skip
     mesh = meshes.make_mesh(0, config.mesh, target.devices)
     check_devices(config, meshes.batch_size(mesh))

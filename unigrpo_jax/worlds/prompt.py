@@ -48,8 +48,8 @@ def said_later(prompts: Sequence[Prompt], rounds: int) -> list[list[str]]:
         require(good, f"the prompt {quoted(prompt.text, 60)} has `turns` that are no list of texts; write them so.")
         require(
             not turns or len(turns) == rounds - 1,
-            f"the prompt {quoted(prompt.text, 60)} has {len(turns)} later turns, and rollout.rounds = {rounds} hears {rounds - 1}; "
-            f"use rollout.rounds = {len(turns) + 1}.",
+            f"the prompt {quoted(prompt.text, 60)} has {len(turns)} later turns, and rollout.rounds = {rounds} hears "
+            f"{rounds - 1}; use rollout.rounds = {len(turns) + 1}.",
         )
         require(bool(turns) == bool(prompts[0].turns), f"the prompt {quoted(prompt.text, 60)} has {len(turns)} later turns, "
                 f"and another of the same iteration {len(prompts[0].turns)}; give all the same number.")  # fmt: skip
