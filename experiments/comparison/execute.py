@@ -83,8 +83,7 @@ def execute(job: Job) -> None:
     from unigrpo_jax.training.run_folder import versions, write_json
     from unigrpo_jax.training.summary import read_summary
 
-    begin = time.monotonic()
-    start, curve, held_out, updates, seconds, configs = None, [], [], 0, 0.0, []
+    start, curve, held_out, updates, seconds, spent, configs = None, [], [], 0, 0.0, 0.0, []
     for number, config in enumerate(job.stages, 1):
         if start is not None:
             config = dataclasses.replace(config, model=dataclasses.replace(config.model, path=str(start)))
@@ -102,12 +101,14 @@ def execute(job: Job) -> None:
             scores = {name.removeprefix("eval/"): x for name, x in line.items() if name.startswith("eval/")}
             held_out += [at | scores] if scores else []
         updates += config.iterations
+        spent += summary["seconds"]
         held_out.append({"update": updates, "seconds": round(seconds, 2)} | overall(summary["after"]))
         start = folder.parent / f"model{number}"
         if number < len(job.stages) and not start.exists():
             restored = restore(str(folder), job.base)
             export_model(restored.loaded, restored.read(), start, restored.loaded.stored_dtype)
     last = str(job.runs / f"{job.arm}-seed{job.seed}" / f"stage{len(job.stages)}") if job.stages else job.base.model.path
+    begin = time.monotonic()
     evaluations, samples = _judged(last or "base", job)
     episodes = sum(config.iterations * config.episodes for config in configs)
     write_json(
@@ -124,7 +125,7 @@ def execute(job: Job) -> None:
             "configs": [to_dict(config) for config in configs],
             "evaluated": {name: to_dict(config) for name, config in job.evaluations.items()},
             "budget": {"iterations": updates, "episodes": episodes, "updates": updates},
-            "seconds": {"training": round(seconds, 1), "total": round(time.monotonic() - begin, 1)},
+            "seconds": {"training": round(seconds, 1), "total": round(spent + time.monotonic() - begin, 1)},
             "evaluations": evaluations,
             "curve": curve,
             "held_out": held_out,
