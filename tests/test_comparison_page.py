@@ -32,7 +32,7 @@ def record(arm: str, seed: int, exact: float, guided: float = 0.5, title: str | 
     }  # fmt: skip
     return {
         "study": "table", "arm": arm, "title": title or arm.upper(), "seed": seed, "commit": "c0ffee" * 6,
-        "versions": {"jax": "0.0"}, "machine": {"chip": "abacus"}, "finished": "", "configs": [{}],
+        "versions": {"jax": "0.0"}, "machine": {"cpu": "abacus", "cores": "3"}, "finished": "", "configs": [{}],
         "evaluated": {"ode": {"thinking": thinking}}, "budget": {"iterations": steps, "episodes": 8, "updates": steps},
         "seconds": {"training": 120.0, "total": 1800.0},
         "evaluations": {"ode": scores, "guided": {"exact": {"overall": guided}}},
@@ -71,7 +71,7 @@ def test_the_table_shows_means_and_sample_deviations(folder):
     other = dict(zip(header, cells(page, "OTHER"), strict=True))
     assert other["exact"] == "0.400" and other["exact, guided"] == "**0.900**"
     assert set(cells(page, "absent")[1:]) == {"missing"}
-    assert "4 records" in page and "2.0 hours" in page and "seeds 0, 1, 2" in page and "abacus" in page
+    assert "4 records" in page and "2.0 hours" in page and "seeds 0, 1, 2" in page and "abacus with 3 cores." in page
 
 
 def test_an_arm_without_thinking_is_not_judged_by_its_plans(folder):

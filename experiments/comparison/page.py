@@ -5,7 +5,8 @@ import dataclasses
 import io
 import math
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont
 
@@ -75,7 +76,7 @@ def write_table(out: pathlib.Path, arms: Sequence[str]) -> None:
         f"<h1>The table</h1><p class=note>{for_html(' '.join(words))}</p>{_html_table([header, *[_cells(r) for r in rows]])}"
     )
     panels = [
-        (title, [_series(records[arm], points, x, y) for arm in known if records[arm][0]["curve"]])
+        (title, [_series(records[arm], points, x, y) for arm in known if _drawn(records[arm][0], y)])
         for points, x, y, title in CURVES
     ]
     if any(line.points for _, lines in panels for line in lines):
@@ -137,6 +138,11 @@ def _name(record: Record) -> str:
     return record["title"] + ("" if _thinks(record) else ", no thinking")
 
 
+def _drawn(record: Record, metric: str) -> bool:
+    """Whether an arm has a line: it was trained, and thinks where its plans are asked about."""
+    return bool(record["curve"]) and (_thinks(record) or "plan" not in metric)
+
+
 def _thinks(record: Record) -> bool:
     return bool(record.get("evaluated", {}).get(ODE, {}).get("thinking", True))
 
@@ -186,7 +192,6 @@ def _provenance(records: Sequence[Record]) -> list[str]:
     if not records:
         return ["There are no records yet."]
     each = lambda read: ", ".join(sorted({str(read(r)) for r in records}))
-    machine = records[-1].get("machine", {})
     trained = [r for r in records if r["budget"]["updates"]]
     hours = sum(r["seconds"]["total"] for r in records) / 3600
     budgets = sorted({(r["budget"]["updates"], r["budget"]["episodes"]) for r in trained})
@@ -194,9 +199,15 @@ def _provenance(records: Sequence[Record]) -> list[str]:
     return [
         f"{len(records)} records, seeds {each(lambda r: r['seed'])}, made in {hours:.1f} hours; a run is {spent or 'none'}.",
         f"Commit {each(lambda r: str(r.get('commit'))[:12])}; jax {each(lambda r: r.get('versions', {}).get('jax'))}; "
-        f"{', '.join(visible(v) for v in machine.values())}.",
+        f"{each(lambda r: _machine(r.get('machine', {})))}.",
         "± is the sample standard deviation over seeds.",
     ]
+
+
+def _machine(facts: Mapping[str, Any]) -> str:
+    """What a record ran on, in words."""
+    where = f"{facts.get('cpu', 'a processor')} with {facts.get('cores', '?')} cores"
+    return visible(where if facts.get("platform", "cpu") == "cpu" else f"{facts.get('device')}, {where}")
 
 
 def _series(records: Sequence[Record], points: str, x: str, y: str, label: str | None = None) -> Series:
