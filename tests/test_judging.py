@@ -185,7 +185,7 @@ def judged(rewards_PG, learning: LearningConfig | None = None, finite=None, **se
     )
     size = prompts * group
     finite = np.ones(size, bool) if finite is None else np.asarray(finite).reshape(-1)
-    own = OwnEpisodes(np.arange(size), batch(*["p"] * size), np.zeros(size, int), finite)
+    own = OwnEpisodes(np.arange(size), (batch(*["p"] * size),), np.zeros(size, int), finite)
     advantages, metrics = trainer.judge(own, {"time/rollout_text": 1.0, "time/rollout_flow": 1.0})
     return advantages.reshape(prompts, group), metrics
 

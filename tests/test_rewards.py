@@ -102,7 +102,7 @@ def judged(reward, learning: LearningConfig):
     trainer = Trainer.__new__(Trainer)
     judging = Judging({"score": reward}, config.judging)
     trainer.parts = types.SimpleNamespace(config=config, judging=judging, world=types.SimpleNamespace(judge=None))
-    own = OwnEpisodes(rows=np.arange(3), batch=BATCH, tokens=np.zeros(3, int), finite=np.ones(3, bool))
+    own = OwnEpisodes(rows=np.arange(3), batches=(BATCH,), tokens=np.zeros(3, int), finite=np.ones(3, bool))
     return trainer.judge(own, {"time/rollout_text": 1.0, "time/rollout_flow": 1.0})
 
 
