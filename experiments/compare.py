@@ -82,10 +82,11 @@ def compare(what: str, arguments: Arguments) -> int:
     require(rounds >= 2, f"--rounds {rounds}: it must be at least 2, since one arm splits it in two.")
     seeds = arguments.seeds[:1] if quick else arguments.seeds
     require(bool(seeds) and len(set(seeds)) == len(seeds), "--seeds must name one or more different seeds.")
-    every = max(rounds // 5, 1)
+    every = max(rounds // 5, 1) if what == "table" else 0
     base = dataclasses.replace(
         config,
         iterations=rounds,
+        learning=dataclasses.replace(config.learning, cooldown=(0, 0)),  # a curve must not depend on where it ends
         evaluation=dataclasses.replace(config.evaluation, every=every),
         checkpoint=dataclasses.replace(config.checkpoint, keep_best=0),
         logging=dataclasses.replace(config.logging, samples_every=0),

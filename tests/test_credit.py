@@ -80,9 +80,51 @@ def test_weights_and_thresholds_count_in_every_round():
     np.testing.assert_allclose(total, 0.5 * a + b)
 
 
+def test_what_judges_the_thinking_counts_for_the_thinking_alone():
+    """By hand: the thinking's advantage is that of both components added, the drawing's that of the image's."""
+    learning = settings(round_reward="each", credit="segment", thought_rewards=("plan",), reward_weights={"plan": 0.5})
+    judged = np.array([True, True, False])
+    plans = [np.array([[0.0, 1.0], [1.0, 1.0], [0.0, 0.0]]), np.array([[1.0, 0.0], [0.0, 1.0], [0.0, 0.0]])]
+    rounds = [{"a": a, "plan": p} for a, p in zip((FIRST, SECOND), plans, strict=True)]
+    found, total = credit.advantages(credit.rewarded(rounds, learning), judged, learning)
+    assert found.shape == (6, *credit.advantage_shape(learning, 2)) == (6, 2, 2) and found.dtype == np.float32
+    for turn, (image, plan) in enumerate(zip((FIRST, SECOND), plans, strict=True)):
+        own, thought = normalised(image[:2]).ravel(), normalised(plan[:2]).ravel()
+        np.testing.assert_allclose(found[:4, turn, 0], own + 0.5 * thought, atol=1e-5)
+        np.testing.assert_allclose(found[:4, turn, 1], own, atol=1e-5)
+    np.testing.assert_array_equal(found[4:], 0)
+    np.testing.assert_allclose(total, (FIRST + SECOND + 0.5 * (plans[0] + plans[1]))[:2])
+
+
+def test_a_drawing_with_no_reward_of_its_own_learns_nothing():
+    learning = settings(credit="segment", thought_rewards=("plan",))
+    found, _ = credit.advantages(credit.rewarded([{"plan": FIRST}], learning), ALL, learning)
+    np.testing.assert_allclose(found[:, 0, 0], normalised(FIRST).ravel(), atol=1e-5)
+    np.testing.assert_array_equal(found[:, 0, 1], 0)
+
+
+@pytest.mark.parametrize(
+    ("changes", "shape"),
+    [
+        ({}, ()),
+        ({"round_reward": "each"}, ()),
+        ({"credit": "round"}, ()),
+        ({"credit": "round", "round_reward": "gain"}, (3,)),
+        ({"credit": "segment", "thought_rewards": ("plan",)}, (1, 2)),
+        ({"credit": "segment", "thought_rewards": ("plan",), "round_reward": "each"}, (3, 2)),
+    ],
+)
+def test_the_shape_of_an_episodes_advantages(changes, shape):
+    learning = settings(**changes)
+    assert credit.advantage_shape(learning, 3) == shape
+    rounds = [{"a": FIRST, "plan": FIRST}] * 3
+    assert credit.advantages(credit.rewarded(rounds, learning), ALL, learning)[0].shape == (6, *shape)
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
+        ({"thought_rewards": ("z",), "credit": "segment"}, "thought_rewards names z, but the reward returns a"),
         ({"reward_weights": {"z": 1.0}}, "reward_weights names z, but the reward returns a"),
         ({"reward_thresholds": {"z": 1.0}}, "reward_thresholds names z"),
         ({"reward_weights": {"a": 0.0}}, "is 0 for every component"),

@@ -72,6 +72,20 @@ def test_the_thinking_is_shown_where_it_is_asked_for():
     assert second == '{"q": a cross} ' + thought
 
 
+def test_a_judge_of_thoughts_reads_thinking_and_image_together():
+    thought, asked = "two circles, so {prompt} twice", None
+    with serving(always(expects(YES))) as server:
+        about_image = load_reward("judge", config(server.url))
+        about_thinking = load_reward("judge:thinking", config(server.url, question="Is {prompt} there?"))
+        asked = batch("a pair of circles", thinking=[thought])
+        scores = Judging({"image": about_image, "thinking": about_thinking}, JudgingConfig())(asked)
+    np.testing.assert_allclose([scores["judge"], scores["thought"]], [[0.8], [0.8]], rtol=1e-6)
+    request = next(r for r in server.requests if "<thinking>" in text_of(r))
+    assert f"<thinking>\n{thought}\n</thinking>" in text_of(request) and "<text>\na pair of circles" in text_of(request)
+    np.testing.assert_array_equal(image_of(request), asked.images[0])
+    assert about_image.identity != about_thinking.identity
+
+
 def test_braces_of_others_are_never_filled_in():
     facts = {"prompt": "{thinking} {0} {} {{", "thinking": "{prompt} %s \\g<0>"}
     assert fill("{prompt}|{thinking}|{other}|{}", facts) == "{thinking} {0} {} {{|{prompt} %s \\g<0>|{other}|{}"

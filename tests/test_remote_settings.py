@@ -81,8 +81,10 @@ def test_settings_that_work_pass(settings):
 
 def test_a_run_without_a_judge_needs_no_settings_of_one():
     check(RunConfig())
-    with pytest.raises(ConfigError, match="judge takes no argument"):
+    with pytest.raises(ConfigError, match="it is judge, or judge:thinking"):
         load_reward("judge:x", config("https://h/v1"))
+    with pytest.raises(ConfigError, match="one question, and judge.form = 'exam' many"):
+        load_reward("judge:thinking", config("https://h/v1", form="exam"))
 
 
 def test_a_resume_may_change_where_and_how_the_judge_is_asked_but_not_what(tmp_path):

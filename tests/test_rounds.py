@@ -145,6 +145,20 @@ def test_the_loss_of_rounds_is_the_mean_of_their_losses():
     assert len({round(float(x), 6) for x in each}) == 3
 
 
+def test_a_thinking_and_a_drawing_may_have_their_own_advantages():
+    """A segment's own advantage is all that its ratio sees: zero for one of the two leaves the other's loss alone."""
+    batch, zero = episodes(2), jnp.zeros((B, 2))
+    per_round = jnp.stack([ADVANTAGES, ADVANTAGES[::-1]], axis=1)
+    loss = lambda thinking, drawing: graded()(TRAINED, batch, jnp.stack([thinking, drawing], axis=2), False, START)[0]
+    (none, _), (text, at_text) = loss(zero, zero), loss(per_round, zero)
+    (flow, at_flow), (both, _) = loss(zero, per_round), loss(per_round, per_round)
+    np.testing.assert_allclose(both, graded()(TRAINED, batch, per_round, False, START)[0][0], rtol=1e-6)
+    np.testing.assert_allclose(text - none + flow - none, both - none, rtol=1e-4, atol=1e-6)
+    assert at_text["flow/loss"] == 0 == at_flow["text/loss"] and at_text["text/loss"] != 0 != at_flow["flow/loss"]
+    same = jnp.repeat(ADVANTAGES[:, None], 2, axis=1)
+    np.testing.assert_allclose(loss(ADVANTAGES[:, None], zero[:, :1])[0], loss(same, zero)[0], rtol=1e-6)
+
+
 def test_a_later_round_teaches_an_earlier_thinking_only_through_the_context():
     """Advantage in round 3 alone: with `stop` the flow's gradient stays in its own expert."""
     batch, last = episodes(3), jnp.zeros((B, 3)).at[:, 2].set(ADVANTAGES)

@@ -1,5 +1,6 @@
 """Verdicts of the shapes world: cases worked out by hand, and the formula with the matching found by trying them all."""
 
+import dataclasses
 import itertools
 import math
 
@@ -7,6 +8,8 @@ import numpy as np
 import pytest
 
 from tests.scenes import COLOURS, SHAPES, objects, random_scene
+from unigrpo_jax.config import ConfigError, RunConfig
+from unigrpo_jax.rewards.load import load_reward
 from unigrpo_jax.rewards.protocol import RewardBatch
 from unigrpo_jax.worlds.shapes.checker import Findings
 from unigrpo_jax.worlds.shapes.drawing import render
@@ -268,6 +271,22 @@ def test_episodes_tell_wrong_plans_from_wrong_drawings():
     np.testing.assert_array_equal(judged.scores["plan_exact"], [1, 0, 1, 0, 0])
     np.testing.assert_array_equal(judged.scores["drawing_follows_plan"], [1, 1, 0, np.nan, np.nan])
     np.testing.assert_array_equal(judged.scores["exact_given_plan"], [1, np.nan, 1, np.nan, np.nan])
+
+
+def test_the_process_reward_is_what_the_rules_say_of_the_thought():
+    """A thinking that is no plan is neither right nor followed, and counts as 0, not as not judged."""
+    plans = ["red circle : red circle top", "x : blue circle top", "x : red circle left", "no plan at all", ""]
+    pictures = ["red circle top", "blue circle top", "red circle top", "red circle top", ""]
+    found = load_reward("shapes_thoughts", RunConfig())(batch([COLORS] * 5, pictures, plans))
+    assert list(found) == ["plan", "follows"]
+    np.testing.assert_array_equal(found["plan"], [1, 0, 1, 0, 0])
+    np.testing.assert_array_equal(found["follows"], [1, 1, 0, 0, 0])
+
+
+def test_thoughts_of_prompts_without_rules_are_refused():
+    config = dataclasses.replace(RunConfig(), prompts=("examples",))
+    with pytest.raises(ConfigError, match="reads plans of the shapes worlds.*judge:thinking"):
+        load_reward("shapes_thoughts", config)
 
 
 def test_every_kind_is_right_for_its_own_prompt_only():

@@ -8,27 +8,40 @@ import pytest
 
 from tests.test_network import CONFIG, GRID, decode, prefill, text_logits, velocity_of
 from unigrpo_jax.episode import Thinking, TokenBlock
-from unigrpo_jax.learning.supervised import Examples, SupervisedObjective
+from unigrpo_jax.learning.supervised import Round, SupervisedObjective
 from unigrpo_jax.models.bagel import Bagel
 from unigrpo_jax.models.bagel import context as contexts
+from unigrpo_jax.models.bagel.latents import position_ids
+from unigrpo_jax.rollout.thinking import thinking_block
 
 
-@pytest.fixture(scope="module")
-def examples():
-    rng = np.random.default_rng(0)
+def a_round(seed=0, seen=None) -> Round:
+    rng = np.random.default_rng(seed)
     tokens = rng.integers(5, CONFIG.vocab_size, (3, 5)).astype(np.int32)
     lengths = np.array([2, 5, 3])
     mask = np.arange(5) < lengths[:, None]
     tokens[np.arange(3), lengths - 1] = CONFIG.eos_token
     prompt = rng.integers(5, CONFIG.vocab_size, (3, 4)).astype(np.int32)
-    return Examples(
-        prompt=TokenBlock(tokens=prompt, valid=np.ones((3, 4), bool)),
+    return Round(
+        seen=seen,
+        heard=TokenBlock(tokens=prompt, valid=np.ones((3, 4), bool)),
         thinking=Thinking(tokens=np.where(mask, tokens, 0), mask=mask, log_probs=np.zeros((3, 5), np.float32)),
         data=rng.normal(size=(3, GRID[0] * GRID[1], CONFIG.latent_width)).astype(np.float32),
     )
 
 
+@pytest.fixture(scope="module")
+def examples():
+    return a_round()
+
+
 def objective(dropout):
+    """(params, round, key) -> (loss, metrics) of examples of one round."""
+    loss = rounds_objective(dropout)
+    return lambda params, one, key: loss(params, (one,), key)
+
+
+def rounds_objective(dropout):
     return SupervisedObjective(model=Bagel(CONFIG), grid=GRID, timestep_shift=2.0, text_dropout=dropout, noise_draws=2)
 
 
@@ -50,7 +63,7 @@ def test_loss_by_hand(params, examples):
     model, ce, mse = Bagel(CONFIG), [], []
     for b in range(3):
         actions = examples.thinking.tokens[b][examples.thinking.mask[b]]
-        read = [*examples.prompt.tokens[b], CONFIG.bos_token, *actions]
+        read = [*examples.heard.tokens[b], CONFIG.bos_token, *actions]
         tokens = jnp.asarray([read], jnp.int32)
         hidden, context = prefill(model, params, tokens, jnp.ones(tokens.shape, bool), model.empty(1))
         logits = np.asarray(text_logits(model, params, hidden)[0], np.float64)[4 : 4 + len(actions)]
@@ -67,12 +80,47 @@ def test_loss_by_hand(params, examples):
     np.testing.assert_allclose(total, np.mean(ce) + np.mean(mse), rtol=1e-5)
 
 
+def test_a_later_round_is_read_after_the_image_and_the_words_before_it(params, examples):
+    """By hand, from the verbs: context of everything so far, then the round's own losses; the whole is their mean."""
+    model, key = Bagel(CONFIG), jax.random.key(7)
+    rng = np.random.default_rng(5)
+    picture, drawn = rng.normal(size=(2, *examples.data.shape)).astype(np.float32)
+    rounds = (a_round(1, picture), a_round(2, drawn).replace(heard=None), a_round(3, drawn))
+    total, metrics = jax.jit(rounds_objective(0.0))(params, rounds, key)
+    context, ce, mse = model.empty(3), [], []
+    for number, one in enumerate(rounds):
+        ids = jnp.asarray(position_ids(GRID, CONFIG.max_latent_size))
+        args = (one.seen, jnp.zeros(3), ids, context)
+        context = contexts.extend(context, model.network.apply({"params": params}, *args, method="latent_block")[1])
+        if one.heard is not None:
+            context = contexts.extend(context, prefill(model, params, one.heard.tokens, one.heard.valid, context)[1])
+        block = thinking_block(model, one.thinking)
+        hidden, new = prefill(model, params, block.tokens, block.valid, context)
+        logits = np.asarray(text_logits(model, params, hidden), np.float64)[:, :5]
+        log_probs = logits - np.log(np.exp(logits).sum(axis=-1, keepdims=True))
+        chosen = np.take_along_axis(log_probs, one.thinking.tokens[:, :, None], axis=2)[:, :, 0]
+        ce.append(-chosen[one.thinking.mask].mean())
+        context = contexts.extend(context, new)
+        own = key if number == 0 else jax.random.fold_in(key, number)
+        _, key_time, key_noise = jax.random.split(own, 3)
+        s = 1 / (1 + np.exp(-np.asarray(jax.random.normal(key_time, (2, 3)), np.float64)))
+        t = (2.0 * s / (1 + s))[:, :, None, None]
+        noise = np.asarray(jax.random.normal(key_noise, (2, *one.data.shape)), np.float64)
+        x = (1 - t) * one.data + t * noise
+        for d in range(2):
+            args = (jnp.asarray(x[d], jnp.float32), jnp.asarray(t[d, :, 0, 0], jnp.float32), GRID, context)
+            mse.append(np.mean((np.asarray(velocity_of(model, params, *args), np.float64) - (noise[d] - one.data)) ** 2))
+    np.testing.assert_allclose(metrics["ce"], np.mean(ce), rtol=1e-5)
+    np.testing.assert_allclose(metrics["mse"], np.mean(mse), rtol=1e-5)
+    np.testing.assert_allclose(total, np.mean(ce) + np.mean(mse), rtol=1e-5)
+
+
 def test_dropped_text_leaves_an_empty_context(params, examples):
     """With nearly certain dropout no token is scored, and the velocity is that upon nothing."""
     key = jax.random.key(3)
     dropped, plain = jax.jit(objective(1 - 1e-9)), jax.jit(objective(0.0))
     _, metrics = dropped(params, examples, key)
-    other = examples.replace(prompt=TokenBlock(tokens=examples.prompt.tokens + 1, valid=examples.prompt.valid))
+    other = examples.replace(heard=TokenBlock(tokens=examples.heard.tokens + 1, valid=examples.heard.valid))
     _, changed = dropped(params, other, key)
     assert metrics["mse"] == changed["mse"]
     _, kept = plain(params, examples, key)
@@ -97,7 +145,7 @@ def test_it_learns_to_say_and_to_draw_one_example(params, examples):
     assert history[-1][0] < 0.05 < history[0][0] and np.mean(history[-10:], axis=0)[1] < 0.5 * history[0][1]
     model = Bagel(CONFIG)
     context = model.empty(1)
-    _, context = prefill(model, params, one.prompt.tokens[:1], one.prompt.valid[:1], context)
+    _, context = prefill(model, params, one.heard.tokens[:1], one.heard.valid[:1], context)
     token, said = jnp.array([CONFIG.bos_token]), []
     while len(said) < 5 and (not said or said[-1] != CONFIG.eos_token):
         logits, block = decode(model, params, token, jnp.array([True]), context)

@@ -255,3 +255,15 @@ def test_metrics_of_pieces_combine_by_their_names():
     assert set(out) == {f"{n}/ratio_{s}" for n in ("text", "flow") for s in ("mean", "std")}
     np.testing.assert_allclose(out["text/ratio_std"], r.std(), rtol=1e-6)
     np.testing.assert_allclose(out["flow/ratio_std"], f.std(), rtol=1e-2)  # as small as the paper's clip range
+
+
+@pytest.mark.parametrize(("step", "share"), [(0, 1.0), (7, 1.0), (8, 1.0), (9, 0.75), (11, 0.25), (12, 0.0)])
+def test_in_a_cooldown_the_step_is_a_share_of_what_it_was(once, step, share):
+    """Rates fall on a line from iteration 8 to 12; moments are those of the full rate."""
+    state = fresh().replace(step=jnp.int32(step))
+    cooled, _ = update(state, cooldown=(8, 12))
+    for path, x in once[0].trained.items():
+        before = np.asarray(tree.flatten(START)[path], np.float64)
+        full, found = np.asarray(x, np.float64) - before, np.asarray(cooled.trained[path], np.float64) - before
+        np.testing.assert_allclose(found, share * full, rtol=1e-3, atol=1e-6, err_msg=path)
+    tiny.assert_trees_equal(cooled.opt_state, once[0].opt_state)

@@ -123,8 +123,11 @@ class LearningConfig:
     round_reward: Literal["last", "each", "gain"] = "last"
     """Several rounds: what is rewarded is the last image, each image, or the first and then what each gains on the one
     before."""
-    credit: Literal["shared", "round"] = "shared"
-    """Several rewarded rounds: one advantage of their sum for all actions (the paper's), or each round's own."""
+    credit: Literal["shared", "round", "segment"] = "shared"
+    """One advantage of the sum over rewarded rounds for all actions (the paper's); each round's own; or also each segment's:
+    what judges the thinking (`thought_rewards`) counts for the thinking alone, all else for thinking and drawing."""
+    thought_rewards: tuple[str, ...] = ()
+    """Credit `segment`: the components that judge the thinking, a process reward; such as `plan` of `shapes_thoughts`."""
     combine: Literal["advantages", "rewards"] = "advantages"
     """Several components: each one's advantages, weighted and added (DanceGRPO), or the advantage of their weighted sum."""
     best: int = 0
@@ -167,6 +170,8 @@ class LearningConfig:
     """Adam's rate for the denoising expert (gen) and the flow head."""
     frozen: tuple[str, ...] = ()
     """Regular expressions of parameter paths that are not trained; position tables and the vision side never are."""
+    cooldown: tuple[int, int] = (0, 0)
+    """(first, end): from iteration `first` on both rates fall linearly, and would be 0 at `end`; (0, 0) keeps them."""
     adam_b1: float = 0.9
     """Adam's first decay."""
     adam_b2: float = 0.999

@@ -146,8 +146,25 @@ def check(config: RunConfig) -> None:
     )
     require(
         learn.credit == "shared" or (learn.method == "grpo" and not learn.best + learn.worst),
-        "learning.credit = 'round' gives an episode several advantages, by which no best or worst can be chosen; use "
-        "'shared', or method 'grpo' with learning.best = 0 and learning.worst = 0.",
+        f"learning.credit = {learn.credit!r} gives an episode several advantages, by which no best or worst can be chosen; "
+        "use 'shared', or method 'grpo' with learning.best = 0 and learning.worst = 0.",
+    )
+    require(
+        (learn.credit == "segment") == bool(learn.thought_rewards),
+        f"learning.credit = {learn.credit!r} with learning.thought_rewards = {learn.thought_rewards}: the components that "
+        "judge the thinking alone are named where credit goes to segments; use both or neither.",
+    )
+    require(r.thinking or not learn.thought_rewards,
+            "learning.thought_rewards judge the thinking, and rollout.thinking is off; change one of them.")  # fmt: skip
+    cool, cold = learn.cooldown
+    require(
+        (cool, cold) == (0, 0) or 0 <= cool < cold,
+        f"learning.cooldown = ({cool}, {cold}), but its first iteration must lie before its end; use 0 0 for none.",
+    )
+    require(
+        cold == 0 or config.iterations <= cold,
+        f"learning.cooldown = ({cool}, {cold}) leaves nothing to learn with after iteration {cold}, but iterations = "
+        f"{config.iterations}; use --learning.cooldown {cool} {config.iterations}, or 0 0 for none.",
     )
     pieces = learn.minibatches * learn.micro_batches
     require(

@@ -121,6 +121,9 @@ def write_ablations(out: pathlib.Path, studies: Sequence[Study]) -> None:
             rows.append([label, str(len(found)), *(spread([read(r) for r in found]).words() for read in reads)])
         for metric, title in study.metrics:
             lines.append((title, [_series(records[arm], "curve", "update", metric, label) for arm, label in known]))
+        metric, title = study.metrics[0]
+        by_time = [_series(records[arm], "curve", "seconds", metric, label) for arm, label in known]
+        lines.append((f"{title}, by seconds of training", by_time))
         note = str(notes.get(study.name, "Not yet described."))
         judged = " Judged with guidance." if study.evaluation == GUIDED else ""
         body += ["", f"## {study.title}", "", study.question + judged, "", *_markdown([header, *rows]), "", visible(note)]

@@ -5,7 +5,10 @@
     gain    A of r_1, r_2 - r_1, ...     the first image, then what each round improves
 
 With shared credit all actions of an episode get the advantage of the sum over the rewarded rounds (arXiv 2603.23500 has
-one round and one advantage); else a round's actions get its own.
+one round and one advantage); else a round's actions get its own.  Credit by segment also tells thinking and drawing apart:
+
+    thinking    A of all components        it decides what is thought and, through that, what is drawn
+    drawing     A of those of the image    it comes after the thinking, whose reward (a process reward) it cannot change
 """
 
 from collections.abc import Mapping, Sequence
@@ -20,7 +23,7 @@ Components = Mapping[str, np.ndarray]
 
 def weights_of(names: Sequence[str], learning: LearningConfig) -> dict[str, float]:
     """Weights of the components that count; ConfigError where a setting names another one, or none counts."""
-    for setting in ("reward_weights", "reward_thresholds"):
+    for setting in ("reward_weights", "reward_thresholds", "thought_rewards"):
         unknown = sorted(set(getattr(learning, setting)) - set(names))
         if unknown:
             raise ConfigError(f"learning.{setting} names {', '.join(unknown)}, but the reward returns {', '.join(names)}.")
@@ -62,19 +65,36 @@ def advantages(
       learning: how advantages are made.
 
     Returns:
-      float32 [P * G], or [P * G, rounds] where each of several rounds has its own credit.
+      float32 [P * G, *advantage_shape].
     """
     rounds = [{name: x[judged_P] for name, x in found.items()} for found in rounds]
     weights = {name: learning.reward_weights.get(name, 1.0) for name in rounds[0]}
     if learning.credit == "shared":
         rounds = [{name: sum(found[name] for found in rounds) for name in weights}]
-    totals = [sum(weights[name] * found[name] for name in weights) for found in rounds]
-    out = []
-    for found, total in zip(rounds, totals, strict=True):
-        values = np.zeros((len(judged_P), learning.group_size), np.float32)
-        if learning.combine == "rewards":
-            values[judged_P] = group_advantages(total, learning.advantage)
-        else:
-            values[judged_P] = combine(found, weights, learning.advantage)
-        out.append(values.reshape(-1))
-    return (out[0] if len(out) == 1 else np.stack(out, axis=1)), sum(totals)
+    total = sum(weights[name] * found[name] for found in rounds for name in weights)
+
+    def values(found: Components, names: Sequence[str]) -> np.ndarray:
+        out, own = np.zeros((len(judged_P), learning.group_size), np.float32), {name: weights[name] for name in names}
+        if own and learning.combine == "rewards":
+            out[judged_P] = group_advantages(sum(w * found[name] for name, w in own.items()), learning.advantage)
+        elif own:
+            out[judged_P] = combine({name: found[name] for name in own}, own, learning.advantage)
+        return out.reshape(-1)
+
+    if learning.credit != "segment":
+        out = [values(found, list(weights)) for found in rounds]
+        return (out[0] if len(out) == 1 else np.stack(out, axis=1)), total
+    images = [name for name in weights if name not in learning.thought_rewards]
+    pairs = [np.stack([values(found, list(weights)), values(found, images)], axis=1) for found in rounds]
+    return np.stack(pairs, axis=1), total
+
+
+def advantage_shape(learning: LearningConfig, rounds: int) -> tuple[int, ...]:
+    """Shape of an episode's advantages: () is one for all; (R,) one per round; (R, 2) a thinking's and a drawing's of each.
+
+    R is the number of rewarded rounds, 1 where only the last image counts; all rounds then have the same.
+    """
+    rewarded = 1 if learning.round_reward == "last" else rounds
+    if learning.credit == "segment":
+        return (rewarded, 2)
+    return (rewarded,) if learning.credit == "round" and rewarded > 1 else ()

@@ -102,7 +102,8 @@ class Objective:
           params: trained parameters.
           episodes: the batch of B episodes.
           anchors: from `anchors`.
-          advantage_B: one advantage per episode, for all its actions, [B]; or one per round, [B, R].
+          advantage_B: one advantage per episode, for all its actions, [B]; or one per round, [B, R]; or a thinking's and a
+            drawing's per round, [B, R, 2], R being 1 where all rounds have the same.
           on_policy: bool [], no step was taken yet; the old policy is then the trained one, and every ratio exactly 1,
             unless the config asks for the rollout's own log-probabilities.
         """
@@ -111,8 +112,7 @@ class Objective:
         for segment, view, anchor in zip(episodes.segments, views, anchors, strict=True):
             if view is None:
                 continue
-            own_B = advantage_B if advantage_B.ndim == 1 else advantage_B[:, turn]
-            args = (segment, view, anchor, own_B, on_policy, episodes.goals)
+            args = (segment, view, anchor, _own(advantage_B, turn, segment), on_policy, episodes.goals)
             if isinstance(segment, Thinking):
                 found["text"].append(self._text(*args))
             else:
@@ -216,6 +216,14 @@ class Objective:
             metrics["flow/latent_kl"] = kl
             total = total + c.latent_kl_weight * kl
         return total, metrics
+
+
+def _own(advantage, turn: int, segment: Thinking | Drawing):
+    """The advantages [B] of one segment's actions in round `turn`."""
+    if advantage.ndim == 1:
+        return advantage
+    own = advantage[:, min(turn, advantage.shape[1] - 1)]
+    return own if own.ndim == 1 else own[:, int(isinstance(segment, Drawing))]
 
 
 def with_ratio_std(metrics: dict[str, jax.Array]) -> dict[str, jax.Array]:

@@ -4,7 +4,8 @@
     t = shift s / (1 + (shift - 1) s),    s = sigmoid(u),    u ~ N(0, 1)
 
 (BAGEL, arXiv 2505.14683, section on training; every weight 1.)  Each text block is left out of the context with a small
-probability, so that the model also draws without thinking, and without any text for classifier-free guidance.
+probability, so that the model also draws without thinking, and without any text for classifier-free guidance.  Of several
+rounds the loss is the mean: each is read as a rollout reads it, after the image of the one before.
 """
 
 import dataclasses
@@ -15,21 +16,24 @@ import jax.numpy as jnp
 
 from unigrpo_jax.episode import Thinking, TokenBlock
 from unigrpo_jax.models.bagel import context as contexts
+from unigrpo_jax.models.bagel.context import Context
 from unigrpo_jax.models.bagel.network import Bagel
 from unigrpo_jax.rollout.thinking import thinking_block
 
 
 @flax.struct.dataclass
-class Examples:
-    """A batch of supervised examples.
+class Round:
+    """One round of a batch of supervised examples.
 
     Attributes:
-      prompt: text blocks.
+      seen: float32 [B, N, C], clean latent tokens of the image that is looked at first; None where there is none.
+      heard: what the user says then; None where nothing is said.
       thinking: the right thinking as if it had been sampled; its log_probs are not read.
-      data: float32 [B, N, C], clean latent tokens.
+      data: float32 [B, N, C], clean latent tokens of the image to draw.
     """
 
-    prompt: TokenBlock
+    seen: jax.Array | None
+    heard: TokenBlock | None
     thinking: Thinking
     data: jax.Array
 
@@ -52,26 +56,39 @@ class SupervisedObjective:
     text_dropout: float
     noise_draws: int
 
-    def __call__(self, params, examples: Examples, key) -> tuple[jax.Array, dict]:
-        """Loss [] and metrics."""
-        batch = examples.data.shape[0]
+    def __call__(self, params, rounds: tuple[Round, ...], key) -> tuple[jax.Array, dict]:
+        """Loss [] and metrics of B examples, each of so many rounds."""
+        context, found = self.model.empty(rounds[0].data.shape[0]), []
+        for number, one in enumerate(rounds):
+            own = jax.random.fold_in(key, number) if number else key
+            context, metrics = self._round(params, one, context, own)
+            found.append(metrics)
+        metrics = jax.tree.map(lambda *x: sum(x) / len(x), *found)
+        return metrics["ce"] + metrics["mse"], metrics
+
+    def _round(self, params, one: Round, context: Context, key) -> tuple[Context, dict]:
+        """The context after a round's thinking, and the two losses []."""
+        batch = one.data.shape[0]
         key_text, key_time, key_noise = jax.random.split(key, 3)
-        keep_prompt, keep_thinking = jax.random.bernoulli(key_text, 1 - self.text_dropout, (2, batch, 1))
-        prompt, block = examples.prompt, thinking_block(self.model, examples.thinking)
-        empty = self.model.empty(batch)
-        _, context = self.model.prefill(params, prompt.tokens, prompt.valid & keep_prompt, empty)
+        keep_heard, keep_thinking = jax.random.bernoulli(key_text, 1 - self.text_dropout, (2, batch, 1))
+        if one.seen is not None:
+            context = contexts.extend(context, self.model.see_latents(params, one.seen, self.grid, context))
+        if one.heard is not None:
+            _, new = self.model.prefill(params, one.heard.tokens, one.heard.valid & keep_heard, context)
+            context = contexts.extend(context, new)
+        block = thinking_block(self.model, one.thinking)
         hidden, new = self.model.prefill(params, block.tokens, block.valid & keep_thinking, context)
-        length = examples.thinking.tokens.shape[1]
+        length = one.thinking.tokens.shape[1]
         log_probs = jax.nn.log_softmax(self.model.text_logits(params, hidden[:, :length]))
-        chosen = jnp.take_along_axis(log_probs, examples.thinking.tokens[:, :, None], axis=2)[:, :, 0]
-        scored = examples.thinking.mask & keep_thinking
+        chosen = jnp.take_along_axis(log_probs, one.thinking.tokens[:, :, None], axis=2)[:, :, 0]
+        scored = one.thinking.mask & keep_thinking
         ce = -jnp.sum(jnp.where(scored, chosen, 0.0)) / jnp.sum(scored)
 
         context = contexts.extend(context, new)
         s = jax.nn.sigmoid(jax.random.normal(key_time, (self.noise_draws, batch)))
         t = self.timestep_shift * s / (1 + (self.timestep_shift - 1) * s)
-        noise = jax.random.normal(key_noise, (self.noise_draws, *examples.data.shape))
-        x = (1 - t[:, :, None, None]) * examples.data[None] + t[:, :, None, None] * noise
+        noise = jax.random.normal(key_noise, (self.noise_draws, *one.data.shape))
+        x = (1 - t[:, :, None, None]) * one.data[None] + t[:, :, None, None] * noise
         velocity = jax.vmap(lambda x, t: self.model.velocity(params, x, t, self.grid, context))(x, t)
-        mse = jnp.mean((velocity - (noise - examples.data[None])) ** 2)
-        return ce + mse, {"ce": ce, "mse": mse}
+        mse = jnp.mean((velocity - (noise - one.data[None])) ** 2)
+        return context, {"ce": ce, "mse": mse}

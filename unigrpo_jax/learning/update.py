@@ -55,6 +55,12 @@ def new_state(params: dict, config: LearningConfig) -> TrainState:
     return TrainState(trained=trained, opt_state=opt_state, ema=ema, step=jnp.int32(0), skipped_in_row=jnp.int32(0))
 
 
+def rate_share(config: LearningConfig, step):
+    """What share of its rates iteration `step`, from 0 on, learns with, float32 []: 1, then a line towards 0 at the end."""
+    first, end = config.cooldown
+    return jnp.clip((end - step) / (end - first), 0.0, 1.0)
+
+
 def pieces(tree, count: int):
     """[B, ...] arrays to [count, B / count, ...], interleaved."""
     return jax.tree.map(lambda x: x.reshape(x.shape[0] // count, count, *x.shape[1:]).swapaxes(0, 1), tree)
@@ -83,7 +89,7 @@ class UpdateProgram:
           reference: nested parameters of the policy that the leash holds to; may share the frozen arrays, and has no
             adapters where those are what is trained.
           episodes: B episodes, B a multiple of minibatches * micro_batches.
-          advantage_B: float32 [B].
+          advantage_B: float32 [B], or more per episode, as the objective takes them.
 
         Returns:
           The new state and scalar metrics.  Where a loss or gradient is not finite, that optimizer step is dropped:
@@ -116,6 +122,8 @@ class UpdateProgram:
             norms = group_norms(grads, labels, "grad_norm")
             finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(optax.tree.norm(grads))
             updates, moved = transform.update(grads, opt_state, trained)
+            if c.cooldown != (0, 0):  # Adam's step is proportional to its rate, weight decay included
+                updates = jax.tree.map(lambda u: u * rate_share(c, state.step), updates)
             updates = jax.tree.map(lambda u: jnp.where(finite, u, 0.0), updates)
             opt_state = jax.tree.map(lambda new, old: jnp.where(finite, new, old), moved, opt_state)
             metrics |= norms | group_norms(updates, labels, "update_norm")

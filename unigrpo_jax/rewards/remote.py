@@ -9,6 +9,9 @@ PNG data URL in front of the text.  `judge.form` says what is made of the answer
           asked alone, one after the other, so that no answer depends on another one; the image comes first in all of them,
           so that a server with a prefix cache (vLLM's default) reads it once.
 
+`judge:thinking` is the same judge asked about the thinking, which it reads together with the image: a process reward whose
+component is `thought` (see `learning.thought_rewards`).
+
 An episode with a question that failed is NaN.  What the judge reads of an episode is the model's own words and pixels, and
 may try to talk it into a good score; `judge.show_thinking` is off for that reason, too.
 """
@@ -40,6 +43,15 @@ QUESTIONS = {
     "{high} (perfectly).\n<text>\n{prompt}\n</text>\nAnswer with the number alone.",
     "exam": "Look at this image and answer the question with yes or no alone.\n<question>\n{point}\n</question>",
 }
+ABOUT_THINKING = {
+    "yes": "Someone was asked for an image of the following text, thought about it, and then drew this image.\n"
+    "<text>\n{prompt}\n</text>\n<thinking>\n{thinking}\n</thinking>\n"
+    "Is what was thought right for the text, and does the image follow it? Answer with yes or no alone.",
+    "number": "Someone was asked for an image of the following text, thought about it, and then drew this image.\n"
+    "<text>\n{prompt}\n</text>\n<thinking>\n{thinking}\n</thinking>\n"
+    "How right is what was thought for the text, and how well does the image follow it? Give a score from {low} (not at "
+    "all) to {high} (perfectly). Answer with the number alone.",
+}
 THINKING = (
     "The following was thought before the image was drawn. Judge it together with the image.\n"
     "<thinking>\n{thinking}\n</thinking>\n"
@@ -48,13 +60,17 @@ DEADLINE = 0.9  # of judging.timeout_seconds: what is not judged by then is give
 
 
 def load(argument: str, config: RunConfig) -> RewardFunction:
-    """The reward `judge`; ConfigError where the key cannot be sent, or a prompt has no questions for an exam.
+    """The reward `judge` or `judge:thinking`; ConfigError where the key cannot be sent, or an exam has no questions.
 
     Of each source the prompts that are also checked for their length are looked at; another one without questions is found
     when its episodes cannot be judged.
     """
-    require(not argument, f"rewards: judge:{argument}: judge takes no argument; see --judge.url and the settings beside it.")
+    require(argument in ("", "thinking"), f"rewards: judge:{argument}: it is judge, or judge:thinking; see --judge.url.")
     read_key(config.judge)
+    if argument:
+        require(config.judge.form in ABOUT_THINKING,
+                "rewards: judge:thinking asks one question, and judge.form = 'exam' many; use yes or number.")  # fmt: skip
+        return Judge(config, about_thinking=True)
     if config.judge.form == "exam":
         from unigrpo_jax.worlds.world import load_world
 
@@ -69,14 +85,15 @@ def load(argument: str, config: RunConfig) -> RewardFunction:
 
 
 class Judge:
-    """The remote judge as a reward (`unigrpo_jax.rewards.protocol.Reward`) with the component `judge`."""
+    """The remote judge as a reward (`unigrpo_jax.rewards.protocol.Reward`) with the component `judge`, or `thought`."""
 
     cost: Cost = "remote"
 
-    def __init__(self, config: RunConfig):
+    def __init__(self, config: RunConfig, about_thinking: bool = False):
         self._settings, self._deadline = config.judge, DEADLINE * config.judging.timeout_seconds
         own = (THINKING if self._settings.show_thinking else "") + QUESTIONS[self._settings.form]
-        self._question = self._settings.question or own
+        self._question = ABOUT_THINKING[self._settings.form] if about_thinking else self._settings.question or own
+        self._component = "thought" if about_thinking else "judge"
         self._worked = False
         s = self._settings
         decisive = [s.url, s.model, s.form, self._question, s.low, s.high, s.questions_key, s.top_logprobs, s.max_tokens]
@@ -84,7 +101,7 @@ class Judge:
         self.identity = "" if s.temperature else f"judge {digest}"
 
     def __call__(self, batch: RewardBatch) -> dict[str, np.ndarray]:
-        """{"judge": float64 [B]}, NaN where an episode was not judged.
+        """{"judge" or "thought": float64 [B]}, NaN where an episode was not judged.
 
         The commonest reason is logged.  RewardError where the key is not accepted, or where nothing at all was judged and
         nothing has ever been: then the settings are wrong, not the episodes.
@@ -101,7 +118,7 @@ class Judge:
                 raise RewardError(words)
             logging.getLogger(__name__).warning("%s.", words)
         self._worked = self._worked or len(failures) < len(scores)
-        return {"judge": scores}
+        return {self._component: scores}
 
     async def _judge(self, batch: RewardBatch) -> tuple[np.ndarray, list[NotJudged]]:
         """Scores [B], and why some are NaN."""

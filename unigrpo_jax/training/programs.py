@@ -14,6 +14,7 @@ import numpy as np
 from unigrpo_jax.config import RunConfig, require
 from unigrpo_jax.episode import TokenBlock
 from unigrpo_jax.learning import parameters
+from unigrpo_jax.learning.credit import advantage_shape
 from unigrpo_jax.learning.imitation import Imitation
 from unigrpo_jax.learning.objective import Objective
 from unigrpo_jax.learning.policy import Policy
@@ -194,8 +195,7 @@ class Programs:
         if self._followed is not None:
             one = lambda x: jax.ShapeDtypeStruct((count, *x.shape), x.dtype, sharding=self.spread)
             episodes = episodes.replace(goals=jax.tree.map(one, self._followed.goals))
-        own = self.config.learning.credit == "round" and self.config.learning.round_reward != "last"
-        shape = (count, self.config.rollout.rounds) if own else (count,)
+        shape = (count, *advantage_shape(self.config.learning, self.config.rollout.rounds))
         advantages = jax.ShapeDtypeStruct(shape, np.float32, sharding=self.spread)
         return rollout, self.update.trace(i.state, i.frozen, i.reference, episodes, advantages)
 

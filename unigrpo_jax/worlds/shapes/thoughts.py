@@ -1,0 +1,33 @@
+"""The reward `shapes_thoughts`: a judge by rule that reads thinking and image together, a process reward on thoughts.
+
+    plan       1 where the thinking is right: it says what the prompt asks for
+    follows    1 where the image shows what the thinking says
+    verdict    in worlds that look at what was drawn: 1 where the thinking says truly what is wrong with it
+
+Each is what the world's own rules say of a round (`World.judge`), 0 where a thinking is no plan.  `plan` and `verdict` judge
+the thinking alone: name them in `learning.thought_rewards`.
+"""
+
+import numpy as np
+
+from unigrpo_jax.config import RunConfig, require
+from unigrpo_jax.rewards.protocol import RewardBatch, RewardFunction
+from unigrpo_jax.worlds.world import load_world
+
+SCORES = {"plan": "plan_exact", "follows": "drawing_follows_plan", "verdict": "verdict_right"}
+
+
+def load(argument: str, config: RunConfig) -> RewardFunction:
+    """The reward; ConfigError where the prompts are of no world whose rules read plans."""
+    require(not argument, f"rewards: shapes_thoughts:{argument}: it takes no argument; leave it out.")
+    judge = load_world(config.prompts, config.prompt_weights, config.evaluation.source).judge
+    require(judge is not None,
+            f"rewards: shapes_thoughts reads plans of the shapes worlds, but prompts = {' '.join(config.prompts)}; use "
+            "--prompts shapes, or the reward judge:thinking, which asks a server.")  # fmt: skip
+
+    def reward(batch: RewardBatch) -> dict[str, np.ndarray]:
+        scores = judge(batch).scores
+        known = {name: scores[own] for name, own in SCORES.items() if own in scores}
+        return {name: np.where(np.isfinite(x), x, 0.0).astype(np.float32) for name, x in known.items()}
+
+    return reward
