@@ -46,21 +46,31 @@ def references(o: Object, others: Sequence[Object]) -> Iterator[Reference]:
     for mark in others:
         rest = [other for other in others if other != mark]
         kinds = [Wanted(other.shape, other.colour) for other in (o, *rest)]
-        names = [name for name, indirect in kind_references(Wanted(mark.shape, mark.colour), kinds) if not indirect]
+        marks = [name for name, hidden in kind_references(Wanted(mark.shape, mark.colour), kinds) if not hidden]
         for relation in OPPOSITE:
             if holds(o, relation, mark) and not any(holds(other, relation, mark) for other in rest):
-                yield from ((f"the shape {relation} {name}", True) for name in names)
+                yield from ((f"the shape {relation} {name}", True) for name in marks)
 
 
 def kind_references(kind: Wanted, others: Sequence[Wanted]) -> Iterator[Reference]:
     """Phrases that mean a kind of object and none of the others, of which some colours may be unknown."""
+    for what in descriptions(kind, others):
+        yield from names(what)
+
+
+def descriptions(kind: Wanted, others: Sequence[Wanted]) -> list[Wanted]:
+    """The shape alone, and the shape with its colour, where that is enough to mean a kind and none of the others."""
     alike = [other for other in others if other.shape == kind.shape]
-    if not alike:
-        for noun, indirect in nouns(Wanted(kind.shape)):
-            yield f"the {noun}", indirect
+    enough = [] if alike else [Wanted(kind.shape)]
     if kind.colour and all(other.colour not in (None, kind.colour) for other in alike):
-        for noun, indirect in nouns(Wanted(kind.shape, kind.colour)):
-            yield f"the {noun}", indirect
+        enough.append(Wanted(kind.shape, kind.colour))
+    return enough
+
+
+def names(what: Wanted) -> Iterator[Reference]:
+    """Phrases for what is described, by its shape or by shape and colour."""
+    for noun, indirect in nouns(what):
+        yield f"the {noun}", indirect
 
 
 def wordings(

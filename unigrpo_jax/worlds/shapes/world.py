@@ -7,7 +7,7 @@ import numpy as np
 from unigrpo_jax.rewards.protocol import RewardBatch
 from unigrpo_jax.worlds.order import PromptOrder
 from unigrpo_jax.worlds.shapes import prompts
-from unigrpo_jax.worlds.shapes.checker import find_objects_batch
+from unigrpo_jax.worlds.shapes.checker import Findings, find_objects_batch
 from unigrpo_jax.worlds.shapes.judge import Verdict, drawing_follows_plan, judge, judge_plan
 from unigrpo_jax.worlds.world import Judgement, World
 
@@ -41,6 +41,12 @@ def told_apart(images: Sequence[Verdict], plans: Sequence[Verdict], follows: Seq
             "exact_given_plan": np.where(right, exact, np.nan),
         },
     )
+
+
+def findings_before(batch: RewardBatch) -> list[Findings | None]:
+    """What the image shows that each episode's round began from; None where it began from none."""
+    before = getattr(batch, "before", None)
+    return [None] * len(batch.prompts) if before is None else list(find_objects_batch(before))
 
 
 def shapes() -> World:

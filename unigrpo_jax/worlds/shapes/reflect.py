@@ -1,0 +1,150 @@
+"""The world `shapes_reflect`: draw, look at it, say what is wrong, draw again; two rounds, no later user text.
+
+    text        show a blue square and a red circle
+    thinking    blue square and red circle : red circle left , blue square center
+    image       ...
+    thinking    missing blue square and extra green square : red circle left , blue square center
+    image       ...
+
+Prompts and splits are those of `shapes`; nothing but the picture tells the model whether its first image was right.  The
+thinking of the second round is a verdict on the picture seen, a colon, and the plan of the next one:
+
+    right                     nothing is wrong
+    FAULT [and FAULT]         one fault or two:
+        missing [COLOUR] SHAPE    a wanted object is not there; with its colour exactly where the prompt names colours
+        extra COLOUR SHAPE        an object is there that is not wanted
+        unclear CELL              a cell holds something that is no object
+        not RELATION              all else is right, and the relation does not hold
+
+A wanted object is there where one of its shape and colour is; of n wanted and m found ones n - m are missing or m - n are
+extra, of whichever colours where the colour is free.  A verdict is true where every fault that it names is there, each as
+often as it is named, and it names all of them or two (an unclear cell need not be named beside another fault); `right`
+is true where there is none.  The longest has 7 words, so that with a plan of four objects a thinking has 23.
+"""
+
+import collections
+import dataclasses
+import itertools
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from unigrpo_jax.rewards.protocol import RewardBatch
+from unigrpo_jax.worlds.shapes import world
+from unigrpo_jax.worlds.shapes.checker import Findings
+from unigrpo_jax.worlds.shapes.judge import judge
+from unigrpo_jax.worlds.shapes.requirement import Requirement, Wanted, from_metadata
+from unigrpo_jax.worlds.shapes.scene import Object
+from unigrpo_jax.worlds.world import Judgement, World
+
+ROUNDS = 2
+MAX_FAULTS = 2
+WORDS = ("missing", "extra", "unclear", "not")
+
+
+@dataclasses.dataclass(frozen=True)
+class Faults:
+    """What is wrong with a picture.
+
+    Attributes:
+      missing: wanted kinds, of count 1, each as often as it is missing.
+      extra: (how many are too many, the found objects that they may be) for each kind of which there are.
+      unclear: cells.
+      relation: the one that does not hold though all else is right; None where there is no such fault.
+    """
+
+    missing: tuple[Wanted, ...]
+    extra: tuple[tuple[int, tuple[Object, ...]], ...]
+    unclear: tuple[str, ...]
+    relation: str | None
+
+    def __len__(self) -> int:
+        """How many faults there are; unclear cells count where there is nothing else."""
+        return len(self.missing) + sum(n for n, _ in self.extra) + (self.relation is not None) or len(self.unclear)
+
+
+def find_faults(found: Findings, requirement: Requirement) -> Faults:
+    """What is wrong with what a picture shows."""
+    kinds = {Wanted(wanted.shape, wanted.colour): wanted.count for wanted in requirement.objects}
+    there = {kind: [] for kind in kinds}
+    strangers = []
+    for o in found.objects:
+        kind = next((k for k in kinds if k.shape == o.shape and k.colour in (None, o.colour)), None)
+        (strangers if kind is None else there[kind]).append(o)
+    missing = [kind for kind, count in kinds.items() for _ in range(count - len(there[kind]))]
+    extra = [(len(there[kind]) - count, tuple(there[kind])) for kind, count in kinds.items() if len(there[kind]) > count]
+    extra += [(1, (o,)) for o in strangers]
+    turned = not (missing or extra or found.unclear) and not judge(found, requirement.metadata(indirect=False)).exact
+    return Faults(tuple(missing), tuple(extra), found.unclear, requirement.relation if turned else None)
+
+
+def verdict_text(faults: Faults) -> str:
+    """The verdict that names the first faults: missing and extra ones in turn, then unclear cells; `right` for none."""
+    missing = ["missing " + " ".join(filter(None, (kind.colour, kind.shape))) for kind in faults.missing]
+    extra = [f"extra {o.colour} {o.shape}" for n, objects in faults.extra for o in objects[-n:]]
+    named = [fault for pair in itertools.zip_longest(missing, extra) for fault in pair if fault]
+    named += [f"unclear {cell}" for cell in faults.unclear]
+    named += [f"not {faults.relation}"] if faults.relation else []
+    return " and ".join(named[:MAX_FAULTS]) or "right"
+
+
+def is_true(verdict: str, faults: Faults) -> bool:
+    """Whether a verdict, the words before the colon, says what is wrong by the rules above."""
+    named = [tuple(fault.split()) for fault in verdict.split(" and ")]
+    if named == [("right",)]:
+        return not len(faults)
+    if not min(len(faults), MAX_FAULTS) <= len(named) <= MAX_FAULTS:
+        return False
+    return all(_are_there(word, [fault[1:] for fault in named if fault[:1] == (word,)], faults) for word in WORDS) and all(
+        fault[:1] in {(word,) for word in WORDS} for fault in named
+    )
+
+
+def _are_there(word: str, named: Sequence[tuple[str, ...]], faults: Faults) -> bool:
+    """Whether faults of one sort are there, each as often as it is named."""
+    if word == "extra":
+        counts = collections.Counter(named)
+        for n, objects in faults.extra:
+            left = n
+            for kind, many in collections.Counter((o.colour, o.shape) for o in objects).items():
+                taken = min(counts[kind], many, left)
+                counts[kind] -= taken
+                left -= taken
+        return not any(counts.values())
+    there = {
+        "missing": [tuple(filter(None, (kind.colour, kind.shape))) for kind in faults.missing],
+        "unclear": [(cell,) for cell in faults.unclear],
+        "not": [tuple(faults.relation.split())] if faults.relation else [],
+    }[word]
+    return not collections.Counter(named) - collections.Counter(there)
+
+
+def judge_verdict(thinking: str, before: Findings | None, metadata: Mapping[str, Any]) -> bool | None:
+    """Whether the words before the first colon say truly what is wrong with the picture seen; None where none was seen."""
+    if before is None:
+        return None
+    verdict, colon, _ = " ".join(thinking.split()).partition(" :")
+    return bool(colon) and is_true(verdict, find_faults(before, from_metadata(metadata)))
+
+
+def judge_episodes(batch: RewardBatch) -> Judgement:
+    """The scores of `shapes` for one round, and `verdict_right`, NaN where no picture was seen (`batch.before`).
+
+    `seen_right`, was the picture seen right, and NaN likewise, is there to compare with: what it is, `verdict_right` of
+    a model that says `right` to everything would be.
+    """
+    judged = world.judge_episodes(batch)
+    before = world.findings_before(batch)
+    rows = list(zip(batch.thinking, before, batch.metadata, strict=True))
+    number = lambda value: np.nan if value is None else float(value)
+    more = {
+        "verdict_right": np.array([number(judge_verdict(*row)) for row in rows]),
+        "seen_right": np.array([number(None if b is None else judge(b, m).exact) for _, b, m in rows]),
+    }
+    return dataclasses.replace(judged, scores={**judged.scores, **more})
+
+
+def shapes_reflect() -> World:
+    """The prompts of `shapes`, the same for both rounds; the reward is `shapes`, too."""
+    return dataclasses.replace(world.shapes(), judge=judge_episodes)
