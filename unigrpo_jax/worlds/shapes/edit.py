@@ -1,6 +1,6 @@
 """The world `shapes_edit`: a picture and an instruction to change it; one round.
 
-    picture     circle red top-left, ...        read before the text; `picture(metadata)` draws it
+    picture     red circle top-left , blue square right      read before the text; `picture(metadata)` draws it
     text        make the tomato coloured shape green
     thinking    make red circle green : green circle top-left , blue square right
     image       the whole picture after the change
@@ -49,6 +49,7 @@ from unigrpo_jax.worlds.shapes.supervised import other, pick
 from unigrpo_jax.worlds.shapes.world import told_apart
 from unigrpo_jax.worlds.world import Judgement, World
 
+ROUNDS = 1
 INDIRECT_SHARE = 0.6
 SPLITS = ("train", "held_out")
 EVALUATION_SEED = 0

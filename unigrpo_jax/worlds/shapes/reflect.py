@@ -66,7 +66,9 @@ class Faults:
 
 def find_faults(found: Findings, requirement: Requirement) -> Faults:
     """What is wrong with what a picture shows."""
-    kinds = {Wanted(wanted.shape, wanted.colour): wanted.count for wanted in requirement.objects}
+    kinds: collections.Counter[Wanted] = collections.Counter()
+    for wanted in requirement.objects:
+        kinds[Wanted(wanted.shape, wanted.colour)] += wanted.count
     there = {kind: [] for kind in kinds}
     strangers = []
     for o in found.objects:
@@ -124,8 +126,10 @@ def judge_verdict(thinking: str, before: Findings | None, metadata: Mapping[str,
     """Whether the words before the first colon say truly what is wrong with the picture seen; None where none was seen."""
     if before is None:
         return None
-    verdict, colon, _ = " ".join(thinking.split()).partition(" :")
-    return bool(colon) and is_true(verdict, find_faults(before, from_metadata(metadata)))
+    words = thinking.split()
+    if ":" not in words:
+        return False
+    return is_true(" ".join(words[: words.index(":")]), find_faults(before, from_metadata(metadata)))
 
 
 def judge_episodes(batch: RewardBatch) -> Judgement:

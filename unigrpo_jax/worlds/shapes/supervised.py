@@ -23,7 +23,7 @@ SLOPPY_DRAWINGS = 0.40
 
 _COLOURS = tuple(COLOURS)
 # Per relation, all (cell, cell) in which it holds.
-_PLACES = {
+PLACES = {
     relation: [
         (a, b) for a, b in itertools.permutations(CELLS, 2) if holds(Object("", "", a), relation, Object("", "", b))
     ]
@@ -90,7 +90,7 @@ def misread(rng: np.random.Generator, requirement: Requirement) -> Requirement:
 def place(rng: np.random.Generator, requirement: Requirement) -> Scene:
     """A scene that fulfils a requirement: free colours and cells are random."""
     kinds = [wanted for wanted in requirement.objects for _ in range(wanted.count)]
-    cells = list(pick(rng, _PLACES[requirement.relation])) if requirement.relation else []
+    cells = list(pick(rng, PLACES[requirement.relation])) if requirement.relation else []
     cells += [CELLS[i] for i in rng.permutation(len(CELLS)) if CELLS[i] not in cells]
     colours = [kind.colour or pick(rng, _COLOURS) for kind in kinds]
     return scene(*(Object(c, kind.shape, cell) for c, kind, cell in zip(colours, kinds, cells, strict=False)))
