@@ -19,8 +19,8 @@ need not hold what the next instruction speaks of:
     another is not; where all are already as asked, nothing is to be changed;
   * where none is meant, a recolour or a move asks for the object as it should be after it (in any free cell, or in the
     place), beside all that was there; a removal asks for nothing;
-  * where a relation's other object is missing, any cell is right, and so where the place has no free cell; where the
-    whole grid is full, nothing is to be added;
+  * where a relation's other object is missing, or the place has no free cell, an object that is there stays where it is,
+    and a new one may stand in any free cell; where the whole grid is full, nothing is to be added;
   * colours and cells that are not named are free.
 """
 
