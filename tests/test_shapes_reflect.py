@@ -168,6 +168,20 @@ def test_faults_are_those_that_the_judge_names():
         assert len(faults.unclear) == reason.count("unclear cell: ") and (faults.relation is not None) == ("not " in reason)
 
 
+def test_no_thinking_breaks_the_judge():
+    """3000 random word sequences, mostly of the verdict's own words; what is no verdict is never right."""
+    rng, seen = np.random.default_rng(3), Findings(objects("red circle top, green square left"), ("center",))
+    words = ("missing", "extra", "unclear", "not", "right", "and", ":", ",", "blue", "green", "square", "center", "left", "of")
+    true = 0
+    for _ in range(3000):
+        text = " ".join(words[i] for i in rng.integers(0, len(words), rng.integers(0, 9)))
+        verdict = judge_verdict(text, seen, PAIR)
+        said = tuple(sorted(text.split(" : ")[0].split(" and ")))
+        assert verdict is False or said in brute_force(seen, PAIR), text
+        true += verdict
+    print(f"{true} of 3000 are true by chance")
+
+
 def test_the_longest_thinking_has_23_words_and_its_plan_is_read_as_ever():
     said = "missing blue square and extra green square : " + " , ".join(f"red circle {cell}" for cell in CELLS[:4])
     assert len(said.split()) == 23 and len(parse_plan(said)) == 4

@@ -16,7 +16,7 @@ from unigrpo_jax.worlds.shapes.checker import Findings, find_objects, find_objec
 from unigrpo_jax.worlds.shapes.drawing import render
 from unigrpo_jax.worlds.shapes.judge import drawing_follows_plan, judge, judge_plan
 from unigrpo_jax.worlds.shapes.prompts import by_category, prompts
-from unigrpo_jax.worlds.shapes.reflect import judge_verdict
+from unigrpo_jax.worlds.shapes.reflect import find_faults, judge_verdict, verdict_text
 from unigrpo_jax.worlds.shapes.requirement import from_metadata
 from unigrpo_jax.worlds.shapes.rounds_supervised import edit_example, mend, reflect_example, story_example
 from unigrpo_jax.worlds.shapes.scene import Object, parse_plan
@@ -157,6 +157,9 @@ def test_a_mended_picture_is_right_and_keeps_as_many_objects_as_can_be_kept(draw
         assert len(set(mended) & set(seen.objects)) >= most_that_can_stay(seen.objects, facts), (facts, seen, mended)
         if judge(seen, facts).exact:
             assert mended == seen.objects
+        said = verdict_text(find_faults(seen, from_metadata(facts)))
+        gone = [f"extra {o.colour} {o.shape}" for o in seen.objects if o not in mended]
+        assert all(fault in gone for fault in said.split(" and ") if fault.startswith("extra"))
 
 
 def test_a_faulty_drawing_of_an_edit_differs_in_one_object(drawn):
@@ -234,7 +237,7 @@ def test_the_first_ids_are_those_of_the_shipped_tokenizer(loaded, folder):
 
 
 def test_every_text_of_all_worlds_is_in_the_vocabulary_and_fits_its_bucket(loaded, texts):
-    """Seen: prompts and turns of up to 14 words, thoughts of up to 24; with two around and with the stop token, 16 and 25."""
+    """Seen: prompts and turns of up to 14 words, thoughts of up to 24; with what is around them 16 and 25 tokens."""
     vocabulary = loaded.get_vocab()
     longest = [max(len(text.split()) for text in kind) for kind in texts]
     print(f"longest prompt {longest[0]} words, longest thinking {longest[1]} words")

@@ -32,10 +32,12 @@ import numpy as np
 
 from unigrpo_jax.rewards.protocol import RewardBatch
 from unigrpo_jax.worlds.shapes import world
+from unigrpo_jax.worlds.shapes.change import means
 from unigrpo_jax.worlds.shapes.checker import Findings
 from unigrpo_jax.worlds.shapes.judge import judge
 from unigrpo_jax.worlds.shapes.requirement import Requirement, Wanted, from_metadata
-from unigrpo_jax.worlds.shapes.scene import Object
+from unigrpo_jax.worlds.shapes.scene import Object, Scene
+from unigrpo_jax.worlds.shapes.supervised import PLACES
 from unigrpo_jax.worlds.world import Judgement, World
 
 ROUNDS = 2
@@ -64,21 +66,42 @@ class Faults:
         return len(self.missing) + sum(n for n, _ in self.extra) + (self.relation is not None) or len(self.unclear)
 
 
+def matched(objects: Scene, requirement: Requirement) -> list[tuple[Wanted, Object | None]]:
+    """Each wanted object with a found one of its kind or None; of a relation those of which most can stay where they are."""
+    wanted = [Wanted(kind.shape, kind.colour) for kind in requirement.objects for _ in range(kind.count)]
+    left, slots = list(objects), []
+    if requirement.relation:
+        first, second = ([o for o in objects if means(kind, o)] for kind in wanted[:2])
+        pairs = [(a, b) for a in first or [None] for b in [o for o in second if o != a] or [None]]
+        best = max(pairs, key=lambda pair: max(staying(pair, cells) for cells in PLACES[requirement.relation]))
+        slots = list(zip(wanted, best, strict=False))
+        left = [o for o in left if o not in best]
+    for kind in wanted[len(slots) :]:
+        o = next((o for o in left if means(kind, o)), None)
+        if o is not None:
+            left.remove(o)
+        slots.append((kind, o))
+    return slots
+
+
+def staying(objects: Sequence[Object | None], cells: Sequence[str]) -> int:
+    """How many of the objects stand in their cell already."""
+    return sum(o is not None and o.cell == cell for o, cell in zip(objects, cells, strict=True))
+
+
 def find_faults(found: Findings, requirement: Requirement) -> Faults:
-    """What is wrong with what a picture shows."""
-    kinds: collections.Counter[Wanted] = collections.Counter()
-    for wanted in requirement.objects:
-        kinds[Wanted(wanted.shape, wanted.colour)] += wanted.count
-    there = {kind: [] for kind in kinds}
-    strangers = []
-    for o in found.objects:
-        kind = next((k for k in kinds if k.shape == o.shape and k.colour in (None, o.colour)), None)
-        (strangers if kind is None else there[kind]).append(o)
-    missing = [kind for kind, count in kinds.items() for _ in range(count - len(there[kind]))]
-    extra = [(len(there[kind]) - count, tuple(there[kind])) for kind, count in kinds.items() if len(there[kind]) > count]
-    extra += [(1, (o,)) for o in strangers]
+    """What is wrong with what a picture shows; of objects of a kind, those that may best stay come first."""
+    slots = matched(found.objects, requirement)
+    missing, stay = [kind for kind, o in slots if o is None], [o for _, o in slots if o is not None]
+    extra = [o for o in found.objects if o not in stay]
+    groups = {}
+    for o in extra:
+        kind = next((kind for kind, _ in slots if means(kind, o)), None)
+        groups.setdefault(kind or o, []).append(o)
+    of_kind = lambda kind: [o for o in stay if isinstance(kind, Wanted) and means(kind, o)]
+    options = [(len(some), (*of_kind(kind), *some)) for kind, some in groups.items()]
     turned = not (missing or extra or found.unclear) and not judge(found, requirement.metadata(indirect=False)).exact
-    return Faults(tuple(missing), tuple(extra), found.unclear, requirement.relation if turned else None)
+    return Faults(tuple(missing), tuple(options), found.unclear, requirement.relation if turned else None)
 
 
 def verdict_text(faults: Faults) -> str:

@@ -27,7 +27,7 @@ from unigrpo_jax.worlds.shapes.change import KINDS, Change, complete, from_metad
 from unigrpo_jax.worlds.shapes.change_judge import judge_change
 from unigrpo_jax.worlds.shapes.checker import Findings, find_objects
 from unigrpo_jax.worlds.shapes.drawing import CELL, render
-from unigrpo_jax.worlds.shapes.reflect import find_faults, is_true, verdict_text
+from unigrpo_jax.worlds.shapes.reflect import find_faults, is_true, matched, staying, verdict_text
 from unigrpo_jax.worlds.shapes.requirement import Requirement, Wanted
 from unigrpo_jax.worlds.shapes.requirement import from_metadata as requirement_of
 from unigrpo_jax.worlds.shapes.scene import CELLS, COLOURS, SHAPES, Object, Scene, plan_text, scene
@@ -122,17 +122,11 @@ def mend(rng: np.random.Generator, seen: Scene, requirement: Requirement) -> Sce
 
     Where a relation does not hold, as few objects as possible are moved.  Free colours and cells are random.
     """
-    left, slots = list(seen), []
-    for wanted in [wanted for kind in requirement.objects for wanted in [kind] * kind.count]:
-        o = next((o for o in left if means(wanted, o)), None)
-        if o is not None:
-            left.remove(o)
-        slots.append((wanted, o))
+    slots = matched(seen, requirement)
     wishes = [o and o.cell for _, o in slots]
     if requirement.relation:
-        stay = lambda pair: (pair[0] == wishes[0]) + (pair[1] == wishes[1])
-        most = max(map(stay, PLACES[requirement.relation]))
-        wishes[:2] = pick(rng, [pair for pair in PLACES[requirement.relation] if stay(pair) == most])
+        stay = {cells: staying([o for _, o in slots[:2]], cells) for cells in PLACES[requirement.relation]}
+        wishes[:2] = pick(rng, [cells for cells, n in stay.items() if n == max(stay.values())])
     placed, taken = [], {cell for cell in wishes if cell}
     for (wanted, o), cell in zip(slots, wishes, strict=True):
         if cell is None or cell in {p.cell for p in placed}:
