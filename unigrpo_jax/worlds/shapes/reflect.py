@@ -34,7 +34,7 @@ from unigrpo_jax.rewards.protocol import RewardBatch
 from unigrpo_jax.worlds.shapes import world
 from unigrpo_jax.worlds.shapes.change import means
 from unigrpo_jax.worlds.shapes.checker import Findings
-from unigrpo_jax.worlds.shapes.judge import judge
+from unigrpo_jax.worlds.shapes.judge import holds, judge
 from unigrpo_jax.worlds.shapes.requirement import Requirement, Wanted, from_metadata
 from unigrpo_jax.worlds.shapes.scene import Object, Scene
 from unigrpo_jax.worlds.shapes.supervised import PLACES
@@ -100,8 +100,10 @@ def find_faults(found: Findings, requirement: Requirement) -> Faults:
         groups.setdefault(kind or o, []).append(o)
     of_kind = lambda kind: [o for o in stay if isinstance(kind, Wanted) and means(kind, o)]
     options = [(len(some), (*of_kind(kind), *some)) for kind, some in groups.items()]
-    turned = not (missing or extra or found.unclear) and not judge(found, requirement.metadata(indirect=False)).exact
-    return Faults(tuple(missing), tuple(options), found.unclear, requirement.relation if turned else None)
+    relation = None if missing or extra or found.unclear else requirement.relation
+    if relation and holds(slots[0][1], relation, slots[1][1]):
+        relation = None
+    return Faults(tuple(missing), tuple(options), found.unclear, relation)
 
 
 def verdict_text(faults: Faults) -> str:

@@ -11,7 +11,7 @@ reflect   The first round is an example of `shapes`.  The second one's thinking 
 edit,     Half of the faulty plans misread the instruction; half of these also state the mistake.  The other half
 story     lose, recolour or move one object of the right plan.  A faulty drawing loses, recolours or moves one object too.
           A story is drawn anew where its pictures would need a plan of no objects or one of more than
-          `MAX_THINKING_TOKENS`.
+          `MAX_THINKING_TOKENS` (4 % of 5000, most of them removals of the last object).
 
 All are pure functions of the generator.
 """
