@@ -3,12 +3,13 @@
 import collections
 import hashlib
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from unigrpo_jax.config import ConfigError
-from unigrpo_jax.worlds.order import InTurn, Mixture, PromptOrder
+from unigrpo_jax.worlds.order import Drawn, InTurn, Mixture, PromptOrder
 from unigrpo_jax.worlds.prompt import Prompt
 from unigrpo_jax.worlds.world import load_world
 
@@ -122,3 +123,12 @@ def test_decimal_weights_mean_what_they_say():
 def test_groups_in_turn_take_their_prompts_in_their_own_order():
     taken = [p.text for p in InTurn(groups_of([2, 1])).batch(0, 6)]
     assert taken == ["0.0", "1.0", "0.1", "1.0", "0.0", "1.0"]
+
+
+def test_drawn_prompts_are_of_the_groups_in_turn_and_a_function_of_seed_stream_and_position():
+    """The text tells the group and a number of the generator that was given."""
+    draw = lambda rng, group: Prompt(text=f"{group} {rng.integers(10**9)}")
+    taken = [p.text for p in Drawn(draw, 3, seed=5, stream=1).batch(0, 30)]
+    assert taken == [f"{i % 3} {np.random.default_rng([5, 1, i]).integers(10**9)}" for i in range(30)]
+    assert Drawn(draw, 3, seed=5, stream=1).batch(4, 5) == [Prompt(text=text) for text in taken[20:25]]
+    assert not set(taken) & {p.text for other in ((5, 0), (6, 1)) for p in Drawn(draw, 3, *other).batch(0, 30)}

@@ -6,7 +6,7 @@ and each group is walked through in a new random order per pass.  Several source
 
 import abc
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from fractions import Fraction
 
 import numpy as np
@@ -83,3 +83,15 @@ class Mixture(Order):
                 return order.at(before)
             position -= before
         raise AssertionError("the last share is 1")
+
+
+class Drawn(Order):
+    """Prompts made one by one, without end: position i is that of group i mod groups, from a generator of (seed, i)."""
+
+    def __init__(self, draw: Callable[[np.random.Generator, int], Prompt], groups: int, seed: int, stream: int = 0):
+        """`draw`: the prompt of a generator and a group; orders with the same seed and another `stream` are independent."""
+        self.draw, self.groups, self.entropy = draw, groups, [seed, stream]
+
+    def at(self, position: int) -> Prompt:
+        """The prompt at a position from 0 on."""
+        return self.draw(np.random.default_rng([*self.entropy, position]), position % self.groups)

@@ -60,7 +60,12 @@ def scene(*objects: Object) -> Scene:
 
 def plan_text(statement: str, objects: Scene) -> str:
     """The thinking for a scene: `statement : colour shape cell , colour shape cell`."""
-    return f"{statement} : " + " , ".join(f"{o.colour} {o.shape} {o.cell}" for o in objects)
+    return f"{statement} : {objects_text(objects)}"
+
+
+def objects_text(objects: Scene) -> str:
+    """The objects of a plan: `colour shape cell , colour shape cell`, empty for none."""
+    return " , ".join(f"{o.colour} {o.shape} {o.cell}" for o in objects)
 
 
 def parse_plan(text: str) -> Scene | None:

@@ -23,7 +23,7 @@ SLOPPY_DRAWINGS = 0.40
 
 _COLOURS = tuple(COLOURS)
 # Per relation, all (cell, cell) in which it holds.
-_PLACES = {
+PLACES = {
     relation: [
         (a, b) for a, b in itertools.permutations(CELLS, 2) if holds(Object("", "", a), relation, Object("", "", b))
     ]
@@ -42,14 +42,14 @@ class Example:
 
 def example(rng: np.random.Generator, prompts: Mapping[str, Sequence[Prompt]]) -> Example:
     """One example; `prompts` are those of each category, which is drawn uniformly."""
-    prompt = _pick(rng, prompts[_pick(rng, tuple(prompts))])
+    prompt = pick(rng, prompts[pick(rng, tuple(prompts))])
     requirement = from_metadata(prompt.metadata)
     stated = planned = requirement
     if rng.random() < SLOPPY_PLANS:
-        planned = _misread(rng, requirement)
-        stated = _pick(rng, (planned, requirement))
-    plan = _place(rng, planned)
-    drawn = _misdraw(rng, plan, requirement) if rng.random() < SLOPPY_DRAWINGS else plan
+        planned = misread(rng, requirement)
+        stated = pick(rng, (planned, requirement))
+    plan = place(rng, planned)
+    drawn = misdraw(rng, plan, requirement) if rng.random() < SLOPPY_DRAWINGS else plan
     return Example(prompt, plan_text(stated.statement(), plan), render(drawn))
 
 
@@ -58,7 +58,7 @@ def examples(rng: np.random.Generator, prompts: Mapping[str, Sequence[Prompt]], 
     return [example(rng, prompts) for _ in range(n)]
 
 
-def _misread(rng: np.random.Generator, requirement: Requirement) -> Requirement:
+def misread(rng: np.random.Generator, requirement: Requirement) -> Requirement:
     """A requirement that no scene fulfils along with the given one: an object more, fewer or other, or turned round."""
     kinds = [Wanted(w.shape, w.colour) for w in requirement.objects for _ in range(w.count)]
     coloured, relation = kinds[0].colour is not None, requirement.relation
@@ -69,17 +69,17 @@ def _misread(rng: np.random.Generator, requirement: Requirement) -> Requirement:
         "colour": coloured,
         "relation": relation is not None,
     }
-    i = _index(rng, len(kinds))
-    match _pick(rng, [mistake for mistake, ok in possible.items() if ok]):
+    i = index(rng, len(kinds))
+    match pick(rng, [mistake for mistake, ok in possible.items() if ok]):
         case "add":
-            kinds.append(Wanted(_pick(rng, SHAPES), _pick(rng, _COLOURS) if coloured else None))
+            kinds.append(Wanted(pick(rng, SHAPES), pick(rng, _COLOURS) if coloured else None))
         case "drop":
             del kinds[i]
             relation = None
         case "shape":
-            kinds[i] = Wanted(_other(rng, SHAPES, kinds[i].shape), kinds[i].colour)
+            kinds[i] = Wanted(other(rng, SHAPES, kinds[i].shape), kinds[i].colour)
         case "colour":
-            kinds[i] = Wanted(kinds[i].shape, _other(rng, _COLOURS, kinds[i].colour))
+            kinds[i] = Wanted(kinds[i].shape, other(rng, _COLOURS, kinds[i].colour))
         case "relation":
             relation = OPPOSITE[relation]
     if relation is None:
@@ -87,34 +87,36 @@ def _misread(rng: np.random.Generator, requirement: Requirement) -> Requirement:
     return Requirement(requirement.category, tuple(kinds), relation)
 
 
-def _place(rng: np.random.Generator, requirement: Requirement) -> Scene:
+def place(rng: np.random.Generator, requirement: Requirement) -> Scene:
     """A scene that fulfils a requirement: free colours and cells are random."""
     kinds = [wanted for wanted in requirement.objects for _ in range(wanted.count)]
-    cells = list(_pick(rng, _PLACES[requirement.relation])) if requirement.relation else []
+    cells = list(pick(rng, PLACES[requirement.relation])) if requirement.relation else []
     cells += [CELLS[i] for i in rng.permutation(len(CELLS)) if CELLS[i] not in cells]
-    colours = [kind.colour or _pick(rng, _COLOURS) for kind in kinds]
+    colours = [kind.colour or pick(rng, _COLOURS) for kind in kinds]
     return scene(*(Object(c, kind.shape, cell) for c, kind, cell in zip(colours, kinds, cells, strict=False)))
 
 
-def _misdraw(rng: np.random.Generator, plan: Scene, requirement: Requirement) -> Scene:
+def misdraw(rng: np.random.Generator, plan: Scene, requirement: Requirement) -> Scene:
     """Another scene: one object missing or, where the prompt names colours, of another colour."""
-    i = _index(rng, len(plan))
-    match _pick(rng, ("drop", "colour") if requirement.objects[0].colour else ("drop",)):
+    i = index(rng, len(plan))
+    match pick(rng, ("drop", "colour") if requirement.objects[0].colour else ("drop",)):
         case "drop":
             changed = ()
         case "colour":
-            changed = (dataclasses.replace(plan[i], colour=_other(rng, _COLOURS, plan[i].colour)),)
+            changed = (dataclasses.replace(plan[i], colour=other(rng, _COLOURS, plan[i].colour)),)
     return (*plan[:i], *changed, *plan[i + 1 :])
 
 
-def _index(rng: np.random.Generator, n: int) -> int:
+def index(rng: np.random.Generator, n: int) -> int:
     """A uniform index below n; `rng.integers` is ten times slower for one number."""
     return int(rng.random() * n)
 
 
-def _pick(rng: np.random.Generator, options: Sequence):
-    return options[_index(rng, len(options))]
+def pick(rng: np.random.Generator, options: Sequence):
+    """One of the options, uniformly."""
+    return options[index(rng, len(options))]
 
 
-def _other(rng: np.random.Generator, options: Sequence[str], current: str) -> str:
-    return _pick(rng, [option for option in options if option != current])
+def other(rng: np.random.Generator, options: Sequence[str], current: str) -> str:
+    """Another option than the current one, uniformly."""
+    return pick(rng, [option for option in options if option != current])

@@ -2,12 +2,16 @@
 
     python -m unigrpo_jax.worlds.shapes.tokenizer      writes it to unigrpo_jax/worlds/shapes/base/
 
+The worlds of several rounds (`reflect`, `edit`, `story`) have one tokenizer: the same ids, and their own words behind them.
+Its 128 tokens fill the padded vocabulary of the base model, so that a model of several rounds can begin from its weights.
+
 The special tokens carry Qwen2.5's names, so that the code which frames prompts for BAGEL frames these too.
 """
 
 import json
 import pathlib
 
+from unigrpo_jax.worlds.shapes import change_wording, reflect
 from unigrpo_jax.worlds.shapes.prompts import prompts
 from unigrpo_jax.worlds.shapes.requirement import NUMBERS, OPPOSITE
 from unigrpo_jax.worlds.shapes.scene import CELLS, COLOURS, MAX_OBJECTS, SHAPES
@@ -23,11 +27,20 @@ def words() -> tuple[str, ...]:
     return tuple(sorted(set(" ".join(text).split())))
 
 
-def save(folder: pathlib.Path = FOLDER) -> int:
-    """Writes tokenizer.json and tokenizer_config.json, which `AutoTokenizer` reads; returns the vocabulary size."""
+def rounds_words() -> tuple[str, ...]:
+    """The words that the worlds of several rounds add, sorted."""
+    return tuple(sorted({*change_wording.words(), *reflect.WORDS} - set(words())))
+
+
+def save(folder: pathlib.Path = FOLDER, rounds: bool = False) -> int:
+    """Writes tokenizer.json and tokenizer_config.json, which `AutoTokenizer` reads; returns the vocabulary size.
+
+    With `rounds`, the tokenizer of the worlds of several rounds.
+    """
     from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
 
-    vocabulary = {token: i for i, token in enumerate((*SPECIAL_TOKENS, *words()))}
+    known = (*SPECIAL_TOKENS, *words(), *(rounds_words() if rounds else ()))
+    vocabulary = {token: i for i, token in enumerate(known)}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIAL_TOKENS])

@@ -53,34 +53,35 @@ def wordings(requirement: Requirement) -> Iterator[tuple[str, bool]]:
         yield from _pairs(requirement)
 
 
-def _nouns(wanted: Wanted, plural: bool = False) -> Iterator[tuple[str, bool]]:
+def nouns(wanted: Wanted, plural: bool = False) -> Iterator[tuple[str, bool]]:
     """Noun phrases without article or number for one kind of object."""
     shape, thing = (PLURALS[wanted.shape], "shapes") if plural else (wanted.shape, "shape")
     colour = f"{wanted.colour} " if wanted.colour else ""
     yield f"{colour}{shape}", False
     for feature in FEATURES[wanted.shape]:
         yield f"{colour}{thing} {feature}", True
-    for noun, with_article in THINGS.get(wanted.colour, ()):
+    for noun, thing_name in THINGS.get(wanted.colour, ()):
         yield f"{noun} coloured {shape}", True
-        yield f"{shape} in the colour of {with_article}", True
+        yield f"{shape} in the colour of {thing_name}", True
 
 
-def _with_article(noun: str) -> str:
+def with_article(noun: str) -> str:
+    """The noun with `a` or `an` in front."""
     return f"an {noun}" if noun[0] in "aeiou" else f"a {noun}"
 
 
-def _one(wanted: Wanted) -> Iterator[tuple[str, bool]]:
+def one(wanted: Wanted) -> Iterator[tuple[str, bool]]:
     """Noun phrases for one object, with article."""
-    for noun, indirect in _nouns(wanted):
-        yield _with_article(noun), indirect
+    for noun, indirect in nouns(wanted):
+        yield with_article(noun), indirect
     if wanted.colour is None:
         for feature in FEATURES[wanted.shape]:
             yield f"something {feature}", True
 
 
 def _singles(wanted: Wanted) -> Iterator[tuple[str, bool]]:
-    yield from _one(wanted)
-    for noun, indirect in _nouns(wanted):
+    yield from one(wanted)
+    for noun, indirect in nouns(wanted):
         yield f"a single {noun}", indirect
     if wanted.colour is None:
         yield f"just a {wanted.shape}", False
@@ -88,19 +89,19 @@ def _singles(wanted: Wanted) -> Iterator[tuple[str, bool]]:
     for feature in FEATURES[wanted.shape]:
         yield f"the {wanted.colour + ' ' if wanted.colour else ''}shape {feature}", True
         for noun, _ in THINGS.get(wanted.colour, ()):
-            yield f"{_with_article(noun)} coloured shape {feature}", True
+            yield f"{with_article(noun)} coloured shape {feature}", True
 
 
 def _countings(wanted: Wanted) -> Iterator[tuple[str, bool]]:
     """Counts in words; a count of one only by arithmetic, because directly it is a single object."""
     n = wanted.count
-    singular, many = (next(_nouns(wanted, plural))[0] for plural in (False, True))
+    singular, many = (next(nouns(wanted, plural))[0] for plural in (False, True))
 
     def times(count: int) -> str:
         return f"{NUMBERS[count]} {singular if count == 1 else many}"
 
     if n > 1:
-        for noun, indirect in _nouns(wanted, plural=True):
+        for noun, indirect in nouns(wanted, plural=True):
             yield f"{NUMBERS[n]} {noun}", indirect
         yield f"exactly {NUMBERS[n]} {many}", False
         yield f"a group of {NUMBERS[n]} {many}", False
@@ -125,8 +126,8 @@ def _pairs(requirement: Requirement) -> Iterator[tuple[str, bool]]:
         plain, turned = RELATIONS[requirement.relation]
     else:
         plain, turned = ("{a} and {b}", "{a} together with {b}", "both {a} and {b}"), ()
-    for a, a_indirect in _one(first):
-        for b, b_indirect in _one(second):
+    for a, a_indirect in one(first):
+        for b, b_indirect in one(second):
             if not (a_indirect and b_indirect):
                 for joined in plain[:1] if a_indirect or b_indirect else plain:
                     yield joined.format(a=a, b=b), a_indirect or b_indirect

@@ -1,12 +1,14 @@
 """The shapes world as the training loop sees it."""
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from unigrpo_jax.rewards.protocol import RewardBatch
 from unigrpo_jax.worlds.order import PromptOrder
 from unigrpo_jax.worlds.shapes import prompts
-from unigrpo_jax.worlds.shapes.checker import find_objects_batch
-from unigrpo_jax.worlds.shapes.judge import drawing_follows_plan, judge, judge_plan
+from unigrpo_jax.worlds.shapes.checker import Findings, find_objects_batch
+from unigrpo_jax.worlds.shapes.judge import Verdict, drawing_follows_plan, judge, judge_plan
 from unigrpo_jax.worlds.world import Judgement, World
 
 
@@ -18,22 +20,33 @@ def judge_episodes(batch: RewardBatch) -> Judgement:
     the thinking is not.
     """
     found = find_objects_batch(batch.images)
-    verdicts = [judge(f, m) for f, m in zip(found, batch.metadata, strict=True)]
-    plans = [judge_plan(t, m) for t, m in zip(batch.thinking, batch.metadata, strict=True)]
-    follows = [drawing_follows_plan(f, t) for f, t in zip(found, batch.thinking, strict=True)]
-    exact = np.array([v.exact for v in verdicts])
-    right = np.array([p.exact for p in plans])
+    return told_apart(
+        [judge(f, m) for f, m in zip(found, batch.metadata, strict=True)],
+        [judge_plan(t, m) for t, m in zip(batch.thinking, batch.metadata, strict=True)],
+        [drawing_follows_plan(f, t) for f, t in zip(found, batch.thinking, strict=True)],
+    )
+
+
+def told_apart(images: Sequence[Verdict], plans: Sequence[Verdict], follows: Sequence[bool | None]) -> Judgement:
+    """The scores above from verdicts on B images and on their plans, and from whether each image follows its plan."""
+    exact, right = np.array([v.exact for v in images], bool), np.array([p.exact for p in plans], bool)
     return Judgement(
         correct=exact,
-        verdicts=[v.reason for v in verdicts],
+        verdicts=[v.reason for v in images],
         scores={
             "exact": exact.astype(np.float64),
-            "graded": np.array([v.graded for v in verdicts]),
+            "graded": np.array([v.graded for v in images], np.float64),
             "plan_exact": right.astype(np.float64),
             "drawing_follows_plan": np.array([np.nan if f is None else float(f) for f in follows]),
             "exact_given_plan": np.where(right, exact, np.nan),
         },
     )
+
+
+def findings_before(batch: RewardBatch) -> list[Findings | None]:
+    """What the image shows that each episode's round began from; None where it began from none."""
+    before = getattr(batch, "before", None)
+    return [None] * len(batch.prompts) if before is None else list(find_objects_batch(before))
 
 
 def shapes() -> World:
