@@ -1,7 +1,7 @@
 """What becomes of an episode that holds a number that is not finite.
 
 One such episode would make the loss of the whole batch NaN, also with advantage 0, since 0 * NaN is NaN.  So it leaves the
-rollout blank: an empty prompt, no thinking, latents of 0 in all that was drawn or seen, and `Drawing.finite` False.  The
+rollout blank: an empty prompt, no thinking, latents of 0 (a given picture's, too), and `Drawing.finite` False.  The
 objective gives a blank episode no part in any loss; the trainer gives its group advantage 0, as it does where no reward
 judged an episode.
 """
@@ -9,7 +9,7 @@ judged an episode.
 import jax
 import jax.numpy as jnp
 
-from unigrpo_jax.episode import Drawing, Episodes, Look, Thinking, TokenBlock
+from unigrpo_jax.episode import Drawing, Episodes, Thinking, TokenBlock
 
 
 def finite_rows(x) -> jax.Array:
@@ -32,8 +32,6 @@ def blank(episodes: Episodes, stop: int) -> Episodes:
     def segment(s):
         if isinstance(s, Thinking):
             return s.replace(tokens=pick(s.tokens, stop), mask=pick(s.mask, False), log_probs=pick(s.log_probs, 0.0))
-        if isinstance(s, Look):
-            return jax.tree.map(lambda x: pick(x, 0.0), s)
         if not isinstance(s, Drawing):
             return s
         return s.replace(
@@ -45,5 +43,5 @@ def blank(episodes: Episodes, stop: int) -> Episodes:
     return episodes.replace(
         prompt=TokenBlock(tokens=pick(prompt.tokens, stop), valid=pick(prompt.valid, last)),
         segments=tuple(segment(s) for s in episodes.segments),
-        picture=None if episodes.picture is None else segment(episodes.picture),
+        picture=jax.tree.map(lambda x: pick(x, 0.0), episodes.picture),
     )
