@@ -27,7 +27,7 @@ class Arguments:
     out: pathlib.Path | None = None
     """PNG file; default the prompt's words in the current folder."""
     image: pathlib.Path | None = None
-    """A picture to edit, or to answer about."""
+    """A picture to edit, or to answer about (which takes a vision encoder)."""
     answer: bool = False
     """Answer in words instead of drawing."""
     thinking: bool = True
