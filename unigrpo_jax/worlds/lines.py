@@ -130,8 +130,8 @@ def with_picture(prompt: Prompt, folder: pathlib.Path) -> Prompt:
     path = named(folder / name, '"image"')
     require(is_inside(path, folder), f'"image" is {quoted(name)}, which leaves the folder of the prompts, {folder}; put the '
                                      "picture there.")  # fmt: skip
-    require(path.is_file(), f'"image" is {quoted(name)}, but there is no file {path}; give the path of a picture, from the '
-                            "folder of the prompts.")  # fmt: skip
+    require(path.is_file(), f'"image" is {quoted(name)}, but there is no such file in {folder}, the folder of the '
+                            "prompts; put it there.")  # fmt: skip
     return dataclasses.replace(prompt, picture=_Image(path))
 
 
