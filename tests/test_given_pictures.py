@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import json
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -273,6 +274,7 @@ def edits(tmp_path, monkeypatch):
         "    return {'kept': 1 - change, 'same': same}\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "edit_reward", raising=False)  # another test's, of another folder
     return tmp_path / "edits.jsonl"
 
 
