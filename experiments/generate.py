@@ -27,7 +27,7 @@ class Arguments:
     out: pathlib.Path | None = None
     """PNG file; default the prompt's words in the current folder."""
     image: pathlib.Path | None = None
-    """A picture to edit, or to answer about."""
+    """A picture to edit, or to answer about (which takes a vision encoder)."""
     answer: bool = False
     """Answer in words instead of drawing."""
     thinking: bool = True
@@ -121,8 +121,8 @@ def main(arguments: Arguments) -> None:
     loaded, config, prompt = restored.loaded, restored.loaded.network.config, words[-1]
     picture = None
     if arguments.image is not None:
-        require(config.vision is not None, f"{loaded.folder} has no vision encoder, so it cannot look at a picture; "
-                                           "use a model with vit_config.json.")  # fmt: skip
+        require(config.vision is not None or not arguments.answer, f"{loaded.folder} has no vision encoder, so it cannot "
+                "answer about a picture; use a model with vit_config.json, or edit without --answer.")  # fmt: skip
         picture = pictures.picture(pictures.open_rgb(arguments.image), config)
     evaluation, rollout = settings(arguments, restored, picture)
     check(dataclasses.replace(restored.config, evaluation=evaluation, rollout=rollout))

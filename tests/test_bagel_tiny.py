@@ -184,7 +184,7 @@ def test_what_cannot_work_is_one_sentence(folder, tmp_path, arguments, words):
         ("generate", ["--model.path", "FOLDER", "a", "--answer"], ["--image"]),
         ("generate", ["base", "a", "--model.path", "FOLDER"], ["either CHECKPOINT or --model"]),
         ("generate", ["base", "a", "b"], ["expected [CHECKPOINT] PROMPT"]),
-        ("generate", ["base", "a", "--image", "PICTURE"], ["no vision encoder"]),
+        ("generate", ["base", "a", "--image", "PICTURE", "--answer"], ["no vision encoder"]),
         ("export", ["FOLDER", "FOLDER"], ["is not empty", "new folder"]),
         ("export", ["nowhere", "out"], ["nowhere is no checkpoint"]),
         ("export", ["FOLDER", "out", "--shard-gb", 0], ["shard_gb = 0"]),

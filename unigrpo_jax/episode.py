@@ -1,9 +1,9 @@
 """The decision process as data: what a rollout writes and an update reads.
 
-An episode is a prompt and a list of segments on one growing context: thinking (tokens are the actions), then drawing
-(denoising transitions are the actions); in each later round first a look at the image drawn before, and the user's next
-words where there are any.  Arrays have the batch of episodes B first; the episodes of a prompt's group stand next to each
-other.
+An episode is a prompt, with a picture before it where the user shows one, and a list of segments on one growing context:
+thinking (tokens are the actions), then drawing (denoising transitions are the actions); in each later round first a look at
+the image drawn before, and the user's next words where there are any.  Arrays have the batch of episodes B first; the
+episodes of a prompt's group stand next to each other.
 """
 
 from typing import Any
@@ -84,14 +84,16 @@ class Episodes:
     """A batch of finished episodes.
 
     Attributes:
-      prompt: the text block that was read first.
+      prompt: the text block that was read first, or right after the picture.
       segments: what was done, seen (`Look`) and heard (`TokenBlock`) then, in order.
       goals: what a differentiable reward asks of each image, arrays [B, ...]; None where none is followed.
+      picture: what was seen before the prompt; None where nothing was.
     """
 
     prompt: TokenBlock
     segments: tuple[Segment, ...]
     goals: Any = None
+    picture: Look | None = None
 
     @property
     def thinking(self) -> Thinking | None:

@@ -106,6 +106,6 @@ def named(text: str | os.PathLike, field: str) -> pathlib.Path:
 
 def is_inside(path: pathlib.Path, folder: pathlib.Path) -> bool:
     """Whether a path, links followed, lies in a folder; the Hugging Face cache's links into its own `blobs` count, too."""
-    target, home = path.resolve(), folder.resolve()
+    target, home = (pathlib.Path(os.path.realpath(p)) for p in (path, folder))  # resolve() raises where links go round
     blobs = [home.parent.parent / "blobs"] if home.parent.name == "snapshots" else []
     return any(target.is_relative_to(place) for place in (home, *blobs))

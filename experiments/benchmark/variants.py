@@ -33,7 +33,8 @@ class OneForwardPerStep(Policy):
             else rows(s)
             for s in episodes.segments
         ]
-        views = super().view(params, Episodes(prompt=rows(episodes.prompt), segments=tuple(alone)))
+        given = {"prompt": rows(episodes.prompt), "picture": rows(episodes.picture)}
+        views = super().view(params, Episodes(**given, segments=tuple(alone)))
         join = lambda x: x.reshape(-1, self.steps, *x.shape[2:])
         return tuple(v if isinstance(v, TextView) else jax.tree.map(join, v) for v in views)
 

@@ -75,6 +75,8 @@ class Policy:
     def view(self, params, episodes: Episodes) -> tuple[View | None, ...]:
         """One view per segment, under these parameters and their own context; None for what was seen or heard."""
         dialogue = begin(self.model, params, self.system, episodes.prompt.tokens.shape[0])
+        if (seen := episodes.picture) is not None:
+            dialogue = look(self.model, params, dialogue, seen.latent, seen.patches)
         dialogue = hear(self.model, params, dialogue, episodes.prompt)
         views = []
         for segment in episodes.segments:

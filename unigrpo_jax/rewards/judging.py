@@ -209,5 +209,7 @@ def _key(name: str, identity: str, batch: RewardBatch, row: int) -> bytes:
     words = [name, identity, batch.prompts[row], batch.thinking[row], list(batch.size)]
     words.append(json.dumps(batch.metadata[row], sort_keys=True, default=str))
     digest = hashlib.sha256(json.dumps(words).encode())
-    digest.update(np.ascontiguousarray(batch.images[row]).tobytes())
+    for images in (batch.images, batch.before):
+        if images is not None:
+            digest.update(np.ascontiguousarray(images[row]).tobytes())
     return digest.digest()

@@ -28,12 +28,15 @@ class RewardBatch:
       metadata: B mappings, as they stood in the prompt source.
       images: uint8 [B, height, width, 3].
       thinking: B texts, without special tokens.
+      before: uint8 [B, height, width, 3], what the round began from: the picture that came with the prompt, as the model saw
+        it, or in a later round the image drawn before; None in a first round without a picture.
     """
 
     prompts: Sequence[str]
     metadata: Sequence[Mapping[str, Any]]
     images: np.ndarray
     thinking: Sequence[str]
+    before: np.ndarray | None = None
 
     @property
     def size(self) -> tuple[int, int]:
@@ -42,12 +45,13 @@ class RewardBatch:
 
     def take(self, rows: Sequence[int]) -> "RewardBatch":
         """The episodes at these positions."""
-        pick = lambda values: [values[row] for row in rows]
+        pick, index = lambda values: [values[row] for row in rows], np.asarray(rows, int)
         return RewardBatch(
             prompts=pick(self.prompts),
             metadata=pick(self.metadata),
-            images=self.images[np.asarray(rows, int)],
+            images=self.images[index],
             thinking=pick(self.thinking),
+            before=None if self.before is None else self.before[index],
         )
 
 

@@ -1,8 +1,9 @@
 """What becomes of an episode that holds a number that is not finite.
 
-One such episode would make the loss of the whole batch NaN, also with advantage 0, since 0 * NaN is NaN.  So it leaves
-the rollout blank: an empty prompt, no thinking, latents of 0, and `Drawing.finite` False.  The objective gives a blank
-episode no part in any loss; the trainer gives its group advantage 0, as it does where no reward judged an episode.
+One such episode would make the loss of the whole batch NaN, also with advantage 0, since 0 * NaN is NaN.  So it leaves the
+rollout blank: an empty prompt, no thinking, latents of 0 (a given picture's, too), and `Drawing.finite` False.  The
+objective gives a blank episode no part in any loss; the trainer gives its group advantage 0, as it does where no reward
+judged an episode.
 """
 
 import jax
@@ -39,7 +40,8 @@ def blank(episodes: Episodes, stop: int) -> Episodes:
 
     prompt = episodes.prompt
     last = jnp.arange(prompt.tokens.shape[1])[None] == prompt.tokens.shape[1] - 1
-    return Episodes(
+    return episodes.replace(
         prompt=TokenBlock(tokens=pick(prompt.tokens, stop), valid=pick(prompt.valid, last)),
         segments=tuple(segment(s) for s in episodes.segments),
+        picture=jax.tree.map(lambda x: pick(x, 0.0), episodes.picture),
     )

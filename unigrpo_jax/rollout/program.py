@@ -1,4 +1,4 @@
-"""The rollout: prompts -> thinking -> image (-> look at it -> thinking -> image ...), as one jitted program."""
+"""The rollout: (picture,) prompt -> thinking -> image (-> look at it -> thinking -> image ...), as one jitted program."""
 
 import dataclasses
 from collections.abc import Callable
@@ -72,7 +72,7 @@ class RolloutProgram:
           seed: integer scalar of the run.
           step: integer scalar of the iteration.
           first_id: global id of the first episode, for a batch that is part of a larger one.
-          picture: what each prompt is about, P pictures read before the prompts; for use, training reads none yet.
+          picture: what each prompt is about, P pictures that are read before the prompts; None where there are none.
           turns: what the user says in each round after the first, left-padded [P, L]; () where nothing is said.
 
         Returns:
@@ -102,7 +102,7 @@ class RolloutProgram:
         def keys(stream, ids=ids_B, turn=0):
             return randomness.sample_keys(randomness.stream_key(seed, step, stream + randomness.STREAMS * turn), ids)
 
-        dialogue = begin(self.model, params, self.system, prompt.tokens.shape[0])
+        dialogue, seen = begin(self.model, params, self.system, prompt.tokens.shape[0]), None
         if picture is not None:
             own = keys(randomness.PICTURE)[:: self.group_size]
             seen = self._look(autoencoder_params, picture.pixels, picture.patches, own)
@@ -130,8 +130,8 @@ class RolloutProgram:
                     jax.debug.callback(self.thought, jnp.any(thinking.mask))
             segments.append(self._drawing(params, autoencoder_params, dialogue, ids_B, keys, windows[turn], turn))
         # All devices share each micro-batch: the whole, whose rows lie in order, would else have some of them draw each.
-        episodes = blank(Episodes(prompt=rows(prompt), segments=tuple(segments)), self.model.config.eos_token)
-        return jax.tree.map(hold, episodes)
+        episodes = Episodes(prompt=rows(prompt), segments=tuple(segments), picture=rows(seen))
+        return jax.tree.map(hold, blank(episodes, self.model.config.eos_token))
 
     def _drawing(self, params, autoencoder_params, dialogue, ids_B, keys, window_W, turn: int) -> Drawing:
         """One round's image."""

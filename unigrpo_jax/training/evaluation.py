@@ -4,14 +4,16 @@ The same prompts, tokens' randomness and noises are used for every checkpoint, s
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 
-from unigrpo_jax.config import EvaluationConfig, RolloutConfig
+from unigrpo_jax.config import ConfigError, EvaluationConfig, RolloutConfig
+from unigrpo_jax.episode import Episodes
 from unigrpo_jax.models.bagel.guidance import Guidance
+from unigrpo_jax.models.bagel.text import TextCodec
 from unigrpo_jax.models.folder import LoadedModel
 from unigrpo_jax.parallel import mesh as meshes
 from unigrpo_jax.parallel import processes
@@ -21,8 +23,9 @@ from unigrpo_jax.rewards.protocol import RewardBatch
 from unigrpo_jax.rollout.program import RolloutProgram, flow_sampler
 from unigrpo_jax.rollout.thinking import TokenSampler
 from unigrpo_jax.rollout.windows import Window
+from unigrpo_jax.training.given import given_pictures
 from unigrpo_jax.training.samples import Sample
-from unigrpo_jax.worlds.prompt import Prompt, said_later
+from unigrpo_jax.worlds.prompt import Prompt, pictured, said_later
 from unigrpo_jax.worlds.world import World
 
 
@@ -86,7 +89,10 @@ class Evaluator:
         layout: Layout,
         samples: int = 0,
     ):
-        """`layout` is that of the weights; `samples` images are kept to be looked at."""
+        """`layout` is that of the weights; `samples` images are kept to be looked at.
+
+        Reads all prompts and pictures once; ConfigError where one does not fit.  Pictures are read again for each call.
+        """
         self.prompts = world.evaluation(evaluation.prompts)
         self._per_call = evaluation.batch // evaluation.images_per_prompt
         self._count = min(samples, evaluation.batch, len(self.prompts) * evaluation.images_per_prompt)
@@ -96,6 +102,9 @@ class Evaluator:
         texts, place = [p.text for p in self.prompts], lambda row: self.prompts[row].place
         block = lambda texts: loaded.codec.prompts(texts, rollout.prompt_tokens, place)
         self._blocks = block(texts), tuple(map(block, said_later(self.prompts, rollout.rounds)))
+        self._see = lambda prompts: given_pictures(prompts, loaded.network.config, rollout)
+        for prompt in self.prompts if pictured(self.prompts) else ():
+            self._see([prompt])
         program, place = on_mesh(evaluation_rollout(evaluation, rollout, loaded), layout, evaluation.batch)
 
         def run(*given):
@@ -122,18 +131,17 @@ class Evaluator:
         per, images = self._per_call, self._config.images_per_prompt
         rows = [min(i, len(self.prompts) - 1) for i in range(start, start + per)]
         block, turns = jax.tree.map(lambda x: x[rows], self._blocks)
+        picture = processes.agree_on_errors((ConfigError,), lambda: self._see([self.prompts[row] for row in rows]))
         seed, first = np.int32(self._config.seed), np.int32(start * images)
-        episodes, shown = self._run(params, autoencoder_params, block, seed, np.int32(0), first, None, turns)
+        episodes, shown = self._run(params, autoencoder_params, block, seed, np.int32(0), first, picture, turns)
         keep = min(per, len(self.prompts) - start) * images
         numbers = processes.own_rows(episodes.drawing.image)[0]
         kept = numbers < keep
-        own = lambda tree: jax.tree.map(lambda x: processes.own_rows(x)[1][kept], tree)
-        numbers = numbers[kept]
-        asked, batches = [self.prompts[start + n // images] for n in numbers], []
-        for turn, (thinking, drawing) in enumerate(zip(episodes.thinkings, episodes.drawings, strict=True)):
-            thoughts = self._codec.thoughts(own(thinking), len(numbers))
-            batches.append(reward_batch([p.at(turn) for p in asked], own(drawing.image), thoughts))
-        return _Call(rows=start * images + numbers, batches=tuple(batches), total=keep, shown=np.asarray(shown))
+        own, numbers = lambda x: processes.own_rows(x)[1][kept], numbers[kept]
+        before = None if picture is None else picture.levels[numbers // images]
+        asked = [self.prompts[start + n // images] for n in numbers]
+        batches = by_round(episodes, asked, self._codec, own, before)
+        return _Call(rows=start * images + numbers, batches=batches, total=keep, shown=np.asarray(shown))
 
     def _judge(self, calls: Sequence[_Call]) -> tuple[dict[str, Any], list[Sample]]:
         joined = [join(batches) for batches in zip(*(c.batches for c in calls), strict=True)]
@@ -185,14 +193,37 @@ def join(batches: Sequence[RewardBatch]) -> RewardBatch:
         metadata=every("metadata"),
         images=np.concatenate([batch.images for batch in batches]),
         thinking=every("thinking"),
+        before=None if batches[0].before is None else np.concatenate([batch.before for batch in batches]),
     )
 
 
-def reward_batch(prompts: Sequence[Prompt], images: np.ndarray, thinking: Sequence[str]) -> RewardBatch:
-    """Episodes as rewards see them."""
-    return RewardBatch(
-        prompts=[p.text for p in prompts], metadata=[p.metadata for p in prompts], images=images, thinking=thinking
-    )
+def by_round(
+    episodes: Episodes, asked: Sequence[Prompt], codec: TextCodec, own: Callable[[jax.Array], np.ndarray],
+    before: np.ndarray | None,
+) -> tuple[RewardBatch, ...]:  # fmt: skip
+    """Episodes as rewards see them, once for each round.
+
+    Args:
+      episodes: those of all processes.
+      asked: the prompt of each of the R episodes that this one judges.
+      codec: makes words of tokens.
+      own: picks those R rows of an array, on the host.
+      before: the pictures that came with their prompts, uint8 [R, H, W, 3]; None where none did.
+    """
+    batches = []
+    for turn, (thinking, drawing) in enumerate(zip(episodes.thinkings, episodes.drawings, strict=True)):
+        prompts, images = [p.at(turn) for p in asked], own(drawing.image)
+        batches.append(
+            RewardBatch(
+                prompts=[p.text for p in prompts],
+                metadata=[p.metadata for p in prompts],
+                images=images,
+                thinking=codec.thoughts(jax.tree.map(own, thinking), len(asked)),
+                before=before,
+            )
+        )
+        before = images
+    return tuple(batches)
 
 
 def by_category(scores: dict[str, np.ndarray], categories: Sequence[str]) -> dict[str, dict[str, float]]:

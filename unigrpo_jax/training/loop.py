@@ -79,8 +79,8 @@ def run(config: RunConfig, run_dir: storage.Place, resume: bool = False, allow_c
     seen = processes.gather(known)
     require(len(set(seen)) == 1, f"only process {seen.index(True) if True in seen else 0} of {len(seen)} finds a run in "
                                  f"{run_dir}; put the run folder on storage that all of them share.")  # fmt: skip
-    evaluator = Evaluator(config.evaluation, config.rollout, parts.loaded, parts.world, parts.judging,
-                          parts.layout, config.logging.samples)  # fmt: skip
+    what = (parts.loaded, parts.world, parts.judging, parts.layout, config.logging.samples)
+    evaluator = processes.agree_on_errors((ConfigError,), lambda: Evaluator(config.evaluation, config.rollout, *what))
     trainer = Trainer(parts)
     checksum = parts.loaded.checksum()
     facts = {"seed": config.seed, "model_sha256": checksum, "versions": versions(), "config": to_dict(config)}
@@ -231,13 +231,13 @@ class _Loop:
         return summary
 
     def _judged(self, state: TrainState, judge: Callable, params: dict, *arguments):
-        """What `judge` says of weights; where the reward fails, the run stops with a checkpoint."""
+        """What `judge` says of weights; where a reward fails or a picture is gone, the run stops with a checkpoint."""
         try:
             return judge(params, self.trainer.autoencoder_params, *arguments)
-        except RewardError as error:
+        except (RewardError, ConfigError) as error:
             self._save_now(state)
             after = f"after iteration {int(state.step)}"
-            raise RunStopped(f"{error}, while held-out prompts were judged {after}.") from error
+            raise RunStopped(f"{str(error).rstrip('.')}, while held-out prompts were judged {after}.") from error
 
     def _iteration(self, state: TrainState, step: int) -> tuple[TrainState, dict[str, float]]:
         begin = time.monotonic()

@@ -22,11 +22,13 @@ from unigrpo_jax.learning.refl import RewardGradient
 from unigrpo_jax.learning.update import TrainState, UpdateProgram, new_state
 from unigrpo_jax.models import tree
 from unigrpo_jax.models.bagel import Bagel, latents
+from unigrpo_jax.models.bagel.pictures import Picture
 from unigrpo_jax.models.bagel.weights import FIXED_TABLES
 from unigrpo_jax.parallel import mesh as meshes
 from unigrpo_jax.parallel.rules import Layout
 from unigrpo_jax.rewards.protocol import DifferentiableReward
 from unigrpo_jax.rollout.program import training_rollout
+from unigrpo_jax.training.given import picture_shapes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,6 +42,7 @@ class Inputs:
       autoencoder: the autoencoder's tensors.
       prompt: the prompts of an iteration.
       turns: what the user says in each later round; () where nothing is said.
+      picture: what comes with the prompts; None where nothing does.
     """
 
     state: TrainState
@@ -48,6 +51,7 @@ class Inputs:
     autoencoder: dict
     prompt: TokenBlock
     turns: tuple[TokenBlock, ...] = ()
+    picture: Picture | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,7 +80,7 @@ class Programs:
       everywhere: the sharding of what is replicated.
       spread: that of arrays with the episodes first.
       state_shardings: where the state lies.
-      rollout: (params, autoencoder's, prompts, seed, step) -> episodes.
+      rollout: (params, autoencoder's, prompts, seed, step, first_id, pictures, turns) -> episodes.
       keep: (episodes, rows) -> those episodes.
       update: (state, frozen, reference, episodes, advantages) -> (state, metrics); donates the state.
     """
@@ -88,6 +92,7 @@ class Programs:
         """`params` are the shapes of all parameters, adapters included; `thought` as in `RolloutProgram`; `followed` is
         the reward of the method `refl`."""
         self.config, self.layout, self._params, self._followed = config, layout, params, followed
+        self._sizes = network.config
         placed, learning = layout.context(), config.learning
         self.everywhere, self.spread = meshes.replicated(layout.mesh), meshes.spread(layout.mesh)
         program = training_rollout(
@@ -145,21 +150,25 @@ class Programs:
         flat = tree.flatten(params)
         return tree.unflatten({path: self.layout.gathered(path, kind(path, x)) for path, x in flat.items()})
 
-    def inputs(self, stored: dict, autoencoder: dict[str, tuple[int, ...]], talks: bool = False) -> Inputs:
+    def inputs(
+        self, stored: dict, autoencoder: dict[str, tuple[int, ...]], talks: bool = False, shows: bool = False
+    ) -> Inputs:
         """What the programs are compiled from.
 
         Args:
           stored: shapes and dtypes of the parameters without adapters.
           autoencoder: names and shapes of the autoencoder's tensors.
           talks: whether the user says something in the later rounds.
+          shows: whether the user shows a picture before each prompt.
         """
         at = lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
         lay = lambda flat: {path: at(x, self.layout.parameter(path, x.shape)) for path, x in flat.items()}
         _, frozen = parameters.split(self._params, parameters.groups(self._params, self.config.learning))
-        shape = (self.config.rollout.prompts_per_iteration, self.config.rollout.prompt_tokens)
+        rollout = self.config.rollout
+        shape = (rollout.prompts_per_iteration, rollout.prompt_tokens)
         here = lambda shape, dtype: jax.ShapeDtypeStruct(shape, dtype, sharding=self.everywhere)
         kept = self.reference_places(stored)
-        flat = tree.flatten(stored)
+        flat, seen = tree.flatten(stored), picture_shapes(shape[0], self._sizes, rollout) if shows else None
         return Inputs(
             state=jax.tree.map(at, self._state, self.state_shardings),
             frozen=lay(frozen),
@@ -168,7 +177,8 @@ class Programs:
             ),
             autoencoder={name: here(shape, np.float32) for name, shape in autoencoder.items()},
             prompt=(block := TokenBlock(tokens=here(shape, np.int32), valid=here(shape, bool))),
-            turns=(block,) * (self.config.rollout.rounds - 1) if talks else (),
+            turns=(block,) * (rollout.rounds - 1) if talks else (),
+            picture=jax.tree.map(lambda x: here(x.shape, x.dtype), seen),
         )
 
     def reference_places(self, stored: dict) -> dict[str, tuple[np.dtype, jax.sharding.NamedSharding]]:
@@ -188,7 +198,8 @@ class Programs:
     def trace(self, inputs: Inputs) -> tuple[jax.stages.Traced, jax.stages.Traced]:
         """Both programs, traced."""
         i = inputs
-        rollout = self.rollout.trace(i.state.params(i.frozen), i.autoencoder, i.prompt, *(np.int32(0),) * 3, None, i.turns)
+        given = (i.autoencoder, i.prompt, *(np.int32(0),) * 3, i.picture, i.turns)
+        rollout = self.rollout.trace(i.state.params(i.frozen), *given)
         count = self.config.trained_episodes
         at = lambda x: jax.ShapeDtypeStruct((count, *x.shape[1:]), x.dtype, sharding=self.spread)
         episodes = jax.tree.map(at, rollout.out_info)

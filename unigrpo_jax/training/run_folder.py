@@ -48,8 +48,8 @@ def save_episodes(run_dir: epath.Path, step: int, own: OwnEpisodes) -> epath.Pat
         folder /= f"process-{jax.process_index()}"
     folder.mkdir(parents=True, exist_ok=True)
     batch = own.batch
-    buffer = io.BytesIO()
-    np.savez_compressed(buffer, images=batch.images, episodes=own.rows)
+    buffer, given = io.BytesIO(), {} if batch.before is None else {"before": batch.before}
+    np.savez_compressed(buffer, images=batch.images, episodes=own.rows, **given)
     write_atomically(folder / "images.npz", buffer.getvalue())
     texts = [{"prompt": p, "metadata": dict(m), "thinking": t}
              for p, m, t in zip(batch.prompts, batch.metadata, batch.thinking, strict=True)]  # fmt: skip

@@ -17,6 +17,7 @@ from unigrpo_jax.learning.advantages import extremes, zero_variance_share
 from unigrpo_jax.learning.update import TrainState, new_state
 from unigrpo_jax.models import tree
 from unigrpo_jax.models.bagel.lora import is_adapter
+from unigrpo_jax.models.bagel.pictures import Picture
 from unigrpo_jax.models.folder import LoadedModel, load_model
 from unigrpo_jax.parallel import kernels, processes
 from unigrpo_jax.parallel import mesh as meshes
@@ -24,11 +25,12 @@ from unigrpo_jax.parallel.rules import Layout
 from unigrpo_jax.rewards.judging import Judging, RewardError
 from unigrpo_jax.rewards.load import load_rewards
 from unigrpo_jax.rewards.protocol import DifferentiableReward, RewardBatch
-from unigrpo_jax.training.evaluation import reward_batch
+from unigrpo_jax.training.evaluation import by_round
+from unigrpo_jax.training.given import check_pictures, given_pictures
 from unigrpo_jax.training.image_statistics import colour_entropy, edge_density
 from unigrpo_jax.training.programs import Followed, Inputs, Programs
 from unigrpo_jax.worlds.order import Order
-from unigrpo_jax.worlds.prompt import Prompt, said_later
+from unigrpo_jax.worlds.prompt import Prompt, pictured, said_later
 from unigrpo_jax.worlds.world import World, load_world
 
 
@@ -87,6 +89,7 @@ def build(config: RunConfig) -> Parts:
     for prompts in world.longest:
         loaded.codec.check_lengths((p.text for p in prompts), config.rollout.prompt_tokens,
                                    lambda row, prompts=prompts: prompts[row].place)  # fmt: skip
+    check_pictures(world.longest, loaded.network.config, config.rollout)
     return Parts(config, layout, loaded, world, world.train(config.seed), judging, followed)
 
 
@@ -130,7 +133,8 @@ class Trainer:
             self._note_time, follow,
         )  # fmt: skip
         self._compiled: Future | None = None
-        self._talks = bool(said_later(parts.order.batch(0, 1), parts.config.rollout.rounds))
+        first = parts.order.batch(0, 1)
+        self._talks, self._shows = bool(said_later(first, parts.config.rollout.rounds)), pictured(first)
         self.frozen: dict[str, jax.Array] = {}
         self.reference: dict = {}
         self._imitated: dict | None = None
@@ -140,7 +144,7 @@ class Trainer:
         """Shapes and places of all that an iteration reads."""
         loaded = self.parts.loaded
         autoencoder = loaded.autoencoder.shapes() if loaded.autoencoder_stored is not None else {}
-        return self.programs.inputs(loaded.stored_params(), autoencoder, self._talks)
+        return self.programs.inputs(loaded.stored_params(), autoencoder, self._talks, self._shows)
 
     def compile(self) -> None:
         """Starts compiling both programs in the background, from shapes alone; the first use waits for them."""
@@ -194,12 +198,13 @@ class Trainer:
     def sample(self, state: TrainState, step: int) -> tuple[Episodes, OwnEpisodes, dict[str, float]]:
         """The episodes of iteration `step`, those that this process judges, and the rollout's metrics."""
         config = self.parts.config
-        prompts, block, turns = processes.agree_on_errors((ConfigError,), lambda: self._prompts(step))
+        prompts, block, picture, turns = processes.agree_on_errors((ConfigError,), lambda: self._prompts(step))
         rollout, _ = self._compiled.result()
         self._thought_at = begin = time.monotonic()
-        block, turns = jax.tree.map(lambda x: processes.to_global(x, self.programs.everywhere), (block, turns))
+        whole = lambda tree: jax.tree.map(lambda x: processes.to_global(x, self.programs.everywhere), tree)
         params = self.params(state) if self._imitated is None else self._imitated
-        given = (params, self.autoencoder_params, block, np.int32(config.seed), np.int32(step), np.int32(0), None, turns)
+        numbers = (np.int32(config.seed), np.int32(step), np.int32(0))
+        given = (params, self.autoencoder_params, whole(block), *numbers, whole(picture), whole(turns))
         episodes = jax.block_until_ready(rollout(*given))
         jax.effects_barrier()
         end = time.monotonic()
@@ -208,26 +213,27 @@ class Trainer:
             place = lambda x: processes.to_global(np.asarray(x), self.programs.spread)
             episodes = episodes.replace(goals=jax.tree.map(place, goals))
         rows = processes.own_rows(episodes.drawing.image)[0]
-        asked, tokens = [prompts[row // config.learning.group_size] for row in rows], np.zeros(len(rows), int)
-        own = lambda tree: jax.tree.map(lambda x: processes.own_rows(x)[1], tree)
-        batches = []
-        for turn, (thinking, drawing) in enumerate(zip(episodes.thinkings, episodes.drawings, strict=True)):
-            thinking = own(thinking)
-            tokens = tokens + (0 if thinking is None else thinking.mask.sum(axis=1))
-            thoughts = self.parts.loaded.codec.thoughts(thinking, len(rows))
-            batches.append(reward_batch([p.at(turn) for p in asked], own(drawing.image), thoughts))
+        own, of = lambda x: processes.own_rows(x)[1], rows // config.learning.group_size
+        before = None if picture is None else picture.levels[of]
+        batches = by_round(episodes, [prompts[row] for row in of], self.parts.loaded.codec, own, before)
+        masks = [own(thinking.mask) for thinking in episodes.thinkings if thinking is not None]
+        tokens = sum((mask.sum(axis=1) for mask in masks), np.zeros(len(rows), int))
         times = {"time/rollout_text": self._thought_at - begin, "time/rollout_flow": end - self._thought_at}
         finite = processes.own_rows(episodes.drawing.finite)[1]
-        return episodes, OwnEpisodes(rows, tuple(batches), tokens, finite), times
+        return episodes, OwnEpisodes(rows, batches, tokens, finite), times
 
-    def _prompts(self, step: int) -> tuple[list[Prompt], TokenBlock, tuple[TokenBlock, ...]]:
-        """The prompts of iteration `step` and what is said later; ConfigError where one cannot be read or does not fit."""
-        rollout = self.parts.config.rollout
+    def _prompts(self, step: int) -> tuple[list[Prompt], TokenBlock, Picture | None, tuple[TokenBlock, ...]]:
+        """The prompts of iteration `step`, what is shown with them and what is said later.
+
+        ConfigError where one cannot be read or does not fit.
+        """
+        rollout, sizes = self.parts.config.rollout, self.parts.loaded.network.config
         prompts = self.parts.order.batch(step, rollout.prompts_per_iteration)
         place = lambda row: prompts[row].place
         block = lambda texts: self.parts.loaded.codec.prompts(texts, rollout.prompt_tokens, place)
         later = said_later(prompts, rollout.rounds)
-        return prompts, block([p.text for p in prompts]), tuple(map(block, later))
+        seen = given_pictures(prompts, sizes, rollout, self._shows)
+        return prompts, block([p.text for p in prompts]), seen, tuple(map(block, later))
 
     def judge(self, own: OwnEpisodes, times: dict[str, float]) -> tuple[np.ndarray, dict[str, float]]:
         """Advantages [B] of all processes' episodes, and metrics; RewardError in all where the reward fails in one."""

@@ -2,7 +2,8 @@
 
 A file is read through once, when every line is checked and its offset kept; a prompt is read again when it is asked for.
 Three forms: JSON lines, an object with "prompt" and anything else as metadata; GenEval's metadata, JSON lines whose "tag"
-is the category; plain text, where a line is a prompt.
+is the category; plain text, where a line is a prompt.  In JSON, "image" names the picture that comes with the prompt, a file
+in the folder of the prompts or below it.
 """
 
 import array
@@ -15,10 +16,14 @@ import pathlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import numpy as np
+
 from unigrpo_jax.config import ConfigError, require
-from unigrpo_jax.foreign_files import parse_json
+from unigrpo_jax.foreign_files import is_inside, named, parse_json
+from unigrpo_jax.foreign_text import quoted
+from unigrpo_jax.models.bagel.pictures import open_rgb
 from unigrpo_jax.worlds import geneval
-from unigrpo_jax.worlds.prompt import CHECKED, Picked, Prompt, Source
+from unigrpo_jax.worlds.prompt import CHECKED, Picked, Prompt, Source, pictured
 
 LONGEST_LINE = 2**20  # bytes
 MOST_CATEGORIES, LONGEST_CATEGORY = 10_000, 200
@@ -104,6 +109,33 @@ def text_prompt(line: str) -> Prompt:
 
 
 @dataclasses.dataclass(frozen=True)
+class _Image:
+    """A picture in a file, opened whenever it is called."""
+
+    path: pathlib.Path
+
+    def __call__(self) -> np.ndarray:
+        return np.asarray(open_rgb(self.path))
+
+
+def with_picture(prompt: Prompt, folder: pathlib.Path) -> Prompt:
+    """The prompt with the picture that `image` of its metadata names, if it does.
+
+    ConfigError where that is no file inside the folder; whether it is a picture shows when it is read.
+    """
+    name = prompt.metadata.get("image")
+    if name is None:
+        return prompt
+    require(isinstance(name, str) and bool(name), f'"image" is {quoted(name)}; write the path of a picture there.')
+    path = named(folder / name, '"image"')
+    require(is_inside(path, folder), f'"image" is {quoted(name)}, which leaves the folder of the prompts, {folder}; put the '
+                                     "picture there.")  # fmt: skip
+    require(path.is_file(), f'"image" is {quoted(name)}, but there is no such file in {folder}, the folder of the '
+                            "prompts; put it there.")  # fmt: skip
+    return dataclasses.replace(prompt, picture=_Image(path))
+
+
+@dataclasses.dataclass(frozen=True)
 class _Line:
     """A line of a file; its number is found when it is asked for."""
 
@@ -122,12 +154,16 @@ def read_file(path: pathlib.Path, parse: Callable[[str], Prompt] = json_prompt, 
     """The prompts of a file, grouped by metadata["category"]; `option` named it, for messages.
 
     Raises:
-      ConfigError: the file is missing or empty, or a line (with its number) is no prompt.
+      ConfigError: the file is missing or empty, a line (with its number) is no prompt, or some show a picture and some none.
     """
     stamp = _stamp(os.stat(path)) if path.exists() else None
+    shown = lambda text: with_picture(parse(text), path.parent)
     groups: dict[str, array.array] = {}
+    shows: bool | None = None
     longest: list[tuple[int, int]] = []  # a heap of (characters, offset)
-    for offset, prompt in parsed(path, parse, option):
+    for offset, prompt in parsed(path, shown, option):
+        if (prompt.picture is not None) != shows:  # nearly never, and where a line stands takes long to say
+            shows = pictured([dataclasses.replace(prompt, place=_Line(path, offset))], shows)
         category = str(prompt.metadata.get("category", ""))
         if category not in groups:
             require(len(category) <= LONGEST_CATEGORY and len(groups) < MOST_CATEGORIES,
@@ -147,7 +183,7 @@ def read_file(path: pathlib.Path, parse: Callable[[str], Prompt] = json_prompt, 
                 line = file.readline(LONGEST_LINE)
         except OSError as error:
             raise ConfigError(f"{path} can no longer be read ({error.strerror}); bring it back.") from None
-        return dataclasses.replace(parse(_decoded(path, line, offset)), place=_Line(path, offset))
+        return dataclasses.replace(shown(_decoded(path, line, offset)), place=_Line(path, offset))
 
     checked = [offset for _, offset in sorted(longest, reverse=True)]
     return Source(groups=[Picked(read, offsets) for offsets in groups.values()], longest=Picked(read, checked))

@@ -1,8 +1,10 @@
-"""What a prompt is: the text that the model reads and the facts that a reward may judge by; and where prompts come from."""
+"""What a prompt is: what the model sees and reads, and the facts that a reward may judge by; and where prompts come from."""
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
+
+import numpy as np
 
 from unigrpo_jax.config import require
 from unigrpo_jax.foreign_text import quoted
@@ -16,11 +18,14 @@ class Prompt:
 
     Attributes:
       text: what the model reads.
+      picture: gives what the user shows before the text, an RGB image uint8 [H, W, 3], whenever it is called; None where
+        nothing is shown.  ConfigError where it cannot be read.
       metadata: JSON-serialisable facts for rewards and tables, such as the category; the model never sees them.
       place: anything whose str() says where it stands, for messages; None where that says nothing.
     """
 
     text: str
+    picture: Callable[[], np.ndarray] | None = None
     metadata: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     place: object = dataclasses.field(default=None, compare=False, repr=False)
 
@@ -28,6 +33,11 @@ class Prompt:
     def turns(self) -> Sequence[str]:
         """What the user says in the rounds after the first: `turns` of the metadata, or nothing."""
         return self.metadata.get("turns", ())
+
+    @property
+    def named(self) -> str:
+        """The prompt inside a message, with its place."""
+        return f"the prompt {quoted(self.text, 60)}{f' ({self.place})' if self.place is not None else ''}"
 
     def at(self, turn: int) -> "Prompt":
         """What has been asked up to round `turn`, from 0: all words, and the facts, those of `rounds[turn]` over them."""
@@ -54,6 +64,20 @@ def said_later(prompts: Sequence[Prompt], rounds: int) -> list[list[str]]:
         require(bool(turns) == bool(prompts[0].turns), f"the prompt {quoted(prompt.text, 60)} has {len(turns)} later turns, "
                 f"and another of the same iteration {len(prompts[0].turns)}; give all the same number.")  # fmt: skip
     return [list(texts) for texts in zip(*(prompt.turns for prompt in prompts), strict=True)]
+
+
+def pictured(prompts: Iterable[Prompt], others: bool | None = None) -> bool:
+    """Whether the prompts show a picture each; ConfigError where some do and some do not.
+
+    `others` says it of prompts that these must be like.
+    """
+    for prompt in prompts:
+        shows = prompt.picture is not None
+        others = shows if others is None else others
+        has, have = ("a picture", "none") if shows else ("no picture", "one")
+        require(shows == others, f"{prompt.named} comes with {has}, and others of the run with {have}; give all of them a "
+                                 "picture, under `image`, or none.")  # fmt: skip
+    return bool(others)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -34,6 +34,11 @@ class Picture:
     pixels: jax.Array
     patches: jax.Array | None
 
+    @property
+    def levels(self) -> np.ndarray:
+        """The numbers 0 to 255 that `pixels` were made of, uint8 [B, height, width, 3] on the host."""
+        return np.rint((np.asarray(self.pixels) + 1) * 127.5).astype(np.uint8)
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ResizeRule:
