@@ -1,15 +1,21 @@
-"""Makes a base model for the shapes world by supervised learning from sloppy examples.
+"""Makes a base model for the shapes worlds by supervised learning from sloppy examples.
 
-    python -m experiments.pretrain --out DIR
+    python -m experiments.pretrain --out DIR               the world of one round
+    python -m experiments.pretrain --rounds --out DIR      reflect, edit and story, from the base of one round
 
-The base inside the package was made by exactly this command with its defaults; see the README for time and result.
+The bases inside the package were made by exactly these commands with their defaults; see the README for time and result.
 """
 
 import dataclasses
 import pathlib
 import time
+from collections.abc import Sequence
+
+import numpy as np
 
 from experiments.command_line import command_line
+
+SIZE, THINKING_TOKENS, PROMPT_TOKENS = 24, 26, 18
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -18,16 +24,18 @@ class PretrainConfig:
 
     out: pathlib.Path
     """Folder for the model: llm_config.json, ema.safetensors and the tokenizer."""
+    rounds: bool = False
+    """Learn the worlds of several rounds, beginning with the weights of the shapes base, whose sizes are kept."""
     seed: int = 0
     """Seed of weights, examples and noise."""
-    steps: int = 3600
-    """Optimizer steps."""
+    steps: int | None = None
+    """Optimizer steps; default 3600, of several rounds 2400."""
     batch: int = 32
-    """Examples per step."""
+    """Examples per step; of several rounds a third of them of each of the three worlds."""
     noise_draws: int = 3
     """Noisy versions of each image."""
-    learning_rate: float = 2e-3
-    """Peak of Adam's rate; warm-up over 100 steps, then a cosine down to 2 % of it."""
+    learning_rate: float | None = None
+    """Peak of Adam's rate, default 2e-3, of several rounds 1e-3; warm-up over 100 steps, then a cosine down to 2 % of it."""
     ema_decay: float = 0.998
     """Decay of the weight average, which is what is saved."""
     timestep_shift: float = 2.0
@@ -37,6 +45,9 @@ class PretrainConfig:
     colour with its own shape is learned much later than all else."""
     text_dropout: float = 0.1
     """Probability of leaving out the prompt, and of leaving out the thinking."""
+    seen_noise: float = 0.15
+    """Of several rounds: largest standard deviation, of pixels in [-1, 1], of the noise upon an image that is looked at;
+    what a model drew is never as clean as what it learned from."""
     hidden_size: int = 128
     """Width of the network."""
     intermediate_size: int = 384
@@ -56,92 +67,139 @@ def main(config: PretrainConfig) -> None:
     """Trains, evaluates nothing, writes the model folder."""
     import jax
     import jax.numpy as jnp
-    import numpy as np
     import optax
 
-    from unigrpo_jax.episode import Thinking
-    from unigrpo_jax.learning.supervised import Examples, SupervisedObjective
-    from unigrpo_jax.models.bagel import Bagel, BagelConfig, latents
+    from unigrpo_jax.config import ModelConfig
+    from unigrpo_jax.learning.supervised import SupervisedObjective
+    from unigrpo_jax.models.bagel import Bagel, BagelConfig
     from unigrpo_jax.models.bagel.text import TextCodec, load_tokenizer, special_tokens
-    from unigrpo_jax.models.folder import save_model
-    from unigrpo_jax.worlds.shapes import prompts, supervised, tokenizer
+    from unigrpo_jax.models.folder import load_model, save_model
+    from unigrpo_jax.worlds.shapes import tokenizer
 
-    size, thinking_tokens, prompt_tokens = 24, 26, 18
     config.out.mkdir(parents=True, exist_ok=True)
-    words = tokenizer.save(config.out)
+    words = tokenizer.save(config.out, config.rounds)
     codec_tokenizer = load_tokenizer(config.out)
-    model_config = BagelConfig(
-        **special_tokens(codec_tokenizer, config.out),
-        vocab_size=-(-words // 16) * 16,
-        hidden_size=config.hidden_size,
-        intermediate_size=config.intermediate_size,
-        layers=config.layers,
-        heads=config.heads,
-        kv_heads=config.kv_heads,
-        rope_theta=1e4,
-        latent_channels=3,
-        latent_patch=config.latent_patch,
-        max_latent_size=-(-size // config.latent_patch),
-    )
-    model = Bagel(model_config, unroll=config.layers)
+    key = jax.random.key(config.seed)
+    if config.rounds:
+        start = load_model(ModelConfig())
+        model_config = start.network.config
+        params = jax.tree.map(lambda x: jnp.asarray(np.asarray(x)), start.params())  # bound to no device, as fresh ones are
+        if words != model_config.vocab_size:
+            raise ValueError(f"the tokenizer has {words} words, the embedding of the base {model_config.vocab_size} rows")
+    else:
+        model_config = BagelConfig(
+            **special_tokens(codec_tokenizer, config.out),
+            vocab_size=-(-words // 16) * 16,
+            hidden_size=config.hidden_size,
+            intermediate_size=config.intermediate_size,
+            layers=config.layers,
+            heads=config.heads,
+            kv_heads=config.kv_heads,
+            rope_theta=1e4,
+            latent_channels=3,
+            latent_patch=config.latent_patch,
+            max_latent_size=-(-SIZE // config.latent_patch),
+        )
+        params = Bagel(model_config).init(key)
+    model = Bagel(model_config, unroll=1 if config.rounds else model_config.layers)  # six rounds compile long enough
     codec = TextCodec(codec_tokenizer, model_config)
     objective = SupervisedObjective(
         model=model,
-        grid=model_config.grid(size, size),
+        grid=model_config.grid(SIZE, SIZE),
         timestep_shift=config.timestep_shift,
         text_dropout=config.text_dropout,
         noise_draws=config.noise_draws,
     )
-    by_category = prompts.by_category("train")
-    bound = {"color_attr": by_category["color_attr"]}
-    rng = np.random.default_rng(config.seed)
-
-    def batch() -> Examples:
-        drawn = [
-            supervised.example(rng, bound if rng.random() < config.color_attr_share else by_category)
-            for _ in range(config.batch)
-        ]
-        tokens = np.full((config.batch, thinking_tokens), model_config.pad_token, np.int32)
-        mask = np.zeros((config.batch, thinking_tokens), bool)
-        for row, example in enumerate(drawn):
-            ids = codec.ids(example.thinking)[1:]
-            tokens[row, : len(ids)], mask[row, : len(ids)] = ids, True
-        images = latents.from_uint8(np.stack([example.image for example in drawn]))
-        return Examples(
-            prompt=codec.prompts([example.prompt.text for example in drawn], prompt_tokens),
-            thinking=Thinking(tokens=tokens, mask=mask, log_probs=np.zeros_like(tokens, np.float32)),
-            data=latents.patchify(images, config.latent_patch),
-        )
-
-    warm_up = min(100, config.steps // 10)
-    rate = optax.warmup_cosine_decay_schedule(
-        0.0, config.learning_rate, warm_up, config.steps, config.learning_rate * 0.02
-    )
+    steps = config.steps or (2400 if config.rounds else 3600)
+    peak = config.learning_rate or (1e-3 if config.rounds else 2e-3)
+    rate = optax.warmup_cosine_decay_schedule(0.0, peak, min(100, steps // 10), steps, peak * 0.02)
     transform = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(rate, b2=0.99))
-    key = jax.random.key(config.seed)
-    params = model.init(key)
     trainable = lambda tree: {k: v for k, v in tree.items() if k != "latent_pos_embed"}
     state = (params, transform.init(trainable(params)), params)
 
     @jax.jit
-    def step(state, examples, number):
+    def step(state, worlds, number):
         params, opt_state, ema = state
         fixed = {"latent_pos_embed": params["latent_pos_embed"]}
-        loss = lambda tree: objective(tree | fixed, examples, jax.random.fold_in(key, number))
+
+        def loss(tree):
+            keys = [jax.random.fold_in(jax.random.fold_in(key, number), i) for i in range(len(worlds))]
+            keys[0] = jax.random.fold_in(key, number)
+            found = [objective(tree | fixed, rounds, k) for rounds, k in zip(worlds, keys, strict=True)]
+            return sum(x for x, _ in found) / len(found), [metrics for _, metrics in found]
+
         grads, metrics = jax.grad(loss, has_aux=True)(trainable(params))
         updates, opt_state = transform.update(grads, opt_state)
         params = optax.apply_updates(trainable(params), updates) | fixed
         decay = jnp.minimum(config.ema_decay, (1 + number) / (10 + number))
         return (params, opt_state, jax.tree.map(lambda a, b: decay * a + (1 - decay) * b, ema, params)), metrics
 
-    start = time.monotonic()
-    for number in range(config.steps):
-        state, metrics = step(state, batch(), number)
-        if number % 100 == 0 or number == config.steps - 1:
-            values = "  ".join(f"{name} {float(value):.4f}" for name, value in metrics.items())
+    start, draw, noise = time.monotonic(), examples(config), np.random.default_rng([config.seed, 1])
+    for number in range(steps):
+        state, metrics = step(state, tuple(batch(drawn, codec, config.seen_noise, noise) for drawn in draw()), number)
+        if number % 100 == 0 or number == steps - 1:
+            values = "   ".join("  ".join(f"{n} {float(v):.4f}" for n, v in found.items()) for found in metrics)
             print(f"step {number:5d}  {values}  {time.monotonic() - start:6.0f} s", flush=True)
     save_model(config.out, model_config, state[2])
     print(f"wrote {config.out}")
+
+
+def examples(config: PretrainConfig):
+    """A function without arguments that gives the examples of the next step, a list for each world that is learned."""
+    from unigrpo_jax.worlds.shapes import prompts, rounds_supervised, supervised
+
+    by_category = prompts.by_category("train")
+    bound = {"color_attr": by_category["color_attr"]}
+    rng = np.random.default_rng(config.seed)
+    categories = lambda: bound if rng.random() < config.color_attr_share else by_category
+
+    def one_round():
+        drawn = supervised.example(rng, categories())
+        only = rounds_supervised.Round(drawn.prompt.text, drawn.thinking, drawn.image)
+        return rounds_supervised.RoundsExample(drawn.prompt, None, (only,))
+
+    reflect = lambda: rounds_supervised.reflect_example(rng, categories())
+    edit, story = lambda: rounds_supervised.edit_example(rng), lambda: rounds_supervised.story_example(rng)
+    worlds = (reflect, edit, story) if config.rounds else (one_round,)
+    return lambda: [[world() for _ in range(config.batch // len(worlds))] for world in worlds]
+
+
+def batch(drawn: Sequence, codec, seen_noise: float, rng: np.random.Generator) -> tuple:
+    """Examples (`rounds_supervised.RoundsExample`) of one world as the objective takes them, a `Round` for each round."""
+    from unigrpo_jax.episode import Thinking
+    from unigrpo_jax.learning.supervised import Round
+    from unigrpo_jax.models.bagel import latents
+
+    pad, patch, seen = codec.config.pad_token, codec.config.latent_patch, None
+    tokens_of = lambda images: np.asarray(latents.patchify(latents.from_uint8(np.stack(images)), patch))
+
+    def look(images):
+        clean = tokens_of(images)
+        spread = rng.uniform(0, seen_noise, (len(clean), 1, 1))
+        return (clean + spread * rng.normal(size=clean.shape)).astype(np.float32)
+
+    if drawn[0].picture is not None:
+        seen = look([example.picture for example in drawn])
+    out = []
+    for number in range(last := len(drawn[0].rounds)):
+        rounds = [example.rounds[number] for example in drawn]
+        tokens = np.full((len(drawn), THINKING_TOKENS), pad, np.int32)
+        mask = np.zeros((len(drawn), THINKING_TOKENS), bool)
+        for row, one in enumerate(rounds):
+            ids = codec.ids(one.thinking)[1:]
+            tokens[row, : len(ids)], mask[row, : len(ids)] = ids, True
+        says, clear = rounds[0].text is not None, np.array([one.clear for one in rounds])
+        out.append(
+            Round(
+                seen=seen,
+                heard=codec.prompts([one.text for one in rounds], PROMPT_TOKENS) if says else None,
+                thinking=Thinking(tokens=tokens, mask=mask, log_probs=np.zeros_like(tokens, np.float32)),
+                data=tokens_of([one.image for one in rounds]),
+                drawn=clear if last > 1 else None,
+            )
+        )
+        seen = look([one.image for one in rounds]) if number + 1 < last else None
+    return tuple(out)
 
 
 if __name__ == "__main__":

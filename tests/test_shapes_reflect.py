@@ -1,7 +1,6 @@
 """The world of second looks: what is wrong with a picture against brute force, and verdicts that say so truly."""
 
 import collections
-import dataclasses
 import itertools
 
 import numpy as np
@@ -190,15 +189,7 @@ def test_the_longest_thinking_has_23_words_and_its_plan_is_read_as_ever():
 def batch(facts, images, thinking, before=None) -> RewardBatch:
     """A batch that also tells the image before, as the later rounds of training do."""
     given = dict(prompts=[""] * len(facts), metadata=facts, images=images, thinking=thinking)
-    if "before" in {field.name for field in dataclasses.fields(RewardBatch)}:
-        return RewardBatch(**given, before=before)
-
-    class Before(RewardBatch):
-        pass
-
-    made = Before(**given)
-    object.__setattr__(made, "before", before)
-    return made
+    return RewardBatch(**given, before=before)
 
 
 def test_the_world_judges_image_plan_and_verdict_apart():

@@ -30,12 +30,14 @@ class Round:
       heard: what the user says then; None where nothing is said.
       thinking: the right thinking as if it had been sampled; its log_probs are not read.
       data: float32 [B, N, C], clean latent tokens of the image to draw.
+      drawn: bool [B], whether that image is one to learn; None where all are.
     """
 
     seen: jax.Array | None
     heard: TokenBlock | None
     thinking: Thinking
     data: jax.Array
+    drawn: jax.Array | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -90,5 +92,9 @@ class SupervisedObjective:
         noise = jax.random.normal(key_noise, (self.noise_draws, *one.data.shape))
         x = (1 - t[:, :, None, None]) * one.data[None] + t[:, :, None, None] * noise
         velocity = jax.vmap(lambda x, t: self.model.velocity(params, x, t, self.grid, context))(x, t)
-        mse = jnp.mean((velocity - (noise - one.data[None])) ** 2)
+        error = (velocity - (noise - one.data[None])) ** 2
+        if one.drawn is None:
+            mse = jnp.mean(error)
+        else:
+            mse = jnp.sum(jnp.mean(error, axis=(0, 2, 3)) * one.drawn) / jnp.maximum(jnp.sum(one.drawn), 1)
         return context, {"ce": ce, "mse": mse}

@@ -1,6 +1,7 @@
 """A world: prompts to train on, prompts to be judged on, and what is known about a right answer."""
 
 import dataclasses
+import importlib
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
@@ -10,6 +11,14 @@ from unigrpo_jax.rewards.protocol import RewardBatch
 from unigrpo_jax.worlds.order import InTurn, Mixture, Order, PromptOrder
 from unigrpo_jax.worlds.prompt import Prompt
 from unigrpo_jax.worlds.source import read_source
+
+# Worlds with rules of their own: name -> where the function stands that makes it.
+SHAPES: dict[str, str] = {
+    "shapes": "unigrpo_jax.worlds.shapes.world:shapes",
+    "shapes_reflect": "unigrpo_jax.worlds.shapes.reflect:shapes_reflect",
+    "shapes_edit": "unigrpo_jax.worlds.shapes.edit:shapes_edit",
+    "shapes_story": "unigrpo_jax.worlds.shapes.story:shapes_story",
+}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -45,7 +54,7 @@ class World:
 
 
 def load_world(prompts: Sequence[str], weights: Sequence[float] = (), evaluation: str | None = None) -> World:
-    """The shapes world for "shapes", else prompts of files and datasets.
+    """A world of `SHAPES` under its name, else prompts of files and datasets.
 
     Args:
       prompts: names that `read_source` knows; several are mixed.
@@ -56,12 +65,13 @@ def load_world(prompts: Sequence[str], weights: Sequence[float] = (), evaluation
       ConfigError: one of them cannot be read.
     """
     require(any(prompts), "prompts is empty; give --prompts FILE.jsonl, one object with a `prompt` per line.")
-    if "shapes" in (*prompts, evaluation):
-        require(len(prompts) == 1 and evaluation is None,
-                "`shapes` has rules and held-out prompts of its own; give it alone, without evaluation.source.")  # fmt: skip
-        from unigrpo_jax.worlds.shapes.world import shapes
-
-        return shapes()
+    if own := [name for name in (*prompts, evaluation) if name in SHAPES]:
+        require(
+            len(prompts) == 1 and evaluation is None,
+            f"`{own[0]}` has rules and held-out prompts of its own; give it alone, without evaluation.source.",
+        )
+        module, _, loader = SHAPES[own[0]].partition(":")
+        return getattr(importlib.import_module(module), loader)()
     sources = [read_source(name) for name in prompts]
 
     def train(seed: int) -> Order:

@@ -17,13 +17,13 @@ Metadata: `category` (the kind), `indirect`, `scene` (the picture before, as the
 (`Change.metadata()`) and `key`.
 """
 
+import functools
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
-from unigrpo_jax.config import RunConfig, require
-from unigrpo_jax.rewards.protocol import RewardBatch, RewardFunction
+from unigrpo_jax.rewards.protocol import RewardBatch
 from unigrpo_jax.worlds.order import Drawn
 from unigrpo_jax.worlds.prompt import Prompt
 from unigrpo_jax.worlds.shapes.change import KINDS, SIDES, SPOTS, Change, Place, cells, free_cells, is_held_out, without
@@ -71,7 +71,8 @@ def draw(rng: np.random.Generator, kind: str, split: str) -> Prompt:
         there = sum(o.shape == change.what.shape and change.what.colour in (None, o.colour) for o in before)
         text, indirect = worded(rng, list(wordings(change, what, of, there)))
         facts = {"category": kind, "indirect": indirect, "scene": objects_text(before)}
-        return Prompt(text=text, metadata=facts | {"change": change.metadata(), "key": change.key()})
+        facts |= {"change": change.metadata(), "key": change.key()}
+        return Prompt(text=text, metadata=facts, picture=functools.partial(picture, facts))
 
 
 def worded(rng: np.random.Generator, ways: list[Reference]) -> Reference:
@@ -169,12 +170,6 @@ def reward(batch: RewardBatch) -> dict[str, np.ndarray]:
     found = find_objects_batch(batch.images)
     grades = [judge_edit(f, None, facts).graded for f, facts in zip(found, batch.metadata, strict=True)]
     return {"graded": np.array(grades, np.float32)}
-
-
-def load(argument: str, config: RunConfig) -> RewardFunction:
-    """The reward `shapes_edit`."""
-    require(not argument, f"rewards: shapes_edit:{argument}: shapes_edit takes no argument; leave it out.")
-    return reward
 
 
 def prompts(seed: int, split: str) -> Drawn:

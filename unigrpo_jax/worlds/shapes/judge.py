@@ -111,6 +111,8 @@ def reward(batch: RewardBatch) -> dict[str, np.ndarray]:
 
 
 def load(argument: str, config: RunConfig) -> RewardFunction:
-    """The reward `shapes`."""
+    """The reward `shapes`: the grade by the rules of the shapes world that the prompts come from."""
     require(not argument, f"rewards: shapes:{argument}: shapes takes no argument; leave it out.")
-    return reward
+    from unigrpo_jax.worlds.shapes import edit, story  # which are built upon this module
+
+    return {("shapes_edit",): edit.reward, ("shapes_story",): story.reward}.get(config.prompts, reward)

@@ -28,8 +28,7 @@ from typing import Any
 
 import numpy as np
 
-from unigrpo_jax.config import RunConfig, require
-from unigrpo_jax.rewards.protocol import RewardBatch, RewardFunction
+from unigrpo_jax.rewards.protocol import RewardBatch
 from unigrpo_jax.worlds.order import Drawn
 from unigrpo_jax.worlds.prompt import Prompt
 from unigrpo_jax.worlds.shapes.change import KINDS, Change, Place, is_held_out
@@ -195,12 +194,6 @@ def reward(batch: RewardBatch) -> dict[str, np.ndarray]:
     found, before = find_objects_batch(batch.images), findings_before(batch)
     grades = [judge_story(*row).graded for row in zip(found, before, batch.metadata, strict=True)]
     return {"graded": np.array(grades, np.float32)}
-
-
-def load(argument: str, config: RunConfig) -> RewardFunction:
-    """The reward `shapes_story`."""
-    require(not argument, f"rewards: shapes_story:{argument}: shapes_story takes no argument; leave it out.")
-    return reward
 
 
 def prompts(seed: int, split: str) -> Drawn:

@@ -45,8 +45,7 @@ def told_apart(images: Sequence[Verdict], plans: Sequence[Verdict], follows: Seq
 
 def findings_before(batch: RewardBatch) -> list[Findings | None]:
     """What the image shows that each episode's round began from; None where it began from none."""
-    before = getattr(batch, "before", None)
-    return [None] * len(batch.prompts) if before is None else list(find_objects_batch(before))
+    return [None] * len(batch.prompts) if batch.before is None else list(find_objects_batch(batch.before))
 
 
 def shapes() -> World:
