@@ -79,9 +79,9 @@ class Chat:
                 else:
                     raise ConfigError(f"there is no command {quoted(command, 40)}; /help lists those that there are.")
             except ConfigError as error:
-                tell(_sentence(str(error)), keep="")
+                tell(f"Not done: {error}", keep="")
             except OSError as error:
-                tell(_sentence(f"{error.filename or self.out} cannot be written: {error.strerror or error}."), keep="")
+                tell(f"Not done: {error.filename or self.out} cannot be written ({error.strerror or error}).", keep="")
 
     def say(self, text: str) -> None:
         """One round: prints the thinking, writes the picture, shows it."""
@@ -125,7 +125,7 @@ class Chat:
         empty = not folder.exists() or folder.is_dir() and not any(folder.iterdir())
         require(empty, f"{folder} is there already and holds something; name a new folder.")
         folder.mkdir(parents=True, exist_ok=True)
-        save(folder, rounds, self.facts)
+        save(folder, rounds, self.conversation.standing.given, self.facts)
         tell(f"Wrote {folder}: conversation.json, strip.png and {len(rounds)} pictures", keep="")
 
     def _free(self, name: str) -> pathlib.Path:
@@ -146,23 +146,36 @@ class Chat:
                               "back, smaller --height and --width take less.") from None  # fmt: skip
 
 
-def save(folder: pathlib.Path, rounds, facts: dict[str, Any]) -> None:
-    """Writes rounds: conversation.json, each picture as it is, and all of them in a row, strip.png."""
+def save(folder: pathlib.Path, rounds, given, facts: dict[str, Any]) -> None:
+    """Writes rounds: conversation.json, each picture as it is, and all rounds in a row, strip.png.
+
+    Args:
+      folder: that is there.
+      rounds: of the conversation.
+      given: pictures since the last of them, uint8 [H, W, 3] each.
+      facts: of the model, JSON values.
+    """
     from PIL import Image
 
     from unigrpo_jax.training.samples import Moment, Sample, draw_grid
 
+    def write(number: int, images) -> list[str]:
+        names = [f"{number}-given-{n}.png" for n in range(1, len(images) + 1)]
+        for name, image in zip(names, images, strict=True):
+            Image.fromarray(image).save(folder / name, format="PNG")
+        return names
+
     texts, moments = [], []
     for number, done in enumerate(rounds, 1):
-        given = [f"{number}-given-{n}.png" for n in range(1, len(done.given) + 1)]
-        for name, image in zip([*given, f"{number}.png"], [*done.given, done.image], strict=True):
-            Image.fromarray(image).save(folder / name, format="PNG")
-        texts.append({"text": done.text, "thinking": done.thinking, "given": given, "image": f"{number}.png"})
+        Image.fromarray(done.image).save(folder / f"{number}.png", format="PNG")
+        texts.append({"text": done.text, "thinking": done.thinking, "given": write(number, done.given),
+                      "image": f"{number}.png"})  # fmt: skip
         moments.append({"prompt": done.text, "thinking": done.thinking, "image": done.image, "verdict": "", "correct": None,
                         "given": done.given})  # fmt: skip
+    facts = facts | {"rounds": texts, "given_next": write(len(rounds) + 1, given)}
     *earlier, last = moments
     draw_grid([Sample(**last, earlier=tuple(Moment(**m) for m in earlier))]).save(folder / "strip.png", format="PNG")
-    (folder / "conversation.json").write_text(json.dumps(facts | {"rounds": texts}, indent=1) + "\n", encoding="utf-8")
+    (folder / "conversation.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
 
 
 def lines() -> Iterator[str]:
@@ -183,7 +196,3 @@ def lines() -> Iterator[str]:
         sys.stdin.reconfigure(errors="backslashreplace")
     for line in sys.stdin:
         yield line.encode("utf-8", "backslashreplace").decode()
-
-
-def _sentence(text: str) -> str:
-    return text[:1].upper() + text[1:]

@@ -213,7 +213,7 @@ def _cells(moment: Moment, font, width: int, strip: bool) -> list[_Cell]:
     ink = INK if moment.correct is None else colour
     verdict = [(line, ink) for line in wrap(_marked(moment), font, width, VERDICT_LINES)]
     above, below = (words, verdict) if strip else ([], words + verdict)
-    given = [_Cell(readable_size(image), [("given", GREY)], []) for image in moment.given]
+    given = [_Cell(readable_size(image), [("given", INK)], []) for image in moment.given]
     return [*given, _Cell(readable_size(moment.image), above, below, colour, 1 if moment.correct is None else FRAME)]
 
 
