@@ -4,18 +4,22 @@
     python -m experiments.generate --model.path DIR "a lighthouse at dusk"
     python -m experiments.generate --model.path DIR --image photo.jpg "make it winter"
     python -m experiments.generate --model.path DIR --image photo.jpg --answer "what is on the table?"
+    python -m experiments.generate --chat [CHECKPOINT]
+
+--chat holds a conversation at the terminal: each line is thought about and drawn upon all that came before; /help there
+lists what else may be typed.
 
 CHECKPOINT is a run folder (its newest checkpoint), RUN/checkpoints/N, a model folder, or `base`, the shapes base.
 """
 
 import dataclasses
 import pathlib
-import re
 
 import tyro
 
 from experiments.command_line import command_line, preset
-from unigrpo_jax.config import EvaluationConfig, MeshConfig, ModelConfig, RolloutConfig
+from unigrpo_jax.config import EvaluationConfig, MeshConfig, ModelConfig, RolloutConfig, require
+from unigrpo_jax.foreign_text import tell
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,11 +29,17 @@ class Arguments:
     words: tyro.conf.Positional[tuple[str, ...]]
     """[CHECKPOINT] PROMPT; without a checkpoint --model.path says which model, and else it is the shapes base."""
     out: pathlib.Path | None = None
-    """PNG file; default the prompt's words in the current folder."""
+    """PNG file; default the prompt's words in the current folder.  With --chat the folder of the pictures."""
     image: pathlib.Path | None = None
     """A picture to edit, or to answer about (which takes a vision encoder)."""
     answer: bool = False
     """Answer in words instead of drawing."""
+    chat: bool = False
+    """Hold a conversation: any number of texts, each drawn upon the one before; needs no PROMPT."""
+    chat_slots: int = 32768
+    """Tokens of texts, thinking and images that a conversation may hold in memory."""
+    chat_tokens: int = 512
+    """Longest text of a conversation, in tokens."""
     thinking: bool = True
     """Think before drawing."""
     thinking_tokens: int | None = None
@@ -91,41 +101,64 @@ def settings(arguments: Arguments, restored, picture) -> tuple[EvaluationConfig,
     return evaluation, rollout
 
 
+def restored_model(arguments: Arguments, words: tuple[str, ...]):
+    """The model that [CHECKPOINT] or --model names; its weights are not read yet."""
+    from unigrpo_jax.training.restore import restore
+
+    require(not words or arguments.model == ModelConfig(),
+            "a checkpoint knows its model; give either CHECKPOINT or --model settings.")  # fmt: skip
+    bare = dataclasses.replace(preset([], "shapes")[0], model=arguments.model)
+    source = words[0] if words else arguments.model.path or "base"
+    return restore(source, bare, arguments.devices, arguments.mesh)
+
+
+def checked(arguments: Arguments, restored, picture) -> tuple[EvaluationConfig, RolloutConfig]:
+    """`settings`; ConfigError where one of them cannot be."""
+    from unigrpo_jax.config_checks import check
+
+    evaluation, rollout = settings(arguments, restored, picture)
+    check(dataclasses.replace(restored.config, evaluation=evaluation, rollout=rollout))
+    return evaluation, rollout
+
+
+def look_at(path: pathlib.Path, restored):
+    """A file as the network looks at it; ConfigError where it is no picture."""
+    from unigrpo_jax.models.bagel import pictures
+
+    return pictures.picture(pictures.open_rgb(path), restored.loaded.network.config)
+
+
 @command_line
 def main(arguments: Arguments) -> None:
     """Reads, thinks, draws, writes."""
+    enlarge, words = arguments.enlarge, arguments.words
+    require(enlarge is None or enlarge >= 1, f"enlarge = {enlarge}, but it must be at least 1.")
+    if arguments.chat:
+        converse(arguments)
+        return
+    require(1 <= len(words) <= 2, "expected [CHECKPOINT] PROMPT; put the prompt in quotes.")
+    require(not arguments.answer or arguments.image is not None, "--answer is about a picture; give one with --image.")
+    generate(arguments, restored_model(arguments, words[:-1]), words[-1])
+
+
+def generate(arguments: Arguments, restored, prompt: str) -> None:
+    """One prompt: an answer, or a thinking and a picture."""
     import jax
     import numpy as np
-    from PIL import Image
 
-    from unigrpo_jax.config import require
-    from unigrpo_jax.config_checks import check
-    from unigrpo_jax.foreign_text import tell
-    from unigrpo_jax.models.bagel import pictures
+    from experiments.chat import enlarged, slug
     from unigrpo_jax.models.bagel.text import UNDERSTANDING_SYSTEM_PROMPT
     from unigrpo_jax.parallel import mesh as meshes
     from unigrpo_jax.rollout.answer import answer
     from unigrpo_jax.training.evaluation import evaluation_rollout
-    from unigrpo_jax.training.restore import restore
 
-    words = arguments.words
-    require(1 <= len(words) <= 2, "expected [CHECKPOINT] PROMPT; put the prompt in quotes.")
-    require(len(words) == 1 or arguments.model == ModelConfig(),
-            "a checkpoint knows its model; give either CHECKPOINT or --model settings.")  # fmt: skip
-    enlarge = arguments.enlarge
-    require(enlarge is None or enlarge >= 1, f"enlarge = {enlarge}, but it must be at least 1.")
-    require(not arguments.answer or arguments.image is not None, "--answer is about a picture; give one with --image.")
-    bare = dataclasses.replace(preset([], "shapes")[0], model=arguments.model)
-    source = words[0] if len(words) == 2 else arguments.model.path or "base"
-    restored = restore(source, bare, arguments.devices, arguments.mesh)
-    loaded, config, prompt = restored.loaded, restored.loaded.network.config, words[-1]
-    picture = None
+    loaded, picture = restored.loaded, None
     if arguments.image is not None:
-        require(config.vision is not None or not arguments.answer, f"{loaded.folder} has no vision encoder, so it cannot "
-                "answer about a picture; use a model with vit_config.json, or edit without --answer.")  # fmt: skip
-        picture = pictures.picture(pictures.open_rgb(arguments.image), config)
-    evaluation, rollout = settings(arguments, restored, picture)
-    check(dataclasses.replace(restored.config, evaluation=evaluation, rollout=rollout))
+        require(loaded.network.config.vision is not None or not arguments.answer,
+                f"{loaded.folder} has no vision encoder, so it cannot answer about a picture; use a model with "
+                "vit_config.json, or edit without --answer.")  # fmt: skip
+        picture = look_at(arguments.image, restored)
+    evaluation, rollout = checked(arguments, restored, picture)
     if arguments.answer:
         system = UNDERSTANDING_SYSTEM_PROMPT if arguments.thinking else ""
         tell(answer(loaded.network, restored.read(), loaded.codec, picture.patches, prompt, system,
@@ -133,8 +166,7 @@ def main(arguments: Arguments) -> None:
         return
     loaded.check_image_size(rollout)
     block = loaded.codec.prompts([prompt], len(loaded.codec.ids(prompt)))
-    name = re.sub(r"[^a-z0-9]+", "-", prompt.lower()).strip("-")[:60] or "image"
-    out = arguments.out or pathlib.Path(f"{name}.png")
+    out = arguments.out or pathlib.Path(f"{slug(prompt)}.png")
     require(not out.is_dir(), f"out = {out} is a folder; name a PNG file.")
     params, autoencoder_params = restored.read(), loaded.autoencoder_params(meshes.replicated(restored.layout.mesh))
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -142,10 +174,53 @@ def main(arguments: Arguments) -> None:
     episodes = program(params, autoencoder_params, block, arguments.seed, 0, 0, picture)
     if arguments.thinking:
         tell(loaded.codec.thoughts(episodes.thinking, 1)[0])
-    image = Image.fromarray(np.asarray(episodes.drawing.image)[0])
-    times = enlarge or (8 if loaded.autoencoder_stored is None else 1)
-    image.resize((image.width * times, image.height * times), Image.Resampling.NEAREST).save(out, format="PNG")
+    image = np.asarray(episodes.drawing.image)[0]
+    enlarged(image, arguments.enlarge or _times(loaded)).save(out, format="PNG")
     tell(f"Wrote {out}")
+
+
+def converse(arguments: Arguments) -> None:
+    """A conversation, from the pipe or the keyboard."""
+    from experiments.chat import HELP, Chat
+    from unigrpo_jax.parallel import mesh as meshes
+    from unigrpo_jax.rollout.conversation import Conversation, rounds_that_fit, slot_bytes
+    from unigrpo_jax.training.evaluation import evaluation_rollout
+
+    require(len(arguments.words) <= 1, "--chat takes a CHECKPOINT at most; what to draw is written when it asks.")
+    require(not arguments.answer, "--chat draws; leave --answer out.")
+    slots, tokens, out = arguments.chat_slots, arguments.chat_tokens, arguments.out or pathlib.Path()
+    require(tokens >= 3, f"chat_tokens = {tokens}, but a word and the two tokens around it are 3.")
+    require(out.is_dir() or not out.exists(), f"out = {out} is a file; name a folder for the pictures of a conversation.")
+    restored = restored_model(arguments, arguments.words)
+    loaded = restored.loaded
+
+    def make(picture):
+        evaluation, rollout = checked(arguments, restored, picture)
+        loaded.check_image_size(rollout)
+        return evaluation_rollout(evaluation, rollout, loaded)
+
+    program = make(None)
+    first = None if arguments.image is None else look_at(arguments.image, restored)
+    params, autoencoder_params = restored.read(), loaded.autoencoder_params(meshes.replicated(restored.layout.mesh))
+    conversation = Conversation(
+        program, params, autoencoder_params, loaded.codec, seed=arguments.seed, slots=slots, text_tokens=tokens
+    )
+    chat = Chat(
+        conversation=conversation, make=make, open=lambda path: look_at(path, restored), out=out,
+        enlarge=arguments.enlarge or _times(loaded), facts={"model": restored.name, "seed": arguments.seed},
+    )  # fmt: skip
+    size = slot_bytes(program) * slots / 2**20
+    tell(f"{restored.name}: at least {rounds_that_fit(program, slots)} rounds of short texts fit into {slots} slots "
+         f"({size:.4g} MiB).")  # fmt: skip
+    tell(HELP)
+    if first is not None:
+        chat.image(str(arguments.image))
+    chat.run()
+
+
+def _times(loaded) -> int:
+    """How often a pixel is repeated where nobody says it."""
+    return 8 if loaded.autoencoder_stored is None else 1
 
 
 if __name__ == "__main__":

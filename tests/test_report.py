@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from unigrpo_jax.training.report import write_report
-from unigrpo_jax.training.samples import Sample, save_samples
+from unigrpo_jax.training.samples import Moment, Sample, save_samples
 
 EVIL = "<script>alert('x')</script> \"quoted\" & \x1b[31m"
 
@@ -106,3 +106,33 @@ def test_the_same_files_give_the_same_page(tmp_path):
 def test_a_missing_folder_is_named(tmp_path):
     with pytest.raises(ValueError, match="no run folder"):
         write_report(tmp_path / "nothing")
+
+
+def strip(correct, rounds=2):
+    image = np.zeros((24, 24, 3), np.uint8)
+    one = dict(prompt=EVIL, thinking=EVIL, image=image, verdict=EVIL, correct=False)
+    return Sample(**one | {"prompt": "", "correct": correct}, earlier=(Moment(**one, given=(image,)),) * (rounds - 1))
+
+
+def test_episodes_of_several_rounds_are_strips(tmp_path):
+    fill(tmp_path, samples=False)
+    plain, _ = parsed(tmp_path)
+    for step in (0, 40):
+        save_samples(tmp_path, step, [strip(step > 0)])
+    text, links = parsed(tmp_path)
+    assert "script" not in links.tags and all(load.startswith("data:") for load in links.loads)
+    assert len(links.loads) == 2 * 3  # per step: a given picture and two rounds
+    assert text.count("<div class=strip>") == 2 and "class=gallery>" not in text and "looks at it again" in text
+    assert text.count("&lt;script&gt;") >= 6 and "<script>" not in text and "\x1b" not in text
+    assert re.search(r"step 0: 0 of 1 right; step 40: 1 of 1 right", text)
+    for alt in ("picture given in round 1", "image drawn at step 40, round 1", "image drawn at step 40, round 2"):
+        assert f'alt="{alt}"' in text
+    assert ".strip" not in plain and ".strip" in text  # pages of single rounds are what they always were
+
+
+def test_a_page_takes_strips_beside_single_rounds(tmp_path):
+    """A run whose number of rounds has changed."""
+    fill(tmp_path)
+    save_samples(tmp_path, 40, [strip(True, 3)])
+    text, _ = parsed(tmp_path)
+    assert text.count("<div class=strip>") == 2 and text.count("not sampled") == 2

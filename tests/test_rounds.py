@@ -16,6 +16,7 @@ from unigrpo_jax.learning import parameters
 from unigrpo_jax.learning.update import UpdateProgram, new_state
 from unigrpo_jax.models import tree
 from unigrpo_jax.training.metrics import read_metrics
+from unigrpo_jax.training.samples import load_samples, saved_steps
 
 START = tiny.params()
 TRAINED = tiny.nearby(START, 0.02)
@@ -236,6 +237,14 @@ def test_a_run_of_two_rounds_hears_looks_is_rewarded_by_round_and_goes_on(tiny_m
     assert all(line["text/ratio_max"] == line["flow/ratio_max"] == 1 for line in found)
     table = json.loads((tmp_path / "whole" / "summary.json").read_text())["after"]
     assert table["said"]["overall"] == 1 and table["round1_said"]["overall"] == 0 and "round1_red" in table
+    steps = saved_steps(tmp_path / "whole")
+    shown = [sample for step in steps for sample in load_samples(tmp_path / "whole", step)]
+    assert len(steps) >= 2 and {s.asked for s in shown} <= {"a red circle → a square", "a blue circle → a square"}
+    for first, last in (s.rounds for s in shown):
+        assert "said 0.000" in first.verdict and "said 1.000" in last.verdict and first.prompt != last.prompt == "a square"
+        assert f"red {first.image[..., 0].mean() / 255:.3f}" in first.verdict and (first.image != last.image).any()
+    page = (tmp_path / "whole" / "report.html").read_text()
+    assert page.count("<div class=strip>") == 2 * len(shown) // len(steps)
     begun = run_small(tiny_model, tmp_path / "cut", *own, "--iterations", 2)
     assert begun.code == 0, begun.err
     resumed = run_small(tiny_model, tmp_path / "cut", *own, "--iterations", 4, "--resume")

@@ -154,7 +154,7 @@ def _judged(path: str, job: Job) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         judge = Evaluator(evaluation, config.rollout, restored.loaded, world, judging, restored.layout, SAMPLES)
         tables[name], shown = judge(params, autoencoder)
         samples = samples or [
-            {"prompt": s.prompt, "thinking": s.thinking, "verdict": s.verdict, "correct": s.correct, "image": _png(s.image)}
+            {"prompt": s.asked, "thinking": s.thinking, "verdict": s.verdict, "correct": s.correct, "image": _png(s.image)}
             for s in shown
         ]
     return tables, samples

@@ -8,14 +8,14 @@ import jax
 import jax.numpy as jnp
 
 from unigrpo_jax.config import RolloutConfig
-from unigrpo_jax.episode import Drawing, Episodes, Look, TokenBlock
+from unigrpo_jax.episode import Drawing, Episodes, Look, Segment, TokenBlock
 from unigrpo_jax.models.bagel.context import Context
 from unigrpo_jax.models.bagel.guidance import Guidance
 from unigrpo_jax.models.bagel.latents import patchify
 from unigrpo_jax.models.bagel.network import Bagel
 from unigrpo_jax.models.bagel.pictures import Picture, see_again
 from unigrpo_jax.rollout import randomness
-from unigrpo_jax.rollout.dialogue import begin, hear, look
+from unigrpo_jax.rollout.dialogue import Dialogue, begin, hear, look
 from unigrpo_jax.rollout.drawing import FlowSampler, draw
 from unigrpo_jax.rollout.not_finite import blank
 from unigrpo_jax.rollout.step_rules import step_rule
@@ -80,14 +80,11 @@ class RolloutProgram:
         """
         if len(turns) not in (0, self.rounds - 1):
             raise ValueError(f"{self.rounds} rounds take {self.rounds - 1} later turns or none, not {len(turns)}")
-        window = jnp.zeros((self.rounds, 0), jnp.int32)
-        if self.window is not None:
-            streams = [randomness.WINDOW + randomness.STREAMS * r for r in range(self.rounds)]
-            window = [self.window.draw(randomness.stream_key(seed, step, stream), step) for stream in streams]
+        windows = [self.steps(seed, step, turn) for turn in range(self.rounds)]
         prompts = prompt.tokens.shape[0]
         ids = (first_id + jnp.arange(prompts * self.group_size)).reshape(self.micro_batches, -1)
         pieces = jax.tree.map(lambda x: x.reshape(self.micro_batches, -1, *x.shape[1:]), (prompt, picture, turns))
-        piece = lambda args: self._piece(params, autoencoder_params, *args, window, seed, step)
+        piece = lambda args: self._piece(params, autoencoder_params, *args, windows, seed, step)
         if self.micro_batches == 1:
             return piece(jax.tree.map(lambda x: x[0], (pieces, ids)))
         episodes = jax.lax.map(piece, (pieces, ids))
@@ -98,56 +95,95 @@ class RolloutProgram:
         prompt, picture, turns = given
         rows = lambda tree: jax.tree.map(lambda x: jnp.repeat(x, self.group_size, axis=0), tree)
         hold = self.model.hold or (lambda x: x)
-
-        def keys(stream, ids=ids_B, turn=0):
-            return randomness.sample_keys(randomness.stream_key(seed, step, stream + randomness.STREAMS * turn), ids)
+        picture_keys = lambda turn: randomness.round_keys(seed, step, randomness.PICTURE, turn, ids_B)
 
         dialogue, seen = begin(self.model, params, self.system, prompt.tokens.shape[0]), None
         if picture is not None:
-            own = keys(randomness.PICTURE)[:: self.group_size]
-            seen = self._look(autoencoder_params, picture.pixels, picture.patches, own)
-            dialogue = look(self.model, params, dialogue, seen.latent, seen.patches)
+            own = picture_keys(0)[:: self.group_size]
+            dialogue, _ = self.see(params, autoencoder_params, dialogue, picture.pixels, picture.patches, own)
         dialogue = hear(self.model, params, dialogue, prompt).repeat(self.group_size)
         segments = []
         for turn in range(self.rounds):
             if turn:
-                drawn = segments[-1].image
-                pixels, patches = see_again(drawn, self.model.config)
-                segments.append(self._look(autoencoder_params, pixels, patches, keys(randomness.PICTURE, turn=turn)))
-                dialogue = look(self.model, params, dialogue, segments[-1].latent, segments[-1].patches)
+                drawn = see_again(segments[-1].image, self.model.config)
+                dialogue, seen = self.see(params, autoencoder_params, dialogue, *drawn, picture_keys(turn))
+                segments.append(seen)
                 if turns:
                     segments.append(rows(turns[turn - 1]))
                     dialogue = hear(self.model, params, dialogue, segments[-1])
-            if self.place is not None:
-                dialogue = dialogue.replace(full=self.place(dialogue.full))
-            if self.thinking_tokens:
-                key = keys(randomness.TOKENS, turn=turn)
-                with jax.named_scope("thinking"):
-                    thinking, full = think(self.model, params, dialogue.full, key, self.thinking_tokens, self.tokens)
-                dialogue = dialogue.replace(full=full)
-                segments.append(thinking)
-                if self.thought is not None:
-                    jax.debug.callback(self.thought, jnp.any(thinking.mask))
-            segments.append(self._drawing(params, autoencoder_params, dialogue, ids_B, keys, windows[turn], turn))
+            dialogue, done = self.act(params, autoencoder_params, dialogue, ids_B, windows[turn], seed, step, turn)
+            segments += done
         # All devices share each micro-batch: the whole, whose rows lie in order, would else have some of them draw each.
         episodes = Episodes(prompt=rows(prompt), segments=tuple(segments), picture=rows(seen))
         return jax.tree.map(hold, blank(episodes, self.model.config.eos_token))
 
-    def _drawing(self, params, autoencoder_params, dialogue, ids_B, keys, window_W, turn: int) -> Drawing:
+    def steps(self, seed, step, turn) -> jax.Array:
+        """The stochastic transitions of a round, int32 [W]; `turn` counts the rounds from 0 and may be traced."""
+        if self.window is None:
+            return jnp.zeros(0, jnp.int32)
+        stream = randomness.WINDOW + randomness.STREAMS * turn
+        return self.window.draw(randomness.stream_key(seed, step, stream), step)
+
+    def see(self, params, autoencoder_params, dialogue: Dialogue, pixels, patches, keys_B) -> tuple[Dialogue, Look]:
+        """Reads an image into the context: its clean latents, then its patches where there are any.
+
+        Args:
+          params: the network's parameters.
+          autoencoder_params: the autoencoder's.
+          dialogue: what B samples have read.
+          pixels: float32 [B, height, width, 3] in [-1, 1].
+          patches: float32 [B, rows, columns, P], or None.
+          keys_B: of the autoencoder's sampled latents.
+
+        Returns:
+          The dialogue after it, and the image as it was read.
+        """
+        latent, patch = self.autoencoder.encode(autoencoder_params, pixels, keys_B), self.model.config.latent_patch
+        grid = (latent.shape[1] // patch, latent.shape[2] // patch)
+        seen = Look(latent=patchify(latent, patch).reshape(latent.shape[0], *grid, -1), patches=patches)
+        return look(self.model, params, dialogue, seen.latent, seen.patches), seen
+
+    def act(
+        self, params, autoencoder_params, dialogue: Dialogue, ids_B, window_W, seed, step, turn
+    ) -> tuple[Dialogue, list[Segment]]:
+        """One round upon what was read: thinks, which enters the context, and draws, which does not.
+
+        Args:
+          params: the network's parameters.
+          autoencoder_params: the autoencoder's.
+          dialogue: what B samples have read.
+          ids_B: their global ids.
+          window_W: int32 [W], the stochastic transitions.
+          seed: integer scalar of the run.
+          step: integer scalar of the iteration.
+          turn: number of the round, from 0; may be traced.
+
+        Returns:
+          The dialogue after it, and the thinking, where there is one, and the drawing.
+        """
+        keys = lambda stream, ids=ids_B: randomness.round_keys(seed, step, stream, turn, ids)
+        done: list[Segment] = []
+        if self.place is not None:
+            dialogue = dialogue.replace(full=self.place(dialogue.full))
+        if self.thinking_tokens:
+            key = keys(randomness.TOKENS)
+            with jax.named_scope("thinking"):
+                thinking, full = think(self.model, params, dialogue.full, key, self.thinking_tokens, self.tokens)
+            dialogue = dialogue.replace(full=full)
+            done.append(thinking)
+            if self.thought is not None:
+                jax.debug.callback(self.thought, jnp.any(thinking.mask))
+        done.append(self._drawing(params, autoencoder_params, dialogue, ids_B, keys, window_W))
+        return dialogue, done
+
+    def _drawing(self, params, autoencoder_params, dialogue, ids_B, keys, window_W) -> Drawing:
         """One round's image."""
         shape = (self.flow.grid[0] * self.flow.grid[1], self.model.config.latent_width)
         first = ids_B // self.group_size * self.group_size if self.shared_noise else ids_B
-        x = randomness.normal(keys(randomness.INITIAL_NOISE, first, turn), 0, shape)
-        noise = keys(randomness.STEP_NOISE, turn=turn)
+        x = randomness.normal(keys(randomness.INITIAL_NOISE, first), 0, shape)
         decode = lambda latent: self.autoencoder.decode(autoencoder_params, latent)
-        others = (dialogue.without_text, dialogue.without_images)
+        others, noise = (dialogue.without_text, dialogue.without_images), keys(randomness.STEP_NOISE)
         return draw(self.model, params, dialogue.full, x, noise, window_W, self.flow, decode, others, self.parts)
-
-    def _look(self, autoencoder_params, pixels, patches, keys) -> Look:
-        """An image as the network reads it."""
-        latent, patch = self.autoencoder.encode(autoencoder_params, pixels, keys), self.model.config.latent_patch
-        grid = (latent.shape[1] // patch, latent.shape[2] // patch)
-        return Look(latent=patchify(latent, patch).reshape(latent.shape[0], *grid, -1), patches=patches)
 
 
 def flow_sampler(config: RolloutConfig, model: Bagel, guidance: Guidance | None = None) -> FlowSampler:

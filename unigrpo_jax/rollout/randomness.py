@@ -10,9 +10,14 @@ WINDOW, TOKENS, INITIAL_NOISE, STEP_NOISE, PICTURE, IMITATION = range(6)
 STREAMS = 16
 
 
-def stream_key(seed, step, stream: int) -> jax.Array:
-    """The key of one use of randomness in one iteration; `seed` and `step` may be traced."""
+def stream_key(seed, step, stream) -> jax.Array:
+    """The key of one use of randomness in one iteration; all three may be traced."""
     return jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), step), stream)
+
+
+def round_keys(seed, step, stream: int, turn, ids_B) -> jax.Array:
+    """The keys [B] of one use of randomness in round `turn`, which may be traced, from the episodes' global ids."""
+    return sample_keys(stream_key(seed, step, stream + STREAMS * turn), ids_B)
 
 
 def sample_keys(key: jax.Array, ids_B: jax.Array) -> jax.Array:

@@ -24,9 +24,11 @@ from unigrpo_jax.rollout.program import RolloutProgram, flow_sampler
 from unigrpo_jax.rollout.thinking import TokenSampler
 from unigrpo_jax.rollout.windows import Window
 from unigrpo_jax.training.given import given_pictures
-from unigrpo_jax.training.samples import Sample
+from unigrpo_jax.training.samples import Moment, Sample
 from unigrpo_jax.worlds.prompt import Prompt, pictured, said_later
 from unigrpo_jax.worlds.world import World
+
+WORDS = ("thinking", "verdict", "correct")  # of a round, beside its scores
 
 
 def evaluation_rollout(evaluation: EvaluationConfig, rollout: RolloutConfig, loaded: LoadedModel) -> RolloutProgram:
@@ -64,12 +66,12 @@ def on_mesh(program: RolloutProgram, layout: Layout, batch: int) -> tuple[Rollou
 
 @dataclasses.dataclass(frozen=True)
 class _Call:
-    """What one call of the program gave: this process's episodes among all, by round, and the first images of all."""
+    """What one call of the program gave: this process's episodes among all, and the first images of all; both by round."""
 
     rows: np.ndarray
     batches: tuple[RewardBatch, ...]
     total: int
-    shown: np.ndarray
+    shown: tuple[np.ndarray, ...]
 
 
 class Evaluator:
@@ -109,7 +111,7 @@ class Evaluator:
 
         def run(*given):
             episodes = program(*given)
-            return episodes, episodes.drawing.image[: self._count]
+            return episodes, tuple(drawing.image[: self._count] for drawing in episodes.drawings)
 
         self._run = jax.jit(run, out_shardings=(place, meshes.replicated(layout.mesh)))
 
@@ -141,7 +143,7 @@ class Evaluator:
         before = None if picture is None else picture.levels[numbers // images]
         asked = [self.prompts[start + n // images] for n in numbers]
         batches = by_round(episodes, asked, self._codec, own, before)
-        return _Call(rows=start * images + numbers, batches=batches, total=keep, shown=np.asarray(shown))
+        return _Call(rows=start * images + numbers, batches=batches, total=keep, shown=tuple(map(np.asarray, shown)))
 
     def _judge(self, calls: Sequence[_Call]) -> tuple[dict[str, Any], list[Sample]]:
         joined = [join(batches) for batches in zip(*(c.batches for c in calls), strict=True)]
@@ -149,23 +151,23 @@ class Evaluator:
         total = sum(c.total for c in calls)
         columns = processes.share_rows(np.concatenate([c.rows for c in calls]), columns, total)
         asked = [p for p in self.prompts for _ in range(self._config.images_per_prompt)][:total]
-        thinking, verdicts, correct = (columns.pop(name) for name in ("thinking", "verdict", "correct"))
+        moments = [_moments(columns, asked, turn, shown) for turn, shown in enumerate(calls[0].shown)]
         columns = {name: np.asarray(values, np.float64) for name, values in columns.items()}
         judged = np.all([np.isfinite(x) for name, x in columns.items() if name.startswith("reward/")], axis=0)
         self._judging.hold_to_share(judged, "held-out images")
         scores = {name.split("/", 1)[1]: values for name, values in columns.items()}
         table = by_category(scores, [str(p.metadata.get("category", "")) for p in asked])
-        rows = zip(asked, thinking, calls[0].shown, verdicts, correct, strict=False)
-        return table, [Sample(prompt=p.text, thinking=t, image=i, verdict=v, correct=c) for p, t, i, v, c in rows]
+        samples = zip(*moments, strict=True)
+        return table, [Sample(**last, earlier=tuple(Moment(**m) for m in before)) for *before, last in samples]
 
     def _rounds(self, batches: Sequence[RewardBatch]) -> dict[str, list]:
-        """The last round's scores, verdicts and words, by episode, and the scores of those before as `round1_NAME` ..."""
+        """By episode: the last round's scores, those of the rounds before as `round1_NAME` ..., and the words of all."""
         columns = self._columns(batches[-1])
+        columns |= {f"{name}{len(batches) - 1}": columns.pop(name) for name in WORDS if name in columns}
         for turn, batch in enumerate(batches[:-1], 1):
             for name, values in self._columns(batch).items():
                 kind, slash, score = name.partition("/")
-                if slash:
-                    columns[f"score/round{turn}_{score}"] = values
+                columns[f"score/round{turn}_{score}" if slash else f"{kind}{turn - 1}"] = values
         return columns
 
     def _columns(self, batch: RewardBatch) -> dict[str, list]:
@@ -183,6 +185,16 @@ class Evaluator:
         columns = {f"reward/{name}": np.asarray(values).tolist() for name, values in scores.items()}
         columns |= {f"score/{name}": np.asarray(values).tolist() for name, values in found.items()}
         return columns | {"thinking": list(batch.thinking), "verdict": verdicts, "correct": correct}
+
+
+def _moments(columns: dict[str, list], asked: Sequence[Prompt], turn: int, images: np.ndarray) -> list[dict[str, Any]]:
+    """Fields of one round of the samples; takes the round's words out of the columns."""
+    thinking, verdicts, correct = (columns.pop(f"{name}{turn}") for name in WORDS)
+    said = [p.turns[turn - 1] if turn and p.turns else "" if turn else p.text for p in asked]
+    given = [() if turn or p.picture is None else (np.asarray(p.picture()),) for p in asked[: len(images)]]
+    names = ("prompt", "thinking", "image", "verdict", "correct", "given")
+    rows = zip(said, thinking, images, verdicts, correct, given, strict=False)
+    return [dict(zip(names, row, strict=True)) for row in rows]
 
 
 def join(batches: Sequence[RewardBatch]) -> RewardBatch:

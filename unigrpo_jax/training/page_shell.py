@@ -80,3 +80,12 @@ details { margin-top: 28px; } summary { cursor: pointer; font-size: 16px; font-w
 @media print { body { max-width: none; padding: 0; font-size: 12px; } .thinking { max-height: none; }
   .charts { grid-template-columns: 1fr 1fr; } h2 { break-after: avoid; } tr { break-inside: avoid; } }
 """
+
+# Beside it, where a page shows episodes of several rounds: one row each, which scrolls where it is too wide.
+STRIPS = """
+.strips { display: grid; gap: 14px; } .strip { display: flex; gap: 14px; overflow-x: auto; margin-bottom: 10px; }
+.strip figure { flex: 0 0 170px; display: flex; flex-direction: column; } .strip .step { margin-top: 6px; }
+.said { margin: 2px 0 6px; font-size: 13px; overflow-wrap: anywhere; }
+.strip img { margin-top: auto; } .strip figcaption { min-height: 5em; }
+@media print { .strip { flex-wrap: wrap; overflow: visible; } }
+"""

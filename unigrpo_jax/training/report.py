@@ -21,8 +21,8 @@ from unigrpo_jax.foreign_text import for_html as _text
 from unigrpo_jax.training import curves
 from unigrpo_jax.training.health import MEANINGS
 from unigrpo_jax.training.metrics import FILE_NAME, read_metrics
-from unigrpo_jax.training.page_shell import page
-from unigrpo_jax.training.samples import Sample, load_samples, saved_steps
+from unigrpo_jax.training.page_shell import STRIPS, page
+from unigrpo_jax.training.samples import Moment, Sample, load_samples, saved_steps
 from unigrpo_jax.training.storage import Place, write_atomically
 from unigrpo_jax.training.summary import read_summary
 
@@ -194,7 +194,10 @@ def _cells(first: Any, last: Any) -> str:
 
 
 def _gallery(run_dir: epath.Path) -> str:
-    """The samples of the first and the last saved step; the same prompt stands side by side."""
+    """The samples of the first and the last saved step; the same prompt stands side by side.
+
+    Where an episode has several rounds, or given pictures, it is a strip, and the steps stand below each other.
+    """
     steps = saved_steps(run_dir)
     if not steps:
         return ""
@@ -203,10 +206,15 @@ def _gallery(run_dir: epath.Path) -> str:
     for step in ends:
         seen = collections.Counter()
         for sample in load_samples(run_dir, step):
-            seen[sample.prompt] += 1
-            pairs[sample.prompt, seen[sample.prompt]][step] = sample
+            seen[sample.asked] += 1
+            pairs[sample.asked, seen[sample.asked]][step] = sample
+    strips = any(len(s.rounds) > 1 or s.given for by_step in pairs.values() for s in by_step.values())
     cards = []
     for (prompt, _), by_step in pairs.items():
+        if strips:
+            rows = "".join(_strip(step, by_step.get(step)) for step in ends)
+            cards.append(f"<article><h3 dir=auto>{_text(prompt)}</h3>{rows}</article>")
+            continue
         halves = "".join(_figure(step, by_step.get(step)) for step in ends)
         cards.append(f'<article><h3 dir=auto>{_text(prompt)}</h3><div class="halves n{len(ends)}">{halves}</div></article>')
     right = [
@@ -216,27 +224,51 @@ def _gallery(run_dir: epath.Path) -> str:
     ]
     note = f"<p class=note>{'; '.join(right)}.</p>" if right else ""
     title = f"Samples, step {ends[0]}" + (f" and step {ends[1]}" if len(ends) > 1 else "")
-    return f"<section><h2>{title}</h2>{note}<div class=gallery>{''.join(cards)}</div></section>"
+    style, kind = (f"<style>{STRIPS}</style>", "strips") if strips else ("", "gallery")
+    return f"<section>{style}<h2>{title}</h2>{note}<div class={kind}>{''.join(cards)}</div></section>"
 
 
 def _figure(step: int, sample: Sample | None) -> str:
     if sample is None:
         return f"<figure><p class=step>step {step}</p><p class=note>not sampled</p></figure>"
-    state, mark = {True: ("right", "✓ "), False: ("wrong", "✗ "), None: ("", "")}[sample.correct]
-    picture = Image.fromarray(sample.image)
+    return f"<figure><p class=step>step {step}</p>{_drawn(sample, f'image drawn at step {step}')}</figure>"
+
+
+def _strip(step: int, sample: Sample | None) -> str:
+    """An episode in a row: what was given, what was said, what was drawn, round by round."""
+    if sample is None:
+        return f"<p class=step>step {step}</p><p class=note>not sampled</p>"
+    figures = []
+    for turn, moment in enumerate(sample.rounds, 1):
+        for image in moment.given:
+            picture = _img(image, "", f"picture given in round {turn}")
+            figures.append(f"<figure><p class=said>given</p>{picture}</figure>")
+        said = _text(moment.prompt) if moment.prompt else "<i>looks at it again</i>"
+        drawn = _drawn(moment, f"image drawn at step {step}, round {turn}")
+        figures.append(f"<figure><p class=said dir=auto>{said}</p>{drawn}</figure>")
+    return f"<p class=step>step {step}</p><div class=strip>{''.join(figures)}</div>"
+
+
+def _drawn(moment: Moment, alt: str) -> str:
+    """A round's image with its verdict and its thinking."""
+    state, mark = {True: ("right", "✓ "), False: ("wrong", "✗ "), None: ("", "")}[moment.correct]
+    thinking = _text(moment.thinking) if moment.thinking.strip() else "<i>no thinking</i>"
+    return (
+        f'{_img(moment.image, state, alt)}<figcaption><p class="verdict {state}" dir=auto>{mark}{_text(moment.verdict)}</p>'
+        f"<p class=thinking dir=auto>{thinking}</p></figcaption>"
+    )
+
+
+def _img(image, state: str, alt: str) -> str:
+    """An image, uint8 [H, W, 3], inline."""
+    picture = Image.fromarray(image)
     if max(picture.size) > PICTURE_SIDE:
         picture.thumbnail((PICTURE_SIDE, PICTURE_SIDE), Image.Resampling.LANCZOS)
     buffer = io.BytesIO()
     picture.save(buffer, format="PNG", optimize=True)
     data = base64.b64encode(buffer.getvalue()).decode()
     tiny = " tiny" if max(picture.size) <= TINY_SIDE else ""
-    thinking = _text(sample.thinking) if sample.thinking.strip() else "<i>no thinking</i>"
-    return (
-        f"<figure><p class=step>step {step}</p>"
-        f'<img class="{state}{tiny}" alt="image drawn at step {step}" src="data:image/png;base64,{data}">'
-        f'<figcaption><p class="verdict {state}" dir=auto>{mark}{_text(sample.verdict)}</p>'
-        f"<p class=thinking dir=auto>{thinking}</p></figcaption></figure>"
-    )
+    return f'<img class="{state}{tiny}" alt="{alt}" src="data:image/png;base64,{data}">'
 
 
 # --- curves -----------------------------------------------------------------------------------------------------------

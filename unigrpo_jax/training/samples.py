@@ -1,16 +1,20 @@
 """Pictures to look at during a run: what the policy thought and drew for a fixed list of prompts.
 
 Each saved step is three files in `samples/` of the run folder: `000120.png`, a grid with captions for the eye;
-`000120.npz`, the images exactly as drawn; `000120.json`, prompts, thinking and verdicts.
+`000120.npz`, the images exactly as drawn; `000120.json`, prompts, thinking and verdicts.  Episodes of several rounds are
+strips in the grid, one row each: text, image, text, image.  The npz holds the last round's images as `images`, [N, H, W, 3],
+those of round r before it as `images_r`, and the n-th picture given in round r of sample i as `given_i_r_n`, [H, W, 3],
+i from 0, r and n from 1; a sample's `earlier` in the JSON lists what was said in the rounds before the last.
 """
 
 import dataclasses
 import io
+import itertools
 import json
 import math
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -27,15 +31,16 @@ GREEN, RED, GREY, INK = (26, 138, 72), (200, 48, 48), (190, 190, 190), (32, 32, 
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
-class Sample:
-    """One finished episode, as a person looks at it.
+class Moment:
+    """One round of a finished episode, as a person looks at it.
 
     Attributes:
-      prompt: what was asked.
+      prompt: what was said in it; empty where nothing was.
       thinking: the text that the policy wrote before it drew.
       image: uint8 [H, W, 3].
       verdict: what the judge says in words, such as "2 of 3 objects".
       correct: whether the image is right; None where that is not known.
+      given: the pictures that it was given before the words, uint8 [H, W, 3] each, of any size.
     """
 
     prompt: str
@@ -43,10 +48,33 @@ class Sample:
     image: np.ndarray
     verdict: str
     correct: bool | None
+    given: tuple[np.ndarray, ...] = ()
 
     def __post_init__(self):
-        if self.image.dtype != np.uint8 or self.image.ndim != 3 or self.image.shape[-1] != 3:
-            raise ValueError(f"a sample's image is uint8 [H, W, 3], not {self.image.dtype} {list(self.image.shape)}")
+        for image in (self.image, *self.given):
+            if not _is_picture(image):
+                raise ValueError(f"a sample's image is uint8 [H, W, 3], not {image.dtype} {list(image.shape)}")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Sample(Moment):
+    """One finished episode, as a person looks at it: its last round, and those before.
+
+    Attributes:
+      earlier: the rounds before the last, in order.
+    """
+
+    earlier: tuple[Moment, ...] = ()
+
+    @property
+    def rounds(self) -> tuple[Moment, ...]:
+        """All rounds, in order."""
+        return (*self.earlier, self)
+
+    @property
+    def asked(self) -> str:
+        """All that was said: the prompt of a single round; several are joined by arrows."""
+        return " → ".join(m.prompt for m in self.rounds if m.prompt or len(self.rounds) == 1)
 
 
 def save_samples(folder: Place, step: int, samples: Sequence[Sample]) -> epath.Path:
@@ -56,41 +84,87 @@ def save_samples(folder: Place, step: int, samples: Sequence[Sample]) -> epath.P
     """
     if not samples:
         raise ValueError(f"no samples to save at step {step}")
-    sizes = sorted({sample.image.shape for sample in samples})
+    sizes = sorted({moment.image.shape for sample in samples for moment in sample.rounds})
     if len(sizes) > 1:
         raise ValueError(f"samples of one step share one size, not {sizes}")
+    counts = sorted({len(sample.rounds) for sample in samples})
+    if len(counts) > 1:
+        raise ValueError(f"samples of one step share one number of rounds, not {counts}")
     grid_path, images_path, texts_path = _paths(folder, step)
     write_atomically(grid_path, _png(draw_grid(samples)))
+    arrays = {"images": np.stack([sample.image for sample in samples])}
+    for turn in range(1, counts[0]):
+        arrays[f"images_{turn}"] = np.stack([sample.earlier[turn - 1].image for sample in samples])
+    for row, sample in enumerate(samples):
+        for turn, moment in enumerate(sample.rounds, 1):
+            arrays |= {f"given_{row}_{turn}_{n}": image for n, image in enumerate(moment.given, 1)}
     buffer = io.BytesIO()
-    np.savez_compressed(buffer, images=np.stack([sample.image for sample in samples]))
+    np.savez_compressed(buffer, **arrays)
     write_atomically(images_path, buffer.getvalue())
-    texts = [
-        {
-            "prompt": sample.prompt,
-            "thinking": sample.thinking,
-            "verdict": sample.verdict,
-            "correct": None if sample.correct is None else bool(sample.correct),
-        }
-        for sample in samples
-    ]
+    texts = [_words(s) | ({"earlier": [_words(m) for m in s.earlier]} if s.earlier else {}) for s in samples]
     write_atomically(texts_path, json.dumps(texts, indent=1).encode())
     return grid_path
+
+
+def _words(moment: Moment) -> dict[str, Any]:
+    """A round's JSON values."""
+    return {
+        "prompt": moment.prompt,
+        "thinking": moment.thinking,
+        "verdict": moment.verdict,
+        "correct": None if moment.correct is None else bool(moment.correct),
+    }
 
 
 def load_samples(folder: Place, step: int) -> list[Sample]:
     """The samples that `save_samples` wrote, images bit for bit; ValueError where the files hold anything else."""
     _, images_path, texts_path = _paths(folder, step)
-    images = foreign_files.read_arrays(images_path).get("images")
-    if images is None or images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] != 3 or images.size == 0:
+    arrays = foreign_files.read_arrays(images_path)
+    images = arrays.get("images")
+    if images is None or images.ndim != 4 or images.size == 0 or not _is_picture(images[0]):
         raise ValueError(f"{images_path} does not hold images, uint8 [N, H, W, 3]")
     texts = foreign_files.read_json(texts_path, foreign_files.TABLES)
     if not isinstance(texts, list) or len(texts) != len(images) or not all(map(_is_text, texts)):
         raise ValueError(f"{texts_path} does not hold the texts of {len(images)} images")
-    return [Sample(image=image, **text) for image, text in zip(images, texts, strict=True)]
+    earlier = len(texts[0].get("earlier", ()))
+    every = [arrays.get(f"images_{turn}") for turn in range(1, earlier + 1)] + [images]
+    if any(len(t.get("earlier", ())) != earlier for t in texts) or any(
+        x is None or x.shape != images.shape or x.dtype != np.uint8 for x in every
+    ):
+        raise ValueError(f"{texts_path} and {images_path} do not hold the same rounds of {len(images)} episodes")
+    given = lambda row, turn: _given(arrays, f"given_{row}_{turn}_", images_path)
+    samples = []
+    for row, text in enumerate(texts):
+        said = [*text.pop("earlier", ()), text]
+        *before, last = (
+            m | {"image": x[row], "given": given(row, turn)} for turn, (m, x) in enumerate(zip(said, every, strict=True), 1)
+        )
+        samples.append(Sample(**last, earlier=tuple(Moment(**m) for m in before)))
+    return samples
+
+
+def _given(arrays: Mapping[str, np.ndarray], stem: str, path: epath.Path) -> tuple[np.ndarray, ...]:
+    """The pictures of names that begin with `stem`, in order; ValueError where one of them is no picture."""
+    names = itertools.takewhile(arrays.__contains__, (f"{stem}{n}" for n in itertools.count(1)))
+    given = tuple(arrays[name] for name in names)
+    if not all(map(_is_picture, given)):
+        raise ValueError(f"{path} does not hold pictures, uint8 [H, W, 3], as those that were given")
+    return given
+
+
+def _is_picture(image: np.ndarray) -> bool:
+    return image.dtype == np.uint8 and image.ndim == 3 and image.shape[-1] == 3 and image.size > 0
 
 
 def _is_text(value: Any) -> bool:
     """Whether a value is what `save_samples` writes for one sample."""
+    if not isinstance(value, dict) or not isinstance(earlier := value.get("earlier", []), list):
+        return False
+    return all(map(_is_words, [{name: x for name, x in value.items() if name != "earlier"}, *earlier]))
+
+
+def _is_words(value: Any) -> bool:
+    """Whether a value is what `_words` gives."""
     names = ("prompt", "thinking", "verdict")
     if not isinstance(value, dict) or value.keys() != {*names, "correct"}:
         return False
@@ -104,32 +178,64 @@ def saved_steps(folder: Place) -> list[int]:
     return sorted(int(path.stem) for path in texts if ours(path))
 
 
-def draw_grid(samples: Sequence[Sample]) -> Image.Image:
-    """All images in a near-square grid, each with its prompt and verdict; a green frame is right, a red one wrong."""
-    font = ImageFont.load_default(FONT_SIZE)
-    pictures = [readable_size(sample.image) for sample in samples]
-    width = max(CELL_WIDTH, pictures[0].width + 2 * FRAME)
-    prompts = [wrap(sample.prompt, font, width, PROMPT_LINES) for sample in samples]
-    verdicts = [wrap(_marked(sample), font, width, VERDICT_LINES) for sample in samples]
-    caption_lines = [len(prompt) + len(verdict) for prompt, verdict in zip(prompts, verdicts, strict=True)]
-    columns = min(len(samples), max(1, round(math.sqrt(len(samples) * 1.5))))
-    rows = math.ceil(len(samples) / columns)
-    row_captions = [max(caption_lines[row * columns : (row + 1) * columns]) for row in range(rows)]
-    row_heights = [pictures[0].height + 2 * FRAME + 4 + LINE_HEIGHT * lines + MARGIN for lines in row_captions]
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Cell:
+    """A framed picture, with lines of text above and below it, each in its ink."""
 
-    grid = Image.new("RGB", (columns * (width + MARGIN) + MARGIN, sum(row_heights) + MARGIN), "white")
+    picture: Image.Image
+    above: list[tuple[str, Any]]
+    below: list[tuple[str, Any]]
+    colour: tuple[int, int, int] = GREY
+    frame: int = 1
+
+
+def draw_grid(samples: Sequence[Sample]) -> Image.Image:
+    """All images in a near-square grid, each with its prompt and verdict; a green frame is right, a red one wrong.
+
+    Where there are several rounds, or given pictures, each episode is a row: the words of a round stand above its image.
+    """
+    font = ImageFont.load_default(FONT_SIZE)
+    moments = [moment for sample in samples for moment in sample.rounds]
+    strips = len(moments) > len(samples) or any(moment.given for moment in moments)
+    shown = [image for moment in moments for image in (moment.image, *moment.given)]
+    width = max(CELL_WIDTH, *(readable_size(image).width + 2 * FRAME for image in shown))
+    if strips:
+        return _draw([[cell for m in sample.rounds for cell in _cells(m, font, width, True)] for sample in samples], width)
+    cells = [cell for sample in samples for cell in _cells(sample, font, width, False)]
+    columns = min(len(samples), max(1, round(math.sqrt(len(samples) * 1.5))))
+    return _draw([cells[start : start + columns] for start in range(0, len(cells), columns)], width)
+
+
+def _cells(moment: Moment, font, width: int, strip: bool) -> list[_Cell]:
+    """The given pictures of a round, and its image."""
+    colour = {True: GREEN, False: RED, None: GREY}[moment.correct]
+    words = [(line, INK) for line in wrap(moment.prompt, font, width, PROMPT_LINES)]
+    ink = INK if moment.correct is None else colour
+    verdict = [(line, ink) for line in wrap(_marked(moment), font, width, VERDICT_LINES)]
+    above, below = (words, verdict) if strip else ([], words + verdict)
+    given = [_Cell(readable_size(image), [("given", INK)], []) for image in moment.given]
+    return [*given, _Cell(readable_size(moment.image), above, below, colour, 1 if moment.correct is None else FRAME)]
+
+
+def _draw(rows: Sequence[Sequence[_Cell]], width: int) -> Image.Image:
+    """Rows of cells of one width."""
+    font = ImageFont.load_default(FONT_SIZE)
+    tops = [max(len(cell.above) for cell in row) * LINE_HEIGHT for row in rows]
+    bottoms = [max(cell.picture.height + LINE_HEIGHT * len(cell.below) for cell in row) for row in rows]
+    heights = [top + 2 * FRAME + 4 + bottom + MARGIN for top, bottom in zip(tops, bottoms, strict=True)]
+    columns = max(map(len, rows))
+    grid = Image.new("RGB", (columns * (width + MARGIN) + MARGIN, sum(heights) + MARGIN), "white")
     pen = ImageDraw.Draw(grid)
-    for index, (sample, picture) in enumerate(zip(samples, pictures, strict=True)):
-        row, column = divmod(index, columns)
-        left, top = MARGIN + column * (width + MARGIN), MARGIN + sum(row_heights[:row])
-        colour = {True: GREEN, False: RED, None: GREY}[sample.correct]
-        frame = (left, top, left + picture.width + 2 * FRAME - 1, top + picture.height + 2 * FRAME - 1)
-        pen.rectangle(frame, outline=colour, width=1 if sample.correct is None else FRAME)
-        grid.paste(picture, (left + FRAME, top + FRAME))
-        verdict_ink = INK if sample.correct is None else colour
-        lines = [(line, INK) for line in prompts[index]] + [(line, verdict_ink) for line in verdicts[index]]
-        for line_number, (line, ink) in enumerate(lines):
-            pen.text((left, frame[3] + 4 + LINE_HEIGHT * line_number), line, fill=ink, font=font)
+    for index, row in enumerate(rows):
+        for column, cell in enumerate(row):
+            left, top = MARGIN + column * (width + MARGIN), MARGIN + sum(heights[:index]) + tops[index]
+            frame = (left, top, left + cell.picture.width + 2 * FRAME - 1, top + cell.picture.height + 2 * FRAME - 1)
+            pen.rectangle(frame, outline=cell.colour, width=cell.frame)
+            grid.paste(cell.picture, (left + FRAME, top + FRAME))
+            lines = [(top - LINE_HEIGHT * (len(cell.above) - n) - 2, *line) for n, line in enumerate(cell.above)]
+            lines += [(frame[3] + 4 + LINE_HEIGHT * n, *line) for n, line in enumerate(cell.below)]
+            for y, line, ink in lines:
+                pen.text((left, y), line, fill=ink, font=font)
     return grid
 
 
@@ -174,7 +280,7 @@ def wrap(text: str, font: ImageFont.FreeTypeFont, width: int, max_lines: int) ->
     return lines
 
 
-def _marked(sample: Sample) -> str:
+def _marked(sample: Moment) -> str:
     """The verdict with its outcome in words too, for eyes that do not tell red from green."""
     return {True: "right: ", False: "wrong: ", None: ""}[sample.correct] + sample.verdict
 

@@ -1,7 +1,7 @@
 """What the network has read so far: keys and values of every layer, as an explicit pytree.
 
-Slots are never reordered.  A slot that holds padding, or that is reserved and not yet written, is not `valid` and nobody
-attends to it, so one rectangular cache serves prompts and thoughts of different length.
+The order of what was read never changes.  A slot that holds padding, or that is reserved and not yet written, is not
+`valid` and nobody attends to it, so one rectangular cache serves prompts and thoughts of different length.
 """
 
 import flax.struct
@@ -68,6 +68,29 @@ def write(context: Context, block: Context, slot: jax.Array) -> Context:
         valid=put(context.valid, block.valid, slot, axis=1),
         rope=block.rope,
     )
+
+
+def compact(context: Context, slots: int) -> Context:
+    """The valid slots of each sample first, in their order, and zeros behind them: `slots` slots, further ones are cut off.
+
+    What is read upon it sees the same; only the sums inside an attention run over another number of zeros.
+    """
+    context = reserve(context, max(0, slots - context.slots))
+    order = jnp.argsort(~context.valid, axis=1, stable=True)[:, :slots]
+    valid = jnp.take_along_axis(context.valid, order, axis=1)
+
+    def pick(x):
+        kept = jnp.take_along_axis(x, order[None, :, :, None, None], axis=2)
+        return jnp.where(valid[None, :, :, None, None], kept, jnp.zeros((), x.dtype))
+
+    return Context(keys=pick(context.keys), values=pick(context.values), valid=valid, rope=context.rope)
+
+
+def cut(context: Context, length: int, slots: int, rope: jax.Array) -> Context:
+    """What a compact context was when it had read its first `length` slots: `slots` slots, at position `rope` [B]."""
+    valid = context.valid[:, :slots] & (jnp.arange(slots) < length)[None]
+    keep = lambda x: jnp.where(valid[None, :, :, None, None], x[:, :, :slots], jnp.zeros((), x.dtype))
+    return Context(keys=keep(context.keys), values=keep(context.values), valid=valid, rope=rope)
 
 
 def repeat(context: Context, times: int) -> Context:
