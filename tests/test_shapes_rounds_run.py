@@ -44,7 +44,7 @@ def test_a_run_in_each_world_is_rewarded_by_its_rules_in_every_round(tiny_rounds
     ("world", "arguments", "words"),
     [
         ("shapes_story", ["--rollout.rounds", 2], ["has 2 later turns", "use rollout.rounds = 3"]),
-        ("shapes_edit", ["--rollout.image-height", 48, "--rollout.image-width", 48], ["24 x 24", "48 x 48"]),
+        ("shapes_edit", ["--rollout.image-height", 16, "--rollout.image-width", 16], ["24 x 24", "16 x 16"]),
         ("shapes_edit", ["--evaluation.source", "examples"], ["`shapes_edit` has rules", "give it alone"]),
     ],
 )
