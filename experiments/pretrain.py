@@ -3,7 +3,7 @@
     python -m experiments.pretrain --out DIR               the world of one round
     python -m experiments.pretrain --rounds --out DIR      reflect, edit and story, from the base of one round
 
-The bases inside the package were made by exactly these commands with their defaults; see the README for time and result.
+The base inside the package was made by exactly the first command with its defaults; see the README for time and result.
 """
 
 import dataclasses

@@ -44,13 +44,23 @@ def fixtures() -> pathlib.Path:
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory) -> pathlib.Path:
     """A model folder with random weights: two layers of width 32, the words of the shapes world, 24 x 24 pixels."""
+    return tiny_folder(tmp_path_factory.mktemp("models") / "tiny")
+
+
+@pytest.fixture(scope="session")
+def tiny_rounds_model(tmp_path_factory) -> pathlib.Path:
+    """The same with the words of the shapes worlds of several rounds."""
+    return tiny_folder(tmp_path_factory.mktemp("models") / "tiny-rounds", rounds=True)
+
+
+def tiny_folder(folder: pathlib.Path, rounds: bool = False) -> pathlib.Path:
+    """Writes a tiny model."""
     from unigrpo_jax.models.bagel import Bagel, BagelConfig
     from unigrpo_jax.models.folder import save_model
     from unigrpo_jax.worlds.shapes import tokenizer
 
-    folder = tmp_path_factory.mktemp("models") / "tiny"
     config = BagelConfig(
-        vocab_size=tokenizer.save(folder), hidden_size=32, intermediate_size=64, layers=2, heads=2, kv_heads=1,
+        vocab_size=tokenizer.save(folder, rounds), hidden_size=32, intermediate_size=64, layers=2, heads=2, kv_heads=1,
         pad_token=0, bos_token=1, eos_token=2, image_start_token=3, image_end_token=4,
         latent_channels=3, latent_patch=8, max_latent_size=3, frequency_size=32,
     )  # fmt: skip

@@ -152,3 +152,22 @@ def test_a_file_that_is_no_record_is_named(folder):
     (out / "records" / "b-seed0.json").write_text('{"arm": "b"}')
     with pytest.raises(ValueError, match=r"b-seed0\.json is no record of a comparison"):
         read_records(out)
+
+
+def test_the_grid_of_pictures_keeps_their_colours(folder):
+    """A few pure blue pixels among much else: what is read from the PNG is within a few levels of what was drawn."""
+
+    def drawn(seed):
+        image = np.zeros((24, 24, 3), np.uint8)
+        image[2:4, 2:4], image[8:16, 8:16] = (0, 0, 255), (255, 255, 0)
+        image[16:] = np.random.default_rng(seed).integers(0, 12, (8, 24, 3))
+        buffer = io.BytesIO()
+        Image.fromarray(image).save(buffer, format="PNG")
+        return base64.b64encode(buffer.getvalue()).decode()
+
+    sample = lambda seed: {"prompt": "p", "thinking": "", "verdict": "", "correct": True, "image": drawn(seed)}
+    out = folder(record("a", 0, 0.5) | {"samples": [sample(s) for s in range(6)]})
+    write_table(out, ["a"])
+    pixels = np.asarray(Image.open(out / "samples.png").convert("RGB"), int).reshape(-1, 3)
+    for colour in ((0, 0, 255), (255, 255, 0)):
+        assert (np.abs(pixels - colour).max(axis=1) <= 16).sum() >= 6 * 4 * 9  # each pixel is three by three

@@ -35,8 +35,7 @@ class ModelConfig:
     """The network and where its weights come from."""
 
     path: str | None = None
-    """Folder in BAGEL's layout, or a name on the Hugging Face hub; `tiny` is a toy with all parts; None the shapes base,
-    `shapes_rounds` that of the shapes worlds of several rounds."""
+    """Folder in BAGEL's layout, or a name on the Hugging Face hub; `tiny` is a toy with all parts; None the shapes base."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Compute dtype; statistics, log-probabilities, the SDE and the losses are float32 in both."""
     param_dtype: Literal["float32", "bfloat16"] = "float32"

@@ -16,6 +16,7 @@ from unigrpo_jax.foreign_files import read_json
 from unigrpo_jax.foreign_text import for_html, visible
 from unigrpo_jax.training.curves import Series
 from unigrpo_jax.training.page_shell import page
+from unigrpo_jax.training.samples import wrap
 
 ODE, GUIDED = "ode", "guided"
 CATEGORIES = ("single_object", "two_object", "counting", "colors", "position", "color_attr")
@@ -265,9 +266,8 @@ def _grid(shown: dict[str, list[dict]]) -> bytes:
     pen = ImageDraw.Draw(grid)
     for column, (name, samples) in enumerate(shown.items()):
         x = left + column * cell
-        words = visible(name)
-        pen.text((x, 2), words[:15], fill="#202020", font=font)
-        pen.text((x, 16), words[15:32].lstrip(), fill="#202020", font=font)
+        for number, line in enumerate(wrap(visible(name), font, cell - 4, 2)):
+            pen.text((x, 2 + 14 * number), line, fill="#202020", font=font)
         for row, s in enumerate(samples):
             y = top + row * (side + 12)
             if column == 0:
@@ -277,7 +277,8 @@ def _grid(shown: dict[str, list[dict]]) -> bytes:
             pen.rectangle((x, y, x + picture.width + 5, y + picture.height + 5), outline=colour, width=3)
             grid.paste(picture, (x + 3, y + 3))
     buffer = io.BytesIO()
-    grid.quantize(64).save(buffer, format="PNG", optimize=True)
+    exact = grid.quantize(256, Image.Quantize.MAXCOVERAGE)  # median cut would turn a rare pure blue into navy
+    exact.save(buffer, format="PNG", optimize=True)
     return buffer.getvalue()
 
 

@@ -21,8 +21,6 @@ from unigrpo_jax.models.stored import StoredTensors
 from unigrpo_jax.models.tree import flatten, unflatten
 
 SHAPES_BASE = pathlib.Path(__file__).resolve().parent.parent / "worlds" / "shapes" / "base"
-ROUNDS = "shapes_rounds"  # the name of the base of the shapes worlds of several rounds
-ROUNDS_BASE = SHAPES_BASE.with_name("rounds_base")
 TINY = "tiny"  # the name of the toy model that is made on the spot
 HUB_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,95}/[A-Za-z0-9_][A-Za-z0-9_.-]{0,95}")
 
@@ -130,7 +128,7 @@ class LoadedModel:
 
 
 def find_folder(path: str | None) -> pathlib.Path:
-    """The folder of a `model.path`: a folder, a name on the Hugging Face hub, `TINY`, `ROUNDS`, or None for the shapes base.
+    """The folder of a `model.path`: a folder, a name on the Hugging Face hub, "tiny", or None for the shapes base.
 
     Raises:
       ConfigError: there is no such folder, and no such name that can be fetched.
@@ -140,8 +138,6 @@ def find_folder(path: str | None) -> pathlib.Path:
     folder = named(path, "model.path")
     if folder.is_dir():
         return folder
-    if path == ROUNDS:
-        return ROUNDS_BASE
     if path == TINY:
         from unigrpo_jax.models.tiny import tiny_folder
 

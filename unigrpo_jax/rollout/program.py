@@ -97,10 +97,10 @@ class RolloutProgram:
         hold = self.model.hold or (lambda x: x)
         picture_keys = lambda turn: randomness.round_keys(seed, step, randomness.PICTURE, turn, ids_B)
 
-        dialogue, seen = begin(self.model, params, self.system, prompt.tokens.shape[0]), None
+        dialogue, shown = begin(self.model, params, self.system, prompt.tokens.shape[0]), None
         if picture is not None:
             own = picture_keys(0)[:: self.group_size]
-            dialogue, _ = self.see(params, autoencoder_params, dialogue, picture.pixels, picture.patches, own)
+            dialogue, shown = self.see(params, autoencoder_params, dialogue, picture.pixels, picture.patches, own)
         dialogue = hear(self.model, params, dialogue, prompt).repeat(self.group_size)
         segments = []
         for turn in range(self.rounds):
@@ -114,7 +114,7 @@ class RolloutProgram:
             dialogue, done = self.act(params, autoencoder_params, dialogue, ids_B, windows[turn], seed, step, turn)
             segments += done
         # All devices share each micro-batch: the whole, whose rows lie in order, would else have some of them draw each.
-        episodes = Episodes(prompt=rows(prompt), segments=tuple(segments), picture=rows(seen))
+        episodes = Episodes(prompt=rows(prompt), segments=tuple(segments), picture=rows(shown))
         return jax.tree.map(hold, blank(episodes, self.model.config.eos_token))
 
     def steps(self, seed, step, turn) -> jax.Array:

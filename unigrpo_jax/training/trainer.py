@@ -90,6 +90,15 @@ def build(config: RunConfig) -> Parts:
         loaded.codec.check_lengths((p.text for p in prompts), config.rollout.prompt_tokens,
                                    lambda row, prompts=prompts: prompts[row].place)  # fmt: skip
     check_pictures(world.longest, loaded.network.config, config.rollout)
+    if world.judge is not None:
+        said = (text for source in world.longest for p in source for text in (p.text, *p.turns))
+        unknown = loaded.codec.unknown_words(said)
+        require(
+            not unknown,
+            f"{loaded.folder} does not know {len(unknown)} words of the prompts {config.prompts[0]}, such as "
+            f"{', '.join(unknown[:3])}; use a model that does: python -m experiments.pretrain --rounds --out DIR makes one, "
+            "for --model.path DIR.",
+        )
     return Parts(config, layout, loaded, world, world.train(config.seed), judging, followed)
 
 

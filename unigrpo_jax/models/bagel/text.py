@@ -79,6 +79,14 @@ class TextCodec:
                 f"more than its bucket of {length}; shorten it or use rollout.prompt_tokens = {most}."
             )
 
+    def unknown_words(self, texts: Iterable[str]) -> list[str]:
+        """The words, sorted, that become the tokenizer's token for what it does not know; none where it has no such one."""
+        unknown = getattr(self.tokenizer, "unk_token_id", None)
+        if unknown is None:
+            return []
+        words = sorted({word for text in texts for word in text.split()})
+        return [word for word in words if unknown in self.tokenizer.encode(word, add_special_tokens=False)]
+
     def prompts(self, texts: Sequence[str], length: int, place: Callable[[int], object] | None = None) -> TokenBlock:
         """Left-padded blocks [P, length] of prompts; ConfigError where one does not fit, `place` as in `check_lengths`."""
         self.check_lengths(texts, length, place)
