@@ -1,6 +1,9 @@
-"""BAGEL-7B-MoT edits a given picture in two rounds: `bagel_7b` that sees a picture, draws, looks at what it drew, draws again.
+"""BAGEL-7B-MoT edits a given picture in two rounds: sees it, thinks, draws, looks at its drawing, thinks, draws again.
 
     python -m experiments.run bagel_edit --model.path DIR --prompts edits.jsonl --rewards my_reward:score --mesh.fsdp 64
+    python -m launch.plan bagel_edit --topology v5p:4x4x4 --mesh.fsdp 64
+
+All else as in `bagel_7b`.
 """
 
 import dataclasses
@@ -8,7 +11,7 @@ import dataclasses
 from experiments.presets import bagel_7b
 from unigrpo_jax.config import RunConfig
 
-PICTURES = True  # what `launch.plan` takes for given, since no prompts are named
+PICTURES = True  # each prompt has one under `image`; no prompts are named that `launch.plan` could see it from
 
 
 def config() -> RunConfig:
