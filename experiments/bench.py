@@ -24,7 +24,7 @@ class Arguments:
     sizes: tuple[str, ...] = ("tiny", "shapes", "middle")
     """`tiny` and `shapes` are the presets bagel_tiny and shapes; `middle` is 512 wide, 8 layers deep, 256 latent tokens."""
     tables: tuple[str, ...] = ("speed", "savings", "loop", "costs", "rounds")
-    """`speed` of programs and their parts, `savings` of what they share, the `loop` around them, `costs` of other settings, and
+    """`speed` of programs and parts, `savings` of what they share, the `loop` around them, `costs` of other settings, and
     `rounds`: 1 to 4 of them, and guidance."""
     repeats: Annotated[int, tyro.conf.arg(metavar="N")] = 7
     """Rounds."""

@@ -19,7 +19,7 @@ from typing import Annotated, Any
 import tyro
 
 from experiments.command_line import complain, preset_file, presets
-from launch.planning.given import Given, find_given
+from launch.planning.given import Given, Said, find_given
 from unigrpo_jax import foreign_text
 from unigrpo_jax.config import ConfigError, RunConfig, require
 
@@ -38,10 +38,10 @@ class Arguments:
     """File for all numbers."""
     html: pathlib.Path | None = None
     """File for a page with a bar per program."""
-    pictures: bool | None = None
-    """Each prompt comes with a picture; None: as the first of the prompts, or as the preset says where none are named."""
-    turns: bool | None = None
-    """The user says something in each later round; None: as the first of the prompts, or as the preset says."""
+    pictures: Said = "auto"
+    """Whether each prompt comes with a picture; auto: as the first one does, or as the preset says where none are named."""
+    turns: Said = "auto"
+    """Whether the user says something in each later round; auto: as with the first prompt, or as the preset says."""
     sweep: bool = False
     """Also try other micro-batches, rematerialisation and meshes, and rank those that fit."""
     sweep_limit: int = 6

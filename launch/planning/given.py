@@ -1,8 +1,11 @@
 """What comes with a plan's prompts beside their text: pictures, and what the user says in later rounds."""
 
 import dataclasses
+from typing import Literal
 
 from unigrpo_jax.config import ConfigError, RunConfig, require
+
+Said = Literal["auto", "yes", "no"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,19 +21,19 @@ class Given:
     turns: bool = False
 
 
-def find_given(config: RunConfig, pictures: bool | None, turns: bool | None, otherwise: Given) -> Given:
+def find_given(config: RunConfig, pictures: Said, turns: Said, otherwise: Given) -> Given:
     """What the prompts of a run come with: as it is said, else as its first prompt has it.
 
     Args:
       config: the settings.
-      pictures: what the user says of pictures; None for nothing.
-      turns: what the user says of later turns; None for nothing.
+      pictures: what is said of pictures.
+      turns: what is said of later turns.
       otherwise: what holds where nothing is said and no prompts are named.
 
     Raises:
       ConfigError: the prompts cannot be read, or say something that no round hears.
     """
-    if config.prompts and None in (pictures, turns):
+    if config.prompts and "auto" in (pictures, turns):
         from unigrpo_jax.worlds.prompt import pictured, said_later
         from unigrpo_jax.worlds.world import load_world
 
@@ -40,13 +43,11 @@ def find_given(config: RunConfig, pictures: bool | None, turns: bool | None, oth
             otherwise = Given(pictured(first), bool(said_later(first, config.rollout.rounds)))
         except ConfigError as error:
             words = str(error).removesuffix(".")
-            raise ConfigError(f"{words}; or plan without reading prompts: --pictures or --no-pictures, and --turns or "
-                              "--no-turns.") from None  # fmt: skip
-    found = Given(
-        pictures=otherwise.pictures if pictures is None else pictures, turns=otherwise.turns if turns is None else turns
-    )
+            raise ConfigError(f"{words}; or plan without reading prompts, by --pictures and --turns, yes or no.") from None
+    choose = lambda said, other: other if said == "auto" else said == "yes"
+    found = Given(pictures=choose(pictures, otherwise.pictures), turns=choose(turns, otherwise.turns))
     require(
         not found.turns or config.rollout.rounds > 1,
-        "--turns, but rollout.rounds = 1 has no later round that hears one; use rollout.rounds = 2 or more.",
+        "--turns yes, but rollout.rounds = 1 has no later round that hears one; use rollout.rounds = 2 or more.",
     )
     return found
