@@ -45,7 +45,8 @@ def main(arguments: Arguments) -> None:
 
     unknown = [size for size in arguments.sizes if size not in SIZES]
     require(not unknown and bool(arguments.sizes), f"--sizes {' '.join(unknown)}: choose among {', '.join(SIZES)}.")
-    measures = {f.__name__: f for f in (rows.speed, rows.savings, rows.loop, rows.costs, rounds.rounds)}
+    measures = {"speed": rows.speed, "savings": rows.savings, "loop": rows.loop, "costs": rows.costs}
+    measures |= {"rounds": rounds.rounds}
     unknown = [title for title in arguments.tables if title not in measures]
     require(not unknown and bool(arguments.tables), f"--tables {' '.join(unknown)}: choose among {', '.join(measures)}.")
     require(arguments.repeats > 0, f"--repeats {arguments.repeats}: it must be at least 1.")
