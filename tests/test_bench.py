@@ -109,7 +109,7 @@ def test_what_rounds_cost(small):
 
 
 def test_the_line_through_rounds_by_hand():
-    """Through 1, 2, 4 at 1, 2, 3: slope 3/2 through 7/3 at 2, so 5/6, 14/6, 23/6, of which the first is a fifth too low for the value."""
+    """Through 1, 2, 4 at 1, 2, 3: slope 3/2 through 7/3 at 2, so 5/6, 14/6, 23/6, the first a fifth off."""
     got = rounds.line([1.0, 2.0, 4.0])
     assert (got.slope, got.intercept) == (pytest.approx(1.5), pytest.approx(-2 / 3))
     assert got.deviation == pytest.approx((1 - 5 / 6) / (5 / 6))
