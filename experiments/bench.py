@@ -1,6 +1,6 @@
 """Where the time of a run goes, as shares of what the machine can do.
 
-    python -m experiments.bench [--sizes tiny shapes middle] [--repeats 7] [--quick] [--json FILE]
+    python -m experiments.bench [--sizes tiny shapes middle] [--tables speed ...] [--repeats 7] [--quick] [--json FILE]
 
 Programs and limits are timed in turn, round after round, after one round that is not counted.  A number is the median of
 the rounds, beside it the smallest and the largest; a ratio compares times of one round, a share is one of the best rate
@@ -23,10 +23,13 @@ class Arguments:
 
     sizes: tuple[str, ...] = ("tiny", "shapes", "middle")
     """`tiny` and `shapes` are the presets bagel_tiny and shapes; `middle` is 512 wide, 8 layers deep, 256 latent tokens."""
+    tables: tuple[str, ...] = ("speed", "savings", "loop", "costs", "rounds")
+    """`speed` of programs and parts, `savings` of what they share, the `loop` around them, `costs` of other settings, and
+    `rounds`: 1 to 4 of them, and guidance."""
     repeats: Annotated[int, tyro.conf.arg(metavar="N")] = 7
     """Rounds."""
     quick: bool = False
-    """At most 3 rounds, and no costs of other settings, which compile most."""
+    """At most 3 rounds, and neither `costs` nor `rounds`, which compile most."""
     json: pathlib.Path | None = None
     """File for the same numbers."""
 
@@ -34,7 +37,7 @@ class Arguments:
 @command_line
 def main(arguments: Arguments) -> None:
     """Measures, prints, saves."""
-    from experiments.benchmark import machine, rows
+    from experiments.benchmark import machine, rounds, rows
     from experiments.benchmark.workload import SIZES
     from unigrpo_jax.config import require
     from unigrpo_jax.training.console import Console
@@ -42,10 +45,14 @@ def main(arguments: Arguments) -> None:
 
     unknown = [size for size in arguments.sizes if size not in SIZES]
     require(not unknown and bool(arguments.sizes), f"--sizes {' '.join(unknown)}: choose among {', '.join(SIZES)}.")
+    measures = {"speed": rows.speed, "savings": rows.savings, "loop": rows.loop, "costs": rows.costs}
+    measures |= {"rounds": rounds.rounds}
+    unknown = [title for title in arguments.tables if title not in measures]
+    require(not unknown and bool(arguments.tables), f"--tables {' '.join(unknown)}: choose among {', '.join(measures)}.")
     require(arguments.repeats > 0, f"--repeats {arguments.repeats}: it must be at least 1.")
     repeats = min(arguments.repeats, 3) if arguments.quick else arguments.repeats
-    tables = [("speed", rows.speed), ("savings", rows.savings), ("loop", rows.loop)]
-    tables += [] if arguments.quick else [("costs", rows.costs)]
+    left_out = ("costs", "rounds") if arguments.quick else ()
+    tables = [(title, measures[title]) for title in arguments.tables if title not in left_out]
     found: dict[str, Any] = {"machine": machine.description(), "repeats": repeats, "rows": []}
     with Console() as console:
         console.card("Machine", [(name, str(value)) for name, value in found["machine"].items()])

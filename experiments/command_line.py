@@ -7,6 +7,7 @@ import os
 import pathlib
 import pkgutil
 import sys
+import types
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
@@ -58,6 +59,12 @@ def presets() -> list[str]:
 
 def preset(arguments: Sequence[str], default: str) -> tuple[RunConfig, list[str]]:
     """The config of the preset that comes first among the arguments, and the other arguments."""
+    module, others = preset_file(arguments, default)
+    return module.config(), others
+
+
+def preset_file(arguments: Sequence[str], default: str) -> tuple[types.ModuleType, list[str]]:
+    """The file of the preset that comes first among the arguments, and the other arguments."""
     names = presets()
     named = bool(arguments) and not arguments[0].startswith("-")
     name = arguments[0] if named else default
@@ -65,8 +72,7 @@ def preset(arguments: Sequence[str], default: str) -> tuple[RunConfig, list[str]
         near = difflib.get_close_matches(name, names, 1)
         hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(names)}."
         raise ConfigError(f"no preset is called {name!r}; {hint}")
-    module = importlib.import_module(f"experiments.presets.{name}")
-    return module.config(), list(arguments[1:] if named else arguments)
+    return importlib.import_module(f"experiments.presets.{name}"), list(arguments[1:] if named else arguments)
 
 
 def command_line(main: Callable[..., Any]) -> Callable[[], Any]:

@@ -18,11 +18,13 @@ from typing import Annotated, Any
 
 import tyro
 
-from experiments.command_line import complain, preset, presets
+from experiments.command_line import complain, preset_file, presets
+from launch.planning.given import Given, Said, find_given
 from unigrpo_jax import foreign_text
 from unigrpo_jax.config import ConfigError, RunConfig, require
 
 GIB = 2**30
+NOTHING = Given()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,6 +38,10 @@ class Arguments:
     """File for all numbers."""
     html: pathlib.Path | None = None
     """File for a page with a bar per program."""
+    pictures: Said = "auto"
+    """Whether each prompt comes with a picture; auto: as the first one does, or as the preset says where none are named."""
+    turns: Said = "auto"
+    """Whether the user says something in each later round; auto: as with the first prompt, or as the preset says."""
     sweep: bool = False
     """Also try other micro-batches, rematerialisation and meshes, and rank those that fit."""
     sweep_limit: int = 6
@@ -47,26 +53,33 @@ def tell(line: str) -> None:
     foreign_text.tell(line, sys.stderr)
 
 
-def plan(config: RunConfig, topology: str, progress: Callable[[str], None] = tell) -> dict[str, Any]:
+def plan(
+    config: RunConfig, topology: str, progress: Callable[[str], None] = tell, given: Given = NOTHING
+) -> dict[str, Any]:
     """Compiles both programs and returns everything that is said of them, as JSON would hold it.
+
+    Args:
+      config: the settings.
+      topology: what to compile for.
+      progress: told what is being done.
+      given: what comes with the prompts.
 
     Raises:
       ConfigError: the topology is none, the settings do not fit it, or there is no compiler.
     """
     from launch.planning import advice, roofline
-    from launch.planning.compile import ROLLOUT, UPDATE, compile_program, prepare, state_bytes
+    from launch.planning.compile import ROLLOUT, UPDATE, cache_by_round, compile_program, prepare, slot_bytes, state_bytes
     from launch.planning.targets import STAND_IN, find_target
-    from unigrpo_jax.models.bagel import flops
     from unigrpo_jax.parallel import mesh as meshes
 
     target = find_target(topology)
-    setting = prepare(config, target)
+    setting = prepare(config, target, given)
     programs = {}
     for name in (ROLLOUT, UPDATE):
         progress(f"compiling the {name} of {config.name} for {topology} ...")
         programs[name] = compile_program(setting, name)
     network, chip = setting.model.network.config, target.chip
-    n = flops.lengths(config, network, setting.system)
+    n = setting.lengths
     split = roofline.Split(
         chips=target.chips,
         batch=meshes.batch_size(setting.mesh),
@@ -87,7 +100,7 @@ def plan(config: RunConfig, topology: str, progress: Callable[[str], None] = tel
         notes.append(f"slices send each other host transfers, which are neither listed nor timed: at least the gradients, "
                      f"{state['trained'] / 1e9:.2f} GB per device and optimizer step")  # fmt: skip
     if any(row["assumed"] for rows in tables.values() for row in rows):
-        notes.append(f"the token loop ends with its longest chain; {config.rollout.thinking_tokens + 2} rounds are assumed")
+        notes.append(f"the token loop ends with its longest chain; {config.rollout.thinking_tokens + 2} tokens are assumed")
     if any(p.refused for p in programs.values()):
         notes.append("a program that the compiler refused shows no collectives, so its seconds are a lower bound")
     host = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
@@ -100,6 +113,8 @@ def plan(config: RunConfig, topology: str, progress: Callable[[str], None] = tel
         "limit": target.memory,
         "chip": dataclasses.asdict(chip),
         "episodes": config.episodes,
+        "given": dataclasses.asdict(setting.given),
+        "cache": {"slot": slot_bytes(setting), "rows": setting.rows, "rounds": cache_by_round(setting)},
         "programs": {name: dataclasses.asdict(p) | {"peak": p.peak} for name, p in programs.items()},
         "host": host,
         "phases": [dataclasses.asdict(p) | {"bounds": p.bounds(chip), "seconds": p.seconds(chip)} for p in phases],
@@ -110,7 +125,9 @@ def plan(config: RunConfig, topology: str, progress: Callable[[str], None] = tel
     }  # fmt: skip
 
 
-def swept(config: RunConfig, topology: str, numbers: dict[str, Any], limit: int) -> list[dict[str, Any]]:
+def swept(
+    config: RunConfig, topology: str, numbers: dict[str, Any], limit: int, given: Given = NOTHING
+) -> list[dict[str, Any]]:
     """Other settings, compiled and ranked; `numbers` are those of the settings as asked."""
     from launch.planning import sweep
     from launch.planning.compile import STATE, find_model, system_tokens
@@ -127,17 +144,28 @@ def swept(config: RunConfig, topology: str, numbers: dict[str, Any], limit: int)
     )
 
     def compile_(changed: RunConfig) -> sweep.Outcome:
-        out = plan(changed, topology, progress=lambda line: None)
+        out = plan(changed, topology, lambda line: None, given)
         programs = out["programs"].values()
         fits, peak = all(p["fits"] for p in programs), max(p["peak"] for p in programs)
         if any(p["refused"] for p in programs):
             return sweep.Outcome("", False, peak, None, None)
         return sweep.Outcome("", fits, peak, out["estimate"]["seconds"], out["estimate"]["samples_per_chip_hour"])
 
-    network = model.network.config
-    n = flops.lengths(config, network, len(system_tokens(config, model)))
+    network, with_prompts = model.network.config, numbers["given"]
+    n = flops.lengths(config, network, len(system_tokens(config, model)), **with_prompts)
     ordered = sweep.candidates(known, target.chip, target.chips, len(target.devices), target.memory, network, n, model)
     return [dataclasses.asdict(outcome) for outcome in sweep.sweep(ordered, limit, compile_, tell)]
+
+
+def _rounds(cache: dict[str, Any]) -> list[str]:
+    """The keys and values that each round adds."""
+    lines = [f"keys and values of {cache['rows']} episodes that a device samples at a time, {cache['slot']} bytes a slot:",
+             f"  {'round':<8}{'slots':>8}{'GiB':>8}   filled by"]  # fmt: skip
+    for number, row in enumerate(cache["rounds"], 1):
+        blocks = ", ".join(f"{name} {slots:.0f}" for name, slots in row["blocks"].items())
+        lines.append(f"  {number:<8}{row['slots']:>8.0f}{row['bytes'] / GIB:>8.2f}   {blocks}")
+    slots, size = (sum(row[name] for row in cache["rounds"]) for name in ("slots", "bytes"))
+    return [*lines, f"  {'all':<8}{slots:>8.0f}{size / GIB:>8.2f}"]
 
 
 def show(numbers: dict[str, Any]) -> list[str]:
@@ -157,6 +185,8 @@ def show(numbers: dict[str, Any]) -> list[str]:
     lines.append(f"  {'':<20}" + "".join(f"{verdict(numbers['programs'][name]):>10}" for name in names))
     seconds = " + ".join(f"{numbers['programs'][name]['seconds']:.0f}" for name in names)
     lines += [f"compiled in {seconds} s with {gib(numbers['host'])} GiB of host memory", ""]
+    if len(numbers["cache"]["rounds"]) > 1:
+        lines += [*_rounds(numbers["cache"]), ""]
     for name in names:
         rows = numbers["programs"][name]["collectives"]
         if rows:
@@ -192,11 +222,11 @@ def show(numbers: dict[str, Any]) -> list[str]:
 def main() -> None:
     """Parses, compiles, prints, writes."""
     try:
-        default, rest = preset(sys.argv[1:], "bagel_7b")
+        file, rest = preset_file(sys.argv[1:], "bagel_7b")
         arguments = tyro.cli(
             Arguments,
             args=rest,
-            default=Arguments(default, ""),
+            default=Arguments(file.config(), ""),
             prog="python -m launch.plan [PRESET]",
             description=f"{__doc__}\nPresets: {', '.join(presets())}.",
         )
@@ -206,9 +236,12 @@ def main() -> None:
                     f"{file} cannot be written: its folder does not exist; make it first.")  # fmt: skip
         require(arguments.sweep_limit >= 1, f"sweep-limit = {arguments.sweep_limit}, but it must be at least 1.")
         os.environ.setdefault("JAX_PLATFORMS", "cpu")
-        numbers = plan(arguments.config, arguments.topology)
+        config = arguments.config
+        known = Given(pictures=getattr(file, "PICTURES", False), turns=getattr(file, "TURNS", False))
+        given = find_given(config, arguments.pictures, arguments.turns, known)
+        numbers = plan(config, arguments.topology, given=given)
         if arguments.sweep:
-            numbers["sweep"] = swept(arguments.config, arguments.topology, numbers, arguments.sweep_limit)
+            numbers["sweep"] = swept(config, arguments.topology, numbers, arguments.sweep_limit, given)
     except ConfigError as error:
         complain(error, "launch.plan")
     foreign_text.tell("\n".join(show(numbers)))

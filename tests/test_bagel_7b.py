@@ -27,6 +27,7 @@ from unigrpo_jax.models.bagel.text import SPECIAL_TOKENS
 from unigrpo_jax.models.folder import load_model
 from unigrpo_jax.models.tiny import save_tokenizer
 from unigrpo_jax.rollout.program import training_rollout
+from unigrpo_jax.training.given import picture_shapes
 
 D, KV, MLP, VOCABULARY, LAYERS = 3584, 512, 18944, 152064, 28
 V, V_MLP, V_LAYERS = 1152, 4304, 26
@@ -149,10 +150,11 @@ def test_the_autoencoder_has_the_published_tensors(loaded):
     assert "encoder.down.3.downsample.conv.weight" not in shapes and "decoder.up.0.upsample.conv.weight" not in shapes
 
 
-@pytest.mark.parametrize("name", ["bagel_7b", "bagel_7b_512"])
+@pytest.mark.parametrize("name", ["bagel_7b", "bagel_7b_512", "bagel_edit"])
 def test_the_presets_programs_fit_together(loaded, name):
     """Rollout and update of the preset, traced as shapes from prompts to new parameters; nothing is computed."""
-    config = importlib.import_module(f"experiments.presets.{name}").config()
+    preset = importlib.import_module(f"experiments.presets.{name}")
+    config = preset.config()
     with pytest.raises(ConfigError, match="no folder|hub|offline|HF_HUB_OFFLINE"):
         load_model(config.model)  # its path is the hub's name, and tests have no network
     check(config)
@@ -163,7 +165,9 @@ def test_the_presets_programs_fit_together(loaded, name):
     ae = {n: jax.ShapeDtypeStruct(s, jnp.float32) for n, s in loaded.autoencoder.shapes().items()}
     prompts = (r.prompts_per_iteration, r.prompt_tokens)
     block = TokenBlock(tokens=jax.ShapeDtypeStruct(prompts, np.int32), valid=jax.ShapeDtypeStruct(prompts, bool))
-    episodes = jax.eval_shape(rollout.__call__, params, ae, block, np.int32(0), np.int32(0))
+    seen = picture_shapes(r.prompts_per_iteration, network.config, r) if hasattr(preset, "PICTURES") else None
+    episodes = jax.eval_shape(rollout.__call__, params, ae, block, np.int32(0), np.int32(0), np.int32(0), seen)
+    assert len(episodes.drawings) == r.rounds and (episodes.picture is None) == (seen is None)
     tokens = (r.image_height // 16) * (r.image_width // 16)
     assert episodes.drawing.x.shape == (768, 3, tokens, 64)
     assert episodes.drawing.image.shape == (768, r.image_height, r.image_width, 3)

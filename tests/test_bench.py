@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments.benchmark import machine, rows, timing, workload
+from experiments.benchmark import machine, rounds, rows, timing, workload
 from experiments.benchmark.variants import OneForwardPerStep, one_forward_per_step, one_prefill_per_episode
 from experiments.presets import smoke
 from tests import tiny
@@ -47,7 +47,8 @@ def test_the_command_prints_its_tables_and_saves_every_row(small, tmp_path, monk
     monkeypatch.setitem(workload.SIZES, "small", lambda: workload.of_config(small))
     monkeypatch.setattr(rows, "costs", functools.partial(rows.costs, factors=(0.5,)))
     monkeypatch.setattr(machine, "MATRICES", ((64, 64, 64), (512, 512, 512)))
-    outcome = command("experiments.bench", "--sizes", "small", "--repeats", "2", "--json", tmp_path / "bench.json")
+    outcome = command("experiments.bench", "--sizes", "small", "--repeats", "2", "--json", tmp_path / "bench.json",
+                      "--tables", "speed", "savings", "loop", "costs")  # fmt: skip
     assert outcome.code == 0, outcome.err
     found = json.loads((tmp_path / "bench.json").read_text())
     assert found["machine"]["jax"] == jax.__version__ and found["machine"]["cores"] >= 1 and found["machine"]["cpu"]
@@ -70,13 +71,49 @@ def test_the_command_prints_its_tables_and_saves_every_row(small, tmp_path, monk
 
 @pytest.mark.parametrize(
     ("arguments", "words"),
-    [(["--sizes", "huge"], ["huge", "tiny, shapes, middle"]), (["--repeats", "0"], ["--repeats 0", "at least 1"])],
+    [
+        (["--sizes", "huge"], ["huge", "tiny, shapes, middle"]),
+        (["--tables", "speed", "slowness"], ["--tables slowness", "speed, savings, loop, costs, rounds"]),
+        (["--repeats", "0"], ["--repeats 0", "at least 1"]),
+    ],
 )
 def test_what_cannot_be_measured_is_one_sentence(arguments, words):
     outcome = command("experiments.bench", *arguments)
     assert (outcome.code, outcome.out) == (2, "") and outcome.err.count("\n") == 1
     for word in words:
         assert word in outcome.err
+
+
+def test_what_rounds_cost(small):
+    """Every number is there; memory and operations grow with the rounds, and guidance is counted and timed beside them."""
+    found = {row.name: row for row in rounds.rounds(workload.of_config(small), 2, most=2)}
+    value = lambda name: found[name].value.median
+    for what in ("rollout operations", "update operations", "rollout memory", "update memory", "keys and values"):
+        one, two = value(f"{what}, 1 round"), value(f"{what}, 2 rounds")
+        assert 0 < one < two
+        assert value(f"{what}, slope") == pytest.approx(two - one)
+        assert value(f"{what}, intercept") == pytest.approx(2 * one - two)
+        assert value(f"{what}, largest deviation") == pytest.approx(0, abs=1e-9)  # two points lie on a line
+    for program in ("rollout", "update"):
+        assert found[f"{program}, 1 round"].value.times == found[f"{program}, 2 rounds"].value.times == 2
+        assert value(f"{program}, 1 round") > 0 and found[f"{program} time, slope"].value.times == 2
+    named = ("no guidance", "text guidance", "text and image guidance")
+    assert [value(f"evaluations per transition, {name}") for name in named] == [1, 2, 3]
+    assert 1 < value("rollout operations, text guidance") < value("rollout operations, text and image guidance") < 3
+    assert 1 < value("update operations, text guidance") < 2
+    assert all(value(f"rollout time, {name}") > 0 for name in named[1:])
+    # An image of 24 px is 9 latents of 8 px; the prompt's bucket has 18 tokens, a thinking 4 and the two around it.
+    slot, n = 2 * tiny.CONFIG.layers * tiny.CONFIG.kv_heads * tiny.CONFIG.head_dim * 4, 9 + 2
+    assert value("keys and values, 1 round") == 8 * slot * (18 + 6) / 2**20
+    assert value("keys and values, 2 rounds") == 8 * slot * (18 + 6 + n + 6) / 2**20
+
+
+def test_the_line_through_rounds_by_hand():
+    """Through 1, 2, 4 at 1, 2, 3: slope 3/2 through 7/3 at 2, so 5/6, 14/6, 23/6, the first a fifth off."""
+    got = rounds.line([1.0, 2.0, 4.0])
+    assert (got.slope, got.intercept) == (pytest.approx(1.5), pytest.approx(-2 / 3))
+    assert got.deviation == pytest.approx((1 - 5 / 6) / (5 / 6))
+    assert rounds.line([3.0, 5.0, 7.0, 9.0]).deviation == pytest.approx(0, abs=1e-9)
 
 
 @pytest.fixture(scope="module")

@@ -149,7 +149,7 @@ def test_help_lists_every_field_with_its_default(here, module):
     assert outcome.code == 0 and "default" in outcome.out and "Traceback" not in outcome.err
     if module == "run":
         assert "[PRESET]" in outcome.out
-        assert "bagel_7b, bagel_7b_512, bagel_tiny, shapes, smoke" in " ".join(outcome.out.split())
+        assert "bagel_7b, bagel_7b_512, bagel_edit, bagel_tiny, shapes, smoke" in " ".join(outcome.out.split())
         for text in ("--learning.group-size INT", "--seed INT", "(default: 8)", "--resume, --no-resume"):
             assert text in outcome.out
 

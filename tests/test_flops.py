@@ -9,13 +9,16 @@ import numpy as np
 import pytest
 from jax.extend.core import ClosedJaxpr, Jaxpr
 
-from experiments.presets import bagel_7b
+from experiments.presets import bagel_7b, bagel_edit
 from tests import tiny
 from unigrpo_jax.config import LoraConfig, ModelConfig, RunConfig
 from unigrpo_jax.models import tree
-from unigrpo_jax.models.bagel import flops
+from unigrpo_jax.models.bagel import Bagel, flops
+from unigrpo_jax.models.bagel.config import VisionConfig
 from unigrpo_jax.models.bagel.flops import Flops
+from unigrpo_jax.models.bagel.guidance import Guidance
 from unigrpo_jax.models.bagel.release import BAGEL_7B
+from unigrpo_jax.training.given import picture_shapes
 
 DENSE, SEEN = Flops(tiny.CONFIG, executed=True), Flops(tiny.CONFIG)
 RUN = RunConfig(rollout=tiny.ROLLOUT, learning=tiny.LEARNING)
@@ -166,3 +169,78 @@ def test_the_real_model_at_its_real_size():
     assert (n.latents, n.context) == (4096, 64 + 128 + 1024 + 2)
     by_hand = 2 * 6525288448 * 4098 + 28 * 4 * 3584 * 4098 * (1218 + 4098)
     assert np.isclose(count.velocity(4096, n.context), by_hand, rtol=1e-3)
+
+
+def test_the_rounds_of_the_real_model_by_hand():
+    """bagel_edit: 1024 px are 4096 latents and, at 980 px of 14, 4900 patches; each looked at between two markers."""
+    n = flops.lengths(bagel_edit.config(), BAGEL_7B, 64, pictures=True)
+    look = 4096 + 2 + 70 * 70 + 2
+    assert n.look == look == 9000 and n.rounds == 2
+    assert n.drawn_upon(0) == 64 + look + 128 + 1026
+    assert n.context == n.drawn_upon(1) == 64 + look + 128 + 1026 + look + 1026 == 20244
+    assert (n.heard(0), n.heard(1), n.said(0)) == (64 + look, 64 + look + 128 + 1026 + look, 64 + 128)
+    assert n.blocks() == [
+        {"system": 64, "latents": 4098, "patches": 4902, "prompt": 128, "thinking": 1026},
+        {"latents": 4098, "patches": 4902, "thinking": 1026},
+    ]
+    count, run = Flops(BAGEL_7B), bagel_edit.config()
+    velocity = lambda slots: 2 * 6525288448 * 4098 + 28 * 4 * 3584 * 4098 * (slots + 4098)
+    by_hand = 768 * 25 * (velocity(10218) + velocity(20244))
+    assert flops.rollout(run, count, n)["drawing"] == pytest.approx(by_hand, rel=1e-3)
+    # One look: latents through both experts upon 10218 slots, patches through one upon 4098 more, and 26 layers of SigLIP.
+    block = 2 * 6525288448 * 4902 + 28 * 4 * 3584 * 4902 * (10218 + 4098 + 4902)
+    siglip = 4900 * 2 * 26 * (4 * 1152**2 + 2 * 1152 * 4304 + 2 * 1152 * 4900)
+    assert flops.rollout(run, count, n)["looking"] == pytest.approx(768 * (velocity(10218) + block + siglip), rel=1e-2)
+
+
+EYE = VisionConfig(hidden_size=12, intermediate_size=20, layers=3, heads=2, patch=4, table_side=4, max_side=4)
+SEEING = dataclasses.replace(tiny.CONFIG, vision=EYE)
+EYES = Bagel(SEEING)
+TOLD = dataclasses.replace(RUN, rollout=dataclasses.replace(RUN.rollout, rounds=3))
+
+
+def told(guidance: float):
+    """Three rounds with a picture, turns and a system prompt: parameters, program, and what it is given."""
+    params = jax.eval_shape(EYES.init, jax.random.key(0))
+    program = dataclasses.replace(tiny.rollout_program(model=EYES, rounds=3, guidance=guidance), system=(1, 5, 2))
+    picture = picture_shapes(tiny.PROMPTS, SEEING, TOLD.rollout)
+    picture = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), picture)
+    return params, program, ({}, tiny.prompts(), 0, 0, 0, picture, (tiny.prompts(),) * 2)
+
+
+def test_a_guided_rollout_of_rounds_with_pictures_and_turns_executes_what_the_formula_says():
+    params, program, given = told(guidance=2.0)
+    run = dataclasses.replace(TOLD, rollout=dataclasses.replace(TOLD.rollout, guidance=2.0))
+    n = flops.lengths(run, SEEING, 3, pictures=True, turns=True)
+    assert (n.patches, n.look, n.turn) == (6, 8 + 8, 7)
+    amount = flops.rollout(run, Flops(SEEING, executed=True), n)
+    # The context without images, which only image guidance needs and a compiler leaves out, reads the texts once more.
+    text = Flops(SEEING, executed=True).text
+    texts = tiny.PROMPTS * text(7, 3) + run.episodes * (text(7, 3 + 7) + text(7, 3 + 14))
+    got = counted(program, params, *given, rounds=run.rollout.thinking_tokens + 2)
+    assert got == sum(amount.values()) + texts and amount["looking"] > 0
+
+
+def test_a_forward_pass_of_rounds_executes_what_the_formula_says():
+    params, program, given = told(guidance=1.0)
+    policy = dataclasses.replace(tiny.policy(), model=EYES, system=(1, 5, 2), flow=program.flow)
+    shapes = jax.eval_shape(program, params, *given)
+    count = Flops(SEEING, executed=True)
+    passes = flops.update(TOLD, count, flops.lengths(TOLD, SEEING, 3, pictures=True, turns=True))
+    texts = TOLD.episodes * (count.text(7, 3) + count.text(7, 10) + count.text(7, 17))
+    assert counted(policy.view, params, shapes) == passes["forward"] + texts
+    assert passes["backward"] == 2 * (passes["forward"] - TOLD.episodes * 3 * count.encoder(6))  # the encoder is frozen
+
+
+def test_guidance_evaluates_the_network_once_more_for_each_thing_it_compares_with():
+    assert [Guidance(text=text, image=image).passes for text, image in ((1, 3), (2, 1), (2, 3))] == [1, 2, 3]
+    n = flops.lengths(TOLD, SEEING, 3, pictures=True, turns=True)
+    count = Flops(SEEING)
+    drawing = lambda passes: flops.rollout(TOLD, count, n, passes)["drawing"] / TOLD.episodes / TOLD.rollout.flow_steps
+    plain = [3 + 16 + 7 + 8 + turn * (16 + 7 + 8) for turn in range(3)]
+    before_text = [3 + 16, *(slots - 8 - 7 for slots in plain[1:])]
+    texts = [3 + 7, 3 + 14, 3 + 21]
+    total = lambda slots: sum(count.velocity(N, s) for s in slots)
+    assert [drawing(passes) for passes in (1, 2, 3)] == pytest.approx(
+        [total(plain), total(plain + before_text), total(plain + before_text + texts)]
+    )

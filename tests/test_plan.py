@@ -7,11 +7,24 @@ import re
 
 import jax
 import pytest
+from PIL import Image
 
-from experiments.presets import bagel_7b
+from experiments.presets import bagel_7b, bagel_edit
 from launch.plan import show
 from launch.planning import advice
-from launch.planning.compile import CLASSES, Compiled, cache_bytes, factorings, find_model, prepare, required, state_bytes
+from launch.planning.compile import (
+    CLASSES,
+    Compiled,
+    cache_by_round,
+    cache_bytes,
+    factorings,
+    find_model,
+    prepare,
+    required,
+    slot_bytes,
+    state_bytes,
+)
+from launch.planning.given import Given, find_given
 from launch.planning.page import COLOURS, MEANING, page
 from launch.planning.targets import PLANES, SHAPES, Target, find_target
 from tests.command import command
@@ -98,11 +111,65 @@ def test_a_setting_that_has_nothing_to_do_with_the_mesh_gets_no_meshes():
     assert "--mesh" not in str(error.value)
 
 
-def test_a_plan_knows_one_round():
-    config = bagel_7b.config()
-    config = dataclasses.replace(config, rollout=dataclasses.replace(config.rollout, rounds=2))
-    with pytest.raises(ConfigError, match=r"rollout\.rounds = 2, but a plan knows one round"):
-        prepare(config, cpus())
+def test_the_cache_of_rounds_is_exact_arithmetic():
+    """A slot is a key and a value of 28 layers, 4 heads of 128 bfloat16 numbers; 24 episodes on each of eight devices."""
+    config = dataclasses.replace(bagel_edit.config(), mesh=MeshConfig(fsdp=8))
+    setting = prepare(config, cpus(), Given(pictures=True, turns=True))
+    slot = 2 * 28 * 4 * 128 * 2
+    assert slot_bytes(setting) == slot == 57344 and setting.rows == 24
+    latents, patches = 64 * 64 + 2, 70 * 70 + 2
+    first, second = cache_by_round(setting)
+    assert first["blocks"] == {"system": 64, "latents": latents, "patches": patches, "prompt": 128, "thinking": 1026}
+    assert second["blocks"] == {"latents": latents, "patches": patches, "turn": 128, "thinking": 1026}
+    assert first["bytes"] == 24 * slot * (64 + latents + patches + 128 + 1026)
+    assert second["bytes"] == 24 * slot * (latents + patches + 128 + 1026)
+    assert cache_bytes(setting) == first["bytes"] + second["bytes"]
+    alone = cache_by_round(prepare(config, cpus()))
+    assert [row["slots"] for row in alone] == [64 + 128 + 1026, latents + patches + 1026]
+
+
+def test_what_a_plan_compiles_takes_the_pictures_and_turns_that_it_is_given():
+    config = dataclasses.replace(bagel_edit.config(), mesh=MeshConfig(fsdp=8))
+    inputs = prepare(config, cpus(), Given(pictures=True, turns=True)).inputs
+    assert [block.tokens.shape for block in inputs.turns] == [(32, 128)]
+    assert inputs.picture.pixels.shape == (32, 1024, 1024, 3) and inputs.picture.patches.shape == (32, 70, 70, 588)
+    plain = prepare(config, cpus()).inputs
+    assert plain.turns == () and plain.picture is None
+
+
+@pytest.fixture
+def edits(tmp_path):
+    """Two prompts with a picture and a second turn."""
+    Image.new("RGB", (48, 64)).save(tmp_path / "picture.png")
+    line = {"prompt": "make it red", "image": "picture.png", "turns": ["now blue"]}
+    path = tmp_path / "edits.jsonl"
+    path.write_text("\n".join([json.dumps(line)] * 2))
+    return path
+
+
+def test_pictures_and_turns_are_what_is_said_else_what_the_prompts_have_else_the_presets(edits):
+    named = dataclasses.replace(bagel_edit.config(), prompts=(str(edits),))
+    assert find_given(named, "auto", "auto", Given()) == Given(pictures=True, turns=True)
+    assert find_given(named, "no", "auto", Given()) == Given(pictures=False, turns=True)
+    assert find_given(bagel_edit.config(), "auto", "auto", Given(pictures=bagel_edit.PICTURES)) == Given(pictures=True)
+    assert find_given(bagel_edit.config(), "auto", "yes", Given()) == Given(turns=True)
+    unread = dataclasses.replace(named, prompts=("nowhere.jsonl",))
+    assert find_given(unread, "yes", "no", Given()) == Given(pictures=True)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--prompts", "nowhere.jsonl"], ["nowhere.jsonl", "by --pictures and --turns, yes or no"]),
+        (["--prompts", "EDITS", "--rollout.rounds", "3"], ["has 1 later turns", "use rollout.rounds = 2"]),
+        (["--turns", "yes", "--rollout.rounds", "1"], ["--turns yes, but rollout.rounds = 1", "use rollout.rounds = 2"]),
+    ],
+)
+def test_rounds_that_cannot_be_planned_are_one_sentence(arguments, words, edits):
+    arguments = [str(edits) if argument == "EDITS" else argument for argument in arguments]
+    outcome = command("launch.plan", "bagel_edit", "--topology", "v5p:2x2x1", *arguments)
+    assert (outcome.code, outcome.out) == (2, "") and outcome.err.count("\n") == 1, outcome
+    assert all(word in outcome.err for word in words), outcome.err
 
 
 def test_a_refusal_of_the_compiler_tells_what_a_program_needs():
@@ -147,7 +214,9 @@ def numbers() -> dict:
     return {
         "name": "<b>&name", "topology": "v5p:2x2x1", "chips": 4, "devices": 4, "mesh": {"data": 1, "fsdp": 4, "tensor": 1},
         "limit": 20 * GIB, "chip": {}, "episodes": 16, "programs": {"rollout": program, "update": large}, "host": 3 * GIB,
-        "phases": [phase],
+        "phases": [phase], "given": {"pictures": True, "turns": False}, "cache": {"slot": 2**20, "rows": 2, "rounds": [
+            {"blocks": {"prompt": 100, "thinking": 28}, "slots": 128, "bytes": GIB // 4},
+            {"blocks": {"latents": 256}, "slots": 256, "bytes": GIB // 2}]},
         "estimate": {"seconds": 3.0, "samples_per_chip_hour": 4800.0, "model_flops": 2e15, "utilisation": 0.25},
         "advice": {"update": [{"change": "--learning.micro-batches 2", "saves": 7 * GIB, "enough": True}]},
         "notes": ["a <note>"],
@@ -169,13 +238,21 @@ def test_the_text_says_what_fits_what_is_sent_and_what_would_help():
         "update needs 1.00 GiB less",
         "7.00 GiB  --learning.micro-batches 2",
         "4800.0         3.0    9.0   --mesh.fsdp 4",
+        "keys and values of 2 episodes that a device samples at a time, 1048576 bytes a slot:",
+        "1            128    0.25   prompt 100, thinking 28",
+        "2            256    0.50   latents 256",
+        "all          384    0.75",
     ):
         assert line in text, f"{line!r} is not in\n{text}"
     assert "optimizer" in text and "average" not in text  # a class that is empty is not shown
+    one = numbers()
+    one["cache"]["rounds"].pop()
+    assert "bytes a slot" not in "\n".join(show(one)) and "by round" not in page(one)
 
 
 def test_the_page_escapes_and_its_bars_are_as_long_as_their_memory():
     text = page(numbers())
+    assert "<td>2</td><td>256</td><td>0.50</td><td>latents 256</td>" in text
     assert "<b>&name" not in text and "&lt;b&gt;&amp;name" in text and "a &lt;note&gt;" in text
     widths = [float(width) for width in re.findall(r"<rect [^>]*width=([\d.]+) ", text)]
     first, second = widths[:3], widths[3:]
@@ -236,3 +313,21 @@ def test_a_small_preset_compiles_for_tpus(tmp_path, capfd):
     assert thinking and all(row["assumed"] for row in thinking)
     assert got["estimate"]["seconds"] == pytest.approx(sum(p["seconds"] for p in got["phases"]))
     assert "fits" in outcome.out and "<svg" in (tmp_path / "plan.html").read_text()
+
+
+@needs_libtpu
+def test_two_rounds_with_pictures_and_turns_compile_for_tpus(tmp_path):
+    """Rollout and update of `bagel_tiny`, all parts of BAGEL, for four v5e chips, one episode of a group on each."""
+    with jax.default_matmul_precision("default"):
+        outcome = command("launch.plan", "bagel_tiny", "--topology", "v5e:2x2", "--mesh.fsdp", "2", "--rollout.rounds", "2",
+                          "--pictures", "yes", "--turns", "yes", "--json", tmp_path / "plan.json")  # fmt: skip
+    assert outcome.code == 0, outcome.err
+    got = json.loads((tmp_path / "plan.json").read_text())
+    assert got["given"] == {"pictures": True, "turns": True} and all(p["fits"] for p in got["programs"].values())
+    first, second = got["cache"]["rounds"]
+    look = {name: first["blocks"][name] for name in ("latents", "patches")}
+    assert second["blocks"] == {**look, "turn": 64, "thinking": 12 + 2} and first["blocks"]["prompt"] == 64
+    assert [p["name"] for p in got["phases"]] == ["prefill", "looking", "thinking", "drawing", "update"]
+    assert {row["phase"] for row in got["programs"]["rollout"]["collectives"]} >= {"looking", "thinking", "drawing"}
+    lines = [line.split() for line in outcome.out.splitlines()]
+    assert ["all", str(int(first["slots"] + second["slots"]))] == next(line[:2] for line in lines if line[:1] == ["all"])

@@ -17,6 +17,9 @@ from unigrpo_jax.learning.update import UpdateProgram, new_state
 from unigrpo_jax.models import tree
 from unigrpo_jax.training.metrics import read_metrics
 from unigrpo_jax.training.samples import load_samples, saved_steps
+from unigrpo_jax.training.trainer import Trainer
+from unigrpo_jax.worlds.prompt import CHECKED
+from unigrpo_jax.worlds.source import read_source
 
 START = tiny.params()
 TRAINED = tiny.nearby(START, 0.02)
@@ -266,3 +269,36 @@ def test_rounds_that_cannot_be_are_one_sentence(tiny_model, talk, tmp_path, argu
     assert outcome.code == 2 and outcome.err.count("\n") == 1, outcome
     assert all(word in outcome.err for word in words), outcome.err
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        ({"turns": ["a square " * 9]}, ["(PATH, line 2) has 20 tokens", "bucket of 18", "rollout.prompt_tokens = 20"]),
+        ({"prompt": "a " * 18}, ["(PATH, line 2) has 20 tokens", "bucket of 18", "rollout.prompt_tokens = 20"]),
+        ({"turns": ["a", "b"]}, ["has 2 later turns", "rollout.rounds = 2 hears 1", "use rollout.rounds = 3"]),
+        ({"turns": "a square"}, ["`turns` that are no list of texts"]),
+        ({"turns": []}, ["later turns, and others of the run", "give all the same number"]),
+    ],
+)
+def test_words_that_do_not_fit_are_refused_before_anything_compiles(
+    tiny_model, talk, tmp_path, monkeypatch, changed, words
+):
+    """The second of two prompts, which the first iteration of one prompt would not have met."""
+    path = tmp_path / "talk.jsonl"
+    first, second = map(json.loads, path.read_text().splitlines())
+    path.write_text("\n".join(map(json.dumps, [first, second | changed])))
+    monkeypatch.setattr(Trainer, "compile", lambda self: pytest.fail("it compiles"))
+    outcome = run_small(tiny_model, tmp_path / "run", *talk)
+    assert outcome.code == 2 and outcome.err.count("\n") == 1, outcome
+    assert all(word.replace("PATH", str(path)) in outcome.err for word in words), outcome.err
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_longest_turns_are_among_what_is_checked(tmp_path):
+    """4097 prompts with more letters than one whose turn has more still."""
+    path = tmp_path / "prompts.jsonl"
+    many = [{"prompt": "a red circle", "turns": ["a"]}] * (CHECKED + 1)
+    path.write_text("\n".join(map(json.dumps, [*many, {"prompt": "a", "turns": ["a red circle and more"]}])))
+    longest = read_source(str(path)).longest
+    assert len(longest) == CHECKED and longest[0].turns == ["a red circle and more"]

@@ -77,9 +77,13 @@ class Workload:
         c = self.config
         return training_rollout(c.rollout, self.network, self.autoencoder, c.learning.group_size, self.system, parts=1)
 
+    def sampling(self) -> tuple:
+        """What the rollout takes."""
+        return self.params, self.autoencoder_params, self.prompt, np.int32(0), np.int32(0)
+
     def sample(self) -> Episodes:
         """The episodes of one iteration."""
-        return self.programs.rollout(self.params, self.autoencoder_params, self.prompt, np.int32(0), np.int32(0))
+        return self.programs.rollout(*self.sampling())
 
     @functools.cached_property
     def policy(self) -> Policy:
@@ -100,16 +104,25 @@ class Workload:
         if policy is not None:
             function = UpdateProgram(objective=Objective(policy=policy, config=c), config=c)
             update = jax.jit(function.__call__, donate_argnums=0)
+        return self.updates(update, self.learning(self.sample()))
+
+    def learning(self, episodes: Episodes) -> tuple:
+        """What the update takes: a state of its own, and these episodes."""
+        c = self.config.learning
         _, frozen = parameters.split(self.params, parameters.groups(self.params, c))
         own = jax.device_put(new_state(jax.tree.map(jnp.copy, self.params), c), self.programs.state_shardings)
         count = self.config.trained_episodes
-        episodes = jax.tree.map(lambda x: x[:count], self.sample())
+        episodes = jax.tree.map(lambda x: x[:count], episodes)
         advantages = np.resize(np.array([1.0, -1.0], np.float32), count)
-        advantages = jax.device_put(advantages, self.programs.spread)
+        return own, frozen, self.reference, episodes, jax.device_put(advantages, self.programs.spread)
+
+    def updates(self, update: Callable, given: tuple) -> Callable[[], dict]:
+        """A function that updates the state in `given` once more with each call and returns the metrics."""
+        own, *rest = given
 
         def once() -> dict:
             nonlocal own
-            own, metrics = update(own, frozen, self.reference, episodes, advantages)
+            own, metrics = update(own, *rest)
             return metrics
 
         return once

@@ -79,13 +79,12 @@ def _fewer_at_a_time(setting: Setting, name: ProgramName, compiled: Compiled) ->
 def _activations(setting: Setting) -> float:
     """Bytes that a device's layers keep for the backward pass, beside their inputs: norms, q, k, v, mixed, MLP, weights."""
     config, c = setting.config, setting.model.network.config
-    learning, rollout = config.learning, config.rollout
+    learning, rollout, n = config.learning, config.rollout, setting.lengths
     rows = config.trained_episodes / learning.minibatches / learning.micro_batches / meshes.batch_size(setting.mesh)
-    latents = 2 + c.grid(rollout.image_height, rollout.image_width)[0] * c.grid(rollout.image_height, rollout.image_width)[1]
-    text = rollout.prompt_tokens + (rollout.thinking_tokens + 2) * rollout.thinking
-    tokens = rows * (text + rollout.window_size * latents)
+    latents, steps = 2 + n.latents, rollout.window_size * n.rounds
+    tokens = rows * (n.context + steps * latents)
     itemsize = 2 if config.model.dtype == "bfloat16" else 4
-    scores = rows * rollout.window_size * c.heads * latents * (latents + text) * 4
+    scores = rows * steps * c.heads * latents * (latents + n.context) * 4
     return c.layers / setting.tensor * (tokens * (6 * c.hidden_size + 3 * c.intermediate_size) * itemsize + scores)
 
 
@@ -106,7 +105,7 @@ def _smaller_state(setting: Setting, name: ProgramName) -> Iterator[tuple[str, f
         changes["--model.param-dtype bfloat16"] = with_section(config, "model", param_dtype="bfloat16")
     for change, other in changes.items():
         try:
-            after = state_bytes(prepare(other, setting.target))
+            after = state_bytes(prepare(other, setting.target, setting.given))
         except ConfigError:
             continue
         gradients = before["trained"] - after["trained"] if name == UPDATE else 0

@@ -15,8 +15,9 @@ import jax
 import jax.numpy as jnp
 
 from launch.planning.collectives import collectives, table
+from launch.planning.given import Given
 from launch.planning.targets import Target
-from unigrpo_jax.config import ConfigError, ModelConfig, RunConfig, require
+from unigrpo_jax.config import ConfigError, ModelConfig, RunConfig
 from unigrpo_jax.config_checks import check, check_devices
 from unigrpo_jax.models import tree
 from unigrpo_jax.models.bagel import flops
@@ -34,7 +35,7 @@ ProgramName = Literal["rollout", "update"]
 STATE = ("trained", "optimizer", "average", "frozen", "reference")
 CLASSES = (*STATE, "inputs", "cache", "episodes", "temporaries", "results")
 # Named scopes of the rollout, and what is neither.
-PHASES = ("thinking", "drawing", "images")
+PHASES = ("looking", "thinking", "drawing", "images")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,6 +74,7 @@ class Setting:
       system: tokens of the system prompt's block.
       programs: both programs.
       inputs: their inputs' shapes.
+      given: what comes with the prompts.
     """
 
     config: RunConfig
@@ -82,6 +84,13 @@ class Setting:
     system: int
     programs: Programs
     inputs: Inputs
+    given: Given
+
+    @property
+    def lengths(self) -> flops.Lengths:
+        """Of an episode."""
+        network, given = self.model.network.config, self.given
+        return flops.lengths(self.config, network, self.system, given.pictures, given.turns)
 
     @property
     def rows(self) -> int:
@@ -108,7 +117,7 @@ def find_model(config: ModelConfig) -> LoadedModel:
     return LoadedModel(pathlib.Path(HUB_NAME), config, network, AUTOENCODER, None, None, None)
 
 
-def prepare(config: RunConfig, target: Target) -> Setting:
+def prepare(config: RunConfig, target: Target, given: Given = Given()) -> Setting:  # noqa: B008 (frozen)
     """Checks a config on a target and lays its shapes out.
 
     Raises:
@@ -117,7 +126,7 @@ def prepare(config: RunConfig, target: Target) -> Setting:
     check(config)
     model = find_model(config.model)
     try:
-        return _prepare(config, target, model)
+        return _prepare(config, target, model, given)
     except ConfigError as error:
         devices, m = len(target.devices), config.mesh
         options = factorings(config, devices, model)
@@ -127,9 +136,7 @@ def prepare(config: RunConfig, target: Target) -> Setting:
         raise ConfigError(f"{str(error).removesuffix('.')}; as settings are, {devices} devices divide as {words}.") from None
 
 
-def _prepare(config: RunConfig, target: Target, model: LoadedModel) -> Setting:
-    require(config.rollout.rounds == 1, f"rollout.rounds = {config.rollout.rounds}, but a plan knows one round, so far; "
-            "plan that, and expect memory and time to grow with the rounds.")  # fmt: skip
+def _prepare(config: RunConfig, target: Target, model: LoadedModel, given: Given) -> Setting:
     mesh = meshes.make_mesh(0, config.mesh, target.devices)
     check_devices(config, meshes.batch_size(mesh))
     layout = Layout(mesh)
@@ -140,8 +147,9 @@ def _prepare(config: RunConfig, target: Target, model: LoadedModel) -> Setting:
     model = dataclasses.replace(model, network=network)
     programs = Programs(config, network, model.autoencoder, system, layout, model.abstract_params())
     learned = model.codec is None or model.autoencoder_stored is not None
-    inputs = programs.inputs(model.stored_params(), model.autoencoder.shapes() if learned else {})
-    return Setting(config, target, mesh, model, len(system), programs, inputs)
+    shapes = model.autoencoder.shapes() if learned else {}
+    inputs = programs.inputs(model.stored_params(), shapes, given.turns, given.pictures)
+    return Setting(config, target, mesh, model, len(system), programs, inputs, given)
 
 
 def system_tokens(config: RunConfig, model: LoadedModel) -> tuple[int, ...]:
@@ -187,11 +195,21 @@ def state_bytes(setting: Setting) -> dict[str, int]:
     }
 
 
+def slot_bytes(setting: Setting) -> int:
+    """Bytes of one episode's keys and values in one slot of its context, on one device."""
+    itemsize = jnp.dtype(setting.config.model.dtype).itemsize
+    return int(flops.cache_bytes(setting.model.network.config, 1, itemsize)) // setting.tensor
+
+
+def cache_by_round(setting: Setting) -> list[dict[str, Any]]:
+    """Slots that each round adds to an episode's context, by what fills them, and bytes of one device."""
+    each = setting.rows * slot_bytes(setting)
+    return [{"blocks": b, "slots": sum(b.values()), "bytes": each * sum(b.values())} for b in setting.lengths.blocks()]
+
+
 def cache_bytes(setting: Setting) -> int:
     """Bytes of the keys and values of the episodes that one device samples at a time."""
-    n = flops.lengths(setting.config, setting.model.network.config, setting.system)
-    itemsize = jnp.dtype(setting.config.model.dtype).itemsize
-    return int(setting.rows * flops.cache_bytes(setting.model.network.config, n.context, itemsize)) // setting.tensor
+    return sum(row["bytes"] for row in cache_by_round(setting))
 
 
 def compile_program(setting: Setting, name: ProgramName) -> Compiled:

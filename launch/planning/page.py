@@ -61,6 +61,7 @@ def page(numbers: dict[str, Any]) -> str:
         "<h2>Memory of one device</h2>",
         bars(numbers["programs"], numbers["limit"]),
         _memory(numbers, text),
+        *_rounds(numbers["cache"], text),
         "<h2>Seconds of an iteration</h2>",
         _phases(numbers, text),
     ]
@@ -125,6 +126,17 @@ def _memory(numbers: dict[str, Any], text) -> str:
     rows.append(["compiled in, s", *(f"{p['seconds']:.0f}" for p in programs.values())])
     host = f"<p class=dim>Host memory while compiling: {_gib(numbers['host'])} GiB.</p>"
     return _table(["GiB", *map(text, programs)], rows) + host
+
+
+def _rounds(cache: dict[str, Any], text) -> list[str]:
+    """The keys and values that each of several rounds adds."""
+    if len(cache["rounds"]) < 2:
+        return []
+    words = lambda blocks: text(", ".join(f"{name} {slots:.0f}" for name, slots in blocks.items()))
+    rows = [[str(i), f"{r['slots']:.0f}", _gib(r["bytes"]), words(r["blocks"])] for i, r in enumerate(cache["rounds"], 1)]
+    what = f"{cache['rows']} episodes that a device samples at a time, {cache['slot']} bytes a slot."
+    head = "<h2>Keys and values by round</h2>"
+    return [head, _table(["round", "slots", "GiB", "filled by"], rows), f"<p class=dim>{text(what)}</p>"]
 
 
 def _phases(numbers: dict[str, Any], text) -> str:

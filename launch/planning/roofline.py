@@ -4,7 +4,8 @@
 
 FLOPs are those that dense attention executes, split evenly over the chips; bytes are the weights, once per pass and
 micro-batch in the compute dtype, the caches that decoding reads, and the optimizer's state; bytes sent are those of the
-compiled program.  Activations, the autoencoder, rewards and the host are left out, so a run is slower.
+compiled program.  Activations, the autoencoder, the vision encoder's weights, rewards and the host are left out, so a run is
+slower.
 """
 
 import dataclasses
@@ -24,7 +25,7 @@ class Phase:
     """A part of an iteration, per chip.
 
     Attributes:
-      name: prefill, thinking, drawing or update.
+      name: prefill, looking, thinking, drawing or update.
       flops: executed operations.
       read: bytes of its memory.
       sent: bytes to chips that are linked.
@@ -79,22 +80,24 @@ def phases(run: RunConfig, config: BagelConfig, n: Lengths, split: Split, optimi
     decode = flops.decode_weight_bytes(config, itemsize) / split.tensor
     rollout, learning = run.rollout, run.learning
     rows = run.episodes / rollout.micro_batches / split.batch
-    cache = rows * flops.cache_bytes(config, n.context, itemsize) / split.tensor
-    tokens = 0 if n.thinking is None else n.thinking + 2
+    upon = [rows * flops.cache_bytes(config, n.drawn_upon(turn), itemsize) / split.tensor for turn in range(n.rounds)]
+    image = (2 + (n.patches > 0)) * expert  # latents go through both experts, patches through one
     work = flops.rollout(run, count, n)
     passes = flops.update(run, count, n)
     # A pass reads both experts once per piece; the backward pass reads them for the inputs' gradients, too.
-    rounds = 1 + bool(passes["old"]) + learning.ppo_epochs * (2 + bool(passes["remat"]))
+    reads = 1 + bool(passes["old"]) + learning.ppo_epochs * (2 + bool(passes["remat"]))
     steps = learning.ppo_epochs * learning.minibatches
     read = {
-        "prefill": rollout.micro_batches * 2 * expert,  # system prompt, prompts
-        "thinking": rollout.micro_batches * tokens * (decode + cache),
-        "drawing": rollout.micro_batches * rollout.flow_steps * (2 * expert + cache),
+        "prefill": rollout.micro_batches * (2 * expert + n.picture * image),  # system prompt, prompts
+        "looking": rollout.micro_batches * sum(image + bool(n.turn) * expert + cache for cache in upon[:-1]),
+        "thinking": rollout.micro_batches * n.thought * sum(decode + cache for cache in upon),
+        "drawing": rollout.micro_batches * rollout.flow_steps * sum(2 * expert + cache for cache in upon),
         # Adam reads and writes weights and both moments.
-        "update": learning.minibatches * learning.micro_batches * rounds * 2 * expert + steps * 2 * optimizer_bytes,
+        "update": learning.minibatches * learning.micro_batches * reads * 2 * expert + steps * 2 * optimizer_bytes,
     }
     amount = work | {"update": sum(passes.values())}
-    return [Phase(name, amount[name] / split.chips, read[name] * split.devices_per_chip) for name in read]
+    found = [Phase(name, amount[name] / split.chips, read[name] * split.devices_per_chip) for name in read]
+    return [phase for phase in found if phase.name != "looking" or n.rounds > 1]
 
 
 def with_collectives(found: Sequence[Phase], rows: dict[str, Sequence[dict]], per_chip: int = 1) -> list[Phase]:
@@ -105,11 +108,11 @@ def with_collectives(found: Sequence[Phase], rows: dict[str, Sequence[dict]], pe
       rows: tables of collectives by program; a rollout's phase that is no phase of the roofline counts as prefill.
       per_chip: JAX devices of a chip.
     """
-    out = []
+    out, names = [], {phase.name for phase in found}
     for phase in found:
         own = rows.get("update", ()) if phase.name == "update" else [
             row for row in rows.get("rollout", ())
-            if row["phase"] == phase.name or (phase.name == "prefill" and row["phase"] not in ("thinking", "drawing"))
+            if row["phase"] == phase.name or (phase.name == "prefill" and row["phase"] not in names)
         ]  # fmt: skip
         total = lambda rows: sum(row["bytes"] for row in rows) * per_chip
         across = [row for row in own if row["nodes"]]
@@ -129,18 +132,20 @@ def guessed_sent(run: RunConfig, config: BagelConfig, n: Lengths, split: Split, 
     stream = 2 * config.layers * config.hidden_size * itemsize * sums
     rollout, learning = run.rollout, run.learning
     rows = run.episodes / rollout.micro_batches / split.batch
-    tokens = 0 if n.thinking is None else n.thinking + 2
-    length = n.latents + flops.MARKERS
+    length, image, later = n.latents + flops.MARKERS, (2 + (n.patches > 0)) * weights, n.rounds - 1
     pieces = learning.minibatches * learning.micro_batches
-    own = run.trained_episodes / pieces / split.batch * (n.context + rollout.window_size * length)
-    rounds = 1 + 3 * learning.ppo_epochs
+    own = run.trained_episodes / pieces / split.batch * (n.context + n.rounds * rollout.window_size * length)
+    reads = 1 + 3 * learning.ppo_epochs
     decode = flops.decode_weight_bytes(config, itemsize) / split.tensor
     return {
-        "prefill": rollout.micro_batches * 2 * weights * itemsize * share,
-        "thinking": rollout.micro_batches * tokens * (decode * share + rows * stream),
-        "drawing": rollout.micro_batches * rollout.flow_steps * (2 * weights * itemsize * share + rows * length * stream),
-        "update": pieces * (rounds * (2 * weights * itemsize * share + own * stream) + 2 * weights * 4 * share),
-    }
+        "prefill": rollout.micro_batches * (2 * weights + n.picture * image) * itemsize * share,
+        "looking": rollout.micro_batches * later * (
+            (image + bool(n.turn) * weights) * itemsize * share + rows * (n.look + n.turn) * stream),
+        "thinking": rollout.micro_batches * n.rounds * n.thought * (decode * share + rows * stream),
+        "drawing": rollout.micro_batches * n.rounds * rollout.flow_steps * (
+            2 * weights * itemsize * share + rows * length * stream),
+        "update": pieces * (reads * (2 * weights * itemsize * share + own * stream) + 2 * weights * 4 * share),
+    }  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)

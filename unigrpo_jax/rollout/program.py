@@ -105,12 +105,13 @@ class RolloutProgram:
         segments = []
         for turn in range(self.rounds):
             if turn:
-                drawn = see_again(segments[-1].image, self.model.config)
-                dialogue, seen = self.see(params, autoencoder_params, dialogue, *drawn, picture_keys(turn))
-                segments.append(seen)
-                if turns:
-                    segments.append(rows(turns[turn - 1]))
-                    dialogue = hear(self.model, params, dialogue, segments[-1])
+                with jax.named_scope("looking"):
+                    drawn = see_again(segments[-1].image, self.model.config)
+                    dialogue, seen = self.see(params, autoencoder_params, dialogue, *drawn, picture_keys(turn))
+                    segments.append(seen)
+                    if turns:
+                        segments.append(rows(turns[turn - 1]))
+                        dialogue = hear(self.model, params, dialogue, segments[-1])
             dialogue, done = self.act(params, autoencoder_params, dialogue, ids_B, windows[turn], seed, step, turn)
             segments += done
         # All devices share each micro-batch: the whole, whose rows lie in order, would else have some of them draw each.

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from unigrpo_jax.config import ConfigError, RunConfig, require
+from unigrpo_jax.config import ConfigError, RolloutConfig, RunConfig, require
 from unigrpo_jax.config_checks import check, check_devices
 from unigrpo_jax.episode import Episodes, TokenBlock
 from unigrpo_jax.learning import credit, parameters
@@ -30,7 +30,7 @@ from unigrpo_jax.training.given import check_pictures, given_pictures
 from unigrpo_jax.training.image_statistics import colour_entropy, edge_density
 from unigrpo_jax.training.programs import Followed, Inputs, Programs
 from unigrpo_jax.worlds.order import Order
-from unigrpo_jax.worlds.prompt import Prompt, pictured, said_later
+from unigrpo_jax.worlds.prompt import Prompt, pictured, said_later, turns_of
 from unigrpo_jax.worlds.world import World, load_world
 
 
@@ -86,9 +86,7 @@ def build(config: RunConfig) -> Parts:
         "model.param_dtype = 'bfloat16', but weights that are trained must be float32, where small steps do not round "
         "away; use float32, or adapters with model.lora.rank.",
     )
-    for prompts in world.longest:
-        loaded.codec.check_lengths((p.text for p in prompts), config.rollout.prompt_tokens,
-                                   lambda row, prompts=prompts: prompts[row].place)  # fmt: skip
+    _check_words(config.rollout, loaded, world)
     check_pictures(world.longest, loaded.network.config, config.rollout)
     if world.judge is not None:
         said = (text for source in world.longest for p in source for text in (p.text, *p.turns))
@@ -100,6 +98,16 @@ def build(config: RunConfig) -> Parts:
             "for --model.path DIR.",
         )
     return Parts(config, layout, loaded, world, world.train(config.seed), judging, followed)
+
+
+def _check_words(rollout: RolloutConfig, loaded: LoadedModel, world: World) -> None:
+    """ConfigError where a prompt, or what the user says later, does not fit into its bucket or the rounds."""
+    talks = any(prompts[0].turns for prompts in world.longest[:1])
+    each = rollout.rounds if talks else 1  # texts of a prompt
+    for prompts in world.longest:
+        said = (text for p in prompts for text in (p.text, *turns_of(p, rollout.rounds, talks)))
+        place = lambda row, prompts=prompts: prompts[row // each].place
+        loaded.codec.check_lengths(said, rollout.prompt_tokens, place)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -171,7 +171,7 @@ def read_file(path: pathlib.Path, parse: Callable[[str], Prompt] = json_prompt, 
                     f"{LONGEST_CATEGORY} characters; call what is different for every prompt otherwise.")  # fmt: skip
             groups[category] = array.array("q")
         groups[category].append(offset)
-        (heapq.heappush if len(longest) < CHECKED else heapq.heappushpop)(longest, (len(prompt.text), offset))
+        (heapq.heappush if len(longest) < CHECKED else heapq.heappushpop)(longest, (_letters(prompt), offset))
     form = "one prompt" if parse is text_prompt else "one JSON object"
     require(bool(groups), f"{path} holds no prompts; write {form} per line.")
 
@@ -187,6 +187,12 @@ def read_file(path: pathlib.Path, parse: Callable[[str], Prompt] = json_prompt, 
 
     checked = [offset for _, offset in sorted(longest, reverse=True)]
     return Source(groups=[Picked(read, offsets) for offsets in groups.values()], longest=Picked(read, checked))
+
+
+def _letters(prompt: Prompt) -> int:
+    """Of the longest that is said with a prompt; turns that are no list of texts are refused elsewhere."""
+    turns = prompt.turns if isinstance(prompt.turns, list | tuple) else ()
+    return max(len(text) for text in (prompt.text, *turns) if isinstance(text, str))
 
 
 def _stamp(stat: os.stat_result) -> tuple[int, int]:

@@ -43,6 +43,11 @@ class Guidance:
         """Whether a third pass is needed."""
         return self.active and self.image > 1
 
+    @property
+    def passes(self) -> int:
+        """Evaluations of the network in one transition."""
+        return 1 + self.active + self.with_image
+
     def acts(self, t) -> jax.Array:
         """Whether t lies in the interval."""
         low, high = self.interval

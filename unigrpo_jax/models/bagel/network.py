@@ -86,7 +86,7 @@ class Network(nn.Module):
         table = lambda key: jnp.asarray(latents.position_table(c.max_latent_size, c.hidden_size))
         self.latent_pos_embed = self.param("latent_pos_embed", table)
         if c.vision is not None:
-            self.vision = VisionEncoder(c.vision, self.dtype)
+            self.vision = VisionEncoder(c.vision, self.dtype, self.hold)
             self.connector = Connector(c.hidden_size, self.dtype)
             table = lambda key: jnp.asarray(latents.position_table(c.vision.max_side, c.hidden_size))
             self.vit_pos_embed = self.param("vit_pos_embed", table)

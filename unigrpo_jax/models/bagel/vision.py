@@ -3,6 +3,8 @@
 Pre-norm layers with full attention inside one image, a last LayerNorm, no pooling: one token per patch.
 """
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
@@ -17,11 +19,13 @@ class VisionLayer(nn.Module):
 
     config: VisionConfig
     dtype: jnp.dtype
+    hold: Callable[[jax.Array], jax.Array] | None = None
 
     @nn.compact
     def __call__(self, x_BND, _):
         """x [B, N, D] to the same shape; the second argument and result are the scan's."""
         c = self.config
+        x_BND = x_BND if self.hold is None else self.hold(x_BND)
         norm = lambda name: nn.LayerNorm(c.layer_norm_eps, dtype=self.dtype, use_fast_variance=False, name=name)
         heads = lambda name: nn.DenseGeneral((c.heads, c.hidden_size // c.heads), dtype=self.dtype, name=name)
         h = norm("norm1")(x_BND)
@@ -34,10 +38,11 @@ class VisionLayer(nn.Module):
 
 
 class VisionEncoder(nn.Module):
-    """Patches of one image per sample to features."""
+    """Patches of one image per sample to features; `hold` as in `Bagel`."""
 
     config: VisionConfig
     dtype: jnp.dtype
+    hold: Callable[[jax.Array], jax.Array] | None = None
 
     @nn.compact
     def __call__(self, patches_BNP, position_ids_N):
@@ -50,7 +55,7 @@ class VisionEncoder(nn.Module):
         layers = nn.scan(
             VisionLayer, variable_axes={"params": 0, "intermediates": 0}, split_rngs={"params": True}, length=c.layers
         )
-        x, _ = layers(c, self.dtype, name="layers")(x, None)
+        x, _ = layers(c, self.dtype, self.hold, name="layers")(x, None)
         return nn.LayerNorm(c.layer_norm_eps, dtype=self.dtype, use_fast_variance=False, name="post_norm")(x)
 
 
