@@ -10,6 +10,7 @@ import pytest
 from tests.equations import equations
 from unigrpo_jax.models.bagel import Bagel, BagelConfig, latents
 from unigrpo_jax.models.bagel import context as contexts
+from unigrpo_jax.models.bagel.config import VisionConfig
 
 CONFIG = BagelConfig(
     vocab_size=40, hidden_size=32, intermediate_size=48, layers=3, heads=4, kv_heads=2, bos_token=1, eos_token=2,
@@ -171,3 +172,15 @@ def test_pixels_survive_the_way_to_latents_and_back():
     tokens = latents.patchify(auto.encode({}, latents.from_uint8(images)), 2)
     back = latents.to_uint8(auto.decode({}, latents.unpatchify(tokens, (2, 3), 2)))
     assert np.abs(np.asarray(back, int) - images).max() <= 1  # uint8 is truncated, as in the original
+
+
+def test_the_streams_of_vision_encoder_and_layers_are_held_to_their_place():
+    """Else a mesh that cuts the encoder's width may compute all pictures on every device."""
+    eye = VisionConfig(hidden_size=12, intermediate_size=20, layers=3, heads=2, patch=4, table_side=4, max_side=4)
+    held = []
+    model = Bagel(dataclasses.replace(CONFIG, vision=eye), hold=lambda x: held.append(x.shape) or x)
+    shapes = jax.eval_shape(model.init, jax.random.key(0))
+    held.clear()
+    patches = jnp.zeros((2, 6, eye.patch_width))
+    jax.eval_shape(lambda p: model.see_patches(p, patches, (3, 2), model.empty(2)), shapes)
+    assert set(held) == {(2, 6, 12), (2, 6 + 2, CONFIG.hidden_size)}
