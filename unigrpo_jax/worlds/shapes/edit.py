@@ -17,7 +17,7 @@ Metadata: `category` (the kind), `indirect`, `scene` (the picture before, as the
 (`Change.metadata()`) and `key`.
 """
 
-import functools
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -72,7 +72,7 @@ def draw(rng: np.random.Generator, kind: str, split: str) -> Prompt:
         text, indirect = worded(rng, list(wordings(change, what, of, there)))
         facts = {"category": kind, "indirect": indirect, "scene": objects_text(before)}
         facts |= {"change": change.metadata(), "key": change.key()}
-        return Prompt(text=text, metadata=facts, picture=functools.partial(picture, facts))
+        return Prompt(text=text, metadata=facts, picture=_Shown(facts["scene"]))
 
 
 def worded(rng: np.random.Generator, ways: list[Reference]) -> Reference:
@@ -141,6 +141,16 @@ def _scene(rng: np.random.Generator, n: int) -> Scene:
 def given_scene(metadata: Mapping[str, Any]) -> Scene:
     """The scene of the picture that a prompt is about."""
     return parse_plan(f": {metadata['scene']}")
+
+
+@dataclasses.dataclass(frozen=True)
+class _Shown:
+    """The picture of a prompt; equal where the scenes, as texts, are."""
+
+    scene: str
+
+    def __call__(self) -> np.ndarray:
+        return picture({"scene": self.scene})
 
 
 def picture(metadata: Mapping[str, Any]) -> np.ndarray:
