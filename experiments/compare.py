@@ -1,6 +1,6 @@
 """The paper's table and ablations, re-run: trains every arm with every seed, judges it on held-out prompts, writes the page.
 
-    python -m experiments.compare table|ablations [PRESET] [--seeds 0 1 2] [--iterations N] [--quick] [--out DIR] ...
+    python -m experiments.compare table|ablations [PRESET] [--seeds 0 1 2] [--rounds N] [--quick] [--out DIR] ...
 
 DIR gets one JSON record per arm and seed, and pages that are made from those records alone.  What is interrupted is
 continued by the same command; what has a record is not run again.  Settings such as --model.path change all arms alike.
@@ -23,6 +23,7 @@ import tyro
 from experiments.command_line import complain, preset
 from unigrpo_jax.config import ConfigError, RunConfig, require
 
+SEEDS = {"table": (0, 1, 2), "ablations": (0,)}
 ITERATIONS = {"table": 100, "ablations": 40}
 QUICK_ITERATIONS = {"table": 30, "ablations": 20}
 
@@ -32,8 +33,8 @@ class Arguments:
     """What the command line says."""
 
     config: Annotated[RunConfig, tyro.conf.arg(name="")]
-    seeds: tuple[int, ...] = (0, 1, 2)
-    """Seeds of every arm."""
+    seeds: tuple[int, ...] = ()
+    """Seeds of every arm; default 0 1 2 of a table and 0 of an ablation, where more make differences surer."""
     rounds: int = 0
     """Iterations of every arm; 0 is 100 of a table and 40 of an ablation."""
     arms: tuple[str, ...] = ()
@@ -80,8 +81,8 @@ def compare(what: str, arguments: Arguments) -> int:
     rounds = arguments.rounds or (QUICK_ITERATIONS if quick else ITERATIONS)[what]
     require(arguments.jobs >= 1, f"--jobs {arguments.jobs}: it must be at least 1.")
     require(rounds >= 2, f"--rounds {rounds}: it must be at least 2, since one arm splits it in two.")
-    seeds = arguments.seeds[:1] if quick else arguments.seeds
-    require(bool(seeds) and len(set(seeds)) == len(seeds), "--seeds must name one or more different seeds.")
+    seeds = (arguments.seeds or SEEDS[what])[: 1 if quick else None]
+    require(len(set(seeds)) == len(seeds), "--seeds must name different seeds.")
     every = max(rounds // 5, 1) if what == "table" else 0
     base = dataclasses.replace(
         config,
