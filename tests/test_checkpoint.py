@@ -1,15 +1,18 @@
 """Checkpoints: written while the state is used up, whole or not at all, known by their bytes, and which of them are kept."""
 
+import asyncio
 import errno
 import json
 import resource
 import shutil
+import sys
 import threading
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tensorstore
 
 from unigrpo_jax.config import CheckpointConfig, ConfigError
 from unigrpo_jax.learning.update import TrainState
@@ -282,3 +285,38 @@ def test_a_manifest_is_json_with_sizes(three):
     record = json.loads((three / "checkpoints/2/manifest.json").read_text())
     for name, (size, digest) in record["files"].items():
         assert (three / "checkpoints/2" / name).stat().st_size == size and len(digest) == 64
+
+
+def test_a_write_that_ends_after_its_save_failed_is_passed_over_and_nothing_else(monkeypatch):
+    """A store's thread that reports to a closed event loop; another error that Python cannot raise is still told."""
+    told = []
+    monkeypatch.setattr(sys, "unraisablehook", lambda found: told.append(str(found.exc_value)))
+    checkpoint.pass_over_late_writes()
+    checkpoint.pass_over_late_writes()  # every run of a process asks for it
+    promise, future = tensorstore.Promise.new()
+    loop = asyncio.new_event_loop()
+
+    async def write():
+        return await future
+
+    async def save():
+        waiting = asyncio.ensure_future(write())
+        await asyncio.sleep(0.01)
+        waiting._log_destroy_pending = False  # asyncio would warn of it, as orbax's own tasks do not
+        raise OSError(errno.ENOSPC, "full")
+
+    with pytest.raises(OSError, match="full"):
+        loop.run_until_complete(save())
+    loop.close()
+    late = threading.Thread(target=lambda: promise.set_result(5))
+    late.start()
+    late.join()
+    assert told == []
+
+    class Other:
+        def __del__(self):
+            raise RuntimeError("another")
+
+    other = Other()
+    del other
+    assert told == ["another"]

@@ -9,6 +9,7 @@ import errno
 import logging
 import os
 import re
+import sys
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
@@ -39,6 +40,7 @@ class Checkpoints:
         self, folder: storage.Place, config: CheckpointConfig | None = None, facts: Mapping[str, Any] | None = None
     ):
         logging.getLogger("absl").setLevel(logging.CRITICAL)  # orbax reports every file, and errors that it raises, too
+        pass_over_late_writes()
         folder = epath.Path(folder)
         self.folder = folder if storage.is_bucket(folder) else folder.resolve()
         self.best: dict[str, Any] | None = None
@@ -237,6 +239,26 @@ class Checkpoints:
         known = os.strerror(int(code[1])) if code else getattr(error, "strerror", None)
         first = next(iter(str(error).strip().splitlines()), type(error).__name__)[:200]
         return f"the checkpoint {self.folder / str(step)} could not be written ({known or first})"
+
+
+def pass_over_late_writes() -> None:
+    """Lets Python say nothing of a write that ends after the save that it belonged to has failed.
+
+    Where one file of a checkpoint cannot be written, orbax closes its event loop while the store's threads write the others;
+    each then fails to report to that loop, and Python would print its traceback, though the save's own error is told.
+    """
+    before = sys.unraisablehook
+    if getattr(before, "passes_over", False):
+        return
+
+    def hook(found) -> None:
+        where = found.exc_traceback and found.exc_traceback.tb_frame.f_code.co_name
+        if isinstance(found.exc_value, RuntimeError) and where == "call_soon_threadsafe":
+            return
+        before(found)
+
+    hook.passes_over = True
+    sys.unraisablehook = hook
 
 
 def kept(scores: Mapping[int, float | None], config: CheckpointConfig) -> set[int]:
