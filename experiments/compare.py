@@ -1,6 +1,6 @@
 """The paper's table and ablations, re-run: trains every arm with every seed, judges it on held-out prompts, writes the page.
 
-    python -m experiments.compare table|ablations [PRESET] [--seeds 0 1 2] [--rounds N] [--quick] [--out DIR] ...
+    python -m experiments.compare table|ablations [PRESET] [--seeds 0 1 2] [--updates N] [--quick] [--out DIR] ...
 
 DIR gets one JSON record per arm and seed, and pages that are made from those records alone.  What is interrupted is
 continued by the same command; what has a record is not run again.  Settings such as --model.path change all arms alike.
@@ -35,7 +35,7 @@ class Arguments:
     config: Annotated[RunConfig, tyro.conf.arg(name="")]
     seeds: tuple[int, ...] = ()
     """Seeds of every arm; default 0 1 2 of a table and 0 of an ablation, where more make differences surer."""
-    rounds: int = 0
+    updates: int = 0
     """Iterations of every arm; 0 is 100 of a table and 40 of an ablation."""
     arms: tuple[str, ...] = ()
     """Only these arms of the table, or these ablations."""
@@ -78,15 +78,15 @@ def compare(what: str, arguments: Arguments) -> int:
 
     quick, config = arguments.quick, arguments.config
     out = arguments.out or pathlib.Path("runs/compare") / (what + ("-quick" if quick else ""))
-    rounds = arguments.rounds or (QUICK_ITERATIONS if quick else ITERATIONS)[what]
+    updates = arguments.updates or (QUICK_ITERATIONS if quick else ITERATIONS)[what]
     require(arguments.jobs >= 1, f"--jobs {arguments.jobs}: it must be at least 1.")
-    require(rounds >= 2, f"--rounds {rounds}: it must be at least 2, since one arm splits it in two.")
+    require(updates >= 2, f"--updates {updates}: it must be at least 2, since one arm splits it in two.")
     seeds = (arguments.seeds or SEEDS[what])[: 1 if quick else None]
     require(len(set(seeds)) == len(seeds), "--seeds must name different seeds.")
-    every = max(rounds // 5, 1) if what == "table" else 0
+    every = max(updates // 5, 1) if what == "table" else 0
     base = dataclasses.replace(
         config,
-        iterations=rounds,
+        iterations=updates,
         learning=dataclasses.replace(config.learning, cooldown=(0, 0)),  # a curve must not depend on where it ends
         evaluation=dataclasses.replace(config.evaluation, every=every),
         checkpoint=dataclasses.replace(config.checkpoint, keep_best=0),

@@ -16,6 +16,7 @@ import numpy as np
 from experiments.command_line import command_line
 
 SIZE, THINKING_TOKENS, PROMPT_TOKENS = 24, 26, 18
+SIZES = ("hidden_size", "intermediate_size", "layers", "heads", "kv_heads", "latent_patch")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -69,23 +70,27 @@ def main(config: PretrainConfig) -> None:
     import jax.numpy as jnp
     import optax
 
-    from unigrpo_jax.config import ModelConfig
+    from unigrpo_jax.config import ModelConfig, require
     from unigrpo_jax.learning.supervised import SupervisedObjective
     from unigrpo_jax.models.bagel import Bagel, BagelConfig
     from unigrpo_jax.models.bagel.text import TextCodec, load_tokenizer, special_tokens
     from unigrpo_jax.models.folder import load_model, save_model
     from unigrpo_jax.worlds.shapes import tokenizer
 
+    start = load_model(ModelConfig()) if config.rounds else None
+    if start is not None:
+        sizes = {name: getattr(start.network.config, name) for name in SIZES}
+        asked = {name: getattr(config, name) for name in SIZES}
+        require(asked == sizes, f"--rounds begins with the shapes base, whose sizes are {sizes}; leave them out.")
     config.out.mkdir(parents=True, exist_ok=True)
     words = tokenizer.save(config.out, config.rounds)
     codec_tokenizer = load_tokenizer(config.out)
     key = jax.random.key(config.seed)
-    if config.rounds:
-        start = load_model(ModelConfig())
+    if start is not None:
         model_config = start.network.config
         params = jax.tree.map(lambda x: jnp.asarray(np.asarray(x)), start.params())  # bound to no device, as fresh ones are
-        if words != model_config.vocab_size:
-            raise ValueError(f"the tokenizer has {words} words, the embedding of the base {model_config.vocab_size} rows")
+        require(words == model_config.vocab_size, f"the worlds of several rounds have {words} words, and the shapes base "
+                f"{model_config.vocab_size} rows for them; make the base again, without --rounds.")  # fmt: skip
     else:
         model_config = BagelConfig(
             **special_tokens(codec_tokenizer, config.out),
@@ -121,11 +126,11 @@ def main(config: PretrainConfig) -> None:
     def step(state, worlds, number):
         params, opt_state, ema = state
         fixed = {"latent_pos_embed": params["latent_pos_embed"]}
+        now = jax.random.fold_in(key, number)
+        own = lambda world: jax.random.fold_in(now, world) if world else now
 
         def loss(tree):
-            keys = [jax.random.fold_in(jax.random.fold_in(key, number), i) for i in range(len(worlds))]
-            keys[0] = jax.random.fold_in(key, number)
-            found = [objective(tree | fixed, rounds, k) for rounds, k in zip(worlds, keys, strict=True)]
+            found = [objective(tree | fixed, rounds, own(world)) for world, rounds in enumerate(worlds)]
             return sum(x for x, _ in found) / len(found), [metrics for _, metrics in found]
 
         grads, metrics = jax.grad(loss, has_aux=True)(trainable(params))
@@ -134,12 +139,12 @@ def main(config: PretrainConfig) -> None:
         decay = jnp.minimum(config.ema_decay, (1 + number) / (10 + number))
         return (params, opt_state, jax.tree.map(lambda a, b: decay * a + (1 - decay) * b, ema, params)), metrics
 
-    start, draw, noise = time.monotonic(), examples(config), np.random.default_rng([config.seed, 1])
+    began, draw, noise = time.monotonic(), examples(config), np.random.default_rng([config.seed, 1])
     for number in range(steps):
         state, metrics = step(state, tuple(batch(drawn, codec, config.seen_noise, noise) for drawn in draw()), number)
         if number % 100 == 0 or number == steps - 1:
             values = "   ".join("  ".join(f"{n} {float(v):.4f}" for n, v in found.items()) for found in metrics)
-            print(f"step {number:5d}  {values}  {time.monotonic() - start:6.0f} s", flush=True)
+            print(f"step {number:5d}  {values}  {time.monotonic() - began:6.0f} s", flush=True)
     save_model(config.out, model_config, state[2])
     print(f"wrote {config.out}")
 

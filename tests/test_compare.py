@@ -76,7 +76,7 @@ def test_a_job_comes_back_from_its_file(tmp_path):
 
 
 SMALL = """
-    table smoke --arms base two_stage --seeds 5 --rounds 4 --devices 1 --rollout.prompts-per-iteration 2
+    table smoke --arms base two_stage --seeds 5 --updates 4 --devices 1 --rollout.prompts-per-iteration 2
     --learning.group-size 4 --rollout.thinking-tokens 4 --rollout.flow-steps 4 --rollout.window-size 2
     --rollout.window-range 0 3 --evaluation.prompts 12 --evaluation.batch 12 --evaluation.flow-steps 2 --logging.samples 4
 """.split()
@@ -122,7 +122,7 @@ def test_a_comparison_goes_from_nothing_to_a_page_and_runs_nothing_twice(tiny_mo
     [
         (["tables"], ["tables", "`table` or `ablations`"]),
         (["table", "--arms", "grpo"], ["--arms grpo", "unigrpo"]),
-        (["table", "--rounds", 1], ["--rounds 1", "at least 2"]),
+        (["table", "--updates", 1], ["--updates 1", "at least 2"]),
         (["table", "--seeds", 1, 1], ["--seeds"]),
     ],
 )

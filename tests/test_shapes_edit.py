@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from tests import shapes_reader
-from tests.scenes import CELLS, COLOURS, SHAPES, objects, random_scene
+from tests.scenes import CELLS, COLOURS, SHAPES, as_dict, objects, random_scene
 from unigrpo_jax.rewards.protocol import RewardBatch
 from unigrpo_jax.worlds.shapes import change, edit
 from unigrpo_jax.worlds.shapes.change import Change, Place, complete, goals
@@ -30,10 +30,6 @@ N = 1500
 @pytest.fixture(scope="module")
 def prompts():
     return {split: edit.prompts(0, split).batch(0, N) for split in SPLITS}
-
-
-def as_dict(objects) -> dict:
-    return {CELLS.index(o.cell): (o.colour, o.shape) for o in objects}
 
 
 def as_scene(picture: dict):
@@ -65,7 +61,7 @@ def right_scenes(prompt, rng, n: int = 3):
 
 
 def verdict(prompt, after):
-    return edit.judge_edit(Findings(tuple(after), ()), None, prompt.metadata)
+    return edit.judge_edit(Findings(tuple(after), ()), prompt.metadata)
 
 
 def test_every_instruction_means_what_an_independent_reader_makes_of_it(prompts):

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from tests.scenes import COLOURS, SHAPES, objects, random_scene
+from tests.scenes import COLOURS, SHAPES, metadata, objects, random_scene
 from unigrpo_jax.config import ConfigError, RunConfig
 from unigrpo_jax.rewards.load import load_reward
 from unigrpo_jax.rewards.protocol import RewardBatch
@@ -20,16 +20,6 @@ from unigrpo_jax.worlds.shapes.world import judge_episodes
 
 COLUMN = {"left": 0, "top-left": 0, "bottom-left": 0, "right": 2, "top-right": 2, "bottom-right": 2}
 ROW = {"top": 0, "top-left": 0, "top-right": 0, "bottom": 2, "bottom-left": 2, "bottom-right": 2}
-
-
-def metadata(category: str, *kinds: str, relation: str | None = None) -> dict:
-    """Facts of a prompt that wants `count colour shape` each, the colour possibly `any`."""
-    split = [kind.split() for kind in kinds]
-    return {
-        "category": category,
-        "objects": [{"shape": s, "colour": None if c == "any" else c, "count": int(n)} for n, c, s in split],
-        "relation": relation and {"first": 0, "relation": relation, "second": 1},
-    }
 
 
 SINGLE = metadata("single_object", "1 any circle")

@@ -6,7 +6,7 @@ import itertools
 import numpy as np
 import pytest
 
-from tests.scenes import CELLS, COLOURS, SHAPES, objects, random_scene
+from tests.scenes import CELLS, COLOURS, SHAPES, metadata, objects, random_scene
 from unigrpo_jax.rewards.protocol import RewardBatch
 from unigrpo_jax.worlds.shapes import reflect, world
 from unigrpo_jax.worlds.shapes.checker import Findings
@@ -16,16 +16,6 @@ from unigrpo_jax.worlds.shapes.prompts import evaluation_prompts, prompts
 from unigrpo_jax.worlds.shapes.reflect import find_faults, is_true, judge_verdict, verdict_text
 from unigrpo_jax.worlds.shapes.requirement import from_metadata
 from unigrpo_jax.worlds.shapes.scene import Object, parse_plan
-
-
-def metadata(category: str, *kinds: str, relation: str | None = None) -> dict:
-    split = [kind.split() for kind in kinds]
-    return {
-        "category": category,
-        "objects": [{"shape": s, "colour": None if c == "any" else c, "count": int(n)} for n, c, s in split],
-        "relation": relation and {"first": 0, "relation": relation, "second": 1},
-    }
-
 
 TWO_ANY = metadata("counting", "2 any circle")
 PAIR = metadata("color_attr", "1 blue square", "1 red circle")

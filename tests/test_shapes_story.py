@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from tests import shapes_reader
-from tests.scenes import CELLS, objects, random_scene
+from tests.scenes import CELLS, as_dict, objects, random_scene
 from tests.test_shapes_reflect import batch
 from unigrpo_jax.worlds.prompt import said_later
 from unigrpo_jax.worlds.shapes import change, story
@@ -31,10 +31,6 @@ def stories():
 
 def show(picture: str, unclear: str = "") -> Findings:
     return Findings(objects(picture), tuple(unclear.split()))
-
-
-def as_dict(scene) -> dict:
-    return {CELLS.index(o.cell): (o.colour, o.shape) for o in scene}
 
 
 def facts_of(prompt, turn: int):

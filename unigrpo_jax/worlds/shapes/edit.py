@@ -46,13 +46,11 @@ from unigrpo_jax.worlds.shapes.scene import (
     scene,
 )
 from unigrpo_jax.worlds.shapes.supervised import other, pick
-from unigrpo_jax.worlds.shapes.world import told_apart
+from unigrpo_jax.worlds.shapes.world import SPLITS, drawn_prompts, drawn_world, told_apart
 from unigrpo_jax.worlds.world import Judgement, World
 
 ROUNDS = 1
 INDIRECT_SHARE = 0.6
-SPLITS = ("train", "held_out")
-EVALUATION_SEED = 0
 _COLOURS = tuple(COLOURS)
 
 
@@ -158,41 +156,33 @@ def picture(metadata: Mapping[str, Any]) -> np.ndarray:
     return render(given_scene(metadata))
 
 
-def judge_edit(found: Findings, before: Findings | None, metadata: Mapping[str, Any]) -> Verdict:
-    """Judges an image by `change_judge.judge_change`; without findings of the picture before, by the scene in the facts."""
-    return judge_change(found, before or Findings(given_scene(metadata), ()), metadata["change"])
+def judge_edit(found: Findings, metadata: Mapping[str, Any]) -> Verdict:
+    """Judges an image by `change_judge.judge_change` against the scene of the picture that was given."""
+    return judge_change(found, Findings(given_scene(metadata), ()), metadata["change"])
 
 
 def judge_episodes(batch: RewardBatch) -> Judgement:
     """The scores of `shapes`, with exact and graded as in `change_judge`: the change, and all else as it was."""
-    found = find_objects_batch(batch.images)
-    before = [Findings(given_scene(facts), ()) for facts in batch.metadata]
-    rows = list(zip(found, before, batch.metadata, batch.thinking, strict=True))
+    rows = list(zip(find_objects_batch(batch.images), batch.metadata, batch.thinking, strict=True))
     return told_apart(
-        [judge_edit(f, b, m) for f, b, m, _ in rows],
-        [judge_changed_plan(t, b, m["change"]) for _, b, m, t in rows],
-        [drawing_follows_plan(f, t) for f, _, _, t in rows],
+        [judge_edit(f, m) for f, m, _ in rows],
+        [judge_changed_plan(t, Findings(given_scene(m), ()), m["change"]) for _, m, t in rows],
+        [drawing_follows_plan(f, t) for f, _, t in rows],
     )
 
 
 def reward(batch: RewardBatch) -> dict[str, np.ndarray]:
     """The grade of each image, float32 [B], under the name `graded`; the thinking is not read."""
     found = find_objects_batch(batch.images)
-    grades = [judge_edit(f, None, facts).graded for f, facts in zip(found, batch.metadata, strict=True)]
+    grades = [judge_edit(f, facts).graded for f, facts in zip(found, batch.metadata, strict=True)]
     return {"graded": np.array(grades, np.float32)}
 
 
 def prompts(seed: int, split: str) -> Drawn:
     """All prompts of a part by position, the kinds in turn."""
-    return Drawn(lambda rng, group: draw(rng, KINDS[group], split), len(KINDS), seed, SPLITS.index(split))
+    return drawn_prompts(lambda rng, group, split: draw(rng, KINDS[group], split), len(KINDS), seed, split)
 
 
 def shapes_edit() -> World:
     """Instructions of five kinds in turn; the held-out ones share neither text and picture nor required change."""
-    evaluation = prompts(EVALUATION_SEED, "held_out")
-    return World(
-        train=lambda seed: prompts(seed, "train"),
-        evaluation=lambda n: evaluation.batch(0, n),
-        longest=[prompts(EVALUATION_SEED, "train").batch(0, 500)],
-        judge=judge_episodes,
-    )
+    return drawn_world(prompts, judge_episodes)

@@ -35,19 +35,18 @@ from unigrpo_jax.worlds.shapes.change import KINDS, Change, Place, is_held_out
 from unigrpo_jax.worlds.shapes.change_judge import judge_change, judge_changed_plan
 from unigrpo_jax.worlds.shapes.change_wording import Reference, descriptions, names, wordings
 from unigrpo_jax.worlds.shapes.checker import Findings, find_objects_batch
-from unigrpo_jax.worlds.shapes.edit import SPLITS, some_place, worded
+from unigrpo_jax.worlds.shapes.edit import some_place, worded
 from unigrpo_jax.worlds.shapes.judge import Verdict, drawing_follows_plan, judge, judge_plan
 from unigrpo_jax.worlds.shapes.prompts import by_category
 from unigrpo_jax.worlds.shapes.requirement import Wanted, from_metadata
 from unigrpo_jax.worlds.shapes.scene import COLOURS, MAX_OBJECTS, SHAPES
 from unigrpo_jax.worlds.shapes.supervised import other, pick
-from unigrpo_jax.worlds.shapes.world import findings_before, told_apart
+from unigrpo_jax.worlds.shapes.world import SPLITS, drawn_prompts, drawn_world, findings_before, told_apart
 from unigrpo_jax.worlds.world import Judgement, World
 
 ROUNDS = 3
 BEGINNINGS = ("single_object", "two_object", "colors", "color_attr")
 PRONOUN_SHARE = 0.5
-EVALUATION_SEED = 0
 _COLOURS = tuple(COLOURS)
 
 # What has been asked to be in the picture, colours None where free, and the number of the object that `it` would be.
@@ -198,15 +197,9 @@ def reward(batch: RewardBatch) -> dict[str, np.ndarray]:
 
 def prompts(seed: int, split: str) -> Drawn:
     """All stories of a part by position, the kinds of their last turns in turn."""
-    return Drawn(lambda rng, group: draw(rng, KINDS[group], split), len(KINDS), seed, SPLITS.index(split))
+    return drawn_prompts(lambda rng, group, split: draw(rng, KINDS[group], split), len(KINDS), seed, split)
 
 
 def shapes_story() -> World:
     """Stories of three rounds; the held-out ones share no round's requirement with the training ones."""
-    evaluation = prompts(EVALUATION_SEED, "held_out")
-    return World(
-        train=lambda seed: prompts(seed, "train"),
-        evaluation=lambda n: evaluation.batch(0, n),
-        longest=[prompts(EVALUATION_SEED, "train").batch(0, 500)],
-        judge=judge_episodes,
-    )
+    return drawn_world(prompts, judge_episodes)

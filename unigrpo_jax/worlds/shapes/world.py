@@ -1,16 +1,19 @@
 """The shapes world as the training loop sees it."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from unigrpo_jax.rewards.protocol import RewardBatch
-from unigrpo_jax.worlds.order import PromptOrder
+from unigrpo_jax.worlds.order import Drawn, Order, PromptOrder
+from unigrpo_jax.worlds.prompt import Prompt
 from unigrpo_jax.worlds.shapes import prompts
 from unigrpo_jax.worlds.shapes.checker import Findings, find_objects_batch
 from unigrpo_jax.worlds.shapes.judge import Verdict, drawing_follows_plan, judge, judge_plan
 from unigrpo_jax.worlds.world import Judgement, World
 
+SPLITS = ("train", "held_out")
+LOOKED_AT = 500  # prompts of a world without end whose length is checked before a run
 
 def judge_episodes(batch: RewardBatch) -> Judgement:
     """Judges the images by rule, and tells apart the two ways to fail.
@@ -46,6 +49,22 @@ def told_apart(images: Sequence[Verdict], plans: Sequence[Verdict], follows: Seq
 def findings_before(batch: RewardBatch) -> list[Findings | None]:
     """What the image shows that each episode's round began from; None where it began from none."""
     return [None] * len(batch.prompts) if batch.before is None else list(find_objects_batch(batch.before))
+
+
+def drawn_prompts(draw: Callable[[np.random.Generator, int, str], Prompt], groups: int, seed: int, split: str) -> Drawn:
+    """Prompts without end of "train" or "held_out"; `draw` makes one of a generator, a group and a part."""
+    return Drawn(lambda rng, group: draw(rng, group, split), groups, seed, SPLITS.index(split))
+
+
+def drawn_world(prompts: Callable[[int, str], Order], judge: Callable[[RewardBatch], Judgement]) -> World:
+    """A world whose prompts are made one by one, by seed and part; the held-out ones are always the same."""
+    evaluation = prompts(0, "held_out")
+    return World(
+        train=lambda seed: prompts(seed, "train"),
+        evaluation=lambda n: evaluation.batch(0, n),
+        longest=[prompts(0, "train").batch(0, LOOKED_AT)],
+        judge=judge,
+    )
 
 
 def shapes() -> World:
