@@ -156,9 +156,8 @@ class Conversation:
         full, looked = self._catch_up(program)
         number = np.int32(looked)
         full = _see(program, *self._given, full, picture, self._seed, np.int32(len(self.rounds)), number)
-        shown = np.asarray((np.asarray(picture.pixels)[0] * 0.5 + 0.5) * 255).round().astype(np.uint8)
         self._settle((full, self._pair[1]), dataclasses.replace(
-            before, given=(*before.given, shown), unseen=None, looked=looked + 1))  # fmt: skip
+            before, given=(*before.given, picture.levels[0]), unseen=None, looked=looked + 1))  # fmt: skip
         self._before.append(before)
 
     def say(self, program: RolloutProgram, text: str) -> Round:

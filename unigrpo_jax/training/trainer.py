@@ -88,26 +88,28 @@ def build(config: RunConfig) -> Parts:
     )
     _check_words(config.rollout, loaded, world)
     check_pictures(world.longest, loaded.network.config, config.rollout)
-    if world.judge is not None:
-        said = (text for source in world.longest for p in source for text in (p.text, *p.turns))
-        unknown = loaded.codec.unknown_words(said)
-        require(
-            not unknown,
-            f"{loaded.folder} does not know {len(unknown)} words of the prompts {config.prompts[0]}, such as "
-            f"{', '.join(unknown[:3])}; use a model that does: python -m experiments.pretrain --rounds --out DIR makes one, "
-            "for --model.path DIR.",
-        )
     return Parts(config, layout, loaded, world, world.train(config.seed), judging, followed)
 
 
 def _check_words(rollout: RolloutConfig, loaded: LoadedModel, world: World) -> None:
-    """ConfigError where a prompt, or what the user says later, does not fit into its bucket or the rounds."""
+    """ConfigError where a prompt, or what the user says later, does not fit into its bucket or the rounds.
+
+    Also where a world that judges by rule uses words that the model does not know.
+    """
     talks = any(prompts[0].turns for prompts in world.longest[:1])
     each = rollout.rounds if talks else 1  # texts of a prompt
     for prompts in world.longest:
         said = (text for p in prompts for text in (p.text, *turns_of(p, rollout.rounds, talks)))
         place = lambda row, prompts=prompts: prompts[row // each].place
         loaded.codec.check_lengths(said, rollout.prompt_tokens, place)
+        if world.judge is None:
+            continue
+        unknown = loaded.codec.unknown_words(text for p in prompts for text in (p.text, *p.turns))
+        require(
+            not unknown,
+            f"{loaded.folder} does not know {len(unknown)} words of the prompts, such as {', '.join(unknown[:3])}; use a "
+            "model that does: python -m experiments.pretrain --rounds --out DIR makes one, for --model.path DIR.",
+        )
 
 
 @dataclasses.dataclass(frozen=True)
