@@ -32,7 +32,7 @@ from typing import Any
 import numpy as np
 
 from unigrpo_jax.worlds.shapes.judge import holds
-from unigrpo_jax.worlds.shapes.requirement import NUMBERS, OPPOSITE, Wanted
+from unigrpo_jax.worlds.shapes.requirement import NUMBERS, Wanted
 from unigrpo_jax.worlds.shapes.scene import CELLS, COLOURS, Object, Scene, scene
 
 KINDS = ("recolour", "move", "add", "remove", "count")
@@ -206,6 +206,3 @@ def _with(before: Scene, piece: Piece, count: int) -> Goal:
 
 def _name(what: Wanted) -> str:
     return f"{what.colour or 'any'} {what.shape}"
-
-
-assert set(OPPOSITE) == {"left of", "right of", "above", "below"}  # a place is told from a relation by `of`
