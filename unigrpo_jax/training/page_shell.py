@@ -83,9 +83,10 @@ details { margin-top: 28px; } summary { cursor: pointer; font-size: 16px; font-w
 
 # Beside it, where a page shows episodes of several rounds: one row each, which scrolls where it is too wide.
 STRIPS = """
-.strips { display: grid; gap: 14px; } .strip { display: flex; gap: 14px; overflow-x: auto; margin-bottom: 10px; }
-.strip figure { flex: 0 0 170px; display: flex; flex-direction: column; } .strip .step { margin-top: 6px; }
-.said { margin: 2px 0 6px; font-size: 13px; overflow-wrap: anywhere; }
-.strip img { margin-top: auto; } .strip figcaption { min-height: 5em; }
-@media print { .strip { flex-wrap: wrap; overflow: visible; } }
+.strips { display: grid; gap: 14px; } .strip .step { margin-top: 6px; }
+.strip { display: grid; grid-auto-flow: column; grid-auto-columns: 170px; grid-template-rows: repeat(3, auto); gap: 4px 14px;
+  overflow-x: auto; margin-bottom: 10px; }
+.strip figure { display: grid; grid-row: span 3; grid-template-rows: subgrid; } .strip figcaption { align-self: start; }
+.said { align-self: end; margin: 2px 0 0; font-size: 13px; overflow-wrap: anywhere; }
+@media print { .strip { overflow: visible; } }
 """
