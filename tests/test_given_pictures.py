@@ -15,8 +15,6 @@ from tests import oracle, tiny
 from tests.command import command, run_small
 from unigrpo_jax.config import ConfigError, JudgingConfig, RolloutConfig
 from unigrpo_jax.episode import Thinking
-from unigrpo_jax.learning import parameters
-from unigrpo_jax.learning.update import UpdateProgram, new_state
 from unigrpo_jax.models import tree
 from unigrpo_jax.models.bagel.release import BAGEL_7B
 from unigrpo_jax.rewards.judging import Judging
@@ -143,17 +141,7 @@ def test_the_gradient_reaches_how_a_picture_is_read():
 def test_rollouts_and_updates_are_the_same_in_pieces():
     cut = rollout(micro_batches=2)(START, {}, tiny.prompts((2, 4)), 5, 2, 7, PICTURE)
     tiny.assert_episodes_equal(episodes(), cut, 2e-5)
-    outcomes = []
-    for pieces in (1, 3):
-        objective = tiny.objective(micro_batches=pieces)
-        update = tiny.jit(UpdateProgram(objective=objective, config=objective.config).__call__)
-        state = new_state(START, objective.config)
-        _, frozen = parameters.split(START, parameters.groups(START, objective.config))
-        state, metrics = update(state, frozen, START, episodes(), ADVANTAGES)
-        assert metrics["update/skipped"] == 0
-        outcomes.append(state.trained)
-    for path, x in outcomes[0].items():
-        np.testing.assert_allclose(x, outcomes[1][path], atol=2e-6, err_msg=path)
+    tiny.assert_updates_agree_in_pieces(episodes(), ADVANTAGES, START)
 
 
 def test_a_picture_that_is_not_finite_leaves_its_group_blank_and_no_other_changes():

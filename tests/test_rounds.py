@@ -12,8 +12,6 @@ import pytest
 from tests import oracle, tiny
 from tests.command import run_small
 from unigrpo_jax.episode import Drawing, Look, Thinking, TokenBlock
-from unigrpo_jax.learning import parameters
-from unigrpo_jax.learning.update import UpdateProgram, new_state
 from unigrpo_jax.models import tree
 from unigrpo_jax.training.metrics import read_metrics
 from unigrpo_jax.training.samples import load_samples, saved_steps
@@ -183,17 +181,7 @@ def test_a_later_round_teaches_an_earlier_thinking_only_through_the_context():
 
 
 def test_updates_of_rounds_are_the_same_in_pieces():
-    outcomes = []
-    for pieces in (1, 3):
-        objective = tiny.objective(micro_batches=pieces)
-        update = tiny.jit(UpdateProgram(objective=objective, config=objective.config).__call__)
-        state = new_state(START, objective.config)
-        _, frozen = parameters.split(START, parameters.groups(START, objective.config))
-        state, metrics = update(state, frozen, START, episodes(3), ADVANTAGES)
-        assert metrics["update/skipped"] == 0
-        outcomes.append(state.trained)
-    for path, x in outcomes[0].items():
-        np.testing.assert_allclose(x, outcomes[1][path], atol=2e-6, err_msg=path)
+    tiny.assert_updates_agree_in_pieces(episodes(3), ADVANTAGES, START)
 
 
 def test_rollouts_of_rounds_are_the_same_in_pieces():

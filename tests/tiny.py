@@ -13,9 +13,10 @@ import numpy as np
 from tests.quick import OPTIONS
 from unigrpo_jax.config import LearningConfig, RolloutConfig
 from unigrpo_jax.episode import TokenBlock
+from unigrpo_jax.learning import parameters
 from unigrpo_jax.learning.objective import Objective
 from unigrpo_jax.learning.policy import Policy
-from unigrpo_jax.learning.update import UpdateProgram
+from unigrpo_jax.learning.update import UpdateProgram, new_state
 from unigrpo_jax.models.bagel import Bagel, BagelConfig
 from unigrpo_jax.models.bagel.latents import PixelAutoencoder
 from unigrpo_jax.rollout.drawing import FlowSampler
@@ -163,3 +164,15 @@ def spoil(batch, token: int = 9):
         log_probs=jnp.where(thinking.mask, thinking.log_probs, -7.0),
     )
     return batch.replace(prompt=prompt, segments=(thinking, drawing))
+
+def assert_updates_agree_in_pieces(batch, advantages, start) -> None:
+    """One update of a batch, whole and in three micro-batches, moves every parameter alike."""
+    outcomes = []
+    for count in (1, 3):
+        program = update_program(micro_batches=count)
+        _, frozen = parameters.split(start, parameters.groups(start, program.config))
+        state, metrics = jit(program.__call__)(new_state(start, program.config), frozen, start, batch, advantages)
+        assert metrics["update/skipped"] == 0
+        outcomes.append(state.trained)
+    for path, x in outcomes[0].items():
+        np.testing.assert_allclose(x, outcomes[1][path], atol=2e-6, err_msg=path)
