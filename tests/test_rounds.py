@@ -114,21 +114,22 @@ def test_both_policies_of_every_round_are_those_of_the_whole_sequence(talks):
 
 
 @functools.cache
-def graded():
+def measured(graded: bool = False):
+    """(params, batch, advantages, on_policy, start) -> (loss, metrics), and the gradient where asked for."""
     objective = tiny.objective(text_kl_weight=0.1)
 
     def run(params, batch, advantages, on_policy, start):
         anchors = objective.anchors(start, START, batch, own_start=False)
         return objective(params, batch, anchors, advantages, on_policy)
 
-    return tiny.jit(jax.value_and_grad(run, has_aux=True))
+    return tiny.jit(jax.value_and_grad(run, has_aux=True) if graded else run)
 
 
 ADVANTAGES = tiny.advantages(count=B)
 
 
 def test_ratios_of_every_round_are_exactly_one_on_policy_and_the_rollout_agrees():
-    (_, metrics), _ = graded()(START, episodes(3), ADVANTAGES, True, START)
+    (_, metrics), _ = measured(graded=True)(START, episodes(3), ADVANTAGES, True, START)
     for name in ("text/ratio_min", "text/ratio_max", "flow/ratio_min", "flow/ratio_max"):
         assert metrics[name] == 1, name
     assert metrics["text/log_prob_gap_max"] < 1e-4 and metrics["flow/log_prob_gap_max"] < 1e-3
@@ -138,11 +139,11 @@ def test_the_loss_of_rounds_is_the_mean_of_their_losses():
     """The third round's advantage alone, and so on: one advantage per round is what each of its actions gets."""
     same = jnp.repeat(ADVANTAGES[:, None], 3, axis=1)
     batch = episodes(3)
-    (shared, _), _ = graded()(TRAINED, batch, ADVANTAGES, False, START)
-    (spread, _), _ = graded()(TRAINED, batch, same, False, START)
+    shared, _ = measured()(TRAINED, batch, ADVANTAGES, False, START)
+    spread, _ = measured()(TRAINED, batch, same, False, START)
     np.testing.assert_allclose(spread, shared, rtol=1e-6)
     alone = [jnp.zeros((B, 3)).at[:, r].set(ADVANTAGES) for r in range(3)]
-    none, *each = [graded()(TRAINED, batch, a, False, START)[0][0] for a in (jnp.zeros((B, 3)), *alone)]
+    none, *each = [measured()(TRAINED, batch, a, False, START)[0] for a in (jnp.zeros((B, 3)), *alone)]
     np.testing.assert_allclose(sum(x - none for x in each), shared - none, rtol=1e-4, atol=1e-6)
     assert len({round(float(x), 6) for x in each}) == 3
 
@@ -151,10 +152,10 @@ def test_a_thinking_and_a_drawing_may_have_their_own_advantages():
     """A segment's own advantage is all that its ratio sees: zero for one of the two leaves the other's loss alone."""
     batch, zero = episodes(2), jnp.zeros((B, 2))
     per_round = jnp.stack([ADVANTAGES, ADVANTAGES[::-1]], axis=1)
-    loss = lambda thinking, drawing: graded()(TRAINED, batch, jnp.stack([thinking, drawing], axis=2), False, START)[0]
+    loss = lambda thinking, drawing: measured()(TRAINED, batch, jnp.stack([thinking, drawing], axis=2), False, START)
     (none, _), (text, at_text) = loss(zero, zero), loss(per_round, zero)
     (flow, at_flow), (both, _) = loss(zero, per_round), loss(per_round, per_round)
-    np.testing.assert_allclose(both, graded()(TRAINED, batch, per_round, False, START)[0][0], rtol=1e-6)
+    np.testing.assert_allclose(both, measured()(TRAINED, batch, per_round, False, START)[0], rtol=1e-6)
     np.testing.assert_allclose(text - none + flow - none, both - none, rtol=1e-4, atol=1e-6)
     assert at_text["flow/loss"] == 0 == at_flow["text/loss"] and at_text["text/loss"] != 0 != at_flow["flow/loss"]
     same = jnp.repeat(ADVANTAGES[:, None], 2, axis=1)
