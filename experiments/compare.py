@@ -1,6 +1,7 @@
-"""The paper's table and ablations, re-run: trains every arm with every seed, judges it on held-out prompts, writes the page.
+"""The paper's table and ablations, and several rounds: trains every arm with every seed, judges it, writes the page.
 
     python -m experiments.compare table|ablations [PRESET] [--seeds 0 1 2] [--updates N] [--quick] [--out DIR] ...
+    python -m experiments.compare rounds [--seeds 0 1 2] [--updates N] [--quick] [--out DIR] ...
 
 DIR gets one JSON record per arm and seed, and pages that are made from those records alone.  What is interrupted is
 continued by the same command; what has a record is not run again.  Settings such as --model.path change all arms alike.
@@ -16,6 +17,7 @@ import queue
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from typing import Annotated
 
 import tyro
@@ -23,9 +25,9 @@ import tyro
 from experiments.command_line import complain, preset
 from unigrpo_jax.config import ConfigError, RunConfig, require
 
-SEEDS = {"table": (0, 1, 2), "ablations": (0,)}
-ITERATIONS = {"table": 100, "ablations": 40}
-QUICK_ITERATIONS = {"table": 30, "ablations": 20}
+SEEDS = {"table": (0, 1, 2), "ablations": (0,), "rounds": (0, 1, 2)}
+ITERATIONS = {"table": 100, "ablations": 40, "rounds": None}
+QUICK_ITERATIONS = {"table": 30, "ablations": 20, "rounds": 10}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -34,15 +36,15 @@ class Arguments:
 
     config: Annotated[RunConfig, tyro.conf.arg(name="")]
     seeds: tuple[int, ...] = ()
-    """Seeds of every arm; default 0 1 2 of a table and 0 of an ablation, where more make differences surer."""
+    """Seeds of every arm; default 0 1 2, and 0 of an ablation, where more make differences surer."""
     updates: int = 0
-    """Iterations of every arm; 0 is 100 of a table and 40 of an ablation."""
+    """Iterations of every arm; 0 is 100 of a table, 40 of an ablation and the preset's of several rounds."""
     arms: tuple[str, ...] = ()
     """Only these arms of the table, or these ablations."""
     quick: bool = False
     """One seed, few arms, short: to see that it works."""
     out: pathlib.Path | None = None
-    """Folder of records and pages; default runs/compare/table or runs/compare/ablations."""
+    """Folder of records and pages; default runs/compare/table, runs/compare/ablations or runs/compare/rounds."""
     jobs: int = 1
     """Arms that are trained at the same time, each on its own share of the processor's cores."""
     pages: bool = False
@@ -55,36 +57,97 @@ def main() -> None:
     try:
         what = given[0] if given and not given[0].startswith("-") else ""
         if what not in ITERATIONS and not {"-h", "--help"} & set(given):
-            raise ConfigError(f"{what or 'nothing'} is compared by no name; use `table` or `ablations`.")
+            raise ConfigError(f"{what or 'nothing'} is compared by no name; use `table`, `ablations` or `rounds`.")
         config, rest = preset(given[1:] if what else given, "shapes")
-        arguments = tyro.cli(
-            Arguments,
-            args=rest,
-            default=Arguments(config=config),
-            prog="python -m experiments.compare table|ablations [PRESET]",
-            description=__doc__,
-        )
-        sys.exit(compare(what, arguments))
+        require(what != "rounds" or rest == given[1:], f"{config.name}: `rounds` has presets of its own; leave it out.")
+
+        def read(config: RunConfig) -> Arguments:
+            return tyro.cli(
+                Arguments,
+                args=rest,
+                default=Arguments(config=config),
+                prog="python -m experiments.compare table|ablations|rounds [PRESET]",
+                description=__doc__,
+            )
+
+        sys.exit(compare(what, read(config), lambda config: read(config).config))
     except ConfigError as error:
         complain(error, "experiments.compare")
     except KeyboardInterrupt:
         sys.exit(130)
 
 
-def compare(what: str, arguments: Arguments) -> int:
-    """Runs what has no record yet and writes the pages; the exit code says whether all of it is there."""
-    from experiments.comparison import arms as all_arms
-    from experiments.comparison.page import Study, write_ablations, write_table
+def compare(what: str, arguments: Arguments, with_settings: Callable[[RunConfig], RunConfig]) -> int:
+    """Runs what has no record yet and writes the pages; the exit code says whether all of it is there.
 
-    quick, config = arguments.quick, arguments.config
+    `with_settings` changes another preset as the command line changes the one in `arguments`.
+    """
+    quick = arguments.quick
     out = arguments.out or pathlib.Path("runs/compare") / (what + ("-quick" if quick else ""))
-    updates = arguments.updates or (QUICK_ITERATIONS if quick else ITERATIONS)[what]
     require(arguments.jobs >= 1, f"--jobs {arguments.jobs}: it must be at least 1.")
-    require(updates >= 2, f"--updates {updates}: it must be at least 2, since one arm splits it in two.")
+    updates = arguments.updates or (QUICK_ITERATIONS if quick else ITERATIONS)[what]
+    require(updates is None or updates >= 2, f"--updates {updates}: it must be at least 2, since one arm splits it in two.")
     seeds = (arguments.seeds or SEEDS[what])[: 1 if quick else None]
     require(len(set(seeds)) == len(seeds), "--seeds must name different seeds.")
-    every = max(updates // 5, 1) if what == "table" else 0
-    base = dataclasses.replace(
+    if what == "rounds":
+        base, arms, pages = _rounds(arguments, updates, out, with_settings)
+    else:
+        base, arms, pages = {"table": _table, "ablations": _ablations}[what](arguments, updates, out)
+    missing = 0 if arguments.pages else _run(_jobs(what, arms, base, seeds, out), arguments.jobs, out)
+    pages()
+    print(f"Wrote {out / (what + '.md')} and {out / (what + '.html')}")
+    return 1 if missing else 0
+
+
+def _table(arguments: Arguments, updates: int, out: pathlib.Path) -> tuple:
+    """The base, the arms that are wanted, and what writes the pages."""
+    from experiments.comparison import arms as all_arms
+    from experiments.comparison.page import write_table
+
+    base = _base(arguments.config, updates, every=max(updates // 5, 1))
+    arms = all_arms.table(base, learned_scorer=base.prompts == ("shapes",))
+    names = [a.name for a in arms]
+    wanted = _wanted(arguments, names, all_arms.QUICK)
+    arms = [a for a in arms if a.name in wanted]
+    return base, arms, lambda: write_table(out, [a.name for a in arms])
+
+
+def _ablations(arguments: Arguments, updates: int, out: pathlib.Path) -> tuple:
+    """As `_table`."""
+    from experiments.comparison import arms as all_arms
+    from experiments.comparison.page import Study, write_ablations
+
+    base = _base(arguments.config, updates, every=0)
+    by_name = {a.name: a for a in all_arms.ABLATIONS}
+    arms, named = all_arms.ablations(base, _wanted(arguments, list(by_name), all_arms.QUICK_ABLATIONS))
+    studies = [
+        Study(
+            name=name,
+            title=by_name[name].title,
+            question=by_name[name].question,
+            metrics=by_name[name].metrics,
+            arms=tuple((arm, label) for label, arm in labels.items()),
+            evaluation=by_name[name].judged,
+        )
+        for name, labels in named.items()
+    ]
+    return base, arms, lambda: write_ablations(out, studies)
+
+
+def _rounds(
+    arguments: Arguments, updates: int | None, out: pathlib.Path, with_settings: Callable[[RunConfig], RunConfig]
+) -> tuple:
+    """As `_table`; its worlds have presets of their own."""
+    from experiments.comparison import rounds
+
+    arms = rounds.arms({world: with_settings(module.config()) for world, module in rounds.WORLDS.items()}, updates)
+    wanted = _wanted(arguments, [a.name for a in arms], rounds.QUICK)
+    arms = [a for a in arms if a.name in wanted]
+    return arguments.config, arms, lambda: rounds.write_rounds(out, arms)
+
+
+def _base(config: RunConfig, updates: int, every: int) -> RunConfig:
+    return dataclasses.replace(
         config,
         iterations=updates,
         learning=dataclasses.replace(config.learning, cooldown=(0, 0)),  # a curve must not depend on where it ends
@@ -92,41 +155,14 @@ def compare(what: str, arguments: Arguments) -> int:
         checkpoint=dataclasses.replace(config.checkpoint, keep_best=0),
         logging=dataclasses.replace(config.logging, samples_every=0),
     )
-    if what == "table":
-        arms = all_arms.table(base, learned_scorer=config.prompts == ("shapes",))
-        wanted = arguments.arms or (all_arms.QUICK if quick else tuple(a.name for a in arms))
-        known = {a.name for a in arms}
-        studies = {}
-    else:
-        wanted = arguments.arms or (all_arms.QUICK_ABLATIONS if quick else tuple(a.name for a in all_arms.ABLATIONS))
-        known = {a.name for a in all_arms.ABLATIONS}
+
+
+def _wanted(arguments: Arguments, known: list[str], quick: tuple[str, ...]) -> tuple[str, ...]:
+    """Names of what is compared; ConfigError where one is unknown."""
+    wanted = arguments.arms or (quick if arguments.quick else tuple(known))
     unknown = [name for name in wanted if name not in known]
     require(not unknown, f"--arms {' '.join(unknown)}: choose among {', '.join(sorted(known))}.")
-    if what == "table":
-        arms = [a for a in arms if a.name in wanted]
-    else:
-        arms, studies = all_arms.ablations(base, wanted)
-    missing = 0 if arguments.pages else _run(_jobs(what, arms, base, seeds, out), arguments.jobs, out)
-    if what == "table":
-        write_table(out, [a.name for a in arms])
-    else:
-        by_name = {a.name: a for a in all_arms.ABLATIONS}
-        write_ablations(
-            out,
-            [
-                Study(
-                    name=name,
-                    title=by_name[name].title,
-                    question=by_name[name].question,
-                    metrics=by_name[name].metrics,
-                    arms=tuple((arm, label) for label, arm in labels.items()),
-                    evaluation=by_name[name].judged,
-                )
-                for name, labels in studies.items()
-            ],
-        )
-    print(f"Wrote {out / (what + '.md')} and {out / (what + '.html')}")
-    return 1 if missing else 0
+    return wanted
 
 
 def _jobs(what: str, arms, base: RunConfig, seeds: tuple[int, ...], out: pathlib.Path) -> list:
@@ -135,7 +171,9 @@ def _jobs(what: str, arms, base: RunConfig, seeds: tuple[int, ...], out: pathlib
 
     jobs = []
     for seed, arm in itertools.product(seeds, arms):
-        seeded = lambda config, seed=seed: dataclasses.replace(config, seed=seed)
+        if not arm.stages and arm.base is not None and seed != seeds[0]:
+            continue  # nothing is trained, and all seeds are judged on the same prompts and noises
+        own, seeded = arm.base or base, lambda config, seed=seed: dataclasses.replace(config, seed=seed)
         record = out / "records" / f"{arm.name}-seed{seed}.json"
         jobs.append(
             Job(
@@ -143,9 +181,9 @@ def _jobs(what: str, arms, base: RunConfig, seeds: tuple[int, ...], out: pathlib
                 arm=arm.name,
                 title=arm.title,
                 seed=seed,
-                base=seeded(base),
+                base=seeded(own),
                 stages=tuple(map(seeded, arm.stages)),
-                evaluations=arm.evaluations(base.evaluation),
+                evaluations=arm.evaluations(own.evaluation),
                 runs=out / "runs",
                 record=record,
             )

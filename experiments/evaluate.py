@@ -71,7 +71,8 @@ def main(arguments: Arguments) -> None:
     held_out = e.source or held_out
     world = load_world(prompts, weights, held_out)
     evaluator = Evaluator(e, restored.config.rollout, restored.loaded, world, judging, restored.layout)
-    table, _ = evaluator(restored.read(), restored.loaded.autoencoder_params(meshes.replicated(restored.layout.mesh)))
+    autoencoder = restored.loaded.autoencoder_params(meshes.replicated(restored.layout.mesh))
+    table = evaluator(restored.read(), autoencoder).table
     categories = list(dict.fromkeys(c for row in table.values() for c in row))
     rows = [[name, *(f"{row[c]:.3f}" if c in row else "-" for c in categories)] for name, row in table.items()]
     with Console() as console:

@@ -30,13 +30,13 @@ class PretrainConfig:
     seed: int = 0
     """Seed of weights, examples and noise."""
     steps: int | None = None
-    """Optimizer steps; default 3600, of several rounds 2400."""
+    """Optimizer steps; default 3600, of several rounds 2000."""
     batch: int = 32
     """Examples per step; of several rounds a third of them of each of the three worlds."""
-    noise_draws: int = 3
-    """Noisy versions of each image."""
+    noise_draws: int | None = None
+    """Noisy versions of each image; default 3, of several rounds 1, since the base draws already."""
     learning_rate: float | None = None
-    """Peak of Adam's rate, default 2e-3, of several rounds 1e-3; warm-up over 100 steps, then a cosine down to 2 % of it."""
+    """Peak of Adam's rate, default 2e-3, of several rounds 1.5e-3; warm-up over 100 steps, then a cosine to 2 % of it."""
     ema_decay: float = 0.998
     """Decay of the weight average, which is what is saved."""
     timestep_shift: float = 2.0
@@ -113,10 +113,10 @@ def main(config: PretrainConfig) -> None:
         grid=model_config.grid(SIZE, SIZE),
         timestep_shift=config.timestep_shift,
         text_dropout=config.text_dropout,
-        noise_draws=config.noise_draws,
+        noise_draws=config.noise_draws or (1 if config.rounds else 3),
     )
-    steps = config.steps or (2400 if config.rounds else 3600)
-    peak = config.learning_rate or (1e-3 if config.rounds else 2e-3)
+    steps = config.steps or (2000 if config.rounds else 3600)
+    peak = config.learning_rate or (1.5e-3 if config.rounds else 2e-3)
     rate = optax.warmup_cosine_decay_schedule(0.0, peak, min(100, steps // 10), steps, peak * 0.02)
     transform = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(rate, b2=0.99))
     trainable = lambda tree: {k: v for k, v in tree.items() if k != "latent_pos_embed"}

@@ -192,6 +192,9 @@ def test_the_world_judges_image_plan_and_verdict_apart():
     np.testing.assert_array_equal(judged.scores["verdict_right"], [1, 0, 0, 1, 0])
     np.testing.assert_array_equal(judged.scores["seen_right"], [0, 0, 1, 1, 1])
     np.testing.assert_array_equal(judged.scores["exact"], [1, 0, 1, 0, 1])
+    np.testing.assert_array_equal(judged.scores["mended"], [1, 0, np.nan, np.nan, np.nan])
+    np.testing.assert_array_equal(judged.scores["kept"], [np.nan, np.nan, 1, 0, 1])
+    np.testing.assert_array_equal(judged.scores["thinking_right"], [1, np.nan, 0, np.nan, 0])
     np.testing.assert_array_equal(judged.scores["plan_exact"], [1, 1, 1, 1, 0])
     np.testing.assert_array_equal(judged.scores["drawing_follows_plan"], [1, 0, 1, 0, np.nan])
     np.testing.assert_array_equal(judged.scores["exact_given_plan"], [1, 0, 1, 0, np.nan])
@@ -203,6 +206,8 @@ def test_the_first_round_is_judged_as_in_shapes_and_has_no_verdict():
     given = batch([PAIR] * 2, images, ["x : red circle left", "right : red circle left"])
     judged, plain = reflect.shapes_reflect().judge(given), world.shapes().judge(given)
     assert np.isnan(judged.scores["verdict_right"]).all() and np.isnan(judged.scores["seen_right"]).all()
+    right = np.where(plain.correct, plain.scores["plan_exact"], np.nan)
+    np.testing.assert_array_equal(judged.scores["thinking_right"], right)
     for name, values in plain.scores.items():
         np.testing.assert_array_equal(judged.scores[name], values)
 

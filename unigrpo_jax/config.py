@@ -35,7 +35,8 @@ class ModelConfig:
     """The network and where its weights come from."""
 
     path: str | None = None
-    """Folder in BAGEL's layout, or a name on the Hugging Face hub; `tiny` is a toy with all parts; None the shapes base."""
+    """Folder in BAGEL's layout, or a name on the Hugging Face hub; None is the shapes base, `rounds_base` that of the shapes
+    worlds of several rounds, `tiny` a toy with all parts."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Compute dtype; statistics, log-probabilities, the SDE and the losses are float32 in both."""
     param_dtype: Literal["float32", "bfloat16"] = "float32"
@@ -196,6 +197,8 @@ class EvaluationConfig:
     """Held-out prompts, equal shares of each category where the world has them."""
     images_per_prompt: int = 1
     """Episodes per prompt."""
+    rounds: int = 0
+    """Rounds of thinking and drawing; 0 as many as in the rollout."""
     batch: int = 96
     """Episodes per call of the program."""
     every: int = 0

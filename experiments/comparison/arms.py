@@ -23,6 +23,7 @@ class Arm:
       stages: configs of the runs, each of which starts from what the one before it learned; none is the base itself.
       thinking: whether the result is judged with thinking.
       judged: the evaluations of the result, of `ODE` and `GUIDED`.
+      base: where it is not that of the comparison: world, model and evaluations of the arm.
     """
 
     name: str
@@ -30,6 +31,7 @@ class Arm:
     stages: tuple[RunConfig, ...]
     thinking: bool = True
     judged: tuple[str, ...] = (ODE, GUIDED)
+    base: RunConfig | None = None
 
     def evaluations(self, base: EvaluationConfig) -> dict[str, EvaluationConfig]:
         """How the result is judged: the ODE sampler without guidance and with it."""

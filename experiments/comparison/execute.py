@@ -29,7 +29,7 @@ class Job:
     """One arm and one seed.
 
     Attributes:
-      study: `table` or `ablations`.
+      study: `table`, `ablations` or `rounds`.
       arm: the arm's name.
       title: its title.
       seed: of its runs.
@@ -136,6 +136,7 @@ def execute(job: Job) -> None:
 
 def _judged(path: str, job: Job) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """The tables of the result, and the first samples of the first of them."""
+    from experiments.comparison.rounds import over_episodes
     from unigrpo_jax.parallel import mesh as meshes
     from unigrpo_jax.rewards.judging import Judging
     from unigrpo_jax.rewards.load import load_rewards
@@ -152,10 +153,11 @@ def _judged(path: str, job: Job) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     for name, evaluation in job.evaluations.items():
         judging = Judging(load_rewards(config), config.judging)
         judge = Evaluator(evaluation, config.rollout, restored.loaded, world, judging, restored.layout, SAMPLES)
-        tables[name], shown = judge(params, autoencoder)
+        found = judge(params, autoencoder)
+        tables[name] = found.table | over_episodes(found, evaluation.images_per_prompt)
         samples = samples or [
             {"prompt": s.asked, "thinking": s.thinking, "verdict": s.verdict, "correct": s.correct, "image": _png(s.image)}
-            for s in shown
+            for s in found.samples
         ]
     return tables, samples
 

@@ -71,17 +71,17 @@ def write_table(out: pathlib.Path, arms: Sequence[str]) -> None:
     rows = [_row(records[arm]) if arm in records else [arm, *["missing"] * 13] for arm in arms]
     if known:
         _mark_best(rows, [3, *range(4, 4 + len(CATEGORIES)), 12])
-    words = [*_provenance([r for arm in known for r in records[arm]]), ""]
-    body = ["# The table", "", *words, *_markdown([header, *[_cells(row) for row in rows]])]
+    words = [*provenance([r for arm in known for r in records[arm]]), ""]
+    body = ["# The table", "", *words, *markdown([header, *[_cells(row) for row in rows]])]
     html = (
-        f"<h1>The table</h1><p class=note>{for_html(' '.join(words))}</p>{_html_table([header, *[_cells(r) for r in rows]])}"
+        f"<h1>The table</h1><p class=note>{for_html(' '.join(words))}</p>{html_table([header, *[_cells(r) for r in rows]])}"
     )
     panels = [
-        (title, [_series(records[arm], points, x, y) for arm in known if _drawn(records[arm][0], y)])
+        (title, [series(records[arm], points, x, y) for arm in known if _drawn(records[arm][0], y)])
         for points, x, y, title in CURVES
     ]
     if any(line.points for _, lines in panels for line in lines):
-        svg = _write_figure(out, "table", panels)
+        svg = write_figure(out, "table", panels)
         body += [
             "",
             "![Curves](figures/table.svg)",
@@ -94,15 +94,15 @@ def write_table(out: pathlib.Path, arms: Sequence[str]) -> None:
         (out / "samples.png").write_bytes(_grid(shown))
         body += ["", "![The same prompts, drawn by each](samples.png)"]
         html += f"<h2>The same prompts</h2>{_gallery(shown)}"
-    _write(out / "table.md", "\n".join(body) + "\n")
-    _write(out / "table.html", page("The table", html))
+    write(out / "table.md", "\n".join(body) + "\n")
+    write(out / "table.html", page("The table", html))
 
 
 def write_ablations(out: pathlib.Path, studies: Sequence[Study]) -> None:
     """Writes ablations.md, ablations.html and figures/STUDY.svg, with what `notes.json` says of each study."""
     records = read_records(out)
     notes = read_json(out / NOTES) if (out / NOTES).exists() else {}
-    words = _provenance([r for found in records.values() for r in found])
+    words = provenance([r for found in records.values() for r in found])
     body, html = ["# Ablations", "", *words], f"<h1>Ablations</h1><p class=note>{for_html(' '.join(words))}</p>"
     for study in studies:
         rows, lines = [], []
@@ -121,20 +121,20 @@ def write_ablations(out: pathlib.Path, studies: Sequence[Study]) -> None:
             reads += [last("flow/velocity_mse"), _edges, lambda r: r["seconds"]["training"] / max(r["budget"]["updates"], 1)]
             rows.append([label, str(len(found)), *(spread([read(r) for r in found]).words() for read in reads)])
         for metric, title in study.metrics:
-            lines.append((title, [_series(records[arm], "curve", "update", metric, label) for arm, label in known]))
+            lines.append((title, [series(records[arm], "curve", "update", metric, label) for arm, label in known]))
         metric, title = study.metrics[0]
-        by_time = [_series(records[arm], "curve", "seconds", metric, label) for arm, label in known]
+        by_time = [series(records[arm], "curve", "seconds", metric, label) for arm, label in known]
         lines.append((f"{title}, by seconds of training", by_time))
         note = str(notes.get(study.name, "Not yet described."))
         judged = " Judged with guidance." if study.evaluation == GUIDED else ""
-        body += ["", f"## {study.title}", "", study.question + judged, "", *_markdown([header, *rows]), "", visible(note)]
-        html += f"<h2>{for_html(study.title)}</h2><p>{for_html(study.question + judged)}</p>{_html_table([header, *rows])}"
+        body += ["", f"## {study.title}", "", study.question + judged, "", *markdown([header, *rows]), "", visible(note)]
+        html += f"<h2>{for_html(study.title)}</h2><p>{for_html(study.question + judged)}</p>{html_table([header, *rows])}"
         html += f"<p>{for_html(note)}</p>"
         if any(line.points for _, panel in lines for line in panel):
-            html += _write_figure(out, study.name, lines)
+            html += write_figure(out, study.name, lines)
             body += ["", f"![{study.title}](figures/{study.name}.svg)"]
-    _write(out / "ablations.md", "\n".join(body) + "\n")
-    _write(out / "ablations.html", page("Ablations", html))
+    write(out / "ablations.md", "\n".join(body) + "\n")
+    write(out / "ablations.html", page("Ablations", html))
 
 
 def _name(record: Record) -> str:
@@ -175,12 +175,15 @@ def _cells(row: Sequence) -> list[str]:
     return [cell if isinstance(cell, str) else cell.words() for cell in row]
 
 
-def _markdown(rows: Sequence[Sequence[str]]) -> list[str]:
+def markdown(rows: Sequence[Sequence[str]]) -> list[str]:
+    """A table's lines; the first row is its head."""
     line = lambda cells: "| " + " | ".join(visible(c).replace("|", "\\|").replace("<", "&lt;") for c in cells) + " |"
     return [line(rows[0]), "|" + "---|" * len(rows[0]), *map(line, rows[1:])]
 
 
-def _html_table(rows: Sequence[Sequence[str]]) -> str:
+def html_table(rows: Sequence[Sequence[str]]) -> str:
+    """The same as HTML."""
+
     def cell(text: str, tag: str) -> str:
         bold = text.startswith("**")
         inner = for_html(text.strip("*") if bold else text)
@@ -191,7 +194,7 @@ def _html_table(rows: Sequence[Sequence[str]]) -> str:
     return f"<div class=scroll><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
 
 
-def _provenance(records: Sequence[Record]) -> list[str]:
+def provenance(records: Sequence[Record]) -> list[str]:
     """Where the numbers come from, in sentences."""
     if not records:
         return ["There are no records yet."]
@@ -214,7 +217,8 @@ def _machine(facts: Mapping[str, Any]) -> str:
     return visible(where if facts.get("platform", "cpu") == "cpu" else f"{facts.get('device')}, {where}")
 
 
-def _series(records: Sequence[Record], points: str, x: str, y: str, label: str | None = None) -> Series:
+def series(records: Sequence[Record], points: str, x: str, y: str, label: str | None = None) -> Series:
+    """One arm's line: the mean of its seeds with a band from the lowest to the highest."""
     mean, low, high = over_seeds(records, points, x, y)
     several = len(records) > 1
     return Series(label or _name(records[0]), mean, low if several else (), high if several else ())
@@ -226,9 +230,10 @@ def _edges(record: Record) -> float | None:
     return sum(known[-10:]) / len(known[-10:]) / known[0] if known and known[0] > 0 else None
 
 
-def _write_figure(out: pathlib.Path, name: str, panels) -> str:
+def write_figure(out: pathlib.Path, name: str, panels) -> str:
+    """Writes figures/NAME.svg; the same as an image for a page."""
     svg = figure(panels)
-    _write(out / "figures" / f"{name}.svg", svg)
+    write(out / "figures" / f"{name}.svg", svg)
     data = base64.b64encode(svg.encode()).decode()
     return f'<p><img style="max-width:100%;border:0" alt="curves" src="data:image/svg+xml;base64,{data}"></p>'
 
@@ -290,6 +295,7 @@ def _picture(data: str) -> Image.Image:
     return picture
 
 
-def _write(path: pathlib.Path, text: str) -> None:
+def write(path: pathlib.Path, text: str) -> None:
+    """Writes a file, and its folder where it is missing."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text, encoding="utf-8")

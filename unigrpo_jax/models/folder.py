@@ -21,6 +21,7 @@ from unigrpo_jax.models.stored import StoredTensors
 from unigrpo_jax.models.tree import flatten, unflatten
 
 SHAPES_BASE = pathlib.Path(__file__).resolve().parent.parent / "worlds" / "shapes" / "base"
+ROUNDS_BASE = "rounds_base"  # the name of the base of several rounds, which lies beside it
 TINY = "tiny"  # the name of the toy model that is made on the spot
 HUB_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,95}/[A-Za-z0-9_][A-Za-z0-9_.-]{0,95}")
 
@@ -128,7 +129,7 @@ class LoadedModel:
 
 
 def find_folder(path: str | None) -> pathlib.Path:
-    """The folder of a `model.path`: a folder, a name on the Hugging Face hub, "tiny", or None for the shapes base.
+    """The folder of a `model.path`: a folder, a name on the Hugging Face hub, "rounds_base", "tiny", or None for the base.
 
     Raises:
       ConfigError: there is no such folder, and no such name that can be fetched.
@@ -138,6 +139,8 @@ def find_folder(path: str | None) -> pathlib.Path:
     folder = named(path, "model.path")
     if folder.is_dir():
         return folder
+    if path == ROUNDS_BASE:
+        return SHAPES_BASE.parent / ROUNDS_BASE
     if path == TINY:
         from unigrpo_jax.models.tiny import tiny_folder
 

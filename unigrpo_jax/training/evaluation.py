@@ -74,6 +74,23 @@ class _Call:
     shown: tuple[np.ndarray, ...]
 
 
+@dataclasses.dataclass(frozen=True)
+class Judged:
+    """What an evaluation found.
+
+    Attributes:
+      table: {"overall": mean, category: mean, ...} for each score of the world and each component of the reward.
+      samples: of the first prompts.
+      scores: the same scores of each episode, float64 [episodes], prompt after prompt; NaN where one does not apply.
+      thinkings: of each round the thinking of each episode, in words.
+    """
+
+    table: dict[str, Any]
+    samples: list[Sample]
+    scores: dict[str, np.ndarray]
+    thinkings: tuple[list[str], ...]
+
+
 class Evaluator:
     """A compiled evaluation of one model, world and setting.
 
@@ -95,6 +112,7 @@ class Evaluator:
 
         Reads all prompts and pictures once; ConfigError where one does not fit.  Pictures are read again for each call.
         """
+        rollout = dataclasses.replace(rollout, rounds=evaluation.rounds or rollout.rounds)
         self.prompts = world.evaluation(evaluation.prompts)
         self._per_call = evaluation.batch // evaluation.images_per_prompt
         self._count = min(samples, evaluation.batch, len(self.prompts) * evaluation.images_per_prompt)
@@ -115,18 +133,14 @@ class Evaluator:
 
         self._run = jax.jit(run, out_shardings=(place, meshes.replicated(layout.mesh)))
 
-    def __call__(self, params, autoencoder_params) -> tuple[dict[str, Any], list[Sample]]:
-        """The table and the samples of the first prompts.
-
-        The table holds {"overall": mean, category: mean, ...} for each score of the world and each component of the
-        reward.  Each process judges its own images, and all know the table.
-        """
+    def __call__(self, params, autoencoder_params) -> Judged:
+        """Judges all prompts; each process its own images, and all know what was found."""
         starts = range(0, len(self.prompts), self._per_call)
         return self._judge([self._call(params, autoencoder_params, start) for start in starts])
 
     def samples(self, params, autoencoder_params) -> list[Sample]:
         """The samples only."""
-        return self._judge([self._call(params, autoencoder_params, 0)])[1]
+        return self._judge([self._call(params, autoencoder_params, 0)]).samples
 
     def _call(self, params, autoencoder_params, start: int) -> _Call:
         """One call of the program; the last one is filled up with repeated prompts, which are then dropped."""
@@ -145,20 +159,21 @@ class Evaluator:
         batches = by_round(episodes, asked, self._codec, own, before)
         return _Call(rows=start * images + numbers, batches=batches, total=keep, shown=tuple(map(np.asarray, shown)))
 
-    def _judge(self, calls: Sequence[_Call]) -> tuple[dict[str, Any], list[Sample]]:
+    def _judge(self, calls: Sequence[_Call]) -> Judged:
         joined = [join(batches) for batches in zip(*(c.batches for c in calls), strict=True)]
         columns = processes.agree_on_errors((RewardError,), lambda: self._rounds(joined))
         total = sum(c.total for c in calls)
         columns = processes.share_rows(np.concatenate([c.rows for c in calls]), columns, total)
         asked = [p for p in self.prompts for _ in range(self._config.images_per_prompt)][:total]
+        thinkings = tuple(columns[f"thinking{turn}"] for turn in range(len(joined)))
         moments = [_moments(columns, asked, turn, shown) for turn, shown in enumerate(calls[0].shown)]
         columns = {name: np.asarray(values, np.float64) for name, values in columns.items()}
         judged = np.all([np.isfinite(x) for name, x in columns.items() if name.startswith("reward/")], axis=0)
         self._judging.hold_to_share(judged, "held-out images")
         scores = {name.split("/", 1)[1]: values for name, values in columns.items()}
         table = by_category(scores, [str(p.metadata.get("category", "")) for p in asked])
-        samples = zip(*moments, strict=True)
-        return table, [Sample(**last, earlier=tuple(Moment(**m) for m in before)) for *before, last in samples]
+        samples = [Sample(**m[-1], earlier=tuple(Moment(**n) for n in m[:-1])) for m in zip(*moments, strict=True)]
+        return Judged(table, samples, scores, thinkings)
 
     def _rounds(self, batches: Sequence[RewardBatch]) -> dict[str, list]:
         """By episode: the last round's scores, those of the rounds before as `round1_NAME` ..., and the words of all."""

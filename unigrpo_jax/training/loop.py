@@ -163,12 +163,12 @@ class _Loop:
             stack.enter_context(self._signals())
             if not done or summary.get("evaluation") != settings:  # before and after are judged alike
                 params = self.trainer.first_params() if done else self.trainer.judged_params(state)
-                before, samples = self._judged(state, self.evaluator, params)
-                summary = {"before": before, "evaluation": settings, "seconds": summary.get("seconds", 0.0)}
+                before = self._judged(state, self.evaluator, params)
+                summary = {"before": before.table, "evaluation": settings, "seconds": summary.get("seconds", 0.0)}
                 if first:
-                    save_samples(self.run_dir, 0, samples)
+                    save_samples(self.run_dir, 0, before.samples)
                     write_json(self.run_dir / "summary.json", summary)
-                self.console.message(f"Before: {headline(before)}")
+                self.console.message(f"Before: {headline(before.table)}")
             self._check_best_metric(summary["before"])
             previous = summary["seconds"] if done else 0.0
             seconds = lambda: round(previous + time.monotonic() - began, 1)
@@ -183,8 +183,8 @@ class _Loop:
                 number, scores, ringing = step + 1, {}, []
                 try:
                     if every and number % every == 0 and number < total:
-                        table, _ = self._judged(state, self.evaluator, self.trainer.judged_params(state))
-                        scores = evaluated(table)
+                        found = self._judged(state, self.evaluator, self.trainer.judged_params(state))
+                        scores = evaluated(found.table)
                         metrics |= scores
                 finally:
                     if writer is not None:
@@ -221,10 +221,10 @@ class _Loop:
                     self.console.message(words)
                     raise KeyboardInterrupt if told == "SIGINT" else Preempted(f"{told} came; a checkpoint was written.")
                 self.watchdog.step()
-            after, samples = self._judged(state, self.evaluator, self.trainer.judged_params(state))
-            summary = summary | {"after": after, "iterations": total, "seconds": seconds()}
+            after = self._judged(state, self.evaluator, self.trainer.judged_params(state))
+            summary = summary | {"after": after.table, "iterations": total, "seconds": seconds()}
             if first:
-                save_samples(self.run_dir, total, samples)
+                save_samples(self.run_dir, total, after.samples)
                 write_json(self.run_dir / "summary.json", summary)
             self._save_now(state)
         self._show(summary, self.run_dir / "report.html")

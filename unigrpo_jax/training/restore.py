@@ -11,7 +11,7 @@ from unigrpo_jax.config import ConfigError, MeshConfig, RunConfig
 from unigrpo_jax.config_checks import check
 from unigrpo_jax.config_json import load_run_config
 from unigrpo_jax.learning.update import new_state
-from unigrpo_jax.models.folder import HUB_PATTERN, TINY, LoadedModel, load_model
+from unigrpo_jax.models.folder import HUB_PATTERN, ROUNDS_BASE, TINY, LoadedModel, load_model
 from unigrpo_jax.models.tree import flatten
 from unigrpo_jax.parallel import kernels
 from unigrpo_jax.parallel import mesh as meshes
@@ -61,7 +61,7 @@ def restore(path: str, bare: RunConfig, devices: int = 1, mesh: MeshConfig = Mes
     """
     folder, layout = storage.path(path), Layout(meshes.make_mesh(devices, mesh))
     is_run = (folder / "checkpoints").is_dir() or folder.parent.name == "checkpoints"
-    named = path in ("base", TINY)
+    named = path in ("base", ROUNDS_BASE, TINY)
     if named or (folder.is_dir() and not is_run) or (not folder.exists() and HUB_PATTERN.fullmatch(path)):
         model = dataclasses.replace(bare.model, path=None if path == "base" else path)
         try:

@@ -157,19 +157,32 @@ def judge_verdict(thinking: str, before: Findings | None, metadata: Mapping[str,
     return is_true(" ".join(words[: words.index(":")]), find_faults(before, from_metadata(metadata)))
 
 
+def says_right(thinking: str) -> bool:
+    """Whether a thinking finds nothing wrong with the picture seen."""
+    return thinking.split()[:2] == ["right", ":"]
+
+
 def judge_episodes(batch: RewardBatch) -> Judgement:
     """The scores of `shapes` for one round, and `verdict_right`, NaN where no picture was seen (`batch.before`).
 
     `seen_right`, was the picture seen right, and NaN likewise, is there to compare with: what it is, `verdict_right` of
-    a model that says `right` to everything would be.
+    a model that says `right` to everything would be.  `kept` and `mended` are `exact` where the picture seen was right and
+    where it was wrong, and NaN elsewhere.  `thinking_right` says of right images whether all of their thinking was right,
+    plan and verdict, and is NaN for wrong ones.
     """
     judged = world.judge_episodes(batch)
     before = world.findings_before(batch)
     rows = list(zip(batch.thinking, before, batch.metadata, strict=True))
     number = lambda value: np.nan if value is None else float(value)
+    verdict = np.array([number(judge_verdict(*row)) for row in rows])
+    seen = np.array([number(None if b is None else judge(b, m).exact) for _, b, m in rows])
+    exact, plan = judged.scores["exact"], judged.scores["plan_exact"]
     more = {
-        "verdict_right": np.array([number(judge_verdict(*row)) for row in rows]),
-        "seen_right": np.array([number(None if b is None else judge(b, m).exact) for _, b, m in rows]),
+        "verdict_right": verdict,
+        "seen_right": seen,
+        "kept": np.where(seen == 1, exact, np.nan),
+        "mended": np.where(seen == 0, exact, np.nan),
+        "thinking_right": np.where(exact == 1, plan * np.where(np.isnan(verdict), 1.0, verdict), np.nan),
     }
     return dataclasses.replace(judged, scores={**judged.scores, **more})
 

@@ -1,0 +1,21 @@
+"""Shapes, edited: a given picture and an instruction; the change is rewarded, and that all else is unchanged.
+
+python -m experiments.run shapes_edit
+"""
+
+import dataclasses
+
+from experiments.presets import shapes_reflect
+from unigrpo_jax.config import RunConfig
+
+
+def config() -> RunConfig:
+    """As `shapes_reflect`, in one round that begins with a picture."""
+    full = shapes_reflect.config()
+    return dataclasses.replace(
+        full,
+        name="shapes_edit",
+        prompts=("shapes_edit",),
+        rollout=dataclasses.replace(full.rollout, rounds=1),
+        learning=dataclasses.replace(full.learning, round_reward="last", credit="shared"),
+    )

@@ -1,0 +1,25 @@
+"""Shapes, reflected upon: think, draw, look at the drawing, say what is wrong with it, draw again.
+
+    python -m experiments.run shapes_reflect
+
+Both images are rewarded, each round's actions by their own image.
+"""
+
+import dataclasses
+
+from experiments.presets import shapes
+from unigrpo_jax.config import RunConfig
+
+
+def config() -> RunConfig:
+    """The main job in two rounds, from the base of several rounds."""
+    full = shapes.config()
+    return dataclasses.replace(
+        full,
+        name="shapes_reflect",
+        iterations=100,
+        prompts=("shapes_reflect",),
+        model=dataclasses.replace(full.model, path="rounds_base", unroll=1),
+        rollout=dataclasses.replace(full.rollout, rounds=2),
+        learning=dataclasses.replace(full.learning, round_reward="each", credit="round", cooldown=(60, 100)),
+    )
