@@ -2,7 +2,8 @@
 
 python -m experiments.evaluate CHECKPOINT [--evaluation.sampler sde] [--evaluation.guidance 2] ...
 
-CHECKPOINT is a run folder (its newest checkpoint), RUN/checkpoints/N, a model folder, or `base`, the shapes base.
+CHECKPOINT is a run folder (its newest checkpoint), RUN/checkpoints/N, a model folder, or one in the package: `base`, the
+shapes base, or `rounds_base`, that of several rounds.
 """
 
 import dataclasses
@@ -21,7 +22,7 @@ class Arguments:
     """What to judge, on what, and how."""
 
     checkpoint: tyro.conf.Positional[str]
-    """Run folder, RUN/checkpoints/N, model folder, or `base`."""
+    """Run folder, RUN/checkpoints/N, model folder, `base` or `rounds_base`."""
     preset: str | None = None
     """Take prompts and reward of this preset instead of the run's own."""
     prompts: tuple[str, ...] = ()

@@ -21,7 +21,7 @@ class Arguments:
     """What to write, where, and how."""
 
     checkpoint: tyro.conf.Positional[str]
-    """Run folder, RUN/checkpoints/N, model folder, or `base`."""
+    """Run folder, RUN/checkpoints/N, model folder, `base` or `rounds_base`."""
     out: tyro.conf.Positional[pathlib.Path]
     """A new folder."""
     dtype: Literal["stored", "float32", "bfloat16", "float16"] = "stored"

@@ -9,7 +9,8 @@
 --chat holds a conversation at the terminal: each line is thought about and drawn upon all that came before; /help there
 lists what else may be typed.
 
-CHECKPOINT is a run folder (its newest checkpoint), RUN/checkpoints/N, a model folder, or `base`, the shapes base.
+CHECKPOINT is a run folder (its newest checkpoint), RUN/checkpoints/N, a model folder, or one in the package: `base`, the
+shapes base, or `rounds_base`, that of several rounds.
 """
 
 import dataclasses

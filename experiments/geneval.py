@@ -4,7 +4,8 @@
     python -m experiments.geneval read results.jsonl
 
 Between the two, in GenEval's environment: python evaluation/evaluate_images.py OUT --outfile results.jsonl --model-path ...
-CHECKPOINT is a run folder (its newest checkpoint), RUN/checkpoints/N, a model folder, or `base`, the shapes base.
+CHECKPOINT is a run folder (its newest checkpoint), RUN/checkpoints/N, a model folder, or one in the package: `base`, the
+shapes base, or `rounds_base`, that of several rounds.
 """
 
 import dataclasses
@@ -21,7 +22,7 @@ class Write:
     """Draws the images of GenEval's prompts into the folders that its evaluator reads."""
 
     checkpoint: tyro.conf.Positional[str]
-    """Run folder, RUN/checkpoints/N, model folder, or `base`."""
+    """Run folder, RUN/checkpoints/N, model folder, `base` or `rounds_base`."""
     out: tyro.conf.Positional[pathlib.Path]
     """New folder for the images."""
     metadata: pathlib.Path

@@ -3,7 +3,8 @@
     python -m experiments.pretrain --out DIR               the world of one round
     python -m experiments.pretrain --rounds --out DIR      reflect, edit and story, from the base of one round
 
-The base inside the package was made by exactly the first command with its defaults; see the README for time and result.
+The two models inside the package, `base` and `rounds_base`, were made by exactly these commands with their defaults; see the
+README for times and results.
 """
 
 import dataclasses
@@ -27,12 +28,17 @@ class PretrainConfig:
     """Folder for the model: llm_config.json, ema.safetensors and the tokenizer."""
     rounds: bool = False
     """Learn the worlds of several rounds, beginning with the weights of the shapes base, whose sizes are kept."""
+    start: str | None = None
+    """Of several rounds: a model folder to begin with, which `--rounds` made, in the place of the shapes base."""
     seed: int = 0
     """Seed of weights, examples and noise."""
     steps: int | None = None
     """Optimizer steps; default 3600, of several rounds 2000."""
     batch: int = 32
     """Examples per step; of several rounds a third of them of each of the three worlds."""
+    reading: int = 0
+    """Of several rounds: so many edits more per step, without mistakes, of which only the thinking is learned; to read a
+    picture is learned later than all else."""
     noise_draws: int | None = None
     """Noisy versions of each image; default 3, of several rounds 1, since the base draws already."""
     learning_rate: float | None = None
@@ -70,14 +76,21 @@ def main(config: PretrainConfig) -> None:
     import jax.numpy as jnp
     import optax
 
-    from unigrpo_jax.config import ModelConfig, require
+    from unigrpo_jax.config import MeshConfig, ModelConfig, require
     from unigrpo_jax.learning.supervised import SupervisedObjective
     from unigrpo_jax.models.bagel import Bagel, BagelConfig
     from unigrpo_jax.models.bagel.text import TextCodec, load_tokenizer, special_tokens
     from unigrpo_jax.models.folder import load_model, save_model
+    from unigrpo_jax.parallel import mesh as meshes
     from unigrpo_jax.worlds.shapes import tokenizer
 
-    start = load_model(ModelConfig()) if config.rounds else None
+    require(config.rounds or not (config.start or config.reading), "--start and --reading are for --rounds; add it.")
+    start = load_model(ModelConfig(path=config.start)) if config.rounds else None
+    devices = jax.device_count()
+    for name in ("batch", "reading"):
+        parts = devices * (3 if config.rounds and name == "batch" else 1)
+        require(getattr(config, name) // parts * parts == getattr(config, name) or devices == 1,
+                f"--{name} {getattr(config, name)} must be a multiple of {parts}, for {devices} devices.")  # fmt: skip
     if start is not None:
         sizes = {name: getattr(start.network.config, name) for name in SIZES}
         asked = {name: getattr(config, name) for name in SIZES}
@@ -139,9 +152,15 @@ def main(config: PretrainConfig) -> None:
         decay = jnp.minimum(config.ema_decay, (1 + number) / (10 + number))
         return (params, opt_state, jax.tree.map(lambda a, b: decay * a + (1 - decay) * b, ema, params)), metrics
 
+    mesh = meshes.make_mesh(0, MeshConfig())
+    state = jax.device_put(state, meshes.replicated(mesh))
     began, draw, noise = time.monotonic(), examples(config), np.random.default_rng([config.seed, 1])
     for number in range(steps):
-        state, metrics = step(state, tuple(batch(drawn, codec, config.seen_noise, noise) for drawn in draw()), number)
+        drawn = [batch(drawn, codec, config.seen_noise, noise) for drawn in draw()]
+        if config.reading:
+            (only,) = drawn.pop()
+            drawn.append((dataclasses.replace(only, data=None),))
+        state, metrics = step(state, jax.device_put(tuple(drawn), meshes.spread(mesh)), number)
         if number % 100 == 0 or number == steps - 1:
             values = "   ".join("  ".join(f"{n} {float(v):.4f}" for n, v in found.items()) for found in metrics)
             print(f"step {number:5d}  {values}  {time.monotonic() - began:6.0f} s", flush=True)
@@ -166,7 +185,10 @@ def examples(config: PretrainConfig):
     reflect = lambda: rounds_supervised.reflect_example(rng, categories())
     edit, story = lambda: rounds_supervised.edit_example(rng), lambda: rounds_supervised.story_example(rng)
     worlds = (reflect, edit, story) if config.rounds else (one_round,)
-    return lambda: [[world() for _ in range(config.batch // len(worlds))] for world in worlds]
+    counts = {world: config.batch // len(worlds) for world in worlds}
+    if config.reading:
+        counts[lambda: rounds_supervised.edit_example(rng, sloppy=False)] = config.reading
+    return lambda: [[world() for _ in range(count)] for world, count in counts.items()]
 
 
 def batch(drawn: Sequence, codec, seen_noise: float, rng: np.random.Generator) -> tuple:

@@ -231,9 +231,9 @@ def main() -> None:
             description=f"{__doc__}\nPresets: {', '.join(presets())}.",
         )
         require(arguments.topology != "", "--topology says what to compile for, such as v5p:4x4x4 or h100:8x4.")
-        for file in (arguments.json, arguments.html):
-            require(file is None or file.absolute().parent.is_dir(),
-                    f"{file} cannot be written: its folder does not exist; make it first.")  # fmt: skip
+        for path in (arguments.json, arguments.html):
+            require(path is None or path.absolute().parent.is_dir(),
+                    f"{path} cannot be written: its folder does not exist; make it first.")  # fmt: skip
         require(arguments.sweep_limit >= 1, f"sweep-limit = {arguments.sweep_limit}, but it must be at least 1.")
         os.environ.setdefault("JAX_PLATFORMS", "cpu")
         config = arguments.config

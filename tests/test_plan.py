@@ -158,6 +158,24 @@ def test_pictures_and_turns_are_what_is_said_else_what_the_prompts_have_else_the
 
 
 @pytest.mark.parametrize(
+    ("preset", "arguments", "given"),
+    [
+        ("bagel_edit", [], Given(pictures=True)),
+        ("bagel_edit", ["--pictures", "no", "--turns", "yes"], Given(turns=True)),
+        ("shapes_edit", [], Given(pictures=True)),
+        ("shapes_story", [], Given(turns=True)),
+        ("bagel_7b", [], Given()),
+    ],
+)
+def test_the_command_plans_with_what_prompts_or_preset_give(monkeypatch, preset, arguments, given):
+    seen = []
+    monkeypatch.setattr("launch.plan.plan", lambda config, topology, given: seen.append(given))
+    monkeypatch.setattr("launch.plan.show", lambda numbers: [])
+    outcome = command("launch.plan", preset, "--topology", "v5p:4x4x4", *arguments)
+    assert outcome.code == 0 and seen == [given], outcome
+
+
+@pytest.mark.parametrize(
     ("arguments", "words"),
     [
         (["--prompts", "nowhere.jsonl"], ["nowhere.jsonl", "by --pictures and --turns, yes or no"]),

@@ -5,9 +5,11 @@ import json
 import numpy as np
 import pytest
 
-from tests.command import run_small
+from tests.command import command, run_small
+from unigrpo_jax.models.folder import find_folder
 from unigrpo_jax.training.metrics import read_metrics
 from unigrpo_jax.training.samples import load_samples
+from unigrpo_jax.worlds.shapes import tokenizer
 
 ROUNDS = {"shapes_reflect": 2, "shapes_edit": 1, "shapes_story": 3}
 KINDS = {"recolour", "move", "add", "remove", "count"}
@@ -58,4 +60,18 @@ def test_what_a_world_cannot_do_is_one_sentence(tiny_rounds_model, tmp_path, wor
 def test_a_model_that_does_not_know_the_words_of_a_world_is_refused(tiny_model, tmp_path):
     outcome = run_small(tiny_model, tmp_path / "run", *of_world("shapes_edit"))
     assert outcome.code == 2 and outcome.err.count("\n") == 1, outcome
-    assert "does not know" in outcome.err and "experiments.pretrain --rounds" in outcome.err
+    assert "does not know" in outcome.err and "--model.path rounds_base" in outcome.err
+
+
+def test_the_base_of_several_rounds_is_small_and_can_read_a_picture(tmp_path):
+    """Its tokenizer is the one that is made today; plans of edits, which copy what is seen, are sometimes right."""
+    folder = find_folder("rounds_base")
+    assert sum(path.stat().st_size for path in folder.iterdir()) < 8e6
+    tokenizer.save(tmp_path, rounds=True)
+    assert (tmp_path / "tokenizer.json").read_bytes() == (folder / "tokenizer.json").read_bytes()
+    few = ["--evaluation.prompts", 50, "--evaluation.batch", 50, "--evaluation.flow-steps", 2, "--devices", 1]
+    out = tmp_path / "table.json"
+    outcome = command("experiments.evaluate", "rounds_base", "--preset", "shapes_edit", *few, "--out", out)
+    assert outcome.code == 0, outcome.err
+    table = json.loads(out.read_text())["table"]
+    assert table["plan_exact"]["overall"] > 0.25 and set(table["plan_exact"]) == {"overall", *KINDS}

@@ -17,9 +17,9 @@ def config() -> RunConfig:
     return dataclasses.replace(
         full,
         name="shapes_reflect",
-        iterations=100,
+        iterations=80,
         prompts=("shapes_reflect",),
         model=dataclasses.replace(full.model, path="rounds_base", unroll=1),
         rollout=dataclasses.replace(full.rollout, rounds=2),
-        learning=dataclasses.replace(full.learning, round_reward="each", credit="round", cooldown=(60, 100)),
+        learning=dataclasses.replace(full.learning, round_reward="each", credit="round", cooldown=(50, 80)),
     )

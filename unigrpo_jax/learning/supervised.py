@@ -29,14 +29,14 @@ class Round:
       seen: float32 [B, N, C], clean latent tokens of the image that is looked at first; None where there is none.
       heard: what the user says then; None where nothing is said.
       thinking: the right thinking as if it had been sampled; its log_probs are not read.
-      data: float32 [B, N, C], clean latent tokens of the image to draw.
+      data: float32 [B, N, C], clean latent tokens of the image to draw; None where only the thinking is learned.
       drawn: bool [B], whether that image is one to learn; None where all are.
     """
 
     seen: jax.Array | None
     heard: TokenBlock | None
     thinking: Thinking
-    data: jax.Array
+    data: jax.Array | None
     drawn: jax.Array | None = None
 
 
@@ -60,17 +60,17 @@ class SupervisedObjective:
 
     def __call__(self, params, rounds: tuple[Round, ...], key) -> tuple[jax.Array, dict]:
         """Loss [] and metrics of B examples, each of so many rounds."""
-        context, found = self.model.empty(rounds[0].data.shape[0]), []
+        context, found = self.model.empty(rounds[0].thinking.tokens.shape[0]), []
         for number, one in enumerate(rounds):
             own = jax.random.fold_in(key, number) if number else key
             context, metrics = self._round(params, one, context, own)
             found.append(metrics)
         metrics = jax.tree.map(lambda *x: sum(x) / len(x), *found)
-        return metrics["ce"] + metrics["mse"], metrics
+        return sum(metrics.values()), metrics
 
     def _round(self, params, one: Round, context: Context, key) -> tuple[Context, dict]:
-        """The context after a round's thinking, and the two losses []."""
-        batch = one.data.shape[0]
+        """The context after a round's thinking, and the losses [] of thinking and drawing."""
+        batch = one.thinking.tokens.shape[0]
         key_text, key_time, key_noise = jax.random.split(key, 3)
         keep_heard, keep_thinking = jax.random.bernoulli(key_text, 1 - self.text_dropout, (2, batch, 1))
         if one.seen is not None:
@@ -87,6 +87,8 @@ class SupervisedObjective:
         ce = -jnp.sum(jnp.where(scored, chosen, 0.0)) / jnp.sum(scored)
 
         context = contexts.extend(context, new)
+        if one.data is None:
+            return context, {"ce": ce}
         s = jax.nn.sigmoid(jax.random.normal(key_time, (self.noise_draws, batch)))
         t = self.timestep_shift * s / (1 + (self.timestep_shift - 1) * s)
         noise = jax.random.normal(key_noise, (self.noise_draws, *one.data.shape))

@@ -20,7 +20,7 @@ from unigrpo_jax.training import storage
 from unigrpo_jax.training.checkpoint import Checkpoints
 from unigrpo_jax.training.run_folder import check_same_weights
 
-EXPECTED = "expected `base`, a model folder, a run folder such as runs/shapes, or RUN/checkpoints/N"
+EXPECTED = "expected `base`, `rounds_base`, a model folder, a run folder such as runs/shapes, or RUN/checkpoints/N"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,8 +50,8 @@ def restore(path: str, bare: RunConfig, devices: int = 1, mesh: MeshConfig = Mes
     """Finds weights, and checks all that can be checked without reading them.
 
     Args:
-      path: "base" (the shapes base in the package), a model folder or anything else that `model.path` takes, a run folder
-        (its newest checkpoint), or RUN/checkpoints/N.
+      path: "base" or "rounds_base" (the models in the package), a model folder or anything else that `model.path` takes, a
+        run folder (its newest checkpoint), or RUN/checkpoints/N.
       bare: the config to assume for a model folder, which has no run.
       devices: number of devices to use; 0 is all.
       mesh: how they are arranged.

@@ -108,7 +108,7 @@ def _check_words(rollout: RolloutConfig, loaded: LoadedModel, world: World) -> N
         require(
             not unknown,
             f"{loaded.folder} does not know {len(unknown)} words of the prompts, such as {', '.join(unknown[:3])}; use a "
-            "model that does: python -m experiments.pretrain --rounds --out DIR makes one, for --model.path DIR.",
+            "model that does, such as --model.path rounds_base for the shapes worlds of several rounds.",
         )
 
 

@@ -91,11 +91,11 @@ def reflect_example(rng: np.random.Generator, prompts: Mapping[str, Sequence[Pro
     return RoundsExample(first.prompt, None, rounds)
 
 
-def edit_example(rng: np.random.Generator, split: str = "train") -> RoundsExample:
-    """An example of `shapes_edit`; the kinds are drawn uniformly."""
+def edit_example(rng: np.random.Generator, split: str = "train", sloppy: bool = True) -> RoundsExample:
+    """An example of `shapes_edit`, without mistakes where it is not `sloppy`; the kinds are drawn uniformly."""
     prompt = edit.draw(rng, pick(rng, KINDS), split)
     before = edit.given_scene(prompt.metadata)
-    while (done := _changed(rng, from_metadata(prompt.metadata["change"]), before)) is None:
+    while (done := _changed(rng, from_metadata(prompt.metadata["change"]), before, sloppy)) is None:
         pass
     return RoundsExample(prompt, render(before), (Round(prompt.text, done[0], render(done[1])),))
 
@@ -136,11 +136,13 @@ def mend(rng: np.random.Generator, seen: Scene, requirement: Requirement) -> Sce
     return scene(*placed)
 
 
-def _changed(rng: np.random.Generator, change: Change, before: Scene) -> tuple[str, Scene] | None:
-    """A thinking and a drawn scene for a change, each perhaps with a mistake; None where the plan cannot be said."""
+def _changed(
+    rng: np.random.Generator, change: Change, before: Scene, sloppy: bool = True
+) -> tuple[str, Scene] | None:
+    """A thinking and a drawn scene for a change, each with a mistake at times; None where the plan cannot be said."""
     plan, new = complete(rng, pick(rng, goals(change, before)))
     stated = statement(change, before, new)
-    if rng.random() < SLOPPY_PLANS:
+    if sloppy and rng.random() < SLOPPY_PLANS:
         mistaken = _mistaken(rng, change, before, plan, stated)
         if mistaken is None:
             return None
@@ -148,7 +150,7 @@ def _changed(rng: np.random.Generator, change: Change, before: Scene) -> tuple[s
     thinking = plan_text(stated, plan)
     if not plan or len(thinking.split()) >= MAX_THINKING_TOKENS:
         return None
-    return thinking, slip(rng, plan) if rng.random() < SLOPPY_DRAWINGS else plan
+    return thinking, slip(rng, plan) if sloppy and rng.random() < SLOPPY_DRAWINGS else plan
 
 
 def _mistaken(rng: np.random.Generator, change: Change, before: Scene, plan: Scene, stated: str) -> tuple[str, Scene] | None:
