@@ -3,6 +3,7 @@ the thinking; arms, what is counted over episodes, and the page.
 
 All arms but `reflect_one` are their preset.  That one draws once and is trained on twice as many prompts in each iteration,
 so that as many images are drawn; at the end all arms of `reflect` are judged in two rounds, two episodes for each prompt.
+Runs judge few prompts themselves, since the whole judgement follows them.
 """
 
 import dataclasses
@@ -26,6 +27,7 @@ WORLDS = {"reflect": shapes_reflect, "edit": shapes_edit, "story": shapes_story}
 ROUNDS = {"reflect": 2, "edit": 1, "story": 3}
 QUICK = ("reflect_base", "reflect", "edit_base", "edit")
 IMAGES = 2  # of each prompt of `reflect` at the end, to choose among
+OWN_PROMPTS = 96  # that a run itself judges, before and after
 
 
 def arms(presets: Mapping[str, RunConfig], updates: int | None = None) -> list[Arm]:
@@ -42,6 +44,7 @@ def arms(presets: Mapping[str, RunConfig], updates: int | None = None) -> list[A
                "story": presets["story"]}  # fmt: skip
     titles = {"reflect": "two rounds", "reflect_thoughts": "two rounds, thinking judged too", "reflect_one": "one round",
               "edit": "trained", "story": "trained"}  # fmt: skip
+    trained = {n: changed(c, evaluation={"prompts": min(OWN_PROMPTS, c.evaluation.prompts)}) for n, c in trained.items()}
     found = []
     for world, config in presets.items():
         if world == "reflect":

@@ -15,7 +15,8 @@ def config() -> RunConfig:
     return dataclasses.replace(
         full,
         name="shapes_edit",
+        iterations=120,
         prompts=("shapes_edit",),
         rollout=dataclasses.replace(full.rollout, rounds=1),
-        learning=dataclasses.replace(full.learning, round_reward="last", credit="shared"),
+        learning=dataclasses.replace(full.learning, round_reward="last", credit="shared", cooldown=(80, 120)),
     )

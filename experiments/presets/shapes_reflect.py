@@ -17,9 +17,9 @@ def config() -> RunConfig:
     return dataclasses.replace(
         full,
         name="shapes_reflect",
-        iterations=80,
+        iterations=60,
         prompts=("shapes_reflect",),
         model=dataclasses.replace(full.model, path="rounds_base", unroll=1),
         rollout=dataclasses.replace(full.rollout, rounds=2),
-        learning=dataclasses.replace(full.learning, round_reward="each", credit="round", cooldown=(50, 80)),
+        learning=dataclasses.replace(full.learning, round_reward="each", credit="round", cooldown=(40, 60)),
     )

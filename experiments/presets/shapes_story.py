@@ -12,8 +12,11 @@ from unigrpo_jax.config import RunConfig
 
 
 def config() -> RunConfig:
-    """As `shapes_reflect`, in three rounds."""
+    """As `shapes_reflect`, in three rounds, with fewer prompts in an iteration."""
     full = shapes_reflect.config()
     return dataclasses.replace(
-        full, name="shapes_story", prompts=("shapes_story",), rollout=dataclasses.replace(full.rollout, rounds=3)
+        full,
+        name="shapes_story",
+        prompts=("shapes_story",),
+        rollout=dataclasses.replace(full.rollout, rounds=3, prompts_per_iteration=8),
     )
