@@ -129,6 +129,9 @@ def test_an_option_that_is_none_is_named_with_those_like_it(here, arguments, wor
         ("generate", ["MODEL", "a circle", "--seed", "-1"], ["seed = -1"]),
         ("generate", ["MODEL", "a circle", "--flow-steps", "0"], ["flow_steps = 0"]),
         ("generate", ["MODEL", "a circle", "--out", "."], ["is a folder"]),
+        ("pretrain", ["--out", "m", "--reading", "8"], ["--reading", "--rounds"]),
+        ("pretrain", ["--out", "m", "--rounds", "--start", "nowhere"], ["no folder nowhere"]),
+        ("pretrain", ["--out", "m", "--rounds", "--batch", "32"], ["--batch 32", "multiple of 24", "8 devices"]),
     ],
 )
 def test_evaluate_and_generate_refuse_in_one_sentence(tiny_model, here, module, arguments, words):
@@ -149,7 +152,8 @@ def test_help_lists_every_field_with_its_default(here, module):
     assert outcome.code == 0 and "default" in outcome.out and "Traceback" not in outcome.err
     if module == "run":
         assert "[PRESET]" in outcome.out
-        assert "bagel_7b, bagel_7b_512, bagel_edit, bagel_tiny, shapes, smoke" in " ".join(outcome.out.split())
+        names = "bagel_7b, bagel_7b_512, bagel_edit, bagel_tiny, shapes, shapes_edit, shapes_reflect, shapes_story, smoke"
+        assert names in " ".join(outcome.out.split())
         for text in ("--learning.group-size INT", "--seed INT", "(default: 8)", "--resume, --no-resume"):
             assert text in outcome.out
 

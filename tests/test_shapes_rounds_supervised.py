@@ -1,17 +1,20 @@
 """What a base model of several rounds learns from: how often and in which way it is faulty; and its tokenizer."""
 
+import dataclasses
 import itertools
 import math
+import pathlib
 
 import numpy as np
 import pytest
 from transformers import AutoTokenizer
 
+from experiments.pretrain import PretrainConfig, examples
 from tests import shapes_reader
 from tests.scenes import CELLS, COLOURS, SHAPES
 from unigrpo_jax.config import RolloutConfig
 from unigrpo_jax.worlds.shapes import edit, rounds_supervised, story, tokenizer
-from unigrpo_jax.worlds.shapes.change_judge import judge_changed_plan
+from unigrpo_jax.worlds.shapes.change_judge import judge_change, judge_changed_plan
 from unigrpo_jax.worlds.shapes.checker import Findings, find_objects, find_objects_batch
 from unigrpo_jax.worlds.shapes.drawing import render
 from unigrpo_jax.worlds.shapes.judge import drawing_follows_plan, judge, judge_plan
@@ -19,7 +22,7 @@ from unigrpo_jax.worlds.shapes.prompts import by_category, prompts
 from unigrpo_jax.worlds.shapes.reflect import find_faults, judge_verdict, verdict_text
 from unigrpo_jax.worlds.shapes.requirement import from_metadata
 from unigrpo_jax.worlds.shapes.rounds_supervised import edit_example, mend, reflect_example, story_example
-from unigrpo_jax.worlds.shapes.scene import Object, parse_plan
+from unigrpo_jax.worlds.shapes.scene import Object, parse_plan, scene
 
 N = 3000
 MAKE = {"reflect": lambda rng: reflect_example(rng, by_category("train")), "edit": edit_example, "story": story_example}
@@ -256,3 +259,23 @@ def test_each_word_is_one_token_and_no_token_is_added(loaded, texts):
 def test_every_new_word_is_used(texts):
     used = {word for kind in texts for text in kind for word in text.split()}
     assert set(tokenizer.rounds_words()) <= used
+
+
+def test_edits_without_mistakes_are_right_in_plan_and_picture():
+    rng = np.random.default_rng(8)
+    for _ in range(300):
+        example = edit_example(rng, sloppy=False)
+        (one,), change = example.rounds, example.prompt.metadata["change"]
+        after, before = find_objects(one.image), find_objects(example.picture)
+        assert judge_change(after, before, change).exact and scene(*parse_plan(one.thinking)) == after.objects
+
+
+def test_a_step_of_supervised_rounds_has_a_share_of_each_world_and_edits_to_read():
+    config = PretrainConfig(out=pathlib.Path("unused"), rounds=True, batch=6, reading=5)
+    reflect, edit, story, read = examples(config)()
+    assert [len(found) for found in (reflect, edit, story, read)] == [2, 2, 2, 5]
+    assert [len(found[0].rounds) for found in (reflect, edit, story, read)] == [2, 1, 3, 1]
+    assert all(example.picture is not None for example in (*edit, *read))
+    assert len(examples(dataclasses.replace(config, reading=0))()) == 3
+    (one,) = examples(dataclasses.replace(config, rounds=False, reading=0))()
+    assert len(one) == 6 and {len(example.rounds) for example in one} == {1}

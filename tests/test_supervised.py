@@ -118,6 +118,16 @@ def test_a_later_round_is_read_after_the_image_and_the_words_before_it(params, e
     np.testing.assert_allclose(total, np.mean(ce) + np.mean(mse), rtol=1e-5)
 
 
+def test_only_the_thinking_is_learned_where_there_is_nothing_to_draw(params, examples):
+    """The same cross-entropy, and no gradient for what draws alone."""
+    key, both = jax.random.key(3), jax.jit(objective(0.2))(params, examples, jax.random.key(3))[1]
+    graded = jax.jit(jax.value_and_grad(objective(0.2), has_aux=True))
+    (total, metrics), grads = graded(params, examples.replace(data=None), key)
+    assert set(metrics) == {"ce"} and total == metrics["ce"]
+    np.testing.assert_allclose(total, both["ce"], rtol=1e-6)
+    assert not np.any(grads["llm2vae"]["kernel"]) and np.any(grads["lm_head"]["kernel"])
+
+
 def test_dropped_text_leaves_an_empty_context(params, examples):
     """With nearly certain dropout no token is scored, and the velocity is that upon nothing."""
     key = jax.random.key(3)
