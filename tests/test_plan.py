@@ -337,6 +337,7 @@ def test_a_small_preset_compiles_for_tpus(tmp_path, capfd):
 def test_two_rounds_with_pictures_and_turns_compile_for_tpus(tmp_path):
     with jax.default_matmul_precision("default"):
         outcome = command("launch.plan", "smoke", "--topology", "v5e:2x2", "--mesh.fsdp", "2", "--rollout.rounds", "2",
+                          "--rollout.flow-steps", "3", "--rollout.window-range", "0", "2",  # a step each is compiled
                           "--pictures", "yes", "--turns", "yes", "--json", tmp_path / "plan.json")  # fmt: skip
     assert outcome.code == 0, outcome.err
     got = json.loads((tmp_path / "plan.json").read_text())
