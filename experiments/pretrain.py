@@ -3,8 +3,7 @@
     python -m experiments.pretrain --out DIR               the world of one round
     python -m experiments.pretrain --rounds --out DIR      reflect, edit and story, from the base of one round
 
-The two models inside the package, `base` and `rounds_base`, were made by exactly these commands with their defaults; see the
-README for times and results.
+The models inside the package, `base` and `rounds_base`, were made so; the README has the exact commands, times and results.
 """
 
 import dataclasses

@@ -85,8 +85,9 @@ def test_a_strip_is_a_row_of_what_was_given_and_drawn():
     assert [module.RED in column(n) for n in range(5)] == [False, True, False, False, False]
     assert [module.GREEN in column(n) for n in range(5)] == [False, False, False, False, True]
     assert [(200, 200, 200) in column(n) for n in range(5)][0]
+    assert [module.THOUGHT in column(n) for n in range(5)] == [False, True, False, False, True]  # above what was drawn
     first = np.asarray(module.readable_size(strip("a", "b").earlier[0].image))
-    top = module.MARGIN + module.LINE_HEIGHT + module.FRAME
+    top = module.MARGIN + 2 * module.LINE_HEIGHT + module.FRAME  # below what was said and what was thought
     left = module.MARGIN + cell + module.FRAME
     np.testing.assert_array_equal(pixels[top : top + 96, left : left + 96], first)
 

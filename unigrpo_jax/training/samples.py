@@ -2,9 +2,9 @@
 
 Each saved step is three files in `samples/` of the run folder: `000120.png`, a grid with captions for the eye;
 `000120.npz`, the images exactly as drawn; `000120.json`, prompts, thinking and verdicts.  Episodes of several rounds are
-strips in the grid, one row each: text, image, text, image.  The npz holds the last round's images as `images`, [N, H, W, 3],
-those of round r before it as `images_r`, and the n-th picture given in round r of sample i as `given_i_r_n`, [H, W, 3],
-i from 0, r and n from 1; a sample's `earlier` in the JSON lists what was said in the rounds before the last.
+strips in the grid, one row each: what is said, what is thought, the image, and so on.  The npz holds the last images as
+`images`, [N, H, W, 3], those of round r before it as `images_r`, and the n-th picture given in round r of sample i as
+`given_i_r_n`, [H, W, 3], i from 0, r and n from 1; a sample's `earlier` in the JSON lists the rounds before the last.
 """
 
 import dataclasses
@@ -26,8 +26,8 @@ from unigrpo_jax.training.storage import Place, write_atomically
 
 ENLARGE_TO, SHRINK_TO = 96, 256  # a drawn side lies between these, in pixels
 CELL_WIDTH, MARGIN, FRAME = 168, 10, 3
-FONT_SIZE, LINE_HEIGHT, PROMPT_LINES, VERDICT_LINES = 12, 16, 4, 3
-GREEN, RED, GREY, INK = (26, 138, 72), (200, 48, 48), (190, 190, 190), (32, 32, 32)
+FONT_SIZE, LINE_HEIGHT, PROMPT_LINES, THINKING_LINES, VERDICT_LINES = 12, 16, 4, 5, 3
+GREEN, RED, GREY, INK, THOUGHT = (26, 138, 72), (200, 48, 48), (190, 190, 190), (32, 32, 32), (70, 90, 150)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -212,7 +212,8 @@ def _cells(moment: Moment, font, width: int, strip: bool) -> list[_Cell]:
     words = [(line, INK) for line in wrap(moment.prompt, font, width, PROMPT_LINES)]
     ink = INK if moment.correct is None else colour
     verdict = [(line, ink) for line in wrap(_marked(moment), font, width, VERDICT_LINES)]
-    above, below = (words, verdict) if strip else ([], words + verdict)
+    thought = [(line, THOUGHT) for line in wrap(moment.thinking, font, width, THINKING_LINES)]
+    above, below = (words + thought, verdict) if strip else ([], words + verdict)
     given = [_Cell(readable_size(image), [("given", INK)], []) for image in moment.given]
     return [*given, _Cell(readable_size(moment.image), above, below, colour, 1 if moment.correct is None else FRAME)]
 
