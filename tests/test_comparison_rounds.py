@@ -76,7 +76,7 @@ def test_arms_draw_as_many_images_and_can_run():
 def test_the_page_shows_worlds_choices_and_the_confusion_table(tmp_path):
     """Of 0.6 seen right 0.9 stay right, of 0.4 seen wrong 0.25 become right: 0.54, 0.06, 0.1, 0.3."""
     found = record("reflect", 0, 0.64, title="two rounds")
-    scores = {"seen_right": 0.6, "kept": 0.9, "mended": 0.25, "round1_exact": 0.6, "own_choice_of_rounds": 0.7}
+    scores = {"seen_right": 0.6, "kept": 0.9, "mended": 0.25, "caught": 0.4, "round1_exact": 0.6, "own_choice_of_rounds": 0.7}
     found["evaluations"]["ode"] |= {name: {"overall": value} for name, value in scores.items()}
     (tmp_path / "records").mkdir()
     (tmp_path / "records" / "reflect-seed0.json").write_text(json.dumps(found))
@@ -85,7 +85,7 @@ def test_the_page_shows_worlds_choices_and_the_confusion_table(tmp_path):
     lines = [line for line in page.splitlines() if line.startswith("| two rounds |")]
     rows = [[c.strip() for c in line.strip("|").split("|")] for line in lines]
     assert rows[0][2:4] == ["0.600", "0.640"] and rows[1][2:5] == ["0.600", "0.640", "0.700"]
-    assert rows[2][2:8] == ["0.540", "0.060", "0.100", "0.300", "0.250", "0.900"]
+    assert rows[2][2:9] == ["0.540", "0.060", "0.100", "0.300", "0.400", "0.250", "0.900"]
     assert set(cells(page, "one round")[1:] if page.count("| one round |") == 1 else {"missing"}) == {"missing"}
     assert page.count("| two rounds |") == 4 and "data:image/svg+xml" in html and "figures/rounds.svg" in page
 

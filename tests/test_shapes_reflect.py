@@ -192,6 +192,7 @@ def test_the_world_judges_image_plan_and_verdict_apart():
     np.testing.assert_array_equal(judged.scores["verdict_right"], [1, 0, 0, 1, 0])
     np.testing.assert_array_equal(judged.scores["seen_right"], [0, 0, 1, 1, 1])
     np.testing.assert_array_equal(judged.scores["exact"], [1, 0, 1, 0, 1])
+    np.testing.assert_array_equal(judged.scores["caught"], [1, 0, np.nan, np.nan, np.nan])
     np.testing.assert_array_equal(judged.scores["mended"], [1, 0, np.nan, np.nan, np.nan])
     np.testing.assert_array_equal(judged.scores["kept"], [np.nan, np.nan, 1, 0, 1])
     np.testing.assert_array_equal(judged.scores["thinking_right"], [1, np.nan, 0, np.nan, 0])

@@ -135,6 +135,7 @@ CONFUSION = {
     "right, then wrong": "right_wrong",
     "wrong, then right": "wrong_right",
     "wrong, then wrong": "wrong_wrong",
+    "fault named, of the wrong": "caught",
     "mended, of the wrong": "mended",
     "kept, of the right": "kept",
     "verdict true": "verdict_right",

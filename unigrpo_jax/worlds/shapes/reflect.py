@@ -166,8 +166,8 @@ def judge_episodes(batch: RewardBatch) -> Judgement:
     """The scores of `shapes` for one round, and `verdict_right`, NaN where no picture was seen (`batch.before`).
 
     `seen_right`, was the picture seen right, and NaN likewise, is there to compare with: what it is, `verdict_right` of
-    a model that says `right` to everything would be.  `kept` and `mended` are `exact` where the picture seen was right and
-    where it was wrong, and NaN elsewhere.  `thinking_right` says of right images whether all of their thinking was right,
+    a model that says `right` to everything would be.  `caught` is `verdict_right` where the picture seen was wrong; `kept`
+    and `mended` are `exact` where it was right and where it was wrong; NaN elsewhere.  `thinking_right` says of right images whether all of their thinking was right,
     plan and verdict, and is NaN for wrong ones.
     """
     judged = world.judge_episodes(batch)
@@ -180,6 +180,7 @@ def judge_episodes(batch: RewardBatch) -> Judgement:
     more = {
         "verdict_right": verdict,
         "seen_right": seen,
+        "caught": np.where(seen == 0, verdict, np.nan),
         "kept": np.where(seen == 1, exact, np.nan),
         "mended": np.where(seen == 0, exact, np.nan),
         "thinking_right": np.where(exact == 1, plan * np.where(np.isnan(verdict), 1.0, verdict), np.nan),
