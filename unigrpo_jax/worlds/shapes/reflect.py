@@ -167,8 +167,8 @@ def judge_episodes(batch: RewardBatch) -> Judgement:
 
     `seen_right`, was the picture seen right, and NaN likewise, is there to compare with: what it is, `verdict_right` of
     a model that says `right` to everything would be.  `caught` is `verdict_right` where the picture seen was wrong; `kept`
-    and `mended` are `exact` where it was right and where it was wrong; NaN elsewhere.  `thinking_right` says of right images whether all of their thinking was right,
-    plan and verdict, and is NaN for wrong ones.
+    and `mended` are `exact` where it was right and where it was wrong; NaN elsewhere.  `thinking_right` says of right
+    images whether all of their thinking was right, plan and verdict, and is NaN for wrong ones.
     """
     judged = world.judge_episodes(batch)
     before = world.findings_before(batch)
