@@ -3,6 +3,9 @@
     python -m experiments.run shapes_reflect
 
 Both images are rewarded, each round's actions by their own image.
+
+Seen, seeds 0 1 2: held-out images right, the first 0.47 -> 0.72, 0.77, 0.77, the second 0.32 -> 0.65, 0.67, 0.71; 7 to 8
+minutes on one CPU core.  With a judge of the thinking it is better: experiments/several_rounds.md.
 """
 
 import dataclasses
