@@ -3,7 +3,7 @@
     python -m experiments.run bagel_edit --model.path DIR --prompts edits.jsonl --rewards my_reward:score --mesh.fsdp 64
     python -m launch.plan bagel_edit --topology v5p:4x4x4 --mesh.fsdp 64
 
-All else as in `bagel_7b`.  Not run yet; what the plan has shown so far stands in launch/from_laptop_to_pod.md.
+All else as in `bagel_7b`.  Not run yet; by the plan both programs fit (launch/from_laptop_to_pod.md).
 """
 
 import dataclasses
