@@ -88,7 +88,7 @@ def main(config: PretrainConfig) -> None:
     devices = jax.device_count()
     for name in ("batch", "reading"):
         parts = devices * (3 if config.rounds and name == "batch" else 1)
-        require(getattr(config, name) // parts * parts == getattr(config, name) or devices == 1,
+        require(getattr(config, name) % parts == 0 or devices == 1,
                 f"--{name} {getattr(config, name)} must be a multiple of {parts}, for {devices} devices.")  # fmt: skip
     if start is not None:
         sizes = {name: getattr(start.network.config, name) for name in SIZES}

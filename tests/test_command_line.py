@@ -120,6 +120,7 @@ def test_an_option_that_is_none_is_named_with_those_like_it(here, arguments, wor
         ("evaluate", ["nowhere"], ["nowhere is no checkpoint", "RUN/checkpoints/N"]),
         ("evaluate", ["nowhere/checkpoints/3"], ["nowhere/checkpoints/3 is no checkpoint"]),
         ("evaluate", ["MODEL", "--evaluation.images-per-prompt", "7"], ["batch = 96", "91 or 98"]),
+        ("evaluate", ["MODEL", "--evaluation.rounds", "-1"], ["evaluation.rounds = -1"]),
         ("evaluate", ["MODEL", "--prompts", "broken.jsonl"], ["line 2"]),
         ("evaluate", ["MODEL", "--prompts", "long.jsonl"], ["bucket of 18"]),
         ("evaluate", ["MODEL", "--preset", "smok"], ["did you mean smoke?"]),

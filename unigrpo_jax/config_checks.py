@@ -35,7 +35,7 @@ _NOT_NEGATIVE = {
     "rollout": ("temperature", "top_k", "noise_level"),
     "learning": ("flow_weight", "text_weight", "mse_weight", "latent_kl_weight", "text_kl_weight", "reasoning_lr",
                  "denoising_lr", "weight_decay", "ema_decay", "best", "worst"),
-    "evaluation": ("temperature", "every", "seed"),
+    "evaluation": ("temperature", "every", "seed", "rounds"),
     "checkpoint": ("keep_best", "keep_every"),
     "logging": ("samples_every",),
     "mesh": ("slice", "data", "fsdp", "tensor"),
