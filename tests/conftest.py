@@ -3,6 +3,7 @@
 Compiling is most of a test's time, so the compiler is told to be quick; set XLA_FLAGS to test what it does otherwise.
 """
 
+import gc
 import os
 import pathlib
 import sys
@@ -18,6 +19,8 @@ import numpy as np
 import pytest
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
+MAPS = pathlib.Path("/proc/self/maps")
+MANY_MAPS = 20_000  # Linux lets a process have 65530 and the compiler crashes at that
 
 jax.config.update("jax_default_matmul_precision", "highest")
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -30,6 +33,15 @@ def pytest_terminal_summary(terminalreporter) -> None:
     if "tests.fuzzing" in sys.modules:
         for line in sys.modules["tests.fuzzing"].summary():
             terminalreporter.write_line(line)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_programs_held():
+    """Forgets the compiled programs between test files where they have become many: each holds mappings of memory."""
+    yield
+    if MAPS.exists() and MAPS.read_bytes().count(b"\n") > MANY_MAPS:
+        jax.clear_caches()
+        gc.collect()
 
 
 @pytest.fixture(scope="session")

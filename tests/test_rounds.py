@@ -163,8 +163,8 @@ def test_a_thinking_and_a_drawing_may_have_their_own_advantages():
 
 
 def test_a_later_round_teaches_an_earlier_thinking_only_through_the_context():
-    """Advantage in round 3 alone: with `stop` the flow's gradient stays in its own expert."""
-    batch, last = episodes(3), jnp.zeros((B, 3)).at[:, 2].set(ADVANTAGES)
+    """Advantage in round 2 alone: with `stop` the flow's gradient stays in its own expert."""
+    batch, last = episodes(2), jnp.zeros((B, 2)).at[:, 1].set(ADVANTAGES)
 
     def gradient(context_gradient):
         objective = tiny.objective(text_weight=0.0, mse_weight=0.0, context_gradient=context_gradient)
@@ -182,7 +182,7 @@ def test_a_later_round_teaches_an_earlier_thinking_only_through_the_context():
 
 
 def test_updates_of_rounds_are_the_same_in_pieces():
-    tiny.assert_updates_agree_in_pieces(episodes(3), ADVANTAGES, START)
+    tiny.assert_updates_agree_in_pieces(episodes(2), ADVANTAGES, START)
 
 
 def test_rollouts_of_rounds_are_the_same_in_pieces():
