@@ -36,8 +36,8 @@ class PretrainConfig:
     batch: int = 32
     """Examples per step; of several rounds a third of them of each of the three worlds."""
     reading: int = 0
-    """Of several rounds: so many edits more per step, without mistakes, of which only the thinking is learned; to read a
-    picture is learned later than all else."""
+    """Of several rounds: so many examples more per step, of which only the thinking is learned: half of them edits and half
+    second looks, all without mistakes.  To read a picture is learned later than all else.  Every example weighs the same."""
     noise_draws: int | None = None
     """Noisy versions of each image; default 3, of several rounds 1, since the base draws already."""
     learning_rate: float | None = None
@@ -86,9 +86,9 @@ def main(config: PretrainConfig) -> None:
     require(config.rounds or not (config.start or config.reading), "--start and --reading are for --rounds; add it.")
     start = load_model(ModelConfig(path=config.start)) if config.rounds else None
     devices = jax.device_count()
-    for name in ("batch", "reading"):
-        parts = devices * (3 if config.rounds and name == "batch" else 1)
-        require(getattr(config, name) % parts == 0 or devices == 1,
+    share = 3 if config.rounds else 1  # of the batch, to each world; on one device what is left over is left out
+    for name, parts in ("batch", devices * share if devices > 1 else 1), ("reading", 2 * devices):
+        require(getattr(config, name) % parts == 0,
                 f"--{name} {getattr(config, name)} must be a multiple of {parts}, for {devices} devices.")  # fmt: skip
     if start is not None:
         sizes = {name: getattr(start.network.config, name) for name in SIZES}
@@ -143,7 +143,9 @@ def main(config: PretrainConfig) -> None:
 
         def loss(tree):
             found = [objective(tree | fixed, rounds, own(world)) for world, rounds in enumerate(worlds)]
-            return sum(x for x, _ in found) / len(found), [metrics for _, metrics in found]
+            counts = [rounds[0].thinking.tokens.shape[0] for rounds in worlds]
+            total = sum(n * x for n, (x, _) in zip(counts, found, strict=True))
+            return total / sum(counts), [metrics for _, metrics in found]
 
         grads, metrics = jax.grad(loss, has_aux=True)(trainable(params))
         updates, opt_state = transform.update(grads, opt_state)
@@ -155,11 +157,8 @@ def main(config: PretrainConfig) -> None:
     state = jax.device_put(state, meshes.replicated(mesh))
     began, draw, noise = time.monotonic(), examples(config), np.random.default_rng([config.seed, 1])
     for number in range(steps):
-        drawn = [batch(drawn, codec, config.seen_noise, noise) for drawn in draw()]
-        if config.reading:
-            (only,) = drawn.pop()
-            drawn.append((dataclasses.replace(only, data=None),))
-        state, metrics = step(state, jax.device_put(tuple(drawn), meshes.spread(mesh)), number)
+        drawn = tuple(batch(one, codec, config.seen_noise, noise) for one in draw())
+        state, metrics = step(state, jax.device_put(drawn, meshes.spread(mesh)), number)
         if number % 100 == 0 or number == steps - 1:
             values = "   ".join("  ".join(f"{n} {float(v):.4f}" for n, v in found.items()) for found in metrics)
             print(f"step {number:5d}  {values}  {time.monotonic() - began:6.0f} s", flush=True)
@@ -167,8 +166,16 @@ def main(config: PretrainConfig) -> None:
     print(f"wrote {config.out}")
 
 
+@dataclasses.dataclass(frozen=True)
+class Group:
+    """Examples of one world, of as many rounds each; `images` says whether the images that they draw are to be learned."""
+
+    examples: Sequence
+    images: bool = True
+
+
 def examples(config: PretrainConfig):
-    """A function without arguments that gives the examples of the next step, a list for each world that is learned."""
+    """A function without arguments that gives the examples of the next step, a `Group` for each world that is learned."""
     from unigrpo_jax.worlds.shapes import prompts, rounds_supervised, supervised
 
     by_category = prompts.by_category("train")
@@ -181,22 +188,26 @@ def examples(config: PretrainConfig):
         only = rounds_supervised.Round(drawn.prompt.text, drawn.thinking, drawn.image)
         return rounds_supervised.RoundsExample(drawn.prompt, None, (only,))
 
-    reflect = lambda: rounds_supervised.reflect_example(rng, categories())
-    edit, story = lambda: rounds_supervised.edit_example(rng), lambda: rounds_supervised.story_example(rng)
+    reflect = lambda sloppy=True: rounds_supervised.reflect_example(rng, categories(), sloppy)
+    edit = lambda sloppy=True: rounds_supervised.edit_example(rng, sloppy=sloppy)
+    story = lambda: rounds_supervised.story_example(rng)
     worlds = (reflect, edit, story) if config.rounds else (one_round,)
-    counts = {world: config.batch // len(worlds) for world in worlds}
-    if config.reading:
-        counts[lambda: rounds_supervised.edit_example(rng, sloppy=False)] = config.reading
-    return lambda: [[world() for _ in range(count)] for world, count in counts.items()]
+    read = (edit, reflect) if config.reading else ()
+
+    def draw() -> list[Group]:
+        learned = [Group([world() for _ in range(config.batch // len(worlds))]) for world in worlds]
+        return learned + [Group([world(sloppy=False) for _ in range(config.reading // 2)], images=False) for world in read]
+
+    return draw
 
 
-def batch(drawn: Sequence, codec, seen_noise: float, rng: np.random.Generator) -> tuple:
+def batch(group: Group, codec, seen_noise: float, rng: np.random.Generator) -> tuple:
     """Examples (`rounds_supervised.RoundsExample`) of one world as the objective takes them, a `Round` for each round."""
     from unigrpo_jax.episode import Thinking
     from unigrpo_jax.learning.supervised import Round
     from unigrpo_jax.models.bagel import latents
 
-    pad, patch, seen = codec.config.pad_token, codec.config.latent_patch, None
+    drawn, pad, patch, seen = group.examples, codec.config.pad_token, codec.config.latent_patch, None
     tokens_of = lambda images: np.asarray(latents.patchify(latents.from_uint8(np.stack(images)), patch))
 
     def look(images):
@@ -220,8 +231,8 @@ def batch(drawn: Sequence, codec, seen_noise: float, rng: np.random.Generator) -
                 seen=seen,
                 heard=codec.prompts([one.text for one in rounds], PROMPT_TOKENS) if says else None,
                 thinking=Thinking(tokens=tokens, mask=mask, log_probs=np.zeros_like(tokens, np.float32)),
-                data=tokens_of([one.image for one in rounds]),
-                drawn=clear if last > 1 else None,
+                data=tokens_of([one.image for one in rounds]) if group.images else None,
+                drawn=clear if last > 1 and group.images else None,
             )
         )
         seen = look([one.image for one in rounds]) if number + 1 < last else None

@@ -121,6 +121,7 @@ def test_an_option_that_is_none_is_named_with_those_like_it(here, arguments, wor
         ("evaluate", ["nowhere/checkpoints/3"], ["nowhere/checkpoints/3 is no checkpoint"]),
         ("evaluate", ["MODEL", "--evaluation.images-per-prompt", "7"], ["batch = 96", "91 or 98"]),
         ("evaluate", ["MODEL", "--evaluation.rounds", "-1"], ["evaluation.rounds = -1"]),
+        ("evaluate", ["rounds_base", "--prompts", "shapes_story", "--evaluation.rounds", "2"], ["evaluation.rounds = 3"]),
         ("evaluate", ["MODEL", "--prompts", "broken.jsonl"], ["line 2"]),
         ("evaluate", ["MODEL", "--prompts", "long.jsonl"], ["bucket of 18"]),
         ("evaluate", ["MODEL", "--preset", "smok"], ["did you mean smoke?"]),
@@ -133,6 +134,7 @@ def test_an_option_that_is_none_is_named_with_those_like_it(here, arguments, wor
         ("pretrain", ["--out", "m", "--reading", "8"], ["--reading", "--rounds"]),
         ("pretrain", ["--out", "m", "--rounds", "--start", "nowhere"], ["no folder nowhere"]),
         ("pretrain", ["--out", "m", "--rounds", "--batch", "32"], ["--batch 32", "multiple of 24", "8 devices"]),
+        ("pretrain", ["--out", "m", "--rounds", "--batch", "24", "--reading", "24"], ["--reading 24", "multiple of 16"]),
     ],
 )
 def test_evaluate_and_generate_refuse_in_one_sentence(tiny_model, here, module, arguments, words):

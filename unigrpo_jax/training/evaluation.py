@@ -121,7 +121,8 @@ class Evaluator:
         self._codec = loaded.codec
         texts, place = [p.text for p in self.prompts], lambda row: self.prompts[row].place
         block = lambda texts: loaded.codec.prompts(texts, rollout.prompt_tokens, place)
-        self._blocks = block(texts), tuple(map(block, said_later(self.prompts, rollout.rounds)))
+        setting = "evaluation.rounds" if evaluation.rounds else "rollout.rounds"
+        self._blocks = block(texts), tuple(map(block, said_later(self.prompts, rollout.rounds, setting)))
         self._see = lambda prompts: given_pictures(prompts, loaded.network.config, rollout)
         for prompt in self.prompts if pictured(self.prompts) else ():
             self._see([prompt])

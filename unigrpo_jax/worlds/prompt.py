@@ -47,24 +47,24 @@ class Prompt:
         return dataclasses.replace(self, text=". ".join(said) if turn else self.text, metadata=metadata)
 
 
-def said_later(prompts: Sequence[Prompt], rounds: int) -> list[list[str]]:
+def said_later(prompts: Sequence[Prompt], rounds: int, setting: str = "rollout.rounds") -> list[list[str]]:
     """The texts of each later round, rounds - 1 lists; none where no prompt says anything later.
 
-    ConfigError where a prompt has another number of turns than the rounds can hear.
+    ConfigError where a prompt has another number of turns than the rounds can hear, whose number is that `setting`.
     """
     talks = bool(prompts and prompts[0].turns)
-    return [list(texts) for texts in zip(*(turns_of(prompt, rounds, talks) for prompt in prompts), strict=True)]
+    return [list(texts) for texts in zip(*(turns_of(prompt, rounds, talks, setting) for prompt in prompts), strict=True)]
 
 
-def turns_of(prompt: Prompt, rounds: int, talks: bool) -> Sequence[str]:
+def turns_of(prompt: Prompt, rounds: int, talks: bool, setting: str = "rollout.rounds") -> Sequence[str]:
     """The turns of a prompt; ConfigError as of `said_later`.  `talks` says whether others of the run have some."""
     turns = prompt.turns
     good = isinstance(turns, list | tuple) and all(isinstance(text, str) for text in turns)
     require(good, f"the prompt {quoted(prompt.text, 60)} has `turns` that are no list of texts; write them so.")
     require(
         not turns or len(turns) == rounds - 1,
-        f"the prompt {quoted(prompt.text, 60)} has {len(turns)} later turns, and rollout.rounds = {rounds} hears "
-        f"{rounds - 1}; use rollout.rounds = {len(turns) + 1}.",
+        f"the prompt {quoted(prompt.text, 60)} has {len(turns)} later turns, and {setting} = {rounds} hears "
+        f"{rounds - 1}; use {setting} = {len(turns) + 1}.",
     )
     require(bool(turns) == talks, f"the prompt {quoted(prompt.text, 60)} has {len(turns)} later turns, and others of the "
             f"run {rounds - 1 if talks else 0}; give all the same number.")  # fmt: skip

@@ -66,15 +66,20 @@ class RoundsExample:
     rounds: tuple[Round, ...]
 
 
-def reflect_example(rng: np.random.Generator, prompts: Mapping[str, Sequence[Prompt]]) -> RoundsExample:
-    """An example of `shapes_reflect`; `prompts` are those of each category of `shapes`, which is drawn uniformly."""
+def reflect_example(
+    rng: np.random.Generator, prompts: Mapping[str, Sequence[Prompt]], sloppy: bool = True
+) -> RoundsExample:
+    """An example of `shapes_reflect`; `prompts` are those of each category of `shapes`, which is drawn uniformly.
+
+    Where it is not `sloppy` the second thinking has no mistakes; the first round, which it is about, may have them.
+    """
     first = supervised.example(rng, prompts)
     clear = rng.random() >= UNCLEAR_PICTURES
     image = first.image if clear else _muddled(rng, first.image)
     seen, requirement = find_objects(image), requirement_of(first.prompt.metadata)
     faults = find_faults(seen, requirement)
     verdict, plan = verdict_text(faults), mend(rng, seen.objects, requirement)
-    if rng.random() < FALSE_VERDICTS:
+    if sloppy and rng.random() < FALSE_VERDICTS:
         wrong = (faults.missing or faults.extra or faults.relation) and seen.objects
         if wrong and rng.random() < 0.5:
             verdict, plan = "right", seen.objects
