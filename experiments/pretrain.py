@@ -7,6 +7,7 @@ The models inside the package, `base` and `rounds_base`, were made so; the READM
 """
 
 import dataclasses
+import math
 import pathlib
 import time
 from collections.abc import Sequence
@@ -16,6 +17,9 @@ import numpy as np
 from experiments.command_line import command_line
 
 SIZE, THINKING_TOKENS, PROMPT_TOKENS = 24, 26, 18
+# A patch is a cell of the drawing, so that a token is an object.
+VISION = {"hidden_size": 128, "intermediate_size": 256, "layers": 1, "heads": 4, "patch": 8, "table_side": 3, "max_side": 3}
+FIXED = ("latent_pos_embed", "vit_pos_embed")
 SIZES = ("hidden_size", "intermediate_size", "layers", "heads", "kv_heads", "latent_patch")
 
 
@@ -38,6 +42,8 @@ class PretrainConfig:
     reading: int = 0
     """Of several rounds: so many examples more per step, of which only the thinking is learned: half of them edits and half
     second looks, all without mistakes.  To read a picture is learned later than all else.  Every example weighs the same."""
+    vision: bool = False
+    """Of several rounds: begin with a fresh vision encoder (`VISION`), where the model to begin with has none."""
     noise_draws: int | None = None
     """Noisy versions of each image; default 3, of several rounds 1, since the base draws already."""
     learning_rate: float | None = None
@@ -77,13 +83,14 @@ def main(config: PretrainConfig) -> None:
 
     from unigrpo_jax.config import MeshConfig, ModelConfig, require
     from unigrpo_jax.learning.supervised import SupervisedObjective
-    from unigrpo_jax.models.bagel import Bagel, BagelConfig
+    from unigrpo_jax.models.bagel import Bagel, BagelConfig, VisionConfig
     from unigrpo_jax.models.bagel.text import TextCodec, load_tokenizer, special_tokens
     from unigrpo_jax.models.folder import load_model, save_model
     from unigrpo_jax.parallel import mesh as meshes
     from unigrpo_jax.worlds.shapes import tokenizer
 
-    require(config.rounds or not (config.start or config.reading), "--start and --reading are for --rounds; add it.")
+    require(config.rounds or not (config.start or config.reading or config.vision),
+            "--start, --reading and --vision are for --rounds; add it.")  # fmt: skip
     start = load_model(ModelConfig(path=config.start)) if config.rounds else None
     devices = jax.device_count()
     share = 3 if config.rounds else 1  # of the batch, to each world; on one device what is left over is left out
@@ -100,7 +107,10 @@ def main(config: PretrainConfig) -> None:
     key = jax.random.key(config.seed)
     if start is not None:
         model_config = start.network.config
-        params = jax.tree.map(lambda x: jnp.asarray(np.asarray(x)), start.params())  # bound to no device, as fresh ones are
+        if config.vision and model_config.vision is None:
+            model_config = dataclasses.replace(model_config, vision=VisionConfig(**VISION))
+        # Bound to no device, as fresh ones are.
+        params = Bagel(model_config).init(key) | jax.tree.map(lambda x: jnp.asarray(np.asarray(x)), start.params())
         require(words == model_config.vocab_size, f"the worlds of several rounds have {words} words, and the shapes base "
                 f"{model_config.vocab_size} rows for them; make the base again, without --rounds.")  # fmt: skip
     else:
@@ -131,13 +141,13 @@ def main(config: PretrainConfig) -> None:
     peak = config.learning_rate or (1.5e-3 if config.rounds else 2e-3)
     rate = optax.warmup_cosine_decay_schedule(0.0, peak, min(100, steps // 10), steps, peak * 0.02)
     transform = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(rate, b2=0.99))
-    trainable = lambda tree: {k: v for k, v in tree.items() if k != "latent_pos_embed"}
+    trainable = lambda tree: {k: v for k, v in tree.items() if k not in FIXED}
     state = (params, transform.init(trainable(params)), params)
 
     @jax.jit
     def step(state, worlds, number):
         params, opt_state, ema = state
-        fixed = {"latent_pos_embed": params["latent_pos_embed"]}
+        fixed = {k: v for k, v in params.items() if k in FIXED}
         now = jax.random.fold_in(key, number)
         own = lambda world: jax.random.fold_in(now, world) if world else now
 
@@ -203,17 +213,20 @@ def examples(config: PretrainConfig):
 
 def batch(group: Group, codec, seen_noise: float, rng: np.random.Generator) -> tuple:
     """Examples (`rounds_supervised.RoundsExample`) of one world as the objective takes them, a `Round` for each round."""
-    from unigrpo_jax.episode import Thinking
+    from unigrpo_jax.episode import Look, Thinking
     from unigrpo_jax.learning.supervised import Round
     from unigrpo_jax.models.bagel import latents
 
     drawn, pad, patch, seen = group.examples, codec.config.pad_token, codec.config.latent_patch, None
-    tokens_of = lambda images: np.asarray(latents.patchify(latents.from_uint8(np.stack(images)), patch))
+    pixels_of = lambda images: np.asarray(latents.from_uint8(np.stack(images)))
+    cut = lambda pixels, side: np.asarray(latents.patchify(pixels, side), np.float32)
 
     def look(images):
-        clean = tokens_of(images)
-        spread = rng.uniform(0, seen_noise, (len(clean), 1, 1))
-        return (clean + spread * rng.normal(size=clean.shape)).astype(np.float32)
+        pixels = pixels_of(images)
+        pixels = pixels + rng.uniform(0, seen_noise, (len(pixels), 1, 1, 1)) * rng.normal(size=pixels.shape)
+        vision, square = codec.config.vision, lambda x: x.reshape(len(x), math.isqrt(x.shape[1]), -1, x.shape[2])
+        patches = None if vision is None else square(cut(pixels, vision.patch))
+        return Look(latent=square(cut(pixels, patch)), patches=patches)
 
     if drawn[0].picture is not None:
         seen = look([example.picture for example in drawn])
@@ -231,7 +244,7 @@ def batch(group: Group, codec, seen_noise: float, rng: np.random.Generator) -> t
                 seen=seen,
                 heard=codec.prompts([one.text for one in rounds], PROMPT_TOKENS) if says else None,
                 thinking=Thinking(tokens=tokens, mask=mask, log_probs=np.zeros_like(tokens, np.float32)),
-                data=tokens_of([one.image for one in rounds]) if group.images else None,
+                data=cut(pixels_of([one.image for one in rounds]), patch) if group.images else None,
                 drawn=clear if last > 1 and group.images else None,
             )
         )

@@ -9,10 +9,13 @@ import numpy as np
 import pytest
 from transformers import AutoTokenizer
 
-from experiments.pretrain import PretrainConfig, examples
+from experiments.pretrain import VISION, PretrainConfig, batch, examples
 from tests import shapes_reader
 from tests.scenes import CELLS, COLOURS, SHAPES
 from unigrpo_jax.config import RolloutConfig
+from unigrpo_jax.models.bagel import BagelConfig, VisionConfig, latents
+from unigrpo_jax.models.bagel.pictures import see_again
+from unigrpo_jax.models.bagel.text import TextCodec, load_tokenizer
 from unigrpo_jax.worlds.shapes import edit, rounds_supervised, story, tokenizer
 from unigrpo_jax.worlds.shapes.change_judge import judge_change, judge_changed_plan
 from unigrpo_jax.worlds.shapes.checker import Findings, find_objects, find_objects_batch
@@ -268,6 +271,32 @@ def test_edits_without_mistakes_are_right_in_plan_and_picture():
         (one,), change = example.rounds, example.prompt.metadata["change"]
         after, before = find_objects(one.image), find_objects(example.picture)
         assert judge_change(after, before, change).exact and scene(*parse_plan(one.thinking)) == after.objects
+
+
+def test_a_batch_shows_each_image_as_a_rollout_reads_it(folder):
+    """Latents and patches of the given picture, or of the image of the round before, here without noise upon it."""
+    vision = VisionConfig(**VISION)
+    sizes = BagelConfig(
+        vocab_size=128, hidden_size=32, intermediate_size=64, layers=1, heads=2, kv_heads=1, pad_token=0, bos_token=1,
+        eos_token=2, image_start_token=3, image_end_token=4, latent_channels=3, latent_patch=4, max_latent_size=6,
+    )  # fmt: skip
+    groups = examples(PretrainConfig(out=pathlib.Path("unused"), rounds=True, batch=9))()
+    for config in (sizes, dataclasses.replace(sizes, vision=vision)):
+        codec = TextCodec(load_tokenizer(folder), config)
+        for group in groups:
+            rounds = batch(group, codec, 0.0, np.random.default_rng(0))
+            for r, one in enumerate(rounds):
+                images = [e.rounds[r - 1].image if r else e.picture for e in group.examples]
+                if images[0] is None:
+                    assert one.seen is None
+                    continue
+                pixels, patches = see_again(np.stack(images), config)
+                latent = latents.patchify(pixels, 4).reshape(3, 6, 6, -1)
+                np.testing.assert_allclose(one.seen.latent, latent, atol=1e-6)
+                if patches is None:
+                    assert one.seen.patches is None
+                else:
+                    np.testing.assert_allclose(one.seen.patches, patches, atol=1e-6)
 
 
 def test_second_looks_without_mistakes_are_true_and_mend_what_the_first_round_left_wrong():

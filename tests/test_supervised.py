@@ -1,5 +1,7 @@
 """Supervised training: the loss by hand, what dropout leaves out, and that it learns."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,9 +9,9 @@ import optax
 import pytest
 
 from tests.test_network import CONFIG, GRID, decode, prefill, text_logits, velocity_of
-from unigrpo_jax.episode import Thinking, TokenBlock
+from unigrpo_jax.episode import Look, Thinking, TokenBlock
 from unigrpo_jax.learning.supervised import Round, SupervisedObjective
-from unigrpo_jax.models.bagel import Bagel
+from unigrpo_jax.models.bagel import Bagel, VisionConfig
 from unigrpo_jax.models.bagel import context as contexts
 from unigrpo_jax.models.bagel.latents import position_ids
 from unigrpo_jax.rollout.thinking import thinking_block
@@ -23,7 +25,7 @@ def a_round(seed=0, seen=None) -> Round:
     tokens[np.arange(3), lengths - 1] = CONFIG.eos_token
     prompt = rng.integers(5, CONFIG.vocab_size, (3, 4)).astype(np.int32)
     return Round(
-        seen=seen,
+        seen=None if seen is None else Look(latent=seen.reshape(3, *GRID, -1), patches=None),
         heard=TokenBlock(tokens=prompt, valid=np.ones((3, 4), bool)),
         thinking=Thinking(tokens=np.where(mask, tokens, 0), mask=mask, log_probs=np.zeros((3, 5), np.float32)),
         data=rng.normal(size=(3, GRID[0] * GRID[1], CONFIG.latent_width)).astype(np.float32),
@@ -91,7 +93,7 @@ def test_a_later_round_is_read_after_the_image_and_the_words_before_it(params, e
     context, ce, mse = model.empty(3), [], []
     for number, one in enumerate(rounds):
         ids = jnp.asarray(position_ids(GRID, CONFIG.max_latent_size))
-        args = (one.seen, jnp.zeros(3), ids, context)
+        args = (one.seen.latent.reshape(3, GRID[0] * GRID[1], -1), jnp.zeros(3), ids, context)
         context = contexts.extend(context, model.network.apply({"params": params}, *args, method="latent_block")[1])
         if one.heard is not None:
             context = contexts.extend(context, prefill(model, params, one.heard.tokens, one.heard.valid, context)[1])
@@ -116,6 +118,28 @@ def test_a_later_round_is_read_after_the_image_and_the_words_before_it(params, e
     np.testing.assert_allclose(metrics["ce"], np.mean(ce), rtol=1e-5)
     np.testing.assert_allclose(metrics["mse"], np.mean(mse), rtol=1e-5)
     np.testing.assert_allclose(total, np.mean(ce) + np.mean(mse), rtol=1e-5)
+
+
+def test_an_image_is_read_as_latents_and_then_as_patches(examples):
+    """By hand, from the verbs, as a rollout reads it; the encoder learns from what is said of the image."""
+    vision = VisionConfig(hidden_size=8, intermediate_size=16, layers=1, heads=2, patch=2, table_side=4, max_side=4)
+    model = Bagel(dataclasses.replace(CONFIG, vision=vision))
+    params, rng = model.init(jax.random.key(0)), np.random.default_rng(6)
+    latent = rng.normal(size=(3, *GRID, CONFIG.latent_width)).astype(np.float32)
+    patches = rng.normal(size=(3, 2, 3, vision.patch_width)).astype(np.float32)
+    one = examples.replace(seen=Look(latent=latent, patches=patches), data=None)
+    loss = dataclasses.replace(rounds_objective(0.0), model=model)
+    (total, _), grads = jax.jit(jax.value_and_grad(lambda p: loss(p, (one,), jax.random.key(0)), has_aux=True))(params)
+    context = model.empty(3)
+    context = contexts.extend(context, model.see_latents(params, latent.reshape(3, -1, CONFIG.latent_width), GRID, context))
+    context = contexts.extend(context, model.see_patches(params, patches.reshape(3, 6, -1), (2, 3), context))
+    assert context.slots == GRID[0] * GRID[1] + 2 + 6 + 2
+    context = contexts.extend(context, model.prefill(params, one.heard.tokens, one.heard.valid, context)[1])
+    block = thinking_block(model, one.thinking)
+    logits = model.text_logits(params, model.prefill(params, block.tokens, block.valid, context)[0])[:, :5]
+    chosen = np.take_along_axis(np.asarray(jax.nn.log_softmax(logits)), one.thinking.tokens[:, :, None], axis=2)[:, :, 0]
+    np.testing.assert_allclose(total, -chosen[one.thinking.mask].mean(), rtol=1e-5)
+    assert np.any(grads["vision"]["patch_embed"]["kernel"]) and np.any(grads["connector"]["fc2"]["kernel"])
 
 
 def test_only_the_thinking_is_learned_where_there_is_nothing_to_draw(params, examples):

@@ -17,7 +17,7 @@ _EXPERTS = {
     REASONING: r"layers/und/.*|norm_und/.*|embed/.*|lm_head/.*",
     DENOISING: r"layers/gen/.*|norm_gen/.*|vae2llm/.*|llm2vae/.*|time_embedder/.*",
 }
-# Never trained: the fixed tables, and what no episode runs through.
+# Never trained: the fixed tables, and the vision encoder with its connector, through which images are read.
 _FIXED = r"latent_pos_embed|vit_pos_embed|vision/.*|connector/.*"
 
 

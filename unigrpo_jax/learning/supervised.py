@@ -14,10 +14,11 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
-from unigrpo_jax.episode import Thinking, TokenBlock
+from unigrpo_jax.episode import Look, Thinking, TokenBlock
 from unigrpo_jax.models.bagel import context as contexts
 from unigrpo_jax.models.bagel.context import Context
 from unigrpo_jax.models.bagel.network import Bagel
+from unigrpo_jax.rollout.dialogue import read_image
 from unigrpo_jax.rollout.thinking import thinking_block
 
 
@@ -26,14 +27,14 @@ class Round:
     """One round of a batch of supervised examples.
 
     Attributes:
-      seen: float32 [B, N, C], clean latent tokens of the image that is looked at first; None where there is none.
+      seen: the image that is looked at first; None where there is none.
       heard: what the user says then; None where nothing is said.
       thinking: the right thinking as if it had been sampled; its log_probs are not read.
       data: float32 [B, N, C], clean latent tokens of the image to draw; None where only the thinking is learned.
       drawn: bool [B], whether that image is one to learn; None where all are.
     """
 
-    seen: jax.Array | None
+    seen: Look | None
     heard: TokenBlock | None
     thinking: Thinking
     data: jax.Array | None
@@ -74,7 +75,7 @@ class SupervisedObjective:
         key_text, key_time, key_noise = jax.random.split(key, 3)
         keep_heard, keep_thinking = jax.random.bernoulli(key_text, 1 - self.text_dropout, (2, batch, 1))
         if one.seen is not None:
-            context = contexts.extend(context, self.model.see_latents(params, one.seen, self.grid, context))
+            context = read_image(self.model, params, context, one.seen.latent, one.seen.patches)
         if one.heard is not None:
             _, new = self.model.prefill(params, one.heard.tokens, one.heard.valid & keep_heard, context)
             context = contexts.extend(context, new)

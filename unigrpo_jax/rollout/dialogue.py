@@ -59,19 +59,24 @@ def hear(model: Bagel, params, dialogue: Dialogue, block: TokenBlock) -> Dialogu
 
 
 def look(model: Bagel, params, dialogue: Dialogue, latent=None, patches=None) -> Dialogue:
-    """Reads an image: its clean latents, then its patches, each where given.
+    """Reads an image, as `read_image` does."""
+    full = read_image(model, params, dialogue.full, latent, patches)
+    return dialogue.replace(full=full, without_text=full)
+
+
+def read_image(model: Bagel, params, context: Context, latent=None, patches=None) -> Context:
+    """The context after an image: its clean latents, then its patches, each where given.
 
     Args:
       model: the network.
       params: its parameters.
-      dialogue: what was read before.
+      context: what was read before.
       latent: latent tokens [B, rows, columns, C], for a model that is to draw upon the image; or None.
       patches: patches [B, rows, columns, P], where the model has a vision encoder; or None.
     """
-    full = dialogue.full
     for tokens, see in ((latent, model.see_latents), (patches, model.see_patches)):
         if tokens is not None:
             batch, *grid, width = tokens.shape
-            block = see(params, tokens.reshape(batch, -1, width), tuple(grid), full)
-            full = contexts.extend(full, block)
-    return dialogue.replace(full=full, without_text=full)
+            block = see(params, tokens.reshape(batch, -1, width), tuple(grid), context)
+            context = contexts.extend(context, block)
+    return context
