@@ -205,7 +205,7 @@ def examples(config: PretrainConfig):
     read = (edit, reflect) if config.reading else ()
 
     def draw() -> list[Group]:
-        learned = [Group([world() for _ in range(config.batch // len(worlds))]) for world in worlds]
+        learned = [Group([world() for _ in range(config.batch // len(worlds))]) for world in worlds if config.batch]
         return learned + [Group([world(sloppy=False) for _ in range(config.reading // 2)], images=False) for world in read]
 
     return draw
@@ -226,7 +226,8 @@ def batch(group: Group, codec, seen_noise: float, rng: np.random.Generator) -> t
         pixels = pixels + rng.uniform(0, seen_noise, (len(pixels), 1, 1, 1)) * rng.normal(size=pixels.shape)
         vision, square = codec.config.vision, lambda x: x.reshape(len(x), math.isqrt(x.shape[1]), -1, x.shape[2])
         patches = None if vision is None else square(cut(pixels, vision.patch))
-        return Look(latent=square(cut(pixels, patch)), patches=patches)
+        latent = None if vision is not None and not group.images else square(cut(pixels, patch))
+        return Look(latent=latent, patches=patches)
 
     if drawn[0].picture is not None:
         seen = look([example.picture for example in drawn])
