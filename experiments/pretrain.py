@@ -44,6 +44,9 @@ class PretrainConfig:
     second looks, all without mistakes.  To read a picture is learned later than all else.  Every example weighs the same."""
     vision: bool = False
     """Of several rounds: begin with a fresh vision encoder (`VISION`), where the model to begin with has none."""
+    patches_only: bool = False
+    """Show images that are only read through the vision encoder alone, without their latents, which are read already: so it
+    is learned sooner."""
     noise_draws: int | None = None
     """Noisy versions of each image; default 3, of several rounds 1, since the base draws already."""
     learning_rate: float | None = None
@@ -91,6 +94,8 @@ def main(config: PretrainConfig) -> None:
 
     require(config.rounds or not (config.start or config.reading or config.vision),
             "--start, --reading and --vision are for --rounds; add it.")  # fmt: skip
+    require(not config.patches_only or (config.reading and config.vision),
+            "--patches-only is about what a vision encoder reads; add --reading and --vision.")  # fmt: skip
     start = load_model(ModelConfig(path=config.start)) if config.rounds else None
     devices = jax.device_count()
     share = 3 if config.rounds else 1  # of the batch, to each world; on one device what is left over is left out
@@ -137,6 +142,8 @@ def main(config: PretrainConfig) -> None:
         text_dropout=config.text_dropout,
         noise_draws=config.noise_draws or (1 if config.rounds else 3),
     )
+    reading = dataclasses.replace(objective, text_dropout=0.0)  # of what was left out nothing can be read
+    shown = [(objective if group.images else reading, len(group.examples)) for group in examples(config)()]
     steps = config.steps or (2000 if config.rounds else 3600)
     peak = config.learning_rate or (1.5e-3 if config.rounds else 2e-3)
     rate = optax.warmup_cosine_decay_schedule(0.0, peak, min(100, steps // 10), steps, peak * 0.02)
@@ -152,9 +159,10 @@ def main(config: PretrainConfig) -> None:
         own = lambda world: jax.random.fold_in(now, world) if world else now
 
         def loss(tree):
-            found = [objective(tree | fixed, rounds, own(world)) for world, rounds in enumerate(worlds)]
-            counts = [rounds[0].thinking.tokens.shape[0] for rounds in worlds]
-            total = sum(n * x for n, (x, _) in zip(counts, found, strict=True))
+            found = [each(tree | fixed, rounds, own(world))
+                     for world, (rounds, (each, _)) in enumerate(zip(worlds, shown, strict=True))]  # fmt: skip
+            counts = [count for _, count in shown]
+            total = sum(count * x for count, (x, _) in zip(counts, found, strict=True))
             return total / sum(counts), [metrics for _, metrics in found]
 
         grads, metrics = jax.grad(loss, has_aux=True)(trainable(params))
@@ -167,7 +175,7 @@ def main(config: PretrainConfig) -> None:
     state = jax.device_put(state, meshes.replicated(mesh))
     began, draw, noise = time.monotonic(), examples(config), np.random.default_rng([config.seed, 1])
     for number in range(steps):
-        drawn = tuple(batch(one, codec, config.seen_noise, noise) for one in draw())
+        drawn = tuple(batch(one, codec, config, noise) for one in draw())
         state, metrics = step(state, jax.device_put(drawn, meshes.spread(mesh)), number)
         if number % 100 == 0 or number == steps - 1:
             values = "   ".join("  ".join(f"{n} {float(v):.4f}" for n, v in found.items()) for found in metrics)
@@ -211,7 +219,7 @@ def examples(config: PretrainConfig):
     return draw
 
 
-def batch(group: Group, codec, seen_noise: float, rng: np.random.Generator) -> tuple:
+def batch(group: Group, codec, config: PretrainConfig, rng: np.random.Generator) -> tuple:
     """Examples (`rounds_supervised.RoundsExample`) of one world as the objective takes them, a `Round` for each round."""
     from unigrpo_jax.episode import Look, Thinking
     from unigrpo_jax.learning.supervised import Round
@@ -223,10 +231,10 @@ def batch(group: Group, codec, seen_noise: float, rng: np.random.Generator) -> t
 
     def look(images):
         pixels = pixels_of(images)
-        pixels = pixels + rng.uniform(0, seen_noise, (len(pixels), 1, 1, 1)) * rng.normal(size=pixels.shape)
+        pixels = pixels + rng.uniform(0, config.seen_noise, (len(pixels), 1, 1, 1)) * rng.normal(size=pixels.shape)
         vision, square = codec.config.vision, lambda x: x.reshape(len(x), math.isqrt(x.shape[1]), -1, x.shape[2])
         patches = None if vision is None else square(cut(pixels, vision.patch))
-        latent = None if vision is not None and not group.images else square(cut(pixels, patch))
+        latent = None if config.patches_only and not group.images else square(cut(pixels, patch))
         return Look(latent=latent, patches=patches)
 
     if drawn[0].picture is not None:

@@ -1,5 +1,6 @@
 """The entry points end to end, as separate processes where that matters: what a run leaves, and what is made of it."""
 
+import gc
 import json
 import os
 import pathlib
@@ -7,6 +8,7 @@ import shutil
 import subprocess
 import sys
 
+import jax
 import pytest
 from PIL import Image
 
@@ -261,3 +263,15 @@ def test_a_run_with_a_rule_and_a_clip_reward(tiny_model, tmp_path):
         assert line["reward/mean"] == pytest.approx(mixed, rel=1e-5) and line["reward/pickscore/std"] > 0
     summary = json.loads((tmp_path / "runs" / "smoke" / "summary.json").read_text())
     assert {"graded", "pickscore", "exact"} <= summary["after"].keys()
+
+
+def test_a_run_that_has_ended_holds_no_programs(tiny_model, tmp_path):
+    """JAX remembers the callback inside the rollout, and with it whatever that belongs to."""
+
+    def held() -> int:
+        gc.collect()
+        return sum(isinstance(x, jax.stages.Compiled) for x in gc.get_objects())
+
+    before = held()
+    assert run_small(tiny_model, tmp_path / "run", "--rewards", "colourfulness", "--iterations", 1).code == 0
+    assert held() == before

@@ -280,11 +280,12 @@ def test_a_batch_shows_each_image_as_a_rollout_reads_it(folder):
         vocab_size=128, hidden_size=32, intermediate_size=64, layers=1, heads=2, kv_heads=1, pad_token=0, bos_token=1,
         eos_token=2, image_start_token=3, image_end_token=4, latent_channels=3, latent_patch=4, max_latent_size=6,
     )  # fmt: skip
-    groups = examples(PretrainConfig(out=pathlib.Path("unused"), rounds=True, batch=9))()
+    settings = PretrainConfig(out=pathlib.Path("unused"), rounds=True, batch=9, seen_noise=0.0)
+    groups = examples(settings)()
     for config in (sizes, dataclasses.replace(sizes, vision=vision)):
         codec = TextCodec(load_tokenizer(folder), config)
         for group in groups:
-            rounds = batch(group, codec, 0.0, np.random.default_rng(0))
+            rounds = batch(group, codec, settings, np.random.default_rng(0))
             for r, one in enumerate(rounds):
                 images = [e.rounds[r - 1].image if r else e.picture for e in group.examples]
                 if images[0] is None:

@@ -172,6 +172,11 @@ class Trainer:
         self._compiled = executor.submit(lambda: [program.compile() for program in self.programs.lower(inputs)])
         executor.shutdown(wait=False)
 
+    def close(self) -> None:
+        """Lets go of programs and weights: JAX remembers the rollout's callback for ever, and with it this object."""
+        self._compiled, self._imitated = None, None
+        self.frozen, self.reference, self.autoencoder_params = {}, {}, {}
+
     def _note_time(self, _) -> None:
         self._thought_at = time.monotonic()
 
