@@ -130,14 +130,19 @@ def test_an_image_is_read_as_latents_and_then_as_patches(examples):
     one = examples.replace(seen=Look(latent=latent, patches=patches), data=None)
     loss = dataclasses.replace(rounds_objective(0.0), model=model)
     (total, _), grads = jax.jit(jax.value_and_grad(lambda p: loss(p, (one,), jax.random.key(0)), has_aux=True))(params)
-    context = model.empty(3)
-    context = contexts.extend(context, model.see_latents(params, latent.reshape(3, -1, CONFIG.latent_width), GRID, context))
-    context = contexts.extend(context, model.see_patches(params, patches.reshape(3, 6, -1), (2, 3), context))
-    assert context.slots == GRID[0] * GRID[1] + 2 + 6 + 2
-    context = contexts.extend(context, model.prefill(params, one.heard.tokens, one.heard.valid, context)[1])
-    block = thinking_block(model, one.thinking)
-    logits = model.text_logits(params, model.prefill(params, block.tokens, block.valid, context)[0])[:, :5]
-    chosen = np.take_along_axis(np.asarray(jax.nn.log_softmax(logits)), one.thinking.tokens[:, :, None], axis=2)[:, :, 0]
+
+    @jax.jit
+    def by_hand(params):
+        tokens, context = latent.reshape(3, -1, CONFIG.latent_width), model.empty(3)
+        context = contexts.extend(context, model.see_latents(params, tokens, GRID, context))
+        context = contexts.extend(context, model.see_patches(params, patches.reshape(3, 6, -1), (2, 3), context))
+        assert context.slots == GRID[0] * GRID[1] + 2 + 6 + 2
+        context = contexts.extend(context, model.prefill(params, one.heard.tokens, one.heard.valid, context)[1])
+        block = thinking_block(model, one.thinking)
+        return jax.nn.log_softmax(model.text_logits(params, model.prefill(params, block.tokens, block.valid, context)[0]))
+
+    log_probs = np.asarray(by_hand(params))[:, :5]
+    chosen = np.take_along_axis(log_probs, one.thinking.tokens[:, :, None], axis=2)[:, :, 0]
     np.testing.assert_allclose(total, -chosen[one.thinking.mask].mean(), rtol=1e-5)
     assert np.any(grads["vision"]["patch_embed"]["kernel"]) and np.any(grads["connector"]["fc2"]["kernel"])
 
