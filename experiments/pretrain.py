@@ -96,6 +96,7 @@ def main(config: PretrainConfig) -> None:
             "--start, --reading and --vision are for --rounds; add it.")  # fmt: skip
     require(not config.patches_only or (config.reading and config.vision),
             "--patches-only is about what a vision encoder reads; add --reading and --vision.")  # fmt: skip
+    require(config.batch > 0 or config.reading > 0, "--batch 0 leaves nothing to learn but what is read; add --reading.")
     start = load_model(ModelConfig(path=config.start)) if config.rounds else None
     devices = jax.device_count()
     share = 3 if config.rounds else 1  # of the batch, to each world; on one device what is left over is left out

@@ -133,6 +133,8 @@ def test_an_option_that_is_none_is_named_with_those_like_it(here, arguments, wor
         ("generate", ["MODEL", "a circle", "--out", "."], ["is a folder"]),
         ("pretrain", ["--out", "m", "--reading", "8"], ["--reading", "--rounds"]),
         ("pretrain", ["--out", "m", "--vision"], ["--vision", "--rounds"]),
+        ("pretrain", ["--out", "m", "--batch", "0"], ["--batch 0", "add --reading"]),
+        ("pretrain", ["--out", "m", "--rounds", "--reading", "16", "--patches-only"], ["--patches-only", "--vision"]),
         ("pretrain", ["--out", "m", "--rounds", "--start", "nowhere"], ["no folder nowhere"]),
         ("pretrain", ["--out", "m", "--rounds", "--batch", "32"], ["--batch 32", "multiple of 24", "8 devices"]),
         ("pretrain", ["--out", "m", "--rounds", "--batch", "24", "--reading", "24"], ["--reading 24", "multiple of 16"]),
