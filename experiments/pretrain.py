@@ -144,7 +144,6 @@ def main(config: PretrainConfig) -> None:
         noise_draws=config.noise_draws or (1 if config.rounds else 3),
     )
     reading = dataclasses.replace(objective, text_dropout=0.0)  # of what was left out nothing can be read
-    shown = [(objective if group.images else reading, len(group.examples)) for group in examples(config)()]
     steps = config.steps or (2000 if config.rounds else 3600)
     peak = config.learning_rate or (1.5e-3 if config.rounds else 2e-3)
     rate = optax.warmup_cosine_decay_schedule(0.0, peak, min(100, steps // 10), steps, peak * 0.02)
@@ -160,9 +159,9 @@ def main(config: PretrainConfig) -> None:
         own = lambda world: jax.random.fold_in(now, world) if world else now
 
         def loss(tree):
-            found = [each(tree | fixed, rounds, own(world))
-                     for world, (rounds, (each, _)) in enumerate(zip(worlds, shown, strict=True))]  # fmt: skip
-            counts = [count for _, count in shown]
+            loss_of = lambda rounds: reading if rounds[0].data is None else objective
+            found = [loss_of(rounds)(tree | fixed, rounds, own(world)) for world, rounds in enumerate(worlds)]
+            counts = [rounds[0].thinking.tokens.shape[0] for rounds in worlds]
             total = sum(count * x for count, (x, _) in zip(counts, found, strict=True))
             return total / sum(counts), [metrics for _, metrics in found]
 

@@ -20,7 +20,7 @@ import pytest
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 MAPS = pathlib.Path("/proc/self/maps")
-MANY_MAPS = 10_000  # Linux lets a process have 65530 and the compiler crashes at that
+MANY_MAPS = 10_000  # Linux lets a process have 65530
 
 jax.config.update("jax_default_matmul_precision", "highest")
 jax.config.update("jax_numpy_rank_promotion", "raise")

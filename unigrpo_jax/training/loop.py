@@ -108,7 +108,6 @@ def run(config: RunConfig, run_dir: storage.Place, resume: bool = False, allow_c
             console.message("There is no checkpoint to resume from; starting.")
         loop = _Loop(config, run_dir, trainer, evaluator, checkpoints, console, Watchdog(config.processes.hang_seconds))
         with contextlib.ExitStack() as stack:
-            stack.callback(trainer.close)
             stack.callback(checkpoints.close)
             try:
                 if processes.is_first():

@@ -139,17 +139,30 @@ def _named(columns: dict[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]
     return {name.removeprefix(prefix): x for name, x in columns.items() if name.startswith(prefix)}
 
 
+class Moment:
+    """When it was last called, in seconds of `time.monotonic`.
+
+    JAX keeps a callback of a compiled program for ever; this one holds nothing, no programs and no weights.
+    """
+
+    time = 0.0
+
+    def __call__(self, _) -> None:
+        """Notes the time."""
+        self.time = time.monotonic()
+
+
 class Trainer:
     """Rollout, reward and update of a run."""
 
     def __init__(self, parts: Parts):
         loaded = parts.loaded
-        self.parts, self._thought_at = parts, 0.0
+        self.parts, self._thought = parts, Moment()
         system = loaded.codec.system(parts.config.rollout)
         follow = parts.followed and Followed.of(parts.followed, parts.order.batch(0, 1)[0].metadata)
         self.programs = Programs(
             parts.config, loaded.network, loaded.autoencoder, system, parts.layout, loaded.abstract_params(),
-            self._note_time, follow,
+            self._thought, follow,
         )  # fmt: skip
         self._compiled: Future | None = None
         first = parts.order.batch(0, 1)
@@ -171,14 +184,6 @@ class Trainer:
         executor = ThreadPoolExecutor(1)
         self._compiled = executor.submit(lambda: [program.compile() for program in self.programs.lower(inputs)])
         executor.shutdown(wait=False)
-
-    def close(self) -> None:
-        """Lets go of programs and weights: JAX remembers the rollout's callback for ever, and with it this object."""
-        self._compiled, self._imitated = None, None
-        self.frozen, self.reference, self.autoencoder_params = {}, {}, {}
-
-    def _note_time(self, _) -> None:
-        self._thought_at = time.monotonic()
 
     def start(self) -> TrainState:
         """Reads the weights; the state before the first iteration.
@@ -224,7 +229,7 @@ class Trainer:
         config = self.parts.config
         prompts, block, picture, turns = processes.agree_on_errors((ConfigError,), lambda: self._prompts(step))
         rollout, _ = self._compiled.result()
-        self._thought_at = begin = time.monotonic()
+        self._thought.time = begin = time.monotonic()
         whole = lambda tree: jax.tree.map(lambda x: processes.to_global(x, self.programs.everywhere), tree)
         params = self.params(state) if self._imitated is None else self._imitated
         numbers = (np.int32(config.seed), np.int32(step), np.int32(0))
@@ -242,7 +247,7 @@ class Trainer:
         batches = by_round(episodes, [prompts[row] for row in of], self.parts.loaded.codec, own, before)
         masks = [own(thinking.mask) for thinking in episodes.thinkings if thinking is not None]
         tokens = sum((mask.sum(axis=1) for mask in masks), np.zeros(len(rows), int))
-        times = {"time/rollout_text": self._thought_at - begin, "time/rollout_flow": end - self._thought_at}
+        times = {"time/rollout_text": self._thought.time - begin, "time/rollout_flow": end - self._thought.time}
         finite = processes.own_rows(episodes.drawing.finite)[1]
         return episodes, OwnEpisodes(rows, batches, tokens, finite), times
 
