@@ -43,7 +43,7 @@ class PretrainConfig:
     """Of several rounds: so many examples more per step, of which only the thinking is learned: half of them edits and half
     second looks, all without mistakes.  To read a picture is learned later than all else.  Every example weighs the same."""
     vision: bool = False
-    """Of several rounds: begin with a fresh vision encoder (`VISION`), where the model to begin with has none."""
+    """Of several rounds: begin with a fresh vision encoder, a token for each cell of the drawing, where there is none."""
     patches_only: bool = False
     """Show images that are only read through the vision encoder alone, without their latents, which are read already: so it
     is learned sooner."""
@@ -101,8 +101,9 @@ def main(config: PretrainConfig) -> None:
     devices = jax.device_count()
     share = 3 if config.rounds else 1  # of the batch, to each world; on one device what is left over is left out
     for name, parts in ("batch", devices * share if devices > 1 else 1), ("reading", 2 * devices):
+        where = f"{devices} device{'s' * (devices > 1)}"
         require(getattr(config, name) % parts == 0,
-                f"--{name} {getattr(config, name)} must be a multiple of {parts}, for {devices} devices.")  # fmt: skip
+                f"--{name} {getattr(config, name)} must be a multiple of {parts}, for {where}.")  # fmt: skip
     if start is not None:
         sizes = {name: getattr(start.network.config, name) for name in SIZES}
         asked = {name: getattr(config, name) for name in SIZES}
