@@ -86,7 +86,7 @@ def test_two_fifths_of_the_drawings_of_every_round_miss_the_plan(drawn, world, r
 
 
 def test_three_quarters_of_the_verdicts_are_true_of_right_and_of_wrong_pictures(drawn):
-    """Seen: 0.745 of 3000, of whose pictures 0.446 are right; 0.108 of the wrong pictures are called right."""
+    """Seen: 0.760 of 3000, of whose pictures 0.441 are right; 0.021 of the wrong ones are called right, by misreading."""
     members, (seen, _) = drawn["reflect"]
     facts = [e.prompt.metadata for e in members]
     true = np.array([judge_verdict(e.rounds[1].thinking, f, m) for e, f, m in zip(members, seen, facts, strict=True)])
@@ -97,7 +97,7 @@ def test_three_quarters_of_the_verdicts_are_true_of_right_and_of_wrong_pictures(
     assert 0.4 < right.mean() < 0.6
     overlooked = [e.rounds[1].thinking.startswith("right :") for e, r in zip(members, right, strict=True) if not r]
     print(f"wrong pictures that are called right: {np.mean(overlooked):.4f}")
-    assert 0.08 < np.mean(overlooked) < 0.14
+    assert np.mean(overlooked) < 0.08
 
 
 def test_a_true_verdict_comes_with_a_right_plan_and_an_untrue_one_with_a_wrong_one(drawn):
@@ -128,6 +128,14 @@ def test_halves_of_any_two_different_objects_are_no_object():
         if a[0] != b[0] and a[1] != b[1]:
             image = np.concatenate([pictures[a][:12], pictures[b][12:]])
             assert find_objects(image) == Findings((), ("center",))
+
+
+def test_an_object_between_any_two_colours_is_no_object():
+    """All shapes and pairs of colours, at the ends and in the middle of the range of what is mixed."""
+    for shape, (a, b), share in itertools.product(SHAPES, itertools.permutations(COLOURS, 2), (0.35, 0.5, 0.65)):
+        one, two = (render((Object(colour, shape, "center"),)) for colour in (a, b))
+        image = (share * one + (1 - share) * two).round().astype(np.uint8)
+        assert find_objects(image) == Findings((), ("center",)), (shape, a, b, share)
 
 
 def test_every_image_is_the_clean_picture_of_some_scene(drawn):
@@ -301,15 +309,18 @@ def test_a_batch_shows_each_image_as_a_rollout_reads_it(folder):
 
 
 def test_second_looks_without_mistakes_are_true_and_mend_what_the_first_round_left_wrong():
-    """Of the pictures that are looked at 0.55 are wrong (a plan, or the drawing of a right one), and 0.05 unclear."""
-    rng, wrong = np.random.default_rng(9), []
+    """Of the pictures that are looked at 0.6 are wrong; 0.44 of those, and no others, have an unclear cell."""
+    rng, wrong, unclear = np.random.default_rng(9), [], []
     for _ in range(1000):
         example = reflect_example(rng, by_category("train"), sloppy=False)
         first, second = example.rounds
         seen, facts = find_objects(first.image), example.prompt.metadata
         assert judge_verdict(second.thinking, seen, facts) and judge_plan(second.thinking, facts).exact
         wrong.append(not judge(seen, facts).exact)
-    assert_share(wrong, 1 - 0.75 * 0.6 * 0.95)
+        unclear.append(bool(seen.unclear))
+    print(f"unclear, of the wrong {np.mean(np.array(unclear)[wrong]):.4f}")
+    assert_share(wrong, 0.6)
+    assert np.all(np.array(wrong) >= unclear) and 0.38 < np.mean(np.array(unclear)[wrong]) < 0.5
 
 
 def test_a_step_of_supervised_rounds_has_a_share_of_each_world_and_edits_and_looks_to_read():

@@ -4,10 +4,11 @@ As for `shapes` (`supervised`), a share `SLOPPY_PLANS` of the plans makes one mi
 `SLOPPY_DRAWINGS` of the drawings one about the plan; each round goes on from what was really drawn before it.
 
 reflect   The first round is an example of `shapes`.  The second one's thinking says truly what is wrong with the picture
-          seen and plans the picture mended, with as little else changed as possible; but in a share `FALSE_VERDICTS` what
-          it says is untrue, and its plan goes with that: half of the time a wrong picture's faults are overlooked (`right`,
-          and the plan is the picture seen), and else the prompt is misread.  In a share `UNCLEAR_PICTURES` the first
-          picture has a cell that is no object; it is there to be looked at, not to be learned (`Round.clear`).
+          seen and plans the picture mended, with as little else changed as possible; but in a share `FALSE_VERDICTS` it
+          misreads the prompt, so that what it says is untrue, and its plan goes with that.  In a share `UNCLEAR_PICTURES`
+          the first picture has a cell that is no object; it is there to be looked at, not to be learned (`Round.clear`).
+          Where only reading is practised, without mistakes, a share `WRONG_TO_READ` of the pictures is wrong, more of them
+          unclear: to tell what is wrong is harder than to find that nothing is.
 edit,     Half of the faulty plans misread the instruction; half of these also state the mistake.  The other half
 story     lose, recolour or move one object of the right plan.  A faulty drawing loses, recolours or moves one object too.
           A story is drawn anew where its pictures would need a plan of no objects or one of more than
@@ -35,6 +36,8 @@ from unigrpo_jax.worlds.shapes.supervised import PLACES, SLOPPY_DRAWINGS, SLOPPY
 
 FALSE_VERDICTS = 0.25
 UNCLEAR_PICTURES = 0.05
+WRONG_TO_READ = 0.6  # of the pictures of examples without mistakes
+UNCLEAR_TO_READ = 0.3  # of the first tries at a wrong one; it makes 0.44 of the wrong ones
 MAX_THINKING_TOKENS = 26  # with the stop token
 
 _COLOURS = tuple(COLOURS)
@@ -71,23 +74,24 @@ def reflect_example(
 ) -> RoundsExample:
     """An example of `shapes_reflect`; `prompts` are those of each category of `shapes`, which is drawn uniformly.
 
-    Where it is not `sloppy` the second thinking has no mistakes; the first round, which it is about, may have them.
+    Where it is not `sloppy` the second thinking has no mistakes, and a share `WRONG_TO_READ` of the pictures is wrong; the
+    first thinking may have mistakes in any case.
     """
-    first = supervised.example(rng, prompts)
-    clear = rng.random() >= UNCLEAR_PICTURES
-    image = first.image if clear else _muddled(rng, first.image)
-    seen, requirement = find_objects(image), requirement_of(first.prompt.metadata)
-    faults = find_faults(seen, requirement)
+    wrong = None if sloppy else rng.random() < WRONG_TO_READ
+    while True:
+        first = supervised.example(rng, prompts)
+        clear = rng.random() >= (UNCLEAR_TO_READ if wrong else UNCLEAR_PICTURES)
+        image = first.image if clear else _muddled(rng, first.image)
+        seen, requirement = find_objects(image), requirement_of(first.prompt.metadata)
+        faults = find_faults(seen, requirement)
+        if wrong in (None, len(faults) > 0):
+            break
     verdict, plan = verdict_text(faults), mend(rng, seen.objects, requirement)
     if sloppy and rng.random() < FALSE_VERDICTS:
-        wrong = (faults.missing or faults.extra or faults.relation) and seen.objects
-        if wrong and rng.random() < 0.5:
-            verdict, plan = "right", seen.objects
-        else:
-            while is_true(verdict, faults):
-                believed = misread(rng, requirement)
-                verdict = verdict_text(find_faults(seen, believed))
-            plan = mend(rng, seen.objects, believed)
+        while is_true(verdict, faults):
+            believed = misread(rng, requirement)
+            verdict = verdict_text(find_faults(seen, believed))
+        plan = mend(rng, seen.objects, believed)
     drawn = misdraw(rng, plan, requirement) if rng.random() < SLOPPY_DRAWINGS else plan
     rounds = (
         Round(first.prompt.text, first.thinking, image, clear),
@@ -212,12 +216,18 @@ def slip(rng: np.random.Generator, objects: Scene) -> Scene:
 
 
 def _muddled(rng: np.random.Generator, image: np.ndarray) -> np.ndarray:
-    """The image with a cell, mostly that of an object, whose halves are of two objects of different colours and shapes."""
-    cell = pick(rng, [*(o.cell for o in find_objects(image).objects), pick(rng, CELLS)])
-    colour, shape = pick(rng, _COLOURS), pick(rng, SHAPES)
-    upper, lower = Object(colour, shape, cell), Object(other(rng, _COLOURS, colour), other(rng, SHAPES, shape), cell)
-    y, x = CELL * upper.row, CELL * upper.column
-    image, half = image.copy(), CELL // 2
-    image[y : y + half, x : x + CELL] = render((upper,))[y : y + half, x : x + CELL]
-    image[y + half : y + CELL, x : x + CELL] = render((lower,))[y + half : y + CELL, x : x + CELL]
+    """The image with a cell, mostly that of an object, that is none: one between two colours, or halves of two objects."""
+    objects = find_objects(image).objects
+    cell = pick(rng, [*(o.cell for o in objects), pick(rng, CELLS)])
+    fresh = Object(pick(rng, _COLOURS), pick(rng, SHAPES), cell)
+    o = next((o for o in objects if o.cell == cell), fresh)
+    between = rng.random() < 0.5
+    shape = o.shape if between else other(rng, SHAPES, o.shape)
+    one, two = render((o,)), render((Object(other(rng, _COLOURS, o.colour), shape, cell),))
+    y, x, image = CELL * o.row, CELL * o.column, image.copy()
+    if between:
+        mixed = (one * (share := rng.uniform(0.35, 0.65)) + two * (1 - share)).round().astype(np.uint8)
+    else:
+        mixed = np.concatenate([one[: y + CELL // 2], two[y + CELL // 2 :]])
+    image[y : y + CELL, x : x + CELL] = mixed[y : y + CELL, x : x + CELL]
     return image
