@@ -1,12 +1,15 @@
 """The world of second looks: what is wrong with a picture against brute force, and verdicts that say so truly."""
 
 import collections
+import dataclasses
 import itertools
 
 import numpy as np
 import pytest
 
 from tests.scenes import CELLS, COLOURS, SHAPES, metadata, objects, random_scene
+from unigrpo_jax.config import RunConfig
+from unigrpo_jax.rewards.load import load_reward
 from unigrpo_jax.rewards.protocol import RewardBatch
 from unigrpo_jax.worlds.shapes import reflect, world
 from unigrpo_jax.worlds.shapes.checker import Findings
@@ -200,6 +203,19 @@ def test_the_world_judges_image_plan_and_verdict_apart():
     np.testing.assert_array_equal(judged.scores["drawing_follows_plan"], [1, 0, 1, 0, np.nan])
     np.testing.assert_array_equal(judged.scores["exact_given_plan"], [1, 0, 1, 0, np.nan])
     assert judged.correct.tolist() == [True, False, True, False, True]
+
+
+def test_the_process_reward_of_a_fault_that_is_named_is_twice_that_of_finding_none():
+    plan = "red circle left , blue square center"
+    said = [f"{verdict} : {plan}" for verdict in ("missing blue square", "right", "extra red circle", "right", "not above")]
+    seen = np.stack([render(objects(x)) for x in ["red circle left"] * 3 + ["red circle left, blue square center"] * 2])
+    config = dataclasses.replace(RunConfig(), prompts=("shapes_reflect",))
+    found = load_reward("shapes_thoughts", config)(batch([PAIR] * 5, seen, said, before=seen))
+    np.testing.assert_array_equal(found["verdict"], [1, 0, 0, 0.5, 0])
+    np.testing.assert_array_equal(found["plan"], np.ones(5))
+    np.testing.assert_array_equal(found["follows"], [0, 0, 0, 1, 1])
+    first = load_reward("shapes_thoughts", config)(batch([PAIR] * 5, seen, said))
+    np.testing.assert_array_equal(first["verdict"], np.zeros(5))
 
 
 def test_the_first_round_is_judged_as_in_shapes_and_has_no_verdict():

@@ -152,6 +152,12 @@ class Network(nn.Module):
         return self.logits(hidden), self.flow(jnp.zeros((1, 1, c.latent_width)), jnp.zeros(1), one, block), seen
 
 
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _call(network: Network, method: str, params: Params, *args):
+    """One pass; jitted, so that a program of many passes traces each once for its shapes."""
+    return network.apply({"params": params}, *args, method=method)
+
+
 @dataclasses.dataclass(frozen=True)
 class Bagel:
     """The verbs of the network; every one is a pure function of `params`, a nested dict of float32 arrays.
@@ -182,7 +188,7 @@ class Bagel:
         return Network(self.config, jnp.dtype(self.dtype), *given)
 
     def _apply(self, params: Params, method: str, *args):
-        return self.network.apply({"params": params}, *args, method=method)
+        return _call(self.network, method, params, *args)
 
     def init(self, key: jax.Array) -> Params:
         """Fresh parameters; the flow head starts at zero, as the original does."""
