@@ -20,5 +20,5 @@ def config() -> RunConfig:
         iterations=120,
         prompts=("shapes_edit",),
         rollout=dataclasses.replace(full.rollout, rounds=1),
-        learning=dataclasses.replace(full.learning, round_reward="last", credit="shared", cooldown=(80, 120)),
+        learning=dataclasses.replace(full.learning, round_reward="last", credit="shared", cooldown=(40, 120)),
     )

@@ -20,9 +20,11 @@ def config() -> RunConfig:
     return dataclasses.replace(
         full,
         name="shapes_reflect",
-        iterations=60,
+        iterations=90,
         prompts=("shapes_reflect",),
         model=dataclasses.replace(full.model, path="rounds_base", unroll=1),
         rollout=dataclasses.replace(full.rollout, rounds=2),
-        learning=dataclasses.replace(full.learning, round_reward="each", credit="round", cooldown=(40, 60)),
+        learning=dataclasses.replace(
+            full.learning, round_reward="each", credit="round", denoising_lr=2e-4, cooldown=(30, 90)
+        ),
     )

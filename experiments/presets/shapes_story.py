@@ -20,6 +20,8 @@ def config() -> RunConfig:
     return dataclasses.replace(
         full,
         name="shapes_story",
+        iterations=60,
         prompts=("shapes_story",),
         rollout=dataclasses.replace(full.rollout, rounds=3, prompts_per_iteration=8),
+        learning=dataclasses.replace(full.learning, cooldown=(20, 60)),
     )
