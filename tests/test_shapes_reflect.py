@@ -205,13 +205,13 @@ def test_the_world_judges_image_plan_and_verdict_apart():
     assert judged.correct.tolist() == [True, False, True, False, True]
 
 
-def test_the_process_reward_of_a_fault_that_is_named_is_twice_that_of_finding_none():
+def test_to_name_a_fault_gains_twice_what_a_true_right_does():
     plan = "red circle left , blue square center"
     said = [f"{verdict} : {plan}" for verdict in ("missing blue square", "right", "extra red circle", "right", "not above")]
     seen = np.stack([render(objects(x)) for x in ["red circle left"] * 3 + ["red circle left, blue square center"] * 2])
     config = dataclasses.replace(RunConfig(), prompts=("shapes_reflect",))
     found = load_reward("shapes_thoughts", config)(batch([PAIR] * 5, seen, said, before=seen))
-    np.testing.assert_array_equal(found["verdict"], [1, 0, 0, 0.5, 0])
+    np.testing.assert_array_equal(found["verdict"], [1.5, 0.5, 0.5, 1, 0.5])
     np.testing.assert_array_equal(found["plan"], np.ones(5))
     np.testing.assert_array_equal(found["follows"], [0, 0, 0, 1, 1])
     first = load_reward("shapes_thoughts", config)(batch([PAIR] * 5, seen, said))

@@ -64,7 +64,7 @@ def test_a_model_that_does_not_know_the_words_of_a_world_is_refused(tiny_model, 
 
 
 def test_the_base_of_several_rounds_is_small_and_can_read_a_picture(tmp_path):
-    """Its tokenizer is the one that is made today; plans of edits, which copy what is seen, are sometimes right."""
+    """Its tokenizer is the one that is made today; plans of edits, which copy what is seen, are mostly right."""
     folder = find_folder("rounds_base")
     assert sum(path.stat().st_size for path in folder.iterdir()) < 8e6
     tokenizer.save(tmp_path, rounds=True)
@@ -74,4 +74,4 @@ def test_the_base_of_several_rounds_is_small_and_can_read_a_picture(tmp_path):
     outcome = command("experiments.evaluate", "rounds_base", "--preset", "shapes_edit", *few, "--out", out)
     assert outcome.code == 0, outcome.err
     table = json.loads(out.read_text())["table"]
-    assert table["plan_exact"]["overall"] > 0.25 and set(table["plan_exact"]) == {"overall", *KINDS}
+    assert table["plan_exact"]["overall"] > 0.5 and set(table["plan_exact"]) == {"overall", *KINDS}

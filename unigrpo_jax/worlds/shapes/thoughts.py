@@ -2,15 +2,15 @@
 
     plan       1 where the thinking is right: it says what the prompt asks for
     follows    1 where the image shows what the thinking says
-    verdict    in worlds that look at what was drawn: 1 where the thinking says truly what is wrong with it, and one half
-               where it truly finds nothing wrong
+    verdict    in worlds that look at what was drawn: 1 where the thinking truly finds nothing wrong with it, 1.5 where it
+               says truly what is wrong, 0.5 where it is untrue; 0 where nothing was drawn before
 
-A fault that is named counts twice what `right` does, since most pictures of a model that learns are right: were both worth
-the same, to say `right` of everything would soon be nearly as good as to look, and a fault found would be no better than
-the `right` of the rest of its group.
+A fault that is named gains twice what a true `right` does, since most pictures of a model that learns are right: were both
+worth the same, a fault found would be no better than the `right` of the rest of its group.  And its mean must not fall
+because there are ever fewer faults to find.
 
-Each is what the world's own rules say of a round (`World.judge`), 0 where a thinking is no plan.  `plan` and `verdict` judge
-the thinking alone: name them in `learning.thought_rewards`.
+All follow what the world's own rules say of a round (`World.judge`); `plan` and `follows` are 0 where a thinking is no plan.
+`plan` and `verdict` judge the thinking alone: name them in `learning.thought_rewards`.
 """
 
 import numpy as np
@@ -20,7 +20,6 @@ from unigrpo_jax.rewards.protocol import RewardBatch, RewardFunction
 from unigrpo_jax.worlds.world import load_world
 
 SCORES = {"plan": "plan_exact", "follows": "drawing_follows_plan", "verdict": "verdict_right"}
-NOTHING_WRONG = 0.5  # what a true verdict is worth of a picture that is right
 
 
 def load(argument: str, config: RunConfig) -> RewardFunction:
@@ -35,7 +34,7 @@ def load(argument: str, config: RunConfig) -> RewardFunction:
         scores = judge(batch).scores
         known = {name: scores[own] for name, own in SCORES.items() if own in scores}
         if "verdict" in known:
-            known["verdict"] = known["verdict"] * np.where(scores["seen_right"] == 1, NOTHING_WRONG, 1.0)
+            known["verdict"] = 0.5 + known["verdict"] * np.where(scores["seen_right"] == 1, 0.5, 1.0)
         return {name: np.where(np.isfinite(x), x, 0.0).astype(np.float32) for name, x in known.items()}
 
     return reward
