@@ -9,8 +9,8 @@ model's own choice of the two 0.63 -> 0.89, 0.89, 0.92; 10 to 11 minutes on one 
 better: experiments/several_rounds.md.
 
 Denoising steps are smaller than those of `shapes` and fall early: at 2.5e-4, held up to iteration 40, the second drawings of
-a run with the thinking judged that follow their plan fell from 0.93 (iterations 30 to 35) to 0.81 (54 to 59); with these they
-fall, too, to 0.80, and come back to 0.88 at the end (both seed 0).
+a run with the thinking judged that follow their plan fell from 0.93 (iterations 30 to 35) to 0.81 (54 to 59); with these
+they fall, too, to 0.80, and come back to 0.88 at the end (both seed 0).
 """
 
 import dataclasses
