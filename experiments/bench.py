@@ -1,6 +1,7 @@
 """Where the time of a run goes, as shares of what the machine can do.
 
-    python -m experiments.bench [--sizes tiny shapes middle] [--tables speed ...] [--repeats 7] [--quick] [--json FILE]
+    python -m experiments.bench [--sizes tiny shapes middle] [--tables speed ...] [--pictures] [--repeats 7] [--quick]
+                                [--json FILE]
 
 Programs and limits are timed in turn, round after round, after one round that is not counted.  A number is the median of
 the rounds, beside it the smallest and the largest; a ratio compares times of one round, a share is one of the best rate
@@ -26,6 +27,8 @@ class Arguments:
     tables: tuple[str, ...] = ("speed", "savings", "loop", "costs", "rounds")
     """`speed` of programs and parts, `savings` of what they share, the `loop` around them, `costs` of other settings, and
     `rounds`: 1 to 4 of them, and guidance."""
+    pictures: bool = False
+    """The table `rounds`: a picture comes before each prompt, as in an edit."""
     repeats: Annotated[int, tyro.conf.arg(metavar="N")] = 7
     """Rounds."""
     quick: bool = False
@@ -46,10 +49,13 @@ def main(arguments: Arguments) -> None:
     unknown = [size for size in arguments.sizes if size not in SIZES]
     require(not unknown and bool(arguments.sizes), f"--sizes {' '.join(unknown)}: choose among {', '.join(SIZES)}.")
     measures = {"speed": rows.speed, "savings": rows.savings, "loop": rows.loop, "costs": rows.costs}
-    measures |= {"rounds": rounds.rounds}
+    given = lambda workload: workload.pictured() if arguments.pictures else workload
+    measures |= {"rounds": lambda workload, repeats: rounds.rounds(given(workload), repeats)}
     unknown = [title for title in arguments.tables if title not in measures]
     require(not unknown and bool(arguments.tables), f"--tables {' '.join(unknown)}: choose among {', '.join(measures)}.")
     require(arguments.repeats > 0, f"--repeats {arguments.repeats}: it must be at least 1.")
+    by_rounds = "rounds" in arguments.tables and not arguments.quick
+    require(by_rounds or not arguments.pictures, "--pictures is about the table `rounds`; measure it, without --quick.")
     repeats = min(arguments.repeats, 3) if arguments.quick else arguments.repeats
     left_out = ("costs", "rounds") if arguments.quick else ()
     tables = [(title, measures[title]) for title in arguments.tables if title not in left_out]

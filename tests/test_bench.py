@@ -73,6 +73,7 @@ def test_the_command_prints_its_tables_and_saves_every_row(small, tmp_path, monk
     ("arguments", "words"),
     [
         (["--sizes", "huge"], ["huge", "tiny, shapes, middle"]),
+        (["--tables", "speed", "--pictures"], ["--pictures is about the table `rounds`"]),
         (["--tables", "speed", "slowness"], ["--tables slowness", "speed, savings, loop, costs, rounds"]),
         (["--repeats", "0"], ["--repeats 0", "at least 1"]),
     ],
@@ -106,6 +107,20 @@ def test_what_rounds_cost(small):
     slot, n = 2 * tiny.CONFIG.layers * tiny.CONFIG.kv_heads * tiny.CONFIG.head_dim * 4, 9 + 2
     assert value("keys and values, 1 round") == 8 * slot * (18 + 6) / 2**20
     assert value("keys and values, 2 rounds") == 8 * slot * (18 + 6 + n + 6) / 2**20
+
+
+def test_a_picture_before_the_prompt_is_a_round_s_look_more(small):
+    """So many slots and, in the first of three programs, what reading them costs; the rollout takes the picture."""
+    plain = workload.of_config(small)
+    pictured = plain.pictured()
+    slot, n = 2 * tiny.CONFIG.layers * tiny.CONFIG.kv_heads * tiny.CONFIG.head_dim * 4, 9 + 2
+    assert rounds.cache(pictured) - rounds.cache(plain) == 8 * slot * n
+    for program, operations in rounds.executed(plain).items():
+        assert rounds.executed(pictured)[program] > operations
+    levels = jax.tree.leaves(pictured.sampling()[-1])[0]
+    assert levels.shape == (2, 24, 24, 3) and -1 <= levels.min() < levels.max() <= 1
+    image = lambda load: jax.eval_shape(load.programs.rollout, *load.sampling()).drawing.image.shape
+    assert image(pictured) == image(plain) == (8, 24, 24, 3)
 
 
 def test_the_line_through_rounds_by_hand():

@@ -1,6 +1,7 @@
 """What rounds cost: programs of 1, 2, ... R rounds in turn, a straight line through them, and what guidance costs instead.
 
-An episode thinks, draws and looks at what it drew, again and again; nobody says anything in between.
+An episode thinks, draws and looks at what it drew, again and again; nobody says anything in between.  It may begin with a
+picture, as an edit does: then the first round, too, has something to look at.
 """
 
 import dataclasses
@@ -54,7 +55,8 @@ def held(compiled: Any) -> int:
 def executed(workload: Workload, passes: int | None = None) -> dict[str, float]:
     """Operations of rollout and update with full buckets, `passes` velocities in a transition of the rollout."""
     config, network = workload.config, workload.network.config
-    n, count = flops.lengths(config, network, len(workload.system)), flops.Flops(network, executed=True)
+    count = flops.Flops(network, executed=True)
+    n = flops.lengths(config, network, len(workload.system), pictures=workload.picture is not None)
     work = {"rollout": flops.rollout(config, count, n, passes), "update": flops.update(config, count, n)}
     return {program: sum(parts.values()) for program, parts in work.items()}
 
@@ -62,7 +64,7 @@ def executed(workload: Workload, passes: int | None = None) -> dict[str, float]:
 def cache(workload: Workload) -> float:
     """Bytes of the keys and values of all episodes."""
     network = workload.network
-    n = flops.lengths(workload.config, network.config, len(workload.system))
+    n = flops.lengths(workload.config, network.config, len(workload.system), pictures=workload.picture is not None)
     return workload.config.episodes * flops.cache_bytes(network.config, n.context, jnp.dtype(network.dtype).itemsize)
 
 

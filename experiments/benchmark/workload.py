@@ -18,6 +18,7 @@ from unigrpo_jax.learning.policy import Policy
 from unigrpo_jax.learning.update import UpdateProgram, new_state
 from unigrpo_jax.models.bagel import Bagel, BagelConfig
 from unigrpo_jax.models.bagel.latents import PixelAutoencoder
+from unigrpo_jax.models.bagel.pictures import Picture, see_again
 from unigrpo_jax.parallel import kernels
 from unigrpo_jax.parallel import mesh as meshes
 from unigrpo_jax.parallel.rules import Layout
@@ -43,6 +44,7 @@ class Workload:
       autoencoder_params: the autoencoder's.
       prompt: the prompts of one iteration.
       parts_of_run: what the trainer is made of; None where there is no preset.
+      picture: what comes before the prompts; None where nothing does.
     """
 
     config: RunConfig
@@ -54,6 +56,14 @@ class Workload:
     autoencoder_params: dict
     prompt: TokenBlock
     parts_of_run: Any = None
+    picture: Picture | None = None
+
+    def pictured(self) -> "Workload":
+        """The same with a picture before each prompt, as an edit has; of random pixels.  Its `parts` do not read it."""
+        rollout, sizes = self.config.rollout, self.network.config
+        shape = (rollout.prompts_per_iteration, rollout.image_height, rollout.image_width, 3)
+        levels = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
+        return dataclasses.replace(self, picture=Picture(*see_again(levels, sizes)))
 
     def changed(self, **settings) -> "Workload":
         """The same weights with single settings of the rollout or of the learning changed."""
@@ -79,7 +89,8 @@ class Workload:
 
     def sampling(self) -> tuple:
         """What the rollout takes."""
-        return self.params, self.autoencoder_params, self.prompt, np.int32(0), np.int32(0)
+        first = (np.int32(0),) * 3
+        return self.params, self.autoencoder_params, self.prompt, *first, self.picture
 
     def sample(self) -> Episodes:
         """The episodes of one iteration."""
