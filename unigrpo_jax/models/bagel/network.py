@@ -152,9 +152,10 @@ class Network(nn.Module):
         return self.logits(hidden), self.flow(jnp.zeros((1, 1, c.latent_width)), jnp.zeros(1), one, block), seen
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
+@functools.partial(jax.jit, static_argnums=(0, 1), inline=True)
 def _call(network: Network, method: str, params: Params, *args):
-    """One pass; jitted, so that a program of many passes traces each once for its shapes."""
+    """One pass; jitted, so that a program of many passes traces each once for its shapes, and inlined, so that what is
+    compiled is as if it were not: the same bits."""
     return network.apply({"params": params}, *args, method=method)
 
 
