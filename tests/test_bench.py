@@ -109,8 +109,8 @@ def test_what_rounds_cost(small):
     assert value("keys and values, 2 rounds") == 8 * slot * (18 + 6 + n + 6) / 2**20
 
 
-def test_a_picture_before_the_prompt_is_a_round_s_look_more(small):
-    """So many slots and, in the first of three programs, what reading them costs; the rollout takes the picture."""
+def test_a_picture_before_the_prompt_costs_one_look_more(small):
+    """So many slots more, and operations; the rollout takes the picture."""
     plain = workload.of_config(small)
     pictured = plain.pictured()
     slot, n = 2 * tiny.CONFIG.layers * tiny.CONFIG.kv_heads * tiny.CONFIG.head_dim * 4, 9 + 2

@@ -52,20 +52,24 @@ def held(compiled: Any) -> int:
     return stats.temp_size_in_bytes + stats.output_size_in_bytes - stats.alias_size_in_bytes
 
 
+def lengths(workload: Workload) -> flops.Lengths:
+    """The buckets of a workload, in tokens."""
+    pictures = workload.picture is not None
+    return flops.lengths(workload.config, workload.network.config, len(workload.system), pictures=pictures)
+
+
 def executed(workload: Workload, passes: int | None = None) -> dict[str, float]:
     """Operations of rollout and update with full buckets, `passes` velocities in a transition of the rollout."""
     config, network = workload.config, workload.network.config
-    count = flops.Flops(network, executed=True)
-    n = flops.lengths(config, network, len(workload.system), pictures=workload.picture is not None)
+    n, count = lengths(workload), flops.Flops(network, executed=True)
     work = {"rollout": flops.rollout(config, count, n, passes), "update": flops.update(config, count, n)}
     return {program: sum(parts.values()) for program, parts in work.items()}
 
 
 def cache(workload: Workload) -> float:
     """Bytes of the keys and values of all episodes."""
-    network = workload.network
-    n = flops.lengths(workload.config, network.config, len(workload.system), pictures=workload.picture is not None)
-    return workload.config.episodes * flops.cache_bytes(network.config, n.context, jnp.dtype(network.dtype).itemsize)
+    network, slots = workload.network, lengths(workload).context
+    return workload.config.episodes * flops.cache_bytes(network.config, slots, jnp.dtype(network.dtype).itemsize)
 
 
 def rounds(workload: Workload, repeats: int, most: int = MOST) -> list[Row]:

@@ -89,8 +89,8 @@ class Workload:
 
     def sampling(self) -> tuple:
         """What the rollout takes."""
-        first = (np.int32(0),) * 3
-        return self.params, self.autoencoder_params, self.prompt, *first, self.picture
+        seed, step, first_id = (np.int32(0),) * 3
+        return self.params, self.autoencoder_params, self.prompt, seed, step, first_id, self.picture
 
     def sample(self) -> Episodes:
         """The episodes of one iteration."""

@@ -8,9 +8,10 @@ Seen, seeds 0 1 2: held-out images right, the first 0.54 -> 0.85, 0.87, 0.87, th
 model's own choice of the two 0.63 -> 0.89, 0.89, 0.92; 10 to 11 minutes on one CPU core.  With a judge of the thinking it is
 better: experiments/several_rounds.md.
 
-Denoising steps are smaller than those of `shapes` and fall early: at 2.5e-4, held up to iteration 40, the second drawings of
-a run with the thinking judged that follow their plan fell from 0.93 (iterations 30 to 35) to 0.81 (54 to 59); with these
-they fall, too, to 0.80, and come back to 0.88 at the end (both seed 0).
+Denoising steps are smaller than those of `shapes` and fall early: with `--iterations 60 --learning.denoising-lr 2.5e-4
+--learning.cooldown 40 60` and the thinking judged, the share of second drawings that follow their plan (training prompts)
+fell from 0.93 in iterations 30 to 35 to 0.81 in 54 to 59; with these it falls, too, to 0.80, and is 0.88 at the end (both
+seed 0).
 """
 
 import dataclasses

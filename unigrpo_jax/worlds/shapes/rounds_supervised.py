@@ -84,7 +84,7 @@ def reflect_example(
         image = first.image if clear else _muddled(rng, first.image)
         seen, requirement = find_objects(image), requirement_of(first.prompt.metadata)
         faults = find_faults(seen, requirement)
-        if wrong in (None, len(faults) > 0):
+        if wrong is None or wrong == (len(faults) > 0):
             break
     verdict, plan = verdict_text(faults), mend(rng, seen.objects, requirement)
     if sloppy and rng.random() < FALSE_VERDICTS:
@@ -226,7 +226,8 @@ def _muddled(rng: np.random.Generator, image: np.ndarray) -> np.ndarray:
     one, two = render((o,)), render((Object(other(rng, _COLOURS, o.colour), shape, cell),))
     y, x, image = CELL * o.row, CELL * o.column, image.copy()
     if between:
-        mixed = (one * (share := rng.uniform(0.35, 0.65)) + two * (1 - share)).round().astype(np.uint8)
+        share = rng.uniform(0.35, 0.65)
+        mixed = (share * one + (1 - share) * two).round().astype(np.uint8)
     else:
         mixed = np.concatenate([one[: y + CELL // 2], two[y + CELL // 2 :]])
     image[y : y + CELL, x : x + CELL] = mixed[y : y + CELL, x : x + CELL]
