@@ -51,7 +51,7 @@ def case(kind, dim=24, dtype=jnp.float32):
         block[1, : length // 3] = False
         block[2, 5:9] = block[2, -40:] = False
         block[3] = False
-    arrays = (draw(BATCH, length, HEADS, dim), *(draw(BATCH, n, KV_HEADS, dim) for n in (length, length, slots, slots)))
+    arrays = (draw(BATCH, length, HEADS, dim), *(draw(BATCH, KV_HEADS, n, dim) for n in (length, length, slots, slots)))
     return arrays, Visibility(jnp.asarray(context), jnp.asarray(block), causal)
 
 
@@ -69,15 +69,15 @@ def oracle(kind, dim=24):
     arrays, visible = case(kind, dim)
     visible = jax.tree.map(np.asarray, visible)
     q, k, v, context_k, context_v = (np.asarray(x, np.float64) for x in arrays)
-    keys, values = np.concatenate([context_k, k], axis=1), np.concatenate([context_v, v], axis=1)
+    keys, values = np.concatenate([context_k, k], axis=2), np.concatenate([context_v, v], axis=2)
     out = np.full(q.shape, np.nan)
     for row in range(BATCH):
         for query in range(q.shape[1]):
             seen = sees(visible, row, query)
             for head in range(HEADS if seen else 0):
                 group = head // (HEADS // KV_HEADS)
-                weight = np.exp(keys[row, seen, group] @ q[row, query, head] / np.sqrt(dim))
-                out[row, query, head] = weight @ values[row, seen, group] / weight.sum()
+                weight = np.exp(keys[row, group, seen] @ q[row, query, head] / np.sqrt(dim))
+                out[row, query, head] = weight @ values[row, group, seen] / weight.sum()
     return out
 
 
@@ -135,10 +135,10 @@ def test_bfloat16_has_a_float32_softmax(attend):
     """Two keys with scores 256.0 and 256.5, which bfloat16 cannot tell apart; the second's weight is 0.62, not a half."""
     zeros = lambda *shape: jnp.zeros(shape, jnp.bfloat16)
     q = zeros(1, 256, 1, 16).at[..., 0].set(4.0).at[..., 1].set(4.0)  # scaled by 1/4: 1
-    context_k = zeros(1, 2, 1, 16).at[..., 0].set(256.0).at[0, 1, 0, 1].set(0.5)
-    context_v = zeros(1, 2, 1, 16).at[0, 1].set(1.0)
+    context_k = zeros(1, 1, 2, 16).at[..., 0].set(256.0).at[0, 0, 1, 1].set(0.5)
+    context_v = zeros(1, 1, 2, 16).at[0, 0, 1].set(1.0)
     nothing = Visibility(jnp.ones((1, 2), bool), jnp.zeros((1, 256), bool), False)
-    block = zeros(1, 256, 1, 16)
+    block = zeros(1, 1, 256, 16)
     out = tiny.jit(attend)(q, block, block, context_k, context_v, nothing)
     assert out.dtype == jnp.bfloat16
     np.testing.assert_allclose(np.asarray(out, np.float32), 1 / (1 + np.exp(-0.5)), atol=0.003)
@@ -220,7 +220,7 @@ def primitives(function, *args):
 def test_short_blocks_take_no_kernel(attend, length, dim, kernel):
     """Nor does cuDNN take heads wider than 128.  Both kernels come with a gradient of their own."""
     (q, k, v, *context), visible = case("text over a context", dim)
-    given = (q[:, :length], k[:, :length], v[:, :length], *context)
+    given = (q[:, :length], k[:, :, :length], v[:, :, :length], *context)
     names = primitives(attend, *given, dataclasses.replace(visible, block=visible.block[:, :length]))
     expected = attend is attention.splash if kernel is None else kernel
     assert any(name.startswith("custom_vjp") for name in names) == expected

@@ -97,8 +97,8 @@ def test_understanding(reference, assert_close):
         assert d["image_block_text_ids"].tolist() == [config.image_start_token, config.image_end_token]
         assert d["image_block_position_ids"].tolist() == [0] * (n + 2)
         assert seen.slots == int(d["image_block_len"][0]) and int(seen.rope[0]) == int(d["next_rope"][0])
-        assert_close(seen.keys[:, 0], d["image_key_cache"], name="image_key_cache")
-        assert_close(seen.values[:, 0], d["image_value_cache"], name="image_value_cache")
+        assert_close(seen.keys[:, 0].swapaxes(1, 2), d["image_key_cache"], name="image_key_cache")
+        assert_close(seen.values[:, 0].swapaxes(1, 2), d["image_value_cache"], name="image_value_cache")
         context, hidden = reference.read(d["question_ids"], context=seen)
         assert_close(model.text_logits(params, hidden)[0], d["question_logits"], name="question_logits")
         tokens, logits, _ = reference.greedy(context, len(d["output_tokens"]))
@@ -159,7 +159,7 @@ def test_edit(reference, assert_close):
         both = dialogues.look(model, params, empty, tokens, patches_of(reference, d["vit_image"]))
         for name, context in (("after_vae", after_vae), ("after_vit", both.full)):
             for part, cache in (("key", context.keys), ("value", context.values)):
-                rows = np.asarray(cache[:, 0])
+                rows = np.asarray(cache[:, 0].swapaxes(1, 2))
                 rows = np.concatenate([image_slots(rows[:, : n + 2]), rows[:, n + 2 :]], axis=1)
                 assert_close(rows, d[f"{name}_{part}_cache"], name=f"{name}_{part}_cache")
             assert context.slots == int(d[f"{name}_len"][0]) and int(context.rope[0]) == int(d[f"{name}_rope"][0])

@@ -183,7 +183,7 @@ def test_a_round_that_is_not_finite_is_left_out(shapes):
 def test_a_compact_context_holds_what_was_valid_in_order_and_a_cut_its_beginning():
     rng = np.random.default_rng(0)
     valid = rng.random((3, 9)) < 0.6
-    keys, values = rng.standard_normal((2, 2, 3, 9, 1, 4)).astype(np.float32)
+    keys, values = rng.standard_normal((2, 2, 3, 5, 9, 4)).astype(np.float32)
     context = Context(keys=keys, values=values, valid=jnp.asarray(valid), rope=jnp.arange(3))
     for slots in (9, 12):
         got = contexts.compact(context, slots)
@@ -191,13 +191,13 @@ def test_a_compact_context_holds_what_was_valid_in_order_and_a_cut_its_beginning
         for row in range(3):
             n = valid[row].sum()
             np.testing.assert_array_equal(got.valid[row], np.arange(slots) < n)
-            np.testing.assert_array_equal(got.keys[:, row, :n], keys[:, row, valid[row]])
-            np.testing.assert_array_equal(got.values[:, row, :n], values[:, row, valid[row]])
-            assert not np.any(got.keys[:, row, n:]) and not np.any(got.values[:, row, n:])
+            np.testing.assert_array_equal(got.keys[:, row, :, :n], keys[:, row][:, :, valid[row]])
+            np.testing.assert_array_equal(got.values[:, row, :, :n], values[:, row][:, :, valid[row]])
+            assert not np.any(got.keys[:, row, :, n:]) and not np.any(got.values[:, row, :, n:])
     cut = contexts.cut(contexts.compact(context, 9), 2, 5, jnp.zeros(3, jnp.int32))
     assert cut.slots == 5 and not np.any(cut.rope)
     np.testing.assert_array_equal(cut.valid, np.asarray(contexts.compact(context, 9).valid)[:, :5] & (np.arange(5) < 2))
-    assert not np.any(cut.keys[:, :, 2:]) and np.any(cut.keys[:, :, :2])
+    assert not np.any(cut.keys[:, :, :, 2:]) and np.any(cut.keys[:, :, :, :2])
 
 
 # At the terminal.

@@ -51,7 +51,7 @@ def counted(function, *args, rounds: int = 0) -> int:
 
 def context(batch: int, slots: int):
     c = tiny.CONFIG
-    kv = jnp.zeros((c.layers, batch, slots, c.kv_heads, c.head_dim))
+    kv = jnp.zeros((c.layers, batch, c.kv_heads, slots, c.head_dim))
     empty = tiny.MODEL.empty(batch)
     return empty.replace(keys=kv, values=kv, valid=jnp.ones((batch, slots), bool))
 

@@ -97,7 +97,7 @@ def test_one_block_equals_two_blocks_equals_token_by_token(params, inputs):
         written = contexts.write(written, one, jnp.int32(i))
         np.testing.assert_allclose(logits, text_logits(model, params, hidden[:, i]), atol=5e-5)
     for context in (contexts.extend(block, rest), written):
-        np.testing.assert_allclose(context.keys[:, :, :7], whole.keys, atol=2e-5)
+        np.testing.assert_allclose(context.keys[:, :, :, :7], whole.keys, atol=2e-5)
         np.testing.assert_array_equal(context.rope, whole.rope)
     np.testing.assert_array_equal(written.valid, np.broadcast_to(np.arange(9) < 7, (2, 9)))
 

@@ -32,15 +32,16 @@ class OnMesh:
     kernel: Callable[..., jax.Array]
     mesh: Mesh
 
-    def __call__(self, q_BLHK, k_BLJK, v_BLJK, context_k_BSJK, context_v_BSJK, visible: attention.Visibility):
+    def __call__(self, q_BLHK, k_BJLK, v_BJLK, context_k_BJSK, context_v_BJSK, visible: attention.Visibility):
         """Attention [B, L, H, K]: episodes along `data` and `fsdp`, heads along `tensor`."""
-        given = (q_BLHK, k_BLJK, v_BLJK, context_k_BSJK, context_v_BSJK, visible)
+        given = (q_BLHK, k_BJLK, v_BJLK, context_k_BJSK, context_v_BJSK, visible)
         if q_BLHK.shape[1] < attention.KERNEL_FROM or q_BLHK.shape[0] % batch_size(self.mesh):
             return attention.xla(*given)
         heads, rows = PartitionSpec(BATCH, None, TENSOR, None), PartitionSpec(BATCH)
+        keys = PartitionSpec(BATCH, TENSOR, None, None)
         # check_vma: kernels do not say over which axes their results vary.
         run = jax.shard_map(
-            self.kernel, mesh=self.mesh, in_specs=(heads,) * 5 + (rows,), out_specs=heads, check_vma=False
+            self.kernel, mesh=self.mesh, in_specs=(heads,) + (keys,) * 4 + (rows,), out_specs=heads, check_vma=False
         )
         return run(*given)
 

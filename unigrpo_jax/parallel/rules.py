@@ -102,7 +102,7 @@ class Layout:
 
     def context(self) -> Context:
         """Where a context of episodes lies: episodes spread, heads of keys and values along `tensor`."""
-        kv = NamedSharding(self.mesh, PartitionSpec(None, BATCH, None, TENSOR, None))
+        kv = NamedSharding(self.mesh, PartitionSpec(None, BATCH, TENSOR, None, None))
         rows = NamedSharding(self.mesh, PartitionSpec(BATCH))
         return Context(keys=kv, values=kv, valid=rows, rope=rows)
 

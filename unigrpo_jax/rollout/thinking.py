@@ -87,15 +87,21 @@ def think(model: Bagel, params, context, keys_B, length: int, sampler: TokenSamp
     batch, first = context.valid.shape[0], context.slots
     stop = model.config.eos_token
 
+    def store(context, block, k):
+        # The block of token k - 1; for k = 0 one that holds nothing, where the first will lie.
+        return contexts.write(context, block, first + jnp.maximum(k - 1, 0))
+
     def unfinished(state):
-        k, _, reading, _, _ = state
+        k, _, reading, *_ = state
         return (k < length + 2) & jnp.any(reading)
 
     def read_and_act(state):
-        # Reads the token in hand, then draws the next.  A chain ends once its stop token has been read.
-        k, token, reading, context, thinking = state
+        # Stores the block before, reads the token in hand, then draws the next.  A chain ends once its stop token has been
+        # read.  A block waits for the next turn, so that the context is written before anything reads it: written after, it
+        # would be copied whole for every token, by a compiler that cannot tell that all reading is done by then.
+        k, token, reading, block, context, thinking = state
+        context = store(context, block, k)
         logits, block = model.decode(params, token, reading, context)
-        context = contexts.write(context, block, first + k)
         going = reading & ((token != stop) | (k == 0))
         acting = going & (k < length)
         log_probs = sampler.log_probs(logits)
@@ -108,7 +114,7 @@ def think(model: Bagel, params, context, keys_B, length: int, sampler: TokenSamp
             mask=keep(True, thinking.mask),
             log_probs=keep(value, thinking.log_probs),
         )
-        return k + 1, jnp.where(acting, action, stop), going, context, thinking
+        return k + 1, jnp.where(acting, action, stop), going, block, context, thinking
 
     nothing = Thinking(
         tokens=jnp.full((batch, length), model.config.pad_token, jnp.int32),
@@ -116,6 +122,7 @@ def think(model: Bagel, params, context, keys_B, length: int, sampler: TokenSamp
         log_probs=jnp.zeros((batch, length), jnp.float32),
     )
     begin = jnp.full(batch, model.config.bos_token, jnp.int32)
-    state = (jnp.int32(0), begin, jnp.ones(batch, bool), contexts.reserve(context, length + 2), nothing)
-    _, _, _, context, thinking = jax.lax.while_loop(unfinished, read_and_act, state)
-    return thinking, context
+    unread = contexts.reserve(model.empty(batch), 1).replace(rope=context.rope)
+    state = (jnp.int32(0), begin, jnp.ones(batch, bool), unread, contexts.reserve(context, length + 2), nothing)
+    k, _, _, block, context, thinking = jax.lax.while_loop(unfinished, read_and_act, state)
+    return thinking, store(context, block, k)

@@ -4,7 +4,7 @@
     splash   JAX's flash-attention kernel for TPUs
     cudnn    cuDNN's flash attention, for NVIDIA GPUs, bfloat16 only
 
-All take (q [B, L, H, K], the block's k and v [B, L, kv_heads, K], the context's k and v [B, S, kv_heads, K], Visibility)
+All take (q [B, L, H, K], the block's k and v [B, kv_heads, L, K], the context's k and v [B, kv_heads, S, K], Visibility)
 and return [B, L, H, K] in q's dtype.  Query heads are grouped: head h reads key head h // (H / kv_heads).  The scale
 K**-0.5 is applied to q in q's dtype, the softmax is float32.  S may be 0.  A query that sees nothing, which is padding,
 gets something finite that nobody reads.
@@ -48,7 +48,7 @@ class Visibility:
 jax.tree_util.register_dataclass(Visibility, data_fields=["context", "block"], meta_fields=["causal"])
 
 
-def xla(q_BLHK, k_BLJK, v_BLJK, context_k_BSJK, context_v_BSJK, visible: Visibility):
+def xla(q_BLHK, k_BJLK, v_BJLK, context_k_BJSK, context_v_BJSK, visible: Visibility):
     """Context and block are two partial products under one softmax, so that the context is read where it lies:
 
         out = (exp(s_context - m) V_context + exp(s_block - m) V_block) / sum of all exp,    m = max of all scores
@@ -56,25 +56,25 @@ def xla(q_BLHK, k_BLJK, v_BLJK, context_k_BSJK, context_v_BSJK, visible: Visibil
     Heads come before positions in every product, so that the scores, its largest arrays, are never transposed.
     """
     batch, length, heads, dim = q_BLHK.shape
-    kv_heads = k_BLJK.shape[2]
+    kv_heads = k_BJLK.shape[1]
     q = (q_BLHK * dim**-0.5).reshape(batch, length, kv_heads, heads // kv_heads, dim).transpose(0, 2, 3, 1, 4)
     seen_block = visible.block[:, None, None, None, :]
     if visible.causal:
         seen_block = seen_block & jnp.tril(jnp.ones((length, length), bool))[None, None, None]
     seen_context = visible.context[:, None, None, None, :]
-    pieces = [(k_BLJK, v_BLJK, seen_block)]
-    if context_k_BSJK.shape[1]:
-        pieces.append((context_k_BSJK, context_v_BSJK, seen_context))
+    pieces = [(k_BJLK, v_BJLK, seen_block)]
+    if context_k_BJSK.shape[2]:
+        pieces.append((context_k_BJSK, context_v_BJSK, seen_context))
 
     def score(keys, seen):
-        product = jnp.einsum("bjglk,bjsk->bjgls", q, keys.swapaxes(1, 2), preferred_element_type=jnp.float32)
+        product = jnp.einsum("bjglk,bjsk->bjgls", q, keys, preferred_element_type=jnp.float32)
         return product + jnp.where(seen, 0.0, MASKED)
 
     scores = [score(keys, seen) for keys, _, seen in pieces]
     largest = functools.reduce(jnp.maximum, [jnp.max(s, axis=-1, keepdims=True) for s in scores])
     weights = [jnp.exp(s - jax.lax.stop_gradient(largest)) for s in scores]
     mixed = sum(
-        jnp.einsum("bjgls,bjsk->bjglk", w.astype(q.dtype), values.swapaxes(1, 2), preferred_element_type=jnp.float32)
+        jnp.einsum("bjgls,bjsk->bjglk", w.astype(q.dtype), values, preferred_element_type=jnp.float32)
         for w, (_, values, _) in zip(weights, pieces, strict=True)
     )
     out = mixed / sum(jnp.sum(w, axis=-1, keepdims=True) for w in weights)
@@ -86,7 +86,7 @@ def tile(length: int) -> int:
     return min(TILES, key=lambda side: (-(-length // side) * side, -side))
 
 
-def splash(q_BLHK, k_BLJK, v_BLJK, context_k_BSJK, context_v_BSJK, visible: Visibility, *, interpret: bool = False):
+def splash(q_BLHK, k_BJLK, v_BJLK, context_k_BJSK, context_v_BJSK, visible: Visibility, *, interpret: bool = False):
     """Splash attention; any head width, any float dtype.
 
     The order of context and block is the kernel's static mask, causal from slot S on or none; what is no valid key
@@ -94,14 +94,14 @@ def splash(q_BLHK, k_BLJK, v_BLJK, context_k_BSJK, context_v_BSJK, visible: Visi
     Its bfloat16 kernels compile under JAX's default matmul precision only, not under "highest".
     """
     if q_BLHK.shape[1] < KERNEL_FROM:
-        return xla(q_BLHK, k_BLJK, v_BLJK, context_k_BSJK, context_v_BSJK, visible)
+        return xla(q_BLHK, k_BJLK, v_BJLK, context_k_BJSK, context_v_BJSK, visible)
     from jax.experimental.pallas.ops.tpu import splash_attention as kernels  # late: only TPUs need it
 
     length, heads, dim = q_BLHK.shape[1:]
-    slots = context_k_BSJK.shape[1]
+    slots = context_k_BJSK.shape[2]
     rows, columns = tile(length), tile(slots + length)
-    q, k, v, seen = _whole(q_BLHK * dim**-0.5, k_BLJK, v_BLJK, context_k_BSJK, context_v_BSJK, visible, rows, columns)
-    shape = (q.shape[1], k.shape[1])
+    q, k, v, seen = _whole(q_BLHK * dim**-0.5, k_BJLK, v_BJLK, context_k_BJSK, context_v_BJSK, visible, rows, columns)
+    shape = (q.shape[2], k.shape[2])
     mask = kernels.CausalMask(shape, offset=slots) if visible.causal else kernels.FullMask(shape)
     # Two backward kernels: the fused one writes a part of dq for each tile of keys.
     sizes = kernels.BlockSizes(
@@ -112,11 +112,10 @@ def splash(q_BLHK, k_BLJK, v_BLJK, context_k_BSJK, context_v_BSJK, visible: Visi
     )
     ids = kernels.SegmentIds(q=jnp.ones(shape[0], jnp.int32), kv=seen.astype(jnp.int32))
     one_episode = jax.vmap(kernel, in_axes=(0, 0, 0, kernels.SegmentIds(q=None, kv=0)))
-    out = one_episode(q.swapaxes(1, 2), k.swapaxes(1, 2), v.swapaxes(1, 2), ids)
-    return out.swapaxes(1, 2)[:, :length]
+    return one_episode(q, k, v, ids)[:, :, :length].swapaxes(1, 2)
 
 
-def cudnn(q_BLHK, k_BLJK, v_BLJK, context_k_BSJK, context_v_BSJK, visible: Visibility):
+def cudnn(q_BLHK, k_BJLK, v_BJLK, context_k_BJSK, context_v_BJSK, visible: Visibility):
     """cuDNN's flash attention, bfloat16 or float16; heads wider than CUDNN_WIDEST_HEAD take `xla`.
 
     Who sees whom is a mask [B, 1, L, S + L], shared by all heads.  The backward kernel wants even lengths, and all
@@ -124,10 +123,10 @@ def cudnn(q_BLHK, k_BLJK, v_BLJK, context_k_BSJK, context_v_BSJK, visible: Visib
     """
     length, dim = q_BLHK.shape[1], q_BLHK.shape[3]
     if length < KERNEL_FROM or dim > CUDNN_WIDEST_HEAD:
-        return xla(q_BLHK, k_BLJK, v_BLJK, context_k_BSJK, context_v_BSJK, visible)
-    q, k, v, seen = _whole(q_BLHK * dim**-0.5, k_BLJK, v_BLJK, context_k_BSJK, context_v_BSJK, visible, 2, 2)
-    wide = lambda x: jnp.pad(x, ((0, 0), (0, 0), (0, 0), (0, -dim % 8)))
-    mask = cudnn_mask(seen, q.shape[1], context_k_BSJK.shape[1], visible.causal)
+        return xla(q_BLHK, k_BJLK, v_BJLK, context_k_BJSK, context_v_BJSK, visible)
+    q, k, v, seen = _whole(q_BLHK * dim**-0.5, k_BJLK, v_BJLK, context_k_BJSK, context_v_BJSK, visible, 2, 2)
+    wide = lambda x: jnp.pad(x.swapaxes(1, 2), ((0, 0), (0, 0), (0, 0), (0, -dim % 8)))
+    mask = cudnn_mask(seen, q.shape[2], context_k_BJSK.shape[2], visible.causal)
     return _cudnn(wide(q), wide(k), wide(v), mask)[:, :length, :, :dim]
 
 
@@ -140,10 +139,15 @@ def cudnn_mask(seen_BS, rows: int, slots: int, causal: bool):
 
 
 def _whole(q, k, v, context_k, context_v, visible: Visibility, rows: int, columns: int):
-    """Queries padded to a multiple of `rows`; context and block as one array, padded to one of `columns`; valid keys."""
-    fill = lambda x, side: jnp.pad(x, ((0, 0), (0, -x.shape[1] % side)) + ((0, 0),) * (x.ndim - 2))
-    join = lambda context, block: fill(jnp.concatenate([context, block], axis=1), columns)
-    return fill(q, rows), join(context_k, k), join(context_v, v), join(visible.context, visible.block)
+    """Queries, keys and values [B, heads, length, K], and which keys are valid, bool [B, length].
+
+    Queries are padded to a multiple of `rows`; context and block are one array, padded to a multiple of `columns`.
+    """
+    fill = lambda x, side: jnp.pad(x, ((0, 0), (0, 0), (0, -x.shape[2] % side), (0, 0)))
+    join = lambda context, block: fill(jnp.concatenate([context, block], axis=2), columns)
+    seen = jnp.concatenate([visible.context, visible.block], axis=1)
+    seen = jnp.pad(seen, ((0, 0), (0, -seen.shape[1] % columns)))
+    return fill(q.swapaxes(1, 2), rows), join(context_k, k), join(context_v, v), seen
 
 
 def _fused(q, k, v, mask):

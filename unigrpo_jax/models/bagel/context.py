@@ -16,8 +16,9 @@ class Context:
     """Keys and values of B samples in S slots.
 
     Attributes:
-      keys: [layers, B, S, kv_heads, K], after the key norm and the rotation.
-      values: [layers, B, S, kv_heads, K].
+      keys: [layers, B, kv_heads, S, K], after the key norm and the rotation; a head's slots lie together, as products read
+        them, so that none is transposed for every token that is decoded.
+      values: [layers, B, kv_heads, S, K].
       valid: bool [B, S].
       rope: int32 [B], the rotary position of the next token or image block.
     """
@@ -35,15 +36,15 @@ class Context:
 
 def empty(config: BagelConfig, batch: int, dtype=jnp.float32) -> Context:
     """A context that has read nothing: zero slots, rotary position 0."""
-    kv = jnp.zeros((config.layers, batch, 0, config.kv_heads, config.head_dim), dtype)
+    kv = jnp.zeros((config.layers, batch, config.kv_heads, 0, config.head_dim), dtype)
     return Context(keys=kv, values=kv, valid=jnp.zeros((batch, 0), bool), rope=jnp.zeros(batch, jnp.int32))
 
 
 def extend(context: Context, block: Context) -> Context:
     """The context followed by a block that the network computed upon it."""
     return Context(
-        keys=jnp.concatenate([context.keys, block.keys], axis=2),
-        values=jnp.concatenate([context.values, block.values], axis=2),
+        keys=jnp.concatenate([context.keys, block.keys], axis=3),
+        values=jnp.concatenate([context.values, block.values], axis=3),
         valid=jnp.concatenate([context.valid, block.valid], axis=1),
         rope=block.rope,
     )
@@ -51,7 +52,7 @@ def extend(context: Context, block: Context) -> Context:
 
 def reserve(context: Context, slots: int) -> Context:
     """Appends empty slots, to be filled by `write`."""
-    pad = ((0, 0), (0, 0), (0, slots), (0, 0), (0, 0))
+    pad = ((0, 0), (0, 0), (0, 0), (0, slots), (0, 0))
     return context.replace(
         keys=jnp.pad(context.keys, pad),
         values=jnp.pad(context.values, pad),
@@ -63,8 +64,8 @@ def write(context: Context, block: Context, slot: jax.Array) -> Context:
     """Stores a block into the reserved slots that begin at `slot` (int32 scalar, may be traced)."""
     put = jax.lax.dynamic_update_slice_in_dim
     return Context(
-        keys=put(context.keys, block.keys.astype(context.keys.dtype), slot, axis=2),
-        values=put(context.values, block.values.astype(context.values.dtype), slot, axis=2),
+        keys=put(context.keys, block.keys.astype(context.keys.dtype), slot, axis=3),
+        values=put(context.values, block.values.astype(context.values.dtype), slot, axis=3),
         valid=put(context.valid, block.valid, slot, axis=1),
         rope=block.rope,
     )
@@ -80,8 +81,8 @@ def compact(context: Context, slots: int) -> Context:
     valid = jnp.take_along_axis(context.valid, order, axis=1)
 
     def pick(x):
-        kept = jnp.take_along_axis(x, order[None, :, :, None, None], axis=2)
-        return jnp.where(valid[None, :, :, None, None], kept, jnp.zeros((), x.dtype))
+        kept = jnp.take_along_axis(x, order[None, :, None, :, None], axis=3)
+        return jnp.where(valid[None, :, None, :, None], kept, jnp.zeros((), x.dtype))
 
     return Context(keys=pick(context.keys), values=pick(context.values), valid=valid, rope=context.rope)
 
@@ -89,7 +90,7 @@ def compact(context: Context, slots: int) -> Context:
 def cut(context: Context, length: int, slots: int, rope: jax.Array) -> Context:
     """What a compact context was when it had read its first `length` slots: `slots` slots, at position `rope` [B]."""
     valid = context.valid[:, :slots] & (jnp.arange(slots) < length)[None]
-    keep = lambda x: jnp.where(valid[None, :, :, None, None], x[:, :, :slots], jnp.zeros((), x.dtype))
+    keep = lambda x: jnp.where(valid[None, :, None, :, None], x[:, :, :, :slots], jnp.zeros((), x.dtype))
     return Context(keys=keep(context.keys), values=keep(context.values), valid=valid, rope=rope)
 
 

@@ -118,11 +118,11 @@ class DecoderLayer(nn.Module):
         self.gen = Expert(self.config, self.dtype, self.lora_scale)
 
     def __call__(self, streams, context_kv, rotary, visible: Visibility):
-        """Returns the streams after the layer, and the block's keys and values [B, L, kv_heads, K].
+        """Returns the streams after the layer, and the block's keys and values [B, kv_heads, L, K].
 
         Args:
           streams: (und [B, Lu, D], gen [B, Lg, D] or None); L = Lu + Lg in this order.
-          context_kv: keys and values of this layer's context, [B, S, kv_heads, K] each.
+          context_kv: keys and values of this layer's context, [B, kv_heads, S, K] each.
           rotary: cosines and sines [B, L, K].
           visible: who sees whom.
         """
@@ -133,6 +133,7 @@ class DecoderLayer(nn.Module):
         cut = lambda a, i, x: a[:, starts[i] : starts[i] + x.shape[1]]
         parts = [e.project(x, *(cut(r, i, x) for r in rotary)) for i, (e, x) in enumerate(present)]
         q, k, v = (jnp.concatenate(p, axis=1) for p in zip(*parts, strict=True))
+        k, v = k.swapaxes(1, 2), v.swapaxes(1, 2)
         attended = self.attend(q, k, v, *context_kv, visible)
         after = [e.finish(x, cut(attended, i, x)) for i, (e, x) in enumerate(present)]
         streams = (after[0], after[1] if len(after) == 2 else None)
