@@ -1,11 +1,18 @@
-"""The shell of every page: it loads nothing, has no script, and serves light, dark and print."""
+"""The shell of every page: it loads nothing, runs no script but the one it is made with, and serves light, dark, print."""
+
+import base64
+import hashlib
 
 from unigrpo_jax.foreign_text import for_html
 
 
-def page(title: str, body: str) -> str:
-    """A whole HTML page; `title` is escaped, `body` is HTML."""
-    return _PAGE.format(title=for_html(title), style=_STYLE, body=body)
+def page(title: str, body: str, script: str = "") -> str:
+    """A whole HTML page; `title` is escaped, `body` is HTML, `script` runs at its end, and no other one can."""
+    policy = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+    if script:
+        policy += f"; script-src 'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'"
+        body = f"{body}\n<script>{script}</script>"
+    return _PAGE.format(title=for_html(title), policy=policy, style=_STYLE, body=body)
 
 
 _PAGE = """<!doctype html>
@@ -13,7 +20,7 @@ _PAGE = """<!doctype html>
 <head>
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
+<meta http-equiv="Content-Security-Policy" content="{policy}">
 <title>{title}</title>
 <style>{style}</style>
 </head>
@@ -75,7 +82,9 @@ svg text { fill: var(--soft); font-size: 11px; } .rule { stroke: var(--rule); st
 .c0 { --c: var(--c0); } .c1 { --c: var(--c1); } .c2 { --c: var(--c2); } .c3 { --c: var(--c3); } .c4 { --c: var(--c4); }
 .c5 { --c: var(--c5); } .c6 { --c: var(--c6); } .c7 { --c: var(--c7); } .c8 { --c: var(--c8); }
 polyline { fill: none; stroke: var(--c); stroke-linejoin: round; } circle { fill: var(--c); }
-.raw { stroke-width: 1; opacity: .3; } .mean { stroke-width: 2; } .band { fill: var(--c); opacity: .14; }
+.raw { stroke-width: 1; opacity: .3; } .mean { stroke-width: 2; } .dashed { stroke-dasharray: 5 4; }
+.legend i.dashed { background: repeating-linear-gradient(90deg, var(--c) 0 4px, transparent 4px 6px); }
+ .band { fill: var(--c); opacity: .14; }
 details { margin-top: 28px; } summary { cursor: pointer; font-size: 16px; font-weight: 600; margin-bottom: 10px; }
 @media print { body { max-width: none; padding: 0; font-size: 12px; } .thinking { max-height: none; }
   .charts { grid-template-columns: 1fr 1fr; } h2 { break-after: avoid; } tr { break-inside: avoid; } }
