@@ -4,6 +4,7 @@ The files are `config.json`, `metrics.jsonl`, `summary.json` and `provenance.jso
 """
 
 import dataclasses
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -122,7 +123,7 @@ def read_runs(places: Sequence[Place]) -> list[RecordedRun]:
             inside = sorted(str(path) for path in folder.iterdir() if path.is_dir() and _holds_run(path))
             hint = f"give the runs in it: {', '.join(inside[:5])}" if inside else "give a run folder, such as runs/shapes"
             raise ConfigError(f"{folder} holds no run (neither config.json nor {FILE_NAME}); {hint}.")
-        runs.setdefault(str(folder.resolve()), folder)
+        runs.setdefault(str(folder) if storage.is_bucket(folder) else os.path.realpath(folder), folder)
     return [read_run(folder) for folder in runs.values()]
 
 

@@ -106,7 +106,7 @@ def _settings(runs: Sequence[RecordedRun], names: Sequence[str]) -> str:
     settings = [dict(flat({name: value for name, value in run.config.items() if name != "name"})) for run in runs]
     facts = [dict(flat({name: run.provenance[name] for name in FACTS if name in run.provenance})) for run in runs]
     known = [a | b for a, b in zip(settings, facts, strict=True)]
-    every = dict.fromkeys(name for one in known for name in one)
+    every = dict.fromkeys(name for one in (*settings, *facts) for name in one)
     differ = [name for name in every if len({one.get(name) for one in known}) > 1]
     missing = [name for name, run in zip(names, runs, strict=True) if not run.config]
     notes = [f"{len(every) - len(differ)} others are the same in all."]
