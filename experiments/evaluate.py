@@ -70,7 +70,7 @@ def main(arguments: Arguments) -> None:
     e = arguments.evaluation
     judging = Judging(load_rewards(source), source.judging)
     held_out = e.source or held_out
-    world = load_world(prompts, weights, held_out)
+    world = load_world(prompts, weights, held_out, 0 if e.rounds else restored.config.rollout.rounds, e.rounds)
     evaluator = Evaluator(e, restored.config.rollout, restored.loaded, world, judging, restored.layout)
     autoencoder = restored.loaded.autoencoder_params(meshes.replicated(restored.layout.mesh))
     table = evaluator(restored.read(), autoencoder).table

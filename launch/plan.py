@@ -18,7 +18,7 @@ from typing import Annotated, Any
 
 import tyro
 
-from experiments.command_line import complain, preset_file, presets
+from experiments.command_line import complain, interrupted, preset_file, presets, say
 from launch.planning.given import Given, Said, find_given
 from unigrpo_jax import foreign_text
 from unigrpo_jax.config import ConfigError, RunConfig, require
@@ -64,20 +64,28 @@ def plan(
       progress: told what is being done.
       given: what comes with the prompts.
 
+    Returns:
+      The numbers; `failed` holds the compiler's words where it raised, and then `programs` only those compiled before.
+
     Raises:
-      ConfigError: the topology is none, the settings do not fit it, or there is no compiler.
+      ConfigError: the topology is none, the settings do not fit it, or there is no compiler, or none that fits.
     """
     from launch.planning import advice, roofline
     from launch.planning.compile import ROLLOUT, UPDATE, cache_by_round, compile_program, prepare, slot_bytes, state_bytes
+    from launch.planning.compiler import CompilerFailed
     from launch.planning.targets import STAND_IN, find_target
     from unigrpo_jax.parallel import mesh as meshes
 
     target = find_target(topology)
     setting = prepare(config, target, given)
-    programs = {}
+    programs, failed = {}, {}
     for name in (ROLLOUT, UPDATE):
         progress(f"compiling the {name} of {config.name} for {topology} ...")
-        programs[name] = compile_program(setting, name)
+        try:
+            programs[name] = compile_program(setting, name)
+        except CompilerFailed as error:
+            failed[name] = str(error)
+            break
     network, chip = setting.model.network.config, target.chip
     n = setting.lengths
     split = roofline.Split(
@@ -101,8 +109,8 @@ def plan(
                      f"{state['trained'] / 1e9:.2f} GB per device and optimizer step")  # fmt: skip
     if any(row["assumed"] for rows in tables.values() for row in rows):
         notes.append(f"the token loop ends with its longest chain; {config.rollout.thinking_tokens + 2} tokens are assumed")
-    if any(p.refused for p in programs.values()):
-        notes.append("a program that the compiler refused shows no collectives, so its seconds are a lower bound")
+    if failed or any(p.refused for p in programs.values()):
+        notes.append("a program that was not compiled shows no collectives, so its seconds are a lower bound")
     host = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     return {
         "name": config.name,
@@ -115,7 +123,9 @@ def plan(
         "episodes": config.episodes,
         "given": dataclasses.asdict(setting.given),
         "cache": {"slot": slot_bytes(setting), "rows": setting.rows, "rounds": cache_by_round(setting)},
+        "state": state,
         "programs": {name: dataclasses.asdict(p) | {"peak": p.peak} for name, p in programs.items()},
+        "failed": failed,
         "host": host,
         "phases": [dataclasses.asdict(p) | {"bounds": p.bounds(chip), "seconds": p.seconds(chip)} for p in phases],
         "estimate": dataclasses.asdict(estimate),
@@ -145,6 +155,8 @@ def swept(
 
     def compile_(changed: RunConfig) -> sweep.Outcome:
         out = plan(changed, topology, lambda line: None, given)
+        if out["failed"]:
+            return sweep.Outcome("", False, None, None, None, *out["failed"].values())
         programs = out["programs"].values()
         fits, peak = all(p["fits"] for p in programs), max(p["peak"] for p in programs)
         if any(p["refused"] for p in programs):
@@ -168,13 +180,19 @@ def _rounds(cache: dict[str, Any]) -> list[str]:
     return [*lines, f"  {'all':<8}{slots:>8.0f}{size / GIB:>8.2f}"]
 
 
-def show(numbers: dict[str, Any]) -> list[str]:
-    """The numbers as lines of text."""
+def _state(numbers: dict[str, Any]) -> list[str]:
+    """What is known of the memory though nothing was compiled."""
+    known = {name: size for name, size in numbers["state"].items() if size}
+    known["cache"] = sum(row["bytes"] for row in numbers["cache"]["rounds"])
+    lines = [f"  {name:<20}{size / GIB:>10.2f}" for name, size in known.items()]
+    return ["GiB per device, by exact arithmetic:", *lines, f"  {'of':<20}{numbers['limit'] / GIB:>10.2f}"]
+
+
+def _memory(numbers: dict[str, Any]) -> list[str]:
+    """Memory by class of the programs that were compiled."""
     gib = lambda value: f"{value / GIB:.2f}"
-    mesh = ", ".join(f"{name} {size}" for name, size in numbers["mesh"].items())
     names = list(numbers["programs"])
-    lines = [f"{numbers['name']} on {numbers['topology']}: {numbers['chips']} chips, {mesh}", ""]
-    lines.append(f"{'GiB per device':<22}" + "".join(f"{name:>10}" for name in names))
+    lines = [f"{'GiB per device':<22}" + "".join(f"{name:>10}" for name in names)]
     for part in numbers["programs"][names[0]]["memory"]:
         values = [numbers["programs"][name]["memory"][part] for name in names]
         if any(values):
@@ -184,7 +202,17 @@ def show(numbers: dict[str, Any]) -> list[str]:
     verdict = lambda p: "fits" if p["fits"] else "TOO MUCH"
     lines.append(f"  {'':<20}" + "".join(f"{verdict(numbers['programs'][name]):>10}" for name in names))
     seconds = " + ".join(f"{numbers['programs'][name]['seconds']:.0f}" for name in names)
-    lines += [f"compiled in {seconds} s with {gib(numbers['host'])} GiB of host memory", ""]
+    lines += [f"compiled in {seconds} s with {gib(numbers['host'])} GiB of host memory"]
+    return lines
+
+
+def show(numbers: dict[str, Any]) -> list[str]:
+    """The numbers as lines of text."""
+    gib = lambda value: f"{value / GIB:.2f}"
+    mesh = ", ".join(f"{name} {size}" for name, size in numbers["mesh"].items())
+    names = list(numbers["programs"])
+    lines = [f"{numbers['name']} on {numbers['topology']}: {numbers['chips']} chips, {mesh}", ""]
+    lines += (_memory(numbers) if names else _state(numbers)) + [""]
     if len(numbers["cache"]["rounds"]) > 1:
         lines += [*_rounds(numbers["cache"]), ""]
     for name in names:
@@ -213,6 +241,9 @@ def show(numbers: dict[str, Any]) -> list[str]:
     if numbers.get("sweep"):
         lines += ["", "samples per chip-hour    s   GiB   settings"]
         for outcome in numbers["sweep"]:
+            if outcome["failed"]:
+                lines.append(f"{'not compiled':>33}   {outcome['flags']}")
+                continue
             speed = f"{outcome['samples_per_chip_hour']:>14.1f}{outcome['seconds']:>12.1f}" if outcome["fits"] else (
                 f"{'does not fit':>26}")  # fmt: skip
             lines.append(f"{speed}{outcome['peak'] / GIB:>7.1f}   {outcome['flags']}")
@@ -235,15 +266,17 @@ def main() -> None:
             require(path is None or path.absolute().parent.is_dir(),
                     f"{path} cannot be written: its folder does not exist; make it first.")  # fmt: skip
         require(arguments.sweep_limit >= 1, f"sweep-limit = {arguments.sweep_limit}, but it must be at least 1.")
-        os.environ.setdefault("JAX_PLATFORMS", "cpu")
+        os.environ["JAX_PLATFORMS"] = os.environ.get("JAX_PLATFORMS") or "cpu"
         config = arguments.config
         known = Given(pictures=getattr(file, "PICTURES", False), turns=getattr(file, "TURNS", False))
         given = find_given(config, arguments.pictures, arguments.turns, known)
         numbers = plan(config, arguments.topology, given=given)
-        if arguments.sweep:
+        if arguments.sweep and not numbers["failed"]:
             numbers["sweep"] = swept(config, arguments.topology, numbers, arguments.sweep_limit, given)
     except ConfigError as error:
         complain(error, "launch.plan")
+    except KeyboardInterrupt:
+        interrupted()
     foreign_text.tell("\n".join(show(numbers)))
     if arguments.json is not None:
         arguments.json.write_text(json.dumps(numbers, indent=2) + "\n")
@@ -251,6 +284,9 @@ def main() -> None:
         from launch.planning.page import page
 
         arguments.html.write_text(page(numbers))
+    for name, words in numbers["failed"].items():
+        say("launch.plan", f"the {name} was not compiled; {words}")
+        sys.exit(1)
 
 
 if __name__ == "__main__":

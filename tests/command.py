@@ -10,6 +10,8 @@ import sys
 
 import pytest
 
+from tests.shared_programs import shared_programs
+
 # Settings of `smoke` that compile and run in seconds with the tiny model.
 SMALL = """
     --devices 1 --iterations 6 --rewards tiny_reward:score --rollout.prompts-per-iteration 2 --learning.group-size 4
@@ -41,10 +43,11 @@ class Outcome:
     err: str
 
 
-def command(module: str, *arguments) -> Outcome:
-    """`python -m module arguments` in this process."""
+def command(module: str, *arguments, share: bool = True) -> Outcome:
+    """`python -m module arguments` in this process; `share` with the compiled programs of earlier ones."""
     out, err, code = io.StringIO(), io.StringIO(), 0
-    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+    programs = shared_programs() if share else contextlib.nullcontext()
+    with pytest.MonkeyPatch.context() as patch, programs, contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         patch.setattr(sys, "argv", [module, *map(str, arguments)])
         patch.setattr(os, "_exit", sys.exit)
         patch.setenv("JAX_COMPILATION_CACHE_DIR", "that of the tests")
@@ -55,6 +58,7 @@ def command(module: str, *arguments) -> Outcome:
     return Outcome(code, out.getvalue(), err.getvalue())
 
 
-def run_small(model: pathlib.Path, run_dir: pathlib.Path, *arguments) -> Outcome:
+def run_small(model: pathlib.Path, run_dir: pathlib.Path, *arguments, share: bool = True) -> Outcome:
     """A small run of `experiments.run` in `run_dir`."""
-    return command("experiments.run", "smoke", "--model.path", model, "--run-dir", run_dir, *SMALL, *arguments)
+    words = ["smoke", "--model.path", model, "--run-dir", run_dir, *SMALL, *arguments]
+    return command("experiments.run", *words, share=share)

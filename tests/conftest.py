@@ -13,19 +13,22 @@ from tests.quick import FLAGS
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("XLA_FLAGS", f"--xla_force_host_platform_device_count=8 {FLAGS}")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+# Processes that tests start have these, too, so that all share what one has compiled.
+os.environ.setdefault("JAX_DEFAULT_MATMUL_PRECISION", "highest")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
 
 import jax
 import numpy as np
 import pytest
 
+from tests import shared_programs
+
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 MAPS = pathlib.Path("/proc/self/maps")
 MANY_MAPS = 10_000  # Linux lets a process have 65530
 
-jax.config.update("jax_default_matmul_precision", "highest")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_compilation_cache_dir", str(ROOT / ".cache" / "jax"))
-jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
 
 
 def pytest_terminal_summary(terminalreporter) -> None:
@@ -40,6 +43,7 @@ def few_programs_held():
     """Forgets the compiled programs between test files where they have become many: each holds mappings of memory."""
     yield
     if MAPS.exists() and MAPS.read_bytes().count(b"\n") > MANY_MAPS:
+        shared_programs.forget()
         jax.clear_caches()
         gc.collect()
 

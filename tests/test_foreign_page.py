@@ -1,5 +1,7 @@
 """The pages that are written hold foreign text as text, wherever it stands: no element, no attribute, nothing hidden."""
 
+import base64
+import hashlib
 import html.parser
 import json
 import pathlib
@@ -12,14 +14,16 @@ from launch.planning.page import page
 from tests.fuzzing import EVIL_TEXTS
 from tests.test_plan import numbers
 from unigrpo_jax.foreign_text import JOINERS, for_html, for_stream, quoted, visible
+from unigrpo_jax.training.page_parts import AGE_SCRIPT
 from unigrpo_jax.training.report import write_report
 from unigrpo_jax.training.samples import Sample, save_samples
 
 # All that our pages are made of; what foreign text tries to add is not among it, or in another place.
 TAGS = set("html head meta title style body header h1 h2 h3 p section div span b i table thead tbody tr th td article "
-           "figure img figcaption details summary ul li code strong svg line text rect polyline polygon circle".split())
+           "figure img figcaption details summary ul li code strong svg line text rect polyline polygon circle time".split())
 ATTRIBUTES = set("lang charset name content http-equiv class colspan rowspan scope dir alt src viewbox role aria-label x x1 "
-                 "x2 y y1 y2 cx cy r points text-anchor fill stroke stroke-width width height style".split())  # fmt: skip
+                 "x2 y y1 y2 cx cy r points text-anchor fill stroke stroke-width width height style "
+                 "datetime".split())  # fmt: skip
 
 
 class Page(html.parser.HTMLParser):
@@ -45,8 +49,11 @@ class Page(html.parser.HTMLParser):
 
     @classmethod
     def checked(cls, text: str) -> "Page":
-        """A page that holds only our own elements and attributes, loads nothing, and hides nothing."""
-        found = cls(text)
+        """A page that holds only our own elements, attributes and script, loads nothing, and hides nothing."""
+        own = f"<script>{AGE_SCRIPT}</script>"
+        allowed = base64.b64encode(hashlib.sha256(AGE_SCRIPT.encode()).digest()).decode()
+        assert ("script-src" in text) == (own in text) == (f"script-src 'sha256-{allowed}'\"" in text)
+        found = cls(text.replace(own, ""))
         assert set(found.tags) <= TAGS and {name for name, _ in found.attributes} <= ATTRIBUTES
         loads = [value for name, value in found.attributes if name in ("src", "href")]
         assert all(value.startswith("data:image/png;base64,") for value in loads)
@@ -59,8 +66,7 @@ def run_folder(folder: pathlib.Path, evil: str) -> None:
     (folder / "config.json").write_text(json.dumps({"name": evil, "rewards": [evil], evil: {"x" + evil: evil}}))
     scores = {"exact": {"overall": 0.5, evil: 0.25}, "e" + evil: {"overall": 0.1}}
     (folder / "summary.json").write_text(json.dumps({"before": scores, "after": scores, evil + "s": evil}))
-    name = evil.replace("\n", " ")  # charts are chosen by names of one line
-    lines = [{"step": step, f"reward/{name}/mean": 0.5, "m" + name: step, "judge/" + name: 1} for step in range(1, 4)]
+    lines = [{"step": step, f"reward/{evil}/mean": 0.5, "m" + evil: step, "judge/" + evil: 1} for step in range(1, 4)]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     image = np.zeros((8, 8, 3), np.uint8)
     for step in (0, 3):

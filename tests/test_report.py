@@ -7,6 +7,8 @@ import re
 import numpy as np
 import pytest
 
+from unigrpo_jax.training.page_parts import AGE_SCRIPT
+from unigrpo_jax.training.recorded_run import read_run
 from unigrpo_jax.training.report import write_report
 from unigrpo_jax.training.samples import Moment, Sample, save_samples
 
@@ -41,7 +43,10 @@ def fill(folder, steps=40, finished=True, samples=True):
 
 
 def parsed(folder):
+    """The page without its own script, and what it is made of."""
     text = write_report(folder).read_text()
+    assert text.count(f"<script>{AGE_SCRIPT}</script>") == 1
+    text = text.replace(f"<script>{AGE_SCRIPT}</script>", "")
     links = Links()
     links.feed(text)
     return text, links
@@ -98,7 +103,68 @@ def test_an_unfinished_run_has_a_report(tmp_path, steps):
     assert "no steps recorded yet" in parsed(tmp_path)[0]
 
 
-def test_the_same_files_give_the_same_page(tmp_path):
+def progress(folder, iterations, metrics, summary):
+    """The first lines of the page of a run that has come so far."""
+    (folder / "config.json").write_text(json.dumps({"iterations": iterations}))
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in metrics))
+    (folder / "summary.json").write_text(json.dumps(summary))
+    text, _ = parsed(folder)
+    return text[text.index("<header>") : text.index("</header>")], text
+
+
+def test_a_page_says_when_it_was_written_and_how_far_the_run_was(tmp_path, monkeypatch):
+    monkeypatch.setattr("time.time", lambda: 86400.0 * 366 + 61)
+    before, after = {"exact": {"overall": 0.25}}, {"exact": {"overall": 0.75}}
+    steps = lambda n: [{"step": step} for step in range(1, n + 1)]
+    header, _ = progress(tmp_path, 30, [], {"before": before})
+    assert '<time datetime="1971-01-02T00:01:01Z">1971-01-02 00:01:01 UTC</time>' in header
+    assert "no steps recorded yet: unfinished." in header
+    assert "after iteration 7 of 30: unfinished." in progress(tmp_path, 30, steps(7), {"before": before})[0]
+    all_but = progress(tmp_path, 30, steps(30), {"before": before})[0]
+    assert "after iteration 30 of 30: unfinished, no evaluation after training yet." in all_but
+    done = {"before": before, "after": after, "iterations": 30}
+    assert "after iteration 30 of 30: finished." in progress(tmp_path, 30, steps(30), done)[0]
+    for total in (True, -1, "30", 1.5, None, 10**30):
+        assert "after iteration 30: finished." in progress(tmp_path, total, steps(30), done)[0]
+
+
+def test_a_finished_run_that_goes_on_is_unfinished_and_shows_its_newest_evaluation(tmp_path):
+    summary = {"before": {"exact": {"overall": 0.25}}, "after": {"exact": {"overall": 0.5, "colors": 0.4}}, "iterations": 2}
+    metrics = [{"step": 1}, {"step": 2}, {"step": 3}]
+    header, text = progress(tmp_path, 9, metrics, summary)
+    assert "after iteration 3 of 9: unfinished." in header and "before and after iteration 2<" in text
+    header, text = progress(tmp_path, 9, [*metrics, {"step": 4, "eval/exact": 0.625}], summary)
+    assert "before and after iteration 4<" in text and "+0.375" in text and "Exact, iteration 4<" in text
+
+
+def test_the_evaluations_so_far_stand_there_while_a_run_goes_on_and_are_drawn_from_the_first(tmp_path):
+    before, after = {"exact": {"overall": 0.25}, "mine": {"overall": 0.1}}, {"exact": {"overall": 0.75}}
+    metrics = [{"step": 1, "eval/exact": 0.5}, {"step": 2, "eval/exact": None}, {"step": 3, "eval/exact": 0.625}]
+    _, text = progress(tmp_path, 4, metrics, {"before": before})
+    table = text[text.index("Held-out prompts so far") :]
+    rows = re.findall(r"<tr><th scope=row>(\d+)</th><td>([^<]+)</td><td>([^<]+)</td>", table[: table.index("</table>")])
+    assert rows == [("3", "0.625", "–"), ("1", "0.500", "–"), ("0", "0.250", "0.100")]
+    _, text = progress(tmp_path, 4, [*metrics, {"step": 4}], {"before": before, "after": after, "iterations": 4})
+    assert "so far" not in text
+    drawn = read_run(tmp_path).lines()
+    assert [(x["step"], x.get("eval/exact")) for x in drawn] == [(0, 0.25), (1, 0.5), (2, None), (3, 0.625), (4, 0.75)]
+
+
+def test_a_page_that_cannot_be_written_leaves_the_old_one(tmp_path, monkeypatch):
+    fill(tmp_path)
+    old = write_report(tmp_path).read_bytes()
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(OSError, match="No space"):
+        write_report(tmp_path)
+    assert (tmp_path / "report.html").read_bytes() == old and not list(tmp_path.glob(".*.tmp"))
+
+
+def test_the_same_files_give_the_same_page_at_the_same_time(tmp_path, monkeypatch):
+    monkeypatch.setattr("time.time", lambda: 1e9)
     fill(tmp_path)
     assert write_report(tmp_path).read_bytes() == write_report(tmp_path).read_bytes()
 

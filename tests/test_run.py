@@ -273,5 +273,5 @@ def test_a_run_that_has_ended_holds_no_programs(tiny_model, tmp_path):
         return sum(isinstance(x, jax.stages.Compiled) for x in gc.get_objects())
 
     before = held()
-    assert run_small(tiny_model, tmp_path / "run", "--rewards", "colourfulness", "--iterations", 1).code == 0
+    assert run_small(tiny_model, tmp_path / "run", "--rewards", "colourfulness", "--iterations", 1, share=False).code == 0
     assert held() == before

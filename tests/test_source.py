@@ -64,6 +64,56 @@ def test_a_file_that_cannot_work_is_one_sentence(tmp_path, content, words):
         assert word in text, text
 
 
+LATER = [{"prompt": "a red circle"}, {"prompt": "a red circle"}]
+
+
+def later(path, **keys):
+    path.write_text("\n".join(json.dumps(line) for line in (LATER[0], LATER[1] | keys)))
+    return [str(path)]
+
+
+@pytest.mark.parametrize(
+    "keys, words",
+    [
+        ({"rounds": 3}, ['"rounds" is 3', "list of objects"]),
+        ({"rounds": [1, 2]}, ['"rounds" is [1, 2]', "list of objects"]),
+        ({"rounds": [{}]}, ["facts of 1 round(s)", "rollout.rounds = 2"]),
+        ({"turns": "a square"}, ["`turns` that are no list of texts"]),
+        ({"turns": [None]}, ["`turns` that are no list of texts"]),
+        ({"turns": [" "]}, ["blank"]),
+        ({"turns": ["\ud800"]}, ["surrogate"]),
+        ({"turns": ["a square"], "rounds": [{}, {}, {}]}, ["facts of 3 round(s)", "1 `turns` make 2"]),
+        ({"turns": ["a square"]}, ["1 later turns", "others of the run 0"]),
+        ({"turns": ["a square", "a"]}, ["rollout.rounds = 2 hears 1"]),
+        ({"image": 3}, ['"image" is 3']),
+        ({"media": [{"modality": "image", "uri": "in/1.png"}]}, ['"media" is not read', 'under "image"']),
+    ],
+)
+def test_what_the_program_itself_reads_is_checked_in_every_line_of_a_file(tmp_path, keys, words):
+    with pytest.raises(ConfigError) as caught:
+        load_world(later(tmp_path / "p.jsonl", **keys), rounds=2)
+    assert all(word in str(caught.value) for word in [f"{tmp_path}/p.jsonl, line 2", *words]), caught.value
+
+
+@pytest.mark.parametrize("keys", [{"rounds": 3}, {"rounds": []}, {"turns": 3}, {"turns": "a square"}, {"turns": [1]}])
+def test_what_later_rounds_read_may_be_anything_where_there_is_one(tmp_path, keys):
+    prompts = load_world(later(tmp_path / "p.jsonl", **keys), rounds=1).train(0).batch(0, 2)
+    assert all((p.turns, p.at(0).text) == ((), "a red circle") for p in prompts)
+    assert sorted((dict(p.metadata) for p in prompts), key=len) == [{}, keys]
+
+
+def test_null_is_absent_and_a_round_without_facts_has_those_of_the_prompt(tmp_path):
+    path = later(tmp_path / "p.jsonl", image=None, turns=None, rounds=None, category=None)
+    assert [p.metadata for p in load_world(path, rounds=2).evaluation(2)] == [{}, {}]
+    path = later(tmp_path / "p.jsonl", rounds=[None, {"n": 2}], n=1)
+    second = load_world(path, rounds=2).evaluation(2)[1]
+    assert [second.at(turn).metadata["n"] for turn in (0, 1)] == [1, 2]
+
+
+def test_the_names_that_only_rewards_read_are_known(tmp_path):
+    assert load_world(later(tmp_path / "p.jsonl", category="x", images=["in/1.png"], n=1)).facts == ("images", "n")
+
+
 def test_a_folder_is_no_prompt_file(tmp_path):
     assert "Is a directory" in refusal(tmp_path)
 

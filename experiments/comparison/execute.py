@@ -149,7 +149,7 @@ def _judged(path: str, job: Job) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     params = restored.read()
     autoencoder = restored.loaded.autoencoder_params(meshes.replicated(restored.layout.mesh))
     config = restored.config
-    world = load_world(config.prompts, config.prompt_weights, config.evaluation.source)
+    world = load_world(config.prompts, config.prompt_weights, config.evaluation.source, config.rollout.rounds)
     for name, evaluation in job.evaluations.items():
         judging = Judging(load_rewards(config), config.judging)
         judge = Evaluator(evaluation, config.rollout, restored.loaded, world, judging, restored.layout, SAMPLES)

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from launch.planning.collectives import collectives, table
+from launch.planning.compiler import CompilerFailed
 from launch.planning.given import Given
 from launch.planning.targets import Target
 from unigrpo_jax.config import ConfigError, ModelConfig, RunConfig
@@ -213,27 +214,31 @@ def cache_bytes(setting: Setting) -> int:
 
 
 def compile_program(setting: Setting, name: ProgramName) -> Compiled:
-    """Compiles one program and takes it apart; for GPUs it is lowered for CUDA first, which shows that it can be."""
+    """Compiles one program and takes it apart; for GPUs it is lowered for CUDA first, which shows that it can be.
+
+    Raises:
+      CompilerFailed: the compiler raised something other than that a device has too little memory.
+    """
     begin = time.monotonic()
     rollout, update = setting.traced
     traced = rollout if name == ROLLOUT else update
-    if setting.target.chip.kind == "gpu":
-        traced.lower(lowering_platforms=("cuda",))
     shard = setting.programs.spread.shard_shape
     state, cache = state_bytes(setting), cache_bytes(setting) if name == ROLLOUT else 0
     episodes = sum(math.prod(shard(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(rollout.out_info))
     given = ("trained", "frozen") if name == ROLLOUT else STATE
     arguments = sum(state[part] for part in given) + (0 if name == ROLLOUT else episodes)
     try:
+        if setting.target.chip.kind == "gpu":
+            traced.lower(lowering_platforms=("cuda",))
         compiled = traced.lower().compile()
-    except jax.errors.JaxRuntimeError as error:
+        stats, text = compiled.memory_analysis(), compiled.as_text()
+    except Exception as error:  # compilers' errors have no common class
         total = required(str(error))
         if total is None:
-            raise
+            raise CompilerFailed(error) from error
         memory = {"inputs": 0, "results": 0, "temporaries": total - arguments - cache}
         rows, refused = [], True
     else:
-        stats = compiled.memory_analysis()
         cache = min(cache, stats.temp_size_in_bytes)  # a small one lies in a TPU's vector memory
         memory = {
             "inputs": max(stats.argument_size_in_bytes - arguments, 0),
@@ -241,7 +246,7 @@ def compile_program(setting: Setting, name: ProgramName) -> Compiled:
             "temporaries": stats.temp_size_in_bytes - cache,
         }
         refused = False
-        rows = table(_collectives(setting, compiled.as_text()), phase)
+        rows = table(_collectives(setting, text), phase)
     if name == ROLLOUT:
         memory |= {"cache": cache, "episodes": memory["results"] or episodes, "results": 0}
     else:

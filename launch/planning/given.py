@@ -38,7 +38,8 @@ def find_given(config: RunConfig, pictures: Said, turns: Said, otherwise: Given)
         from unigrpo_jax.worlds.world import load_world
 
         try:
-            world = load_world(config.prompts, config.prompt_weights, config.evaluation.source)
+            world = load_world(config.prompts, config.prompt_weights, config.evaluation.source, config.rollout.rounds,
+                               config.evaluation.rounds)  # fmt: skip
             first = world.train(config.seed).batch(0, 1)
             otherwise = Given(pictured(first), bool(said_later(first, config.rollout.rounds)))
         except ConfigError as error:

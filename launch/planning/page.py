@@ -58,6 +58,7 @@ def page(numbers: dict[str, Any]) -> str:
         f"<p class=dim>{numbers['chips']} chips, mesh {text(mesh)}, {numbers['episodes']} episodes an iteration</p>",
         f"<p>At least <strong>{estimate['seconds']:.1f} s</strong> an iteration, at most "
         f"<strong>{estimate['samples_per_chip_hour']:.1f} samples per chip-hour</strong>, by the roofline.</p>",
+        *(f"<p class=bad>The {text(name)} was not compiled; {text(words)}</p>" for name, words in numbers["failed"].items()),
         "<h2>Memory of one device</h2>",
         bars(numbers["programs"], numbers["limit"]),
         _memory(numbers, text),
@@ -73,8 +74,9 @@ def page(numbers: dict[str, Any]) -> str:
     parts += ["<h2>What is sent, per device and iteration</h2>", _sent(numbers, text)]
     if numbers.get("sweep"):
         shown = lambda value: "" if value is None else f"{value:.1f}"
-        rows = [[f"<code>{text(o['flags'])}</code>", shown(o["samples_per_chip_hour"]), shown(o["seconds"]), _gib(o["peak"]),
-                 "yes" if o["fits"] else "no"] for o in numbers["sweep"]]  # fmt: skip
+        rows = [[f"<code>{text(o['flags'])}</code>", shown(o["samples_per_chip_hour"]), shown(o["seconds"]),
+                 "" if o["failed"] else _gib(o["peak"]), text(o["failed"]) or ("yes" if o["fits"] else "no")]
+                for o in numbers["sweep"]]  # fmt: skip
         parts += ["<h2>Other settings</h2>", _table(["settings", "samples per chip-hour", "s", "GiB", "fits"], rows)]
     parts += ["<h2>Notes</h2>", *(f"<p class=dim>{text(note)}</p>" for note in numbers["notes"])]
     return "\n".join(parts) + "\n"
@@ -83,7 +85,7 @@ def page(numbers: dict[str, Any]) -> str:
 def bars(programs: dict[str, dict], limit: int) -> str:
     """One stacked bar per program with the limit as a line, as SVG."""
     left, width, height, gap = 80, 800, 34, 22
-    most = max(limit, *(p["peak"] for p in programs.values())) * 1.04
+    most = max([limit, *(p["peak"] for p in programs.values())]) * 1.04
     scale = lambda value: width * value / most
     bottom = 26 + len(programs) * (height + gap)
     out = [f"<svg viewBox='0 0 {left + width + 80} {bottom}' role=img>"]

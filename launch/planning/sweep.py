@@ -47,16 +47,18 @@ class Outcome:
     Attributes:
       flags: its settings.
       fits: whether both programs do.
-      peak: bytes of a device, the larger program.
+      peak: bytes of a device, the larger program; None where the compiler failed.
       seconds: of an iteration by the roofline; None where a program was refused.
       samples_per_chip_hour: with that.
+      failed: the compiler's words where it failed.
     """
 
     flags: str
     fits: bool
-    peak: int
+    peak: int | None
     seconds: float | None
     samples_per_chip_hour: float | None
+    failed: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -156,6 +158,7 @@ def sweep(
         progress(f"{number} of {min(limit, len(ordered))}: {candidate.flags()}")
         outcome = dataclasses.replace(compile_(candidate.config), flags=candidate.flags())
         verdict = f"fits, {outcome.samples_per_chip_hour:.1f} samples per chip-hour" if outcome.fits else "does not fit"
-        progress(f"    {outcome.peak / 2**30:.1f} GiB, {verdict}")
+        words = f"not compiled; {outcome.failed}" if outcome.failed else f"{outcome.peak / 2**30:.1f} GiB, {verdict}"
+        progress(f"    {words}")
         out.append(outcome)
-    return sorted(out, key=lambda o: (not o.fits, -(o.samples_per_chip_hour or 0), o.peak))
+    return sorted(out, key=lambda o: (not o.fits, bool(o.failed), -(o.samples_per_chip_hour or 0), o.peak))

@@ -15,6 +15,7 @@ import tempfile
 from typing import Any
 
 from launch.planning.chips import CHIPS, Chip
+from launch.planning.compiler import check_fits
 from unigrpo_jax.config import ConfigError, require
 from unigrpo_jax.foreign_text import quoted
 
@@ -100,6 +101,7 @@ def _stand_in_shape(count: int) -> str:
 def _tpu_devices(asked: str, kind: str, shape: str, slices: int = 1) -> list[Any]:
     require(importlib.util.find_spec("libtpu") is not None,
             "a plan needs the TPU compiler: pip install -e '.[tpu-plan]'.")  # fmt: skip
+    check_fits()
     from jax.experimental import topologies
 
     for variable, value in _LIBTPU.items():

@@ -54,7 +54,7 @@ class LoadedModel:
 
     @functools.cached_property
     def _stored_params(self) -> Params:
-        tree = jax.eval_shape(lambda: self.network.init(jax.random.key(0)))
+        tree = _shapes(self.network.config)
         kind = lambda path: jnp.float32 if path in weights.FIXED_TABLES else jnp.dtype(self.config.param_dtype)
         return unflatten({p: jax.ShapeDtypeStruct(x.shape, kind(p)) for p, x in flatten(tree).items()})
 
@@ -158,6 +158,12 @@ def find_folder(path: str | None) -> pathlib.Path:
             f"{absent}, and the Hugging Face hub gives no model of that name here ({type(error).__name__}); give an "
             "existing folder, or log in and unset HF_HUB_OFFLINE to download it."
         ) from None
+
+
+@functools.cache
+def _shapes(config: BagelConfig) -> Params:
+    """Shapes of all parameters; they depend on the sizes alone, and finding them takes half a second."""
+    return jax.eval_shape(Bagel(config).init, jax.random.key(0))
 
 
 def load_model(config: ModelConfig) -> LoadedModel:

@@ -74,7 +74,7 @@ def load(argument: str, config: RunConfig) -> RewardFunction:
     if config.judge.form == "exam":
         from unigrpo_jax.worlds.world import load_world
 
-        world = load_world(config.prompts, config.prompt_weights)
+        world = load_world(config.prompts, config.prompt_weights, rounds=config.rollout.rounds)
         for prompt in (prompt for source in world.longest for prompt in source):
             require(
                 bool(exam_points(prompt.metadata, config.judge.questions_key)),

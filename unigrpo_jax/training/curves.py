@@ -33,6 +33,11 @@ class Series:
     high: Sequence[tuple[int, float | None]] = ()
 
 
+def colour(index: int) -> str:
+    """Classes of a chart's n-th series, from 0: its colour, and dashes where all colours are taken already."""
+    return f"c{index % COLOURS}" + (" dashed" if index >= COLOURS else "")
+
+
 def window_length(n: int) -> int:
     """How many points the running mean of `n` points spans: an eighth, at least 1, at most MAX_WINDOW."""
     return max(1, min(MAX_WINDOW, n // 8))
@@ -80,7 +85,10 @@ def ticks(low: float, high: float, count: int = 5) -> list[float]:
 
 
 def draw(series: Sequence[Series], label: str) -> str:
-    """The chart as an `<svg>` element; `label` is read to those who do not see it.  Needs one finite value."""
+    """The chart as an `<svg>` element; `label` is read to those who do not see it.  Needs one finite value.
+
+    A series without points takes a colour, and nothing else.
+    """
     everything = [point for line in series for point in (*line.points, *line.low, *line.high)]
     finite = [value for _, value in everything if value is not None]
     if not finite:
@@ -103,12 +111,12 @@ def draw(series: Sequence[Series], label: str) -> str:
         anchor = "end" if x(tick) > WIDTH - 25 else "middle"
         parts.append(f'<text x="{x(tick):.1f}" y="{HEIGHT - 9}" text-anchor="{anchor}">{round(tick)}</text>')
     for index, line in enumerate(series):
-        colour = f"c{index % COLOURS}"
-        parts.append(_band(line, colour, x, y))
+        classes = colour(index)
+        parts.append(_band(line, classes, x, y))
         window = window_length(len(line.points))
         if window > 1:
-            parts.append(_line(thin(line.points), f"raw {colour}", x, y))
-        parts.append(_line(thin(running_mean(line.points, window)), f"mean {colour}", x, y))
+            parts.append(_line(thin(line.points), f"raw {classes}", x, y))
+        parts.append(_line(thin(running_mean(line.points, window)), f"mean {classes}", x, y))
     return "".join(parts) + "</svg>"
 
 
@@ -168,7 +176,7 @@ def _line(points, css_class: str, x, y) -> str:
     return "".join(parts)
 
 
-def _band(line: Series, colour: str, x, y) -> str:
+def _band(line: Series, classes: str, x, y) -> str:
     """The area between `low` and `high`, at the steps that have both, thinned to bins of the widest extent."""
     highs = dict(line.high)
     rows = [(s, lo, highs[s]) for s, lo in line.low if lo is not None and highs.get(s) is not None]
@@ -176,4 +184,4 @@ def _band(line: Series, colour: str, x, y) -> str:
     bins = [rows[start : start + size] for start in range(0, len(rows), size)]
     upper = [f"{x(b[0][0]):.1f},{y(max(r[2] for r in b)):.1f}" for b in bins]
     lower = [f"{x(b[0][0]):.1f},{y(min(r[1] for r in b)):.1f}" for b in reversed(bins)]
-    return f'<polygon class="band {colour}" points="{" ".join(upper + lower)}"/>' if len(bins) > 1 else ""
+    return f'<polygon class="band {classes}" points="{" ".join(upper + lower)}"/>' if len(bins) > 1 else ""

@@ -4,19 +4,19 @@ A line holds `step` and named numbers, `{"step": 7, "reward/mean": 0.41, "text/e
 that was not finite.  Steps strictly increase.  Only one process of a multi-host run may hold a writer.
 """
 
-import importlib
 import json
 import math
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from etils import epath
 
 from unigrpo_jax import foreign_files
-from unigrpo_jax.foreign_text import quoted
-from unigrpo_jax.training import storage
+from unigrpo_jax.foreign_text import quoted, tell
+from unigrpo_jax.training import loggers, storage
+from unigrpo_jax.training.samples import Sample, draw_grid
 
 FILE_NAME = "metrics.jsonl"
 LONGEST_LINE = 2**20  # bytes
@@ -24,7 +24,9 @@ _LARGEST_STEP = 2**53
 
 
 class MetricsWriter:
-    """Appends one line per step to `run_dir/metrics.jsonl`; see `storage.GrowingFile`.
+    """Appends one line per step to `run_dir/metrics.jsonl`, see `storage.GrowingFile`, and copies for the loggers.
+
+    A logger that fails misses that step and is asked again at the next; its first failure is told, and the run goes on.
 
     Args:
       run_dir: the run folder; made if it is not there.
@@ -32,6 +34,7 @@ class MetricsWriter:
         later steps, which the resumed run computes anew, are dropped; -1 drops all.
       tensorboard: also write event files to `run_dir/tensorboard` (needs tensorboardX).
       wandb: also log to Weights & Biases, under the name of the folder (needs wandb).
+      say: tells a person that a logger fails, in one sentence.
     """
 
     def __init__(
@@ -41,11 +44,12 @@ class MetricsWriter:
         *,
         tensorboard: bool = False,
         wandb: bool = False,
+        say: Callable[[str], None] = tell,
     ):
         run_dir = epath.Path(run_dir)
         path = run_dir / FILE_NAME
-        tensorboard_module = _extra("tensorboardX", "tensorboard") if tensorboard else None
-        wandb_module = _extra("wandb", "wandb") if wandb else None
+        tensorboard_module = loggers.extra("tensorboardX", "tensorboard") if tensorboard else None
+        wandb_module = loggers.extra("wandb", "wandb") if wandb else None
 
         earlier = read_metrics(path)
         if resume_step is None and earlier:
@@ -56,11 +60,11 @@ class MetricsWriter:
         kept = [line for line in earlier if line["step"] <= (-1 if resume_step is None else resume_step)]
         self._last_step = kept[-1]["step"] if kept else -1
         self._file = storage.GrowingFile(path, "".join(map(_to_json, kept)))
-        self._sinks = []
+        self._say, self._told, self._loggers = say, set(), []
         if tensorboard_module:
-            self._sinks.append(_TensorBoard(tensorboard_module, run_dir, purge_step=self._last_step + 1))
+            self._loggers.append(loggers.TensorBoard(tensorboard_module, run_dir, purge_step=self._last_step + 1))
         if wandb_module:
-            self._sinks.append(_WandB(wandb_module, run_dir, resume=resume_step is not None))
+            self._loggers.append(loggers.WandB(wandb_module, run_dir, resume=resume_step is not None))
 
     def write(self, step: int, metrics: Mapping[str, Any]) -> None:
         """Writes the line of `step`; values are numbers, arrays of one element or None."""
@@ -73,8 +77,32 @@ class MetricsWriter:
         self._file.add(_to_json(line))
         self._last_step = step
         finite = {name: value for name, value in line.items() if name != "step" and value is not None}
-        for sink in self._sinks:
-            sink.write(step, finite)
+        self._log(f"step {step}", lambda logger: logger.numbers(step, finite))
+
+    def samples(self, step: int, samples: Sequence[Sample]) -> None:
+        """Gives the loggers the grid of a step as `samples`, and its prompts, thinking and verdicts as `samples/words`."""
+        if not self._loggers or not samples:
+            return
+        grid, many = np.asarray(draw_grid(samples)), len(samples[0].rounds) > 1
+        header = ["sample", *(["round"] if many else []), "prompt", "thinking", "verdict", "right"]
+        rows = []
+        for number, sample in enumerate(samples, 1):
+            for turn, moment in enumerate(sample.rounds, 1):
+                right = {True: "yes", False: "no", None: ""}[moment.correct]
+                words = [moment.prompt, moment.thinking, moment.verdict, right]
+                rows.append([str(number), *([str(turn)] if many else []), *words])
+
+        def log(logger) -> None:
+            logger.picture(step, "samples", grid)
+            logger.rows(step, "samples/words", header, rows)
+
+        self._log(f"step {step}", log)
+
+    def table(self, step: int, table: Mapping[str, Mapping[str, float]]) -> None:
+        """Gives the loggers an evaluation's {score: {category: number}} as the table `held_out`."""
+        categories = list(dict.fromkeys(category for row in table.values() for category in row))
+        rows = [[name, *(f"{row[c]:.3f}" if c in row else "" for c in categories)] for name, row in table.items()]
+        self._log(f"step {step}", lambda logger: logger.rows(step, "held_out", ["score", *categories], rows))
 
     def flush(self) -> None:
         """Makes all lines visible and durable."""
@@ -83,9 +111,20 @@ class MetricsWriter:
     def close(self) -> None:
         """Closes the file and the copies; a second call does nothing."""
         self._file.close()
-        for sink in self._sinks:
-            sink.close()
-        self._sinks = []
+        self._log("its end", lambda logger: logger.close())
+        self._loggers = []
+
+    def _log(self, when: str, log: Callable[[Any], None]) -> None:
+        """Calls `log` with each logger; what one raises is told the first time, and ends nothing."""
+        for logger in self._loggers:
+            try:
+                log(logger)
+            except Exception as error:  # a service's own client may raise anything
+                if logger.name in self._told:
+                    continue
+                self._told.add(logger.name)
+                first = next(iter(str(error).strip().splitlines()), type(error).__name__)[:200].rstrip(".")
+                self._say(f"{logger.name} failed at {when} ({first}); the run goes on, and {FILE_NAME} holds all metrics.")
 
     def __enter__(self) -> "MetricsWriter":
         return self
@@ -143,46 +182,3 @@ def _number(name: str, value: Any) -> int | float | None:
         return int(array.item())
     number = float(array.astype(np.float64).item())
     return number if math.isfinite(number) else None
-
-
-def _extra(module: str, extra: str):
-    try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        raise ValueError(f"logging to {extra} needs {module}: pip install 'unigrpo_jax[{extra}]'") from error
-
-
-class _TensorBoard:
-    """Event files in `run_dir/tensorboard`; on resume TensorBoard hides what was logged from `purge_step` on."""
-
-    def __init__(self, module, run_dir: epath.Path, purge_step: int):
-        self._writer = module.SummaryWriter(str(run_dir / "tensorboard"), purge_step=purge_step)
-
-    def write(self, step: int, metrics: Mapping[str, float]) -> None:
-        for name, value in metrics.items():
-            self._writer.add_scalar(name, value, global_step=step)
-
-    def close(self) -> None:
-        self._writer.close()
-
-
-class _WandB:
-    """A W&B run; `run_dir/wandb_id` remembers which one a resumed run continues."""
-
-    def __init__(self, module, run_dir: epath.Path, resume: bool):
-        id_file, config_file = run_dir / "wandb_id", run_dir / "config.json"
-        self._run = module.init(
-            project="unigrpo_jax",
-            name=run_dir.resolve().name,
-            dir=None if storage.is_bucket(run_dir) else str(run_dir),
-            config=foreign_files.read_json(config_file) if config_file.exists() else None,
-            id=id_file.read_text().strip() if resume and id_file.exists() else None,
-            resume="allow",
-        )
-        storage.write_atomically(id_file, self._run.id.encode())
-
-    def write(self, step: int, metrics: Mapping[str, float]) -> None:
-        self._run.log(dict(metrics), step=step)
-
-    def close(self) -> None:
-        self._run.finish()

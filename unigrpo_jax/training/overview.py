@@ -53,6 +53,8 @@ def card(parts: Parts, run_dir: epath.Path, held: int) -> list[tuple[str, str]]:
         ("drawing", f"{r.flow_steps} steps, {r.step_rule} {r.noise_level:g} in {r.window_size} of "
                     f"[{r.window_range[0]}, {r.window_range[1]}), {r.image_height} x {r.image_width} px"),
         ("prompts; rewards", f"{', '.join(c.prompts)}; {', '.join(c.rewards)}"),
+        *((("told to rewards alone", f"{', '.join(parts.world.facts)} (a prompt's picture stands under image)"),)
+          if parts.world.facts else ()),
         ("iterations", str(c.iterations)),
         ("results", str(run_dir)),
     ]  # fmt: skip

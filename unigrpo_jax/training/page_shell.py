@@ -1,11 +1,18 @@
-"""The shell of every page: it loads nothing, has no script, and serves light, dark and print."""
+"""The shell of every page: it loads nothing, runs no script but the one it is made with, and serves light, dark, print."""
+
+import base64
+import hashlib
 
 from unigrpo_jax.foreign_text import for_html
 
 
-def page(title: str, body: str) -> str:
-    """A whole HTML page; `title` is escaped, `body` is HTML."""
-    return _PAGE.format(title=for_html(title), style=_STYLE, body=body)
+def page(title: str, body: str, script: str = "") -> str:
+    """A whole HTML page; `title` is escaped, `body` is HTML, `script` runs at its end, and no other one can."""
+    policy = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+    if script:
+        policy += f"; script-src 'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'"
+        body = f"{body}\n<script>{script}</script>"
+    return _PAGE.format(title=for_html(title), policy=policy, style=_STYLE, body=body)
 
 
 _PAGE = """<!doctype html>
@@ -13,7 +20,7 @@ _PAGE = """<!doctype html>
 <head>
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
+<meta http-equiv="Content-Security-Policy" content="{policy}">
 <title>{title}</title>
 <style>{style}</style>
 </head>
@@ -43,7 +50,7 @@ p { margin: 0; }
 .tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(190px, 1fr)); gap: 12px; margin-top: 16px; }
 .tile { display: flex; flex-direction: column; gap: 2px; padding: 12px 14px; background: var(--panel);
   border: 1px solid var(--rule); border-radius: 6px; }
-.tile .name { color: var(--soft); font-size: 13px; }
+.tile .name { flex: 1; color: var(--soft); font-size: 13px; }
 .tile .pair { font-size: 21px; font-variant-numeric: tabular-nums; white-space: nowrap; }
 .change { font-size: 13px; color: var(--soft); } .up { color: var(--right); } .down { color: var(--wrong); }
 .scroll { overflow-x: auto; margin-bottom: 16px; }
@@ -51,6 +58,7 @@ table { border-collapse: collapse; font-size: 14px; font-variant-numeric: tabula
 th, td { padding: 5px 12px; border-bottom: 1px solid var(--rule); text-align: right; white-space: nowrap; }
 th { font-weight: 500; } thead th { color: var(--soft); font-size: 13px; }
 th:first-child { text-align: left; padding-left: 0; } th[colspan] { text-align: center; }
+thead tr + tr th:first-child { text-align: right; padding-left: 12px; }
 .overall th, .overall td { font-weight: 700; }
 .settings th, .settings td { text-align: left; white-space: normal; overflow-wrap: anywhere; font-size: 13px; }
 .settings th { color: var(--soft); vertical-align: top; min-width: 150px; }
@@ -75,7 +83,9 @@ svg text { fill: var(--soft); font-size: 11px; } .rule { stroke: var(--rule); st
 .c0 { --c: var(--c0); } .c1 { --c: var(--c1); } .c2 { --c: var(--c2); } .c3 { --c: var(--c3); } .c4 { --c: var(--c4); }
 .c5 { --c: var(--c5); } .c6 { --c: var(--c6); } .c7 { --c: var(--c7); } .c8 { --c: var(--c8); }
 polyline { fill: none; stroke: var(--c); stroke-linejoin: round; } circle { fill: var(--c); }
-.raw { stroke-width: 1; opacity: .3; } .mean { stroke-width: 2; } .band { fill: var(--c); opacity: .14; }
+.raw { stroke-width: 1; opacity: .3; } .mean { stroke-width: 2; } .dashed { stroke-dasharray: 5 4; }
+.legend i.dashed { background: repeating-linear-gradient(90deg, var(--c) 0 4px, transparent 4px 6px); }
+ .band { fill: var(--c); opacity: .14; }
 details { margin-top: 28px; } summary { cursor: pointer; font-size: 16px; font-weight: 600; margin-bottom: 10px; }
 @media print { body { max-width: none; padding: 0; font-size: 12px; } .thinking { max-height: none; }
   .charts { grid-template-columns: 1fr 1fr; } h2 { break-after: avoid; } tr { break-inside: avoid; } }

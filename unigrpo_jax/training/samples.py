@@ -283,7 +283,8 @@ def wrap(text: str, font: ImageFont.FreeTypeFont, width: int, max_lines: int) ->
 
 def _marked(sample: Moment) -> str:
     """The verdict with its outcome in words too, for eyes that do not tell red from green."""
-    return {True: "right: ", False: "wrong: ", None: ""}[sample.correct] + sample.verdict
+    outcome = {True: "right", False: "wrong", None: ""}[sample.correct]
+    return ": ".join(dict.fromkeys(filter(None, (outcome, sample.verdict))))
 
 
 def _png(picture: Image.Image) -> bytes:

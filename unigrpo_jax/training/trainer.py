@@ -63,7 +63,8 @@ def build(config: RunConfig) -> Parts:
     mesh = meshes.make_mesh(config.devices, config.mesh)
     check_devices(config, meshes.batch_size(mesh))
     layout, attend = Layout(mesh), kernels.attend(config.model, mesh)
-    world = load_world(config.prompts, config.prompt_weights, config.evaluation.source)
+    world = load_world(config.prompts, config.prompt_weights, config.evaluation.source, config.rollout.rounds,
+                       config.evaluation.rounds)  # fmt: skip
     rewards = load_rewards(config)
     judging, followed = Judging(rewards, config.judging), None
     if config.learning.method == "refl":

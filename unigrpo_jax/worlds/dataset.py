@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from unigrpo_jax.config import ConfigError, require
-from unigrpo_jax.worlds.prompt import CHECKED, Picked, Prompt, Source
+from unigrpo_jax.worlds.prompt import CHECKED, MOST_NAMES, Picked, Prompt, Source
 
 # NAME[/CONFIG][:VERSION][:SPLIT][#FIELD]
 _SPEC = re.compile(r"(?P<name>[^:#]+(:\d+\.\d+\.\d+)?)(:(?P<split>[^#]+))?(#(?P<field>.+))?")
@@ -61,7 +61,8 @@ def read_dataset(spec: str) -> Source:
 
     read(0)
     every = range(len(records))
-    return Source(groups=[Picked(read, every)], longest=Picked(read, every[:CHECKED]))
+    return Source(groups=[Picked(read, every)], longest=Picked(read, every[:CHECKED]),
+                  facts=[key for key in plain if key != field][:MOST_NAMES])  # fmt: skip
 
 
 def _is_plain(feature: Any, tfds) -> bool:

@@ -3,7 +3,7 @@
 A file is read through once, when every line is checked and its offset kept; a prompt is read again when it is asked for.
 Three forms: JSON lines, an object with "prompt" and anything else as metadata; GenEval's metadata, JSON lines whose "tag"
 is the category; plain text, where a line is a prompt.  In JSON, "image" names the picture that comes with the prompt, a file
-in the folder of the prompts or below it.
+in the folder of the prompts or below it; "turns" and "rounds" are for later rounds; null says that a key is absent.
 """
 
 import array
@@ -13,7 +13,8 @@ import itertools
 import json
 import os
 import pathlib
-from collections.abc import Callable, Iterator
+import types
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -23,7 +24,18 @@ from unigrpo_jax.foreign_files import is_inside, named, parse_json
 from unigrpo_jax.foreign_text import quoted
 from unigrpo_jax.models.bagel.pictures import open_rgb
 from unigrpo_jax.worlds import geneval
-from unigrpo_jax.worlds.prompt import CHECKED, Picked, Prompt, Source, pictured
+from unigrpo_jax.worlds.prompt import (
+    CHECKED,
+    MOST_NAMES,
+    RESERVED,
+    Picked,
+    Prompt,
+    Source,
+    check_reserved,
+    is_unicode,
+    pictured,
+    same_turns,
+)
 
 LONGEST_LINE = 2**20  # bytes
 MOST_CATEGORIES, LONGEST_CATEGORY = 10_000, 200
@@ -85,10 +97,10 @@ def json_prompt(line: str) -> Prompt:
     record = json_value(line)
     text = record.pop("prompt", None) if isinstance(record, dict) else None
     require(isinstance(text, str) and bool(text.strip()), 'expected an object with a text under "prompt".')
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        raise ConfigError("the prompt holds half a surrogate pair; remove it.") from None
+    require(is_unicode(text), "the prompt holds half a surrogate pair; remove it.")
+    record = {key: value for key, value in record.items() if value is not None or key not in RESERVED}
+    if isinstance(record.get("rounds"), list):
+        record["rounds"] = [{} if facts is None else facts for facts in record["rounds"]]
     if geneval.is_check(record):
         record.setdefault("category", record["tag"])
     return Prompt(text=text, metadata=record)
@@ -121,9 +133,13 @@ class _Image:
 def with_picture(prompt: Prompt, folder: pathlib.Path) -> Prompt:
     """The prompt with the picture that `image` of its metadata names, if it does.
 
-    ConfigError where that is no file inside the folder; whether it is a picture shows when it is read.
+    ConfigError where that is no file inside the folder, or where `media` is filled instead, as others write it; whether it
+    is a picture shows when it is read.
     """
-    name = prompt.metadata.get("image")
+    name, media = prompt.metadata.get("image"), prompt.metadata.get("media")
+    elsewhere = isinstance(media, list) and any(isinstance(part, dict) for part in media)
+    require(name is not None or not elsewhere,
+            '"media" is not read; write the path of the picture that comes with the prompt under "image".')  # fmt: skip
     if name is None:
         return prompt
     require(isinstance(name, str) and bool(name), f'"image" is {quoted(name)}; write the path of a picture there.')
@@ -150,20 +166,40 @@ class _Line:
         return f"{self.path}, line {number}"
 
 
-def read_file(path: pathlib.Path, parse: Callable[[str], Prompt] = json_prompt, option: str = "--prompts") -> Source:
-    """The prompts of a file, grouped by metadata["category"]; `option` named it, for messages.
+def read_file(path: pathlib.Path, parse: Callable[[str], Prompt] = json_prompt, option: str = "--prompts",
+              rounds: Mapping[str, int] = types.MappingProxyType({})) -> Source:  # fmt: skip
+    """The prompts of a file, grouped by metadata["category"].
+
+    Args:
+      path: the file.
+      parse: makes a prompt of a line.
+      option: what named the file, for messages.
+      rounds: as in `check_reserved`.
 
     Raises:
-      ConfigError: the file is missing or empty, a line (with its number) is no prompt, or some show a picture and some none.
+      ConfigError: the file is missing or empty, a line (with its number) is no prompt or says what this run cannot read, or
+        some show a picture, or say more later, and others do not.
     """
     stamp = _stamp(os.stat(path)) if path.exists() else None
     shown = lambda text: with_picture(parse(text), path.parent)
+
+    def checked(text: str) -> Prompt:
+        prompt = shown(text)
+        check_reserved(prompt, rounds)
+        return prompt
+
     groups: dict[str, array.array] = {}
     shows: bool | None = None
+    turns: int | None = None
+    facts: dict[str, None] = {}  # names in the order in which they come
     longest: list[tuple[int, int]] = []  # a heap of (characters, offset)
-    for offset, prompt in parsed(path, shown, option):
+    for offset, prompt in parsed(path, checked, option):
         if (prompt.picture is not None) != shows:  # nearly never, and where a line stands takes long to say
             shows = pictured([dataclasses.replace(prompt, place=_Line(path, offset))], shows)
+        if len(prompt.turns) != turns:
+            turns = same_turns(dataclasses.replace(prompt, place=_Line(path, offset)), turns)
+        if len(facts) < MOST_NAMES:
+            facts |= dict.fromkeys(itertools.islice((k for k in prompt.metadata if k not in RESERVED), MOST_NAMES))
         category = str(prompt.metadata.get("category", ""))
         if category not in groups:
             require(len(category) <= LONGEST_CATEGORY and len(groups) < MOST_CATEGORIES,
@@ -185,14 +221,17 @@ def read_file(path: pathlib.Path, parse: Callable[[str], Prompt] = json_prompt, 
             raise ConfigError(f"{path} can no longer be read ({error.strerror}); bring it back.") from None
         return dataclasses.replace(shown(_decoded(path, line, offset)), place=_Line(path, offset))
 
-    checked = [offset for _, offset in sorted(longest, reverse=True)]
-    return Source(groups=[Picked(read, offsets) for offsets in groups.values()], longest=Picked(read, checked))
+    longest_first = [offset for _, offset in sorted(longest, reverse=True)]
+    return Source(
+        groups=[Picked(read, offsets) for offsets in groups.values()],
+        longest=Picked(read, longest_first),
+        facts=tuple(itertools.islice(facts, MOST_NAMES)),
+    )
 
 
 def _letters(prompt: Prompt) -> int:
-    """Of the longest that is said with a prompt; turns that are no list of texts are refused elsewhere."""
-    turns = prompt.turns if isinstance(prompt.turns, list | tuple) else ()
-    return max(len(text) for text in (prompt.text, *turns) if isinstance(text, str))
+    """Of the longest text that is said with a prompt."""
+    return max(map(len, (prompt.text, *prompt.turns)))
 
 
 def _stamp(stat: os.stat_result) -> tuple[int, int]:

@@ -9,6 +9,8 @@ import numpy as np
 from unigrpo_jax.config import require
 from unigrpo_jax.foreign_text import quoted
 
+RESERVED = ("image", "turns", "rounds", "category")  # names of the metadata that the program itself reads; null is absent
+MOST_NAMES = 20  # of metadata that are told
 CHECKED = 4096  # prompts of a source whose length in tokens is checked before a run
 
 
@@ -31,8 +33,15 @@ class Prompt:
 
     @property
     def turns(self) -> Sequence[str]:
-        """What the user says in the rounds after the first: `turns` of the metadata, or nothing."""
-        return self.metadata.get("turns", ())
+        """What the user says in the rounds after the first: `turns` of the metadata where that is a list of texts."""
+        said = self.metadata.get("turns")
+        return said if isinstance(said, list | tuple) and all(isinstance(text, str) for text in said) else ()
+
+    @property
+    def facts(self) -> Sequence[Mapping[str, Any]]:
+        """What holds in each round: `rounds` of the metadata where that is a list of mappings."""
+        own = self.metadata.get("rounds")
+        return own if isinstance(own, list | tuple) and all(isinstance(facts, Mapping) for facts in own) else ()
 
     @property
     def named(self) -> str:
@@ -42,8 +51,8 @@ class Prompt:
     def at(self, turn: int) -> "Prompt":
         """What has been asked up to round `turn`, from 0: all words, and the facts, those of `rounds[turn]` over them."""
         said = [self.text, *self.turns[:turn]]
-        facts = self.metadata.get("rounds")
-        metadata = self.metadata if facts is None else {**self.metadata, **facts[turn]}
+        facts = self.facts
+        metadata = {**self.metadata, **facts[turn]} if turn < len(facts) else self.metadata
         return dataclasses.replace(self, text=". ".join(said) if turn else self.text, metadata=metadata)
 
 
@@ -59,8 +68,6 @@ def said_later(prompts: Sequence[Prompt], rounds: int, setting: str = "rollout.r
 def turns_of(prompt: Prompt, rounds: int, talks: bool, setting: str = "rollout.rounds") -> Sequence[str]:
     """The turns of a prompt; ConfigError as of `said_later`.  `talks` says whether others of the run have some."""
     turns = prompt.turns
-    good = isinstance(turns, list | tuple) and all(isinstance(text, str) for text in turns)
-    require(good, f"the prompt {quoted(prompt.text, 60)} has `turns` that are no list of texts; write them so.")
     require(
         not turns or len(turns) == rounds - 1,
         f"the prompt {quoted(prompt.text, 60)} has {len(turns)} later turns, and {setting} = {rounds} hears "
@@ -69,6 +76,51 @@ def turns_of(prompt: Prompt, rounds: int, talks: bool, setting: str = "rollout.r
     require(bool(turns) == talks, f"the prompt {quoted(prompt.text, 60)} has {len(turns)} later turns, and others of the "
             f"run {rounds - 1 if talks else 0}; give all the same number.")  # fmt: skip
     return turns
+
+
+def check_reserved(prompt: Prompt, rounds: Mapping[str, int]) -> None:
+    """ConfigError where `turns` or `rounds` of the metadata are not what the rounds of a run can read.
+
+    Where there is one round alone, they have no meaning and may be anything, but for a list of texts under `turns`.
+
+    Args:
+      prompt: its metadata may be anything.
+      rounds: the number of rounds by the setting that says so; empty where nobody knows it, and then only what holds for
+        any number is checked.
+    """
+    turns, facts = prompt.turns, prompt.facts
+    for setting, number in rounds.items():
+        turns_of(prompt, number, bool(turns), setting)
+    if rounds and max(rounds.values()) == 1:
+        return
+    said, own = (prompt.metadata.get(name) for name in ("turns", "rounds"))
+    require(said is None or isinstance(said, list | tuple) and len(turns) == len(said),
+            f"the prompt {quoted(prompt.text, 60)} has `turns` that are no list of texts; write one for each later round.")
+    require(all(text.strip() and is_unicode(text) for text in turns),
+            "the prompt has `turns` of which one is blank or holds half a surrogate pair; write it anew.")  # fmt: skip
+    require(own is None or isinstance(own, list | tuple) and len(facts) == len(own),
+            f'"rounds" is {quoted(own)}; write a list of objects there, the facts of each round.')  # fmt: skip
+    told = {f"{len(turns)} `turns`": len(turns) + 1} if turns else {f"{s} = {n}": n for s, n in rounds.items()}
+    for what, number in told.items():
+        enough = len(facts) == number if turns else len(facts) >= number
+        require(not facts or enough, f'"rounds" has the facts of {len(facts)} round(s), and {what} make {number}; write the '
+                                     "facts of each.")  # fmt: skip
+
+
+def is_unicode(text: str) -> bool:
+    """Whether a text holds no half of a surrogate pair."""
+    try:
+        return bool(text.encode())
+    except UnicodeEncodeError:
+        return False
+
+
+def same_turns(prompt: Prompt, others: int | None = None) -> int:
+    """The number of the prompt's later turns; ConfigError where that is not the number of the `others`."""
+    own = len(prompt.turns)
+    require(others in (None, own), f"{prompt.named} has {own} later turns, and others of the run {others}; give all the "
+                                   "same number.")  # fmt: skip
+    return own
 
 
 def pictured(prompts: Iterable[Prompt], others: bool | None = None) -> bool:
@@ -111,7 +163,9 @@ class Source:
     Attributes:
       groups: by category, in order of first appearance; an iteration takes equal shares of each.
       longest: at most `CHECKED` prompts, those likeliest not to fit into their bucket.
+      facts: names of the metadata that only rewards read, at most `MOST_NAMES`.
     """
 
     groups: Sequence[Sequence[Prompt]]
     longest: Sequence[Prompt]
+    facts: Sequence[str] = ()

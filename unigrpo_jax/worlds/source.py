@@ -1,6 +1,8 @@
 """Where prompts come from: what a name after --prompts stands for."""
 
 import pathlib
+from collections.abc import Mapping
+from types import MappingProxyType
 
 from unigrpo_jax.foreign_files import named
 from unigrpo_jax.worlds import lines
@@ -9,13 +11,14 @@ from unigrpo_jax.worlds.prompt import Source
 EXAMPLES = pathlib.Path(__file__).with_name("examples.jsonl")
 
 
-def read_source(name: str, option: str = "--prompts") -> Source:
+def read_source(name: str, option: str = "--prompts", rounds: Mapping[str, int] = MappingProxyType({})) -> Source:
     """The prompts that a name stands for.
 
     Args:
       name: `examples`, 48 prompts inside the package; FILE.txt, a prompt per line; `geneval:FILE`, GenEval's metadata;
         `tfds:NAME[/CONFIG][:SPLIT][#FIELD]`, a prepared dataset of TensorFlow Datasets; any other FILE, JSON lines.
       option: what named it, for messages.
+      rounds: as in `unigrpo_jax.worlds.prompt.check_reserved`.
 
     Raises:
       ConfigError: nothing of that kind is there, or a line of it is no prompt.
@@ -28,4 +31,4 @@ def read_source(name: str, option: str = "--prompts") -> Source:
     is_geneval = kind == "geneval" and bool(rest)
     path = EXAMPLES if name == "examples" else named(rest if is_geneval else name, option)
     plain = lines.text_prompt if path.suffix == ".txt" else lines.json_prompt
-    return lines.read_file(path, lines.geneval_prompt if is_geneval else plain, option)
+    return lines.read_file(path, lines.geneval_prompt if is_geneval else plain, option, rounds)

@@ -45,21 +45,26 @@ class World:
       evaluation: n prompts that are not trained on, if the world has such.
       longest: of each source the prompts whose length is to be checked before a run.
       judge: the world's own rules, or None where only the reward knows.
+      facts: names of the prompts' metadata that only rewards read.
     """
 
     train: Callable[[int], Order]
     evaluation: Callable[[int], list[Prompt]]
     longest: Sequence[Sequence[Prompt]]
     judge: Callable[[RewardBatch], Judgement] | None
+    facts: Sequence[str] = ()
 
 
-def load_world(prompts: Sequence[str], weights: Sequence[float] = (), evaluation: str | None = None) -> World:
+def load_world(prompts: Sequence[str], weights: Sequence[float] = (), evaluation: str | None = None,
+               rounds: int = 0, evaluation_rounds: int = 0) -> World:  # fmt: skip
     """A world of `SHAPES` under its name, else prompts of files and datasets.
 
     Args:
       prompts: names that `read_source` knows; several are mixed.
       weights: the share of each; without any, equal ones.
       evaluation: where the prompts of the evaluation come from; None for those that are trained on.
+      rounds: the rounds in which prompts are heard, `rollout.rounds`; 0 where nobody knows, and less is checked.
+      evaluation_rounds: those of the evaluation where it has its own, `evaluation.rounds`; else 0.
 
     Raises:
       ConfigError: one of them cannot be read.
@@ -72,7 +77,9 @@ def load_world(prompts: Sequence[str], weights: Sequence[float] = (), evaluation
         )
         module, _, loader = SHAPES[own[0]].partition(":")
         return getattr(importlib.import_module(module), loader)()
-    sources = [read_source(name) for name in prompts]
+    trained = {"rollout.rounds": rounds} if rounds else {}
+    judged_in = {"evaluation.rounds": evaluation_rounds} if evaluation_rounds else trained
+    sources = [read_source(name, rounds=trained | (judged_in if evaluation is None else {})) for name in prompts]
 
     def train(seed: int) -> Order:
         return Mixture([PromptOrder(source.groups, seed, number) for number, source in enumerate(sources)], weights)
@@ -80,5 +87,11 @@ def load_world(prompts: Sequence[str], weights: Sequence[float] = (), evaluation
     if evaluation is None:
         judged = Mixture([InTurn(source.groups) for source in sources], weights)
     else:
-        judged = InTurn(read_source(evaluation, "--evaluation.source").groups)
-    return World(train=train, evaluation=lambda n: judged.batch(0, n), longest=[s.longest for s in sources], judge=None)
+        judged = InTurn(read_source(evaluation, "--evaluation.source", judged_in).groups)
+    return World(
+        train=train,
+        evaluation=lambda n: judged.batch(0, n),
+        longest=[source.longest for source in sources],
+        judge=None,
+        facts=tuple(dict.fromkeys(name for source in sources for name in source.facts)),
+    )

@@ -25,7 +25,8 @@ SCORES = {"plan": "plan_exact", "follows": "drawing_follows_plan", "verdict": "v
 def load(argument: str, config: RunConfig) -> RewardFunction:
     """The reward; ConfigError where the prompts are of no world whose rules read plans."""
     require(not argument, f"rewards: shapes_thoughts:{argument}: it takes no argument; leave it out.")
-    judge = load_world(config.prompts, config.prompt_weights, config.evaluation.source).judge
+    judge = load_world(config.prompts, config.prompt_weights, config.evaluation.source, config.rollout.rounds,
+                       config.evaluation.rounds).judge  # fmt: skip
     require(judge is not None,
             f"rewards: shapes_thoughts reads plans of the shapes worlds, but prompts = {' '.join(config.prompts)}; use "
             "--prompts shapes, or the reward judge:thinking, which asks a server.")  # fmt: skip
