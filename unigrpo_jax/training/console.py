@@ -5,7 +5,9 @@ Prompts and thinking are other people's text: they are never read as markup, and
 """
 
 import collections
+import contextlib
 import math
+import os
 import statistics
 import sys
 import time
@@ -35,15 +37,48 @@ HEALTH = (
 RECENT = 20  # iterations behind the estimate of the time left
 
 
+class _Patient:
+    """A stream that falls silent where it can no longer be written, such as a pipe whose reader has gone."""
+
+    def __init__(self, stream: TextIO):
+        self._stream = stream
+        self._silent = False
+
+    def write(self, text: str) -> int:
+        """Writes the text, or nothing."""
+        return self._try(self._stream.write, text) or len(text)
+
+    def flush(self) -> None:
+        """Flushes what can be flushed."""
+        self._try(self._stream.flush)
+
+    def _try(self, act: Callable, *arguments) -> int | None:
+        if self._silent:
+            return None
+        try:
+            return act(*arguments)
+        except OSError:
+            self._silent = True
+            with contextlib.suppress(OSError, ValueError):  # what is left in its buffer goes nowhere, without a word at exit
+                nowhere = os.open(os.devnull, os.O_WRONLY)
+                os.dup2(nowhere, self._stream.fileno())
+                os.close(nowhere)
+            return None
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
 class Console:
     """Prints to `stream`, standard output unless told; a context manager that takes the live line down.
 
     `clock` gives seconds; the durations between calls of `iteration` are measured with it.  `quiet` prints nothing: one of
-    several processes speaks for all.
+    several processes speaks for all.  Where the stream breaks (its reader has gone, its terminal was closed) nothing more is
+    printed and nothing is raised.
     """
 
     def __init__(self, stream: TextIO | None = None, *, clock: Callable[[], float] = time.monotonic, quiet: bool = False):
-        self._stream = sys.stdout if stream is None else stream
+        self._stream = _Patient(sys.stdout if stream is None else stream)
         self._quiet = quiet
         self._clock = clock
         self._previous: float | None = None

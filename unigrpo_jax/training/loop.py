@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import signal
 import time
+import traceback
 from collections.abc import Callable, Sequence
 
 import jax
@@ -32,6 +33,7 @@ from unigrpo_jax.training.trainer import Parts, Trainer, build
 from unigrpo_jax.training.watchdog import Watchdog
 
 MAX_SKIPPED_IN_ROW = 5
+ERROR_FILE = "error.txt"
 
 
 class RunStopped(RuntimeError):
@@ -39,7 +41,7 @@ class RunStopped(RuntimeError):
 
 
 class Preempted(RunStopped):
-    """The run was told to end (SIGTERM); a checkpoint was written, and `resume` continues."""
+    """The run was told to end (SIGTERM, SIGHUP); a checkpoint was written, and `resume` continues."""
 
 
 class StorageFailed(RunStopped):
@@ -62,7 +64,7 @@ def run(config: RunConfig, run_dir: storage.Place, resume: bool = False, allow_c
       PeersMissing: other processes did not come, or went away.
       RunStopped: the reward failed, updates stayed non-finite or an alarm rang; a checkpoint was written.
       StorageFailed: the run folder could not be written: full, read-only, gone.
-      Preempted: SIGTERM; the iteration was finished and a checkpoint written.
+      Preempted: SIGTERM or SIGHUP; the iteration was finished and a checkpoint written.
       KeyboardInterrupt: Ctrl-C; the iteration was finished and a checkpoint written.
     """
     run_dir = storage.path(run_dir)
@@ -91,6 +93,7 @@ def run(config: RunConfig, run_dir: storage.Place, resume: bool = False, allow_c
     if done is not None:
         check_same_weights(checkpoints.folder / str(done), checkpoints.facts(done)["model_sha256"], parts.loaded)
     processes.agree_on_errors((ConfigError,), lambda: _prepare(run_dir, checkpoints))
+    checkpoints.probe()
     state = trainer.start()
     if done is not None:
         state = checkpoints.load(done, abstract(state))
@@ -179,48 +182,54 @@ class _Loop:
             earlier = [line for line in read_metrics(self.run_dir / FILE_NAME) if line["step"] <= done] if first else []
             watch = Watch(self.config.alarms, self.config.learning, earlier)
             for step in range(done, total):
-                state, metrics = self._iteration(state, step)
-                number, scores, ringing = step + 1, {}, []
                 try:
-                    if every and number % every == 0 and number < total:
-                        found = self._judged(state, self.evaluator, self.trainer.judged_params(state))
-                        scores = evaluated(found.table)
-                        metrics |= scores
-                finally:
-                    if writer is not None:
-                        found, ringing = watch.look(metrics)
-                        self._written(writer.write, number, metrics | found)
-                self.console.iteration(number, total, metrics)
-                for words in ringing:
-                    self.console.message(f"step {number}: {words}.")
-                rang = processes.gather(ringing)[0] if self.config.alarms.action == "stop" else []
-                if logging.samples_every and number % logging.samples_every == 0 and number < total:
-                    samples = self._judged(state, self.evaluator.samples, self.trainer.judged_params(state))
-                    if first:
-                        self._written(save_samples, self.run_dir, number, samples)
-                told = self._told()
-                best = self.config.checkpoint.keep_best and self.checkpoints.improves(scores)
-                if number % self.config.checkpoint.every == 0 or number == total or told or best or rang:
-                    if first:
-                        self._written(write_json, self.run_dir / "summary.json", summary | {"seconds": seconds()})
-                        self._written(writer.flush)
-                    self.checkpoints.save(state, scores)
-                if int(state.skipped_in_row) >= MAX_SKIPPED_IN_ROW:
-                    self._save_now(state)
-                    raise RunStopped(
-                        f"{MAX_SKIPPED_IN_ROW} updates in a row were not finite, so the run stopped after "
-                        f"iteration {number} with a checkpoint; lower the learning rates, or see the last metrics."
-                    )
-                if rang:
-                    self._save_now(state)
-                    raise RunStopped(f"{'; '.join(rang)}; so the run stopped after iteration {number} with a checkpoint; "
-                                     "--resume goes on until another alarm rings.")  # fmt: skip
-                if told:
-                    self._save_now(state)
-                    words = f"Stopped after iteration {number}; --resume continues from {self.run_dir / 'checkpoints'}."
-                    self.console.message(words)
-                    raise KeyboardInterrupt if told == "SIGINT" else Preempted(f"{told} came; a checkpoint was written.")
-                self.watchdog.step()
+                    state, metrics = self._iteration(state, step)
+                    number, scores, ringing = step + 1, {}, []
+                    try:
+                        if every and number % every == 0 and number < total:
+                            found = self._judged(state, self.evaluator, self.trainer.judged_params(state))
+                            scores = evaluated(found.table)
+                            metrics |= scores
+                    finally:
+                        if writer is not None:
+                            found, ringing = watch.look(metrics)
+                            self._written(writer.write, number, metrics | found)
+                    self.console.iteration(number, total, metrics)
+                    for words in ringing:
+                        self.console.message(f"step {number}: {words}.")
+                    rang = processes.gather(ringing)[0] if self.config.alarms.action == "stop" else []
+                    if logging.samples_every and number % logging.samples_every == 0 and number < total:
+                        samples = self._judged(state, self.evaluator.samples, self.trainer.judged_params(state))
+                        if first:
+                            self._written(save_samples, self.run_dir, number, samples)
+                    told = self._told()
+                    best = self.config.checkpoint.keep_best and self.checkpoints.improves(scores)
+                    if number % self.config.checkpoint.every == 0 or number == total or told or best or rang:
+                        if first:
+                            self._written(write_json, self.run_dir / "summary.json", summary | {"seconds": seconds()})
+                            self._written(writer.flush)
+                        self.checkpoints.save(state, scores)
+                    if int(state.skipped_in_row) >= MAX_SKIPPED_IN_ROW:
+                        self._save_now(state)
+                        raise RunStopped(
+                            f"{MAX_SKIPPED_IN_ROW} updates in a row were not finite, so the run stopped after "
+                            f"iteration {number} with a checkpoint; lower the learning rates, or see the last metrics."
+                        )
+                    if rang:
+                        self._save_now(state)
+                        raise RunStopped(
+                            f"{'; '.join(rang)}; so the run stopped after iteration {number} with a checkpoint; --resume "
+                            "goes on until another alarm rings."
+                        )
+                    if told:
+                        self._save_now(state)
+                        words = f"Stopped after iteration {number}; --resume continues from {self.run_dir / 'checkpoints'}."
+                        self.console.message(words)
+                        raise KeyboardInterrupt if told == "SIGINT" else Preempted(f"{told} came; a checkpoint was written.")
+                    self.watchdog.step()
+                except Exception as error:
+                    self._stop_for(error, state, step + 1)
+                    raise
             after = self._judged(state, self.evaluator, self.trainer.judged_params(state))
             summary = summary | {"after": after.table, "iterations": total, "seconds": seconds()}
             if first:
@@ -255,6 +264,25 @@ class _Loop:
             raise RunStopped(f"{reason}; the episodes of iteration {step + 1} are in {folder}.") from error
         state, learned = self.trainer.learn(state, episodes, advantages)
         return state, times | judged | learned | {"time/iteration": time.monotonic() - begin}
+
+    def _stop_for(self, error: Exception, state: TrainState, number: int) -> None:
+        """RunStopped with a checkpoint where something unforeseen was raised in iteration `number`; else returns.
+
+        `state` is the newest that is whole.  With several processes the others know nothing of the error, and a checkpoint
+        is written by all of them together, so that none is written then.
+        """
+        known = isinstance(error, RunStopped | PeersMissing | OSError)
+        gone = any(x.is_deleted() for x in jax.tree.leaves(state) if isinstance(x, jax.Array))
+        if known or gone or jax.process_count() > 1:
+            return
+        with contextlib.suppress(OSError):
+            storage.write_atomically(self.run_dir / ERROR_FILE, "".join(traceback.format_exception(error)).encode())
+        self._save_now(state)
+        what = f"{type(error).__name__}: {error}".rstrip(". ")
+        raise RunStopped(
+            f"Iteration {number} raised {what}; the checkpoint after iteration {int(state.step)} is whole, --resume goes on "
+            f"from it, and the traceback is in {self.run_dir / ERROR_FILE}."
+        ) from error
 
     def _written(self, write: Callable, *arguments) -> None:
         """Writes; where that fails, all processes stop together when they next tell each other."""
@@ -296,11 +324,17 @@ class _Loop:
 
     @contextlib.contextmanager
     def _signals(self):
-        """SIGINT and SIGTERM finish the iteration; all processes hear of it at its end."""
+        """SIGINT, SIGTERM and SIGHUP finish the iteration; all processes hear of it at its end.
+
+        Not a SIGHUP that is ignored: whoever started the run with nohup wants it to go on.
+        """
         if not _main_thread():
             yield
             return
-        handlers = {kind: signal.signal(kind, self._interrupt) for kind in (signal.SIGINT, signal.SIGTERM)}
+        kinds = [signal.SIGINT, signal.SIGTERM]
+        if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
+            kinds.append(signal.SIGHUP)
+        handlers = {kind: signal.signal(kind, self._interrupt) for kind in kinds}
         try:
             yield
         finally:
