@@ -9,7 +9,7 @@ import pytest
 from experiments import compare
 from experiments.comparison import rounds
 from experiments.comparison.execute import Job
-from tests.command import command
+from tests.command import JobHere, command
 from tests.test_comparison_page import cells, record
 from unigrpo_jax.config_checks import check
 from unigrpo_jax.training.evaluation import Judged
@@ -105,22 +105,10 @@ SMALL = """
 """.split()
 
 
-class Here:
-    """Stands for the process of a job (tests/test_compare.py starts real ones): does it in this one."""
-
-    def __init__(self, words, **_):
-        _, _, module, job = words
-        self.outcome = command(module, job)
-
-    def wait(self) -> int:
-        assert self.outcome.code == 0, self.outcome
-        return 0
-
-
 def test_a_small_comparison_of_rounds_goes_from_nothing_to_its_page(tiny_rounds_model, tmp_path, monkeypatch):
     """One base for all seeds; a model that was trained to draw once is judged in two rounds."""
     folder = tmp_path / "c"
-    monkeypatch.setattr(compare, "subprocess", types.SimpleNamespace(Popen=Here, STDOUT=None))
+    monkeypatch.setattr(compare, "subprocess", types.SimpleNamespace(Popen=JobHere, STDOUT=None))
     done = command("experiments.compare", *SMALL, "--model.path", tiny_rounds_model, "--out", folder)
     assert done.code == 0, done
     names = {path.stem for path in (folder / "records").iterdir()}

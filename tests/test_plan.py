@@ -466,17 +466,17 @@ def test_a_small_preset_compiles_for_tpus(small):
 
 
 @needs_libtpu
-def test_two_rounds_with_pictures_and_turns_compile_for_tpus(tmp_path):
+def test_two_rounds_with_pictures_and_turns_compile_for_tpus(tiny_model, tmp_path):
     with jax.default_matmul_precision("default"):
-        outcome = command("launch.plan", "smoke", "--topology", "v5e:2x2", "--mesh.fsdp", "2", "--rollout.rounds", "2",
-                          "--rollout.flow-steps", "3", "--rollout.window-range", "0", "2",  # a step each is compiled
-                          "--pictures", "yes", "--turns", "yes", "--json", tmp_path / "plan.json")  # fmt: skip
+        outcome = command("launch.plan", "smoke", "--model.path", tiny_model, "--topology", "v5e:1x1", "--rollout.rounds", 2,
+                          "--rollout.flow-steps", 3, "--rollout.window-range", 0, 2, "--pictures", "yes", "--turns", "yes",
+                          "--json", tmp_path / "plan.json")  # fmt: skip
     assert outcome.code == 0, outcome.err
     got = json.loads((tmp_path / "plan.json").read_text())
     assert got["given"] == {"pictures": True, "turns": True} and all(p["fits"] for p in got["programs"].values())
     first, second = got["cache"]["rounds"]
-    assert first["blocks"] == {"latents": 36 + 2, "prompt": 18, "thinking": 26 + 2}
-    assert second["blocks"] == {"latents": 36 + 2, "turn": 18, "thinking": 26 + 2}
+    assert first["blocks"] == {"latents": 9 + 2, "prompt": 18, "thinking": 26 + 2}
+    assert second["blocks"] == {"latents": 9 + 2, "turn": 18, "thinking": 26 + 2}
     assert [p["name"] for p in got["phases"]] == ["prefill", "looking", "thinking", "drawing", "update"]
     lines = [line.split() for line in outcome.out.splitlines()]
     assert ["all", str(int(first["slots"] + second["slots"]))] == next(line[:2] for line in lines if line[:1] == ["all"])
