@@ -16,7 +16,7 @@ import tensorstore
 
 from unigrpo_jax.config import CheckpointConfig, ConfigError
 from unigrpo_jax.learning.update import TrainState
-from unigrpo_jax.training import checkpoint, manifest
+from unigrpo_jax.training import checkpoint, manifest, storage
 from unigrpo_jax.training.checkpoint import Checkpoints, abstract, kept
 
 FACTS = {"seed": 3, "model_sha256": "abc", "versions": {"jax": "x"}, "config": {"evaluation": {"seed": 0}}}
@@ -270,6 +270,54 @@ def test_a_folder_that_goes_while_it_is_written_to_leaves_nothing_in_its_place(t
 def test_a_checkpoint_of_other_shapes_is_refused_by_name(three):
     with pytest.raises(ConfigError, match=r"a/b has shape \[1000\] in the checkpoint and has shape \[7\] in the config"):
         Checkpoints(three / "checkpoints").load(6, abstract(state_of(0, 7).replace(opt_state=state_of(0).opt_state)))
+
+
+@pytest.mark.parametrize("name", ["exp[lr=1e-4]", "a*", "why?", "[!x]", "100 %", "ü{b}"])
+def test_a_name_is_never_a_pattern(tmp_path, name):
+    """Of the run or of a folder above, which may be renamed."""
+    checkpoints = open_(tmp_path / name / "runs" / name)
+    checkpoints.probe()
+    checkpoints.save(state_of(2))
+    checkpoints.close()
+    assert checkpoints.failure() is None
+    (tmp_path / name).rename(tmp_path / "moved [1]")
+    again = Checkpoints(tmp_path / "moved [1]" / "runs" / name / "checkpoints")
+    assert again.newest() == (2, [])
+    assert_is(again.load(2, abstract(state_of(0))), 2)
+
+
+def test_what_a_restore_opens_must_be_there(three):
+    """Without any of these a restore fails, so that no manifest is written, and an old one is not believed."""
+    folder = three / "checkpoints" / "6"
+    for name in manifest.REQUIRED:
+        (folder / name).rename(three / "away")
+        with pytest.raises(ConfigError, match="cannot be read|does not fit"):
+            Checkpoints(three / "checkpoints").load(6, abstract(state_of(0)))
+        (folder / "manifest.json").rename(three / "saved")
+        with pytest.raises(manifest.Damaged, match=f"{name} was never written"):
+            manifest.write(folder, FACTS)
+        assert not (folder / "manifest.json").exists()
+        (three / "saved").rename(folder / "manifest.json")
+        files = {other: found for other, found in manifest.read(folder)["files"].items() if other != name}
+        with pytest.raises(manifest.Damaged, match=f"{name} was never written"):
+            manifest.check(folder, files)
+        (three / "away").rename(folder / name)
+    assert_is(Checkpoints(three / "checkpoints").load(6, abstract(state_of(0))), 6)
+
+
+def test_a_folder_whose_checkpoints_cannot_be_read_back_is_refused_before_a_run(tmp_path, monkeypatch):
+    checkpoints = open_(tmp_path)
+    checkpoints.probe()
+    assert list((tmp_path / "checkpoints").iterdir()) == []
+    load = checkpoint.ocp.load
+    monkeypatch.setattr(checkpoint.ocp, "load", lambda place, like: jax.tree.map(lambda x: x + 1, load(place, like)))
+    with pytest.raises(ConfigError, match=r"could not be read back \(other numbers were read"):
+        checkpoints.probe()
+    monkeypatch.undo()
+    monkeypatch.setattr(storage.LiteralPath, "glob", storage._GPath.glob)
+    checkpoints = open_(tmp_path / "a[b]")
+    with pytest.raises(ConfigError, match=r"a\[b\]/checkpoints could not be read back .* another --run-dir"):
+        checkpoints.probe()
 
 
 def test_the_words_of_the_store_are_translated(tmp_path):

@@ -124,7 +124,7 @@ def test_runs_of_one_name_are_told_apart_by_their_folders_and_one_run_is_shown_o
     runs = read_runs([*folders, folders[0] / ".", tmp_path / "link"])
     assert distinct_names(runs) == ["x/run", "y/run", "other", "x/deep/run", "y/deep/run"]
     text = runs_page(runs)
-    assert "5 runs: x/run, y/run, other" in text and "Settings that differ</h2><p class=note>" not in text
+    assert "5 runs: x/run, y/run, other" in text and "Settings that differ</h2><p class=note>None." in text
 
 
 def test_more_runs_than_colours_are_dashed(tmp_path):

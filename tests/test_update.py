@@ -12,7 +12,7 @@ from tests import tiny
 from unigrpo_jax.learning import parameters
 from unigrpo_jax.learning import policy as policies
 from unigrpo_jax.learning.objective import Objective, reduce_metrics, with_ratio_std
-from unigrpo_jax.learning.update import UpdateProgram, new_state, pieces
+from unigrpo_jax.learning.update import UpdateProgram, differs, new_state, pieces
 from unigrpo_jax.models import tree
 
 DECAY, FROZEN = 0.9, ("vae2llm",)
@@ -117,8 +117,8 @@ SEEN = []
 class Watched(Objective):
     """Notes what every piece of an update sees."""
 
-    def __call__(self, params, episodes, anchors, advantage_B, on_policy):
-        loss, metrics = super().__call__(params, episodes, anchors, advantage_B, on_policy)
+    def __call__(self, params, episodes, anchors, advantage_B, on_policy, moved):
+        loss, metrics = super().__call__(params, episodes, anchors, advantage_B, on_policy, moved)
         names = [f"{kind}/ratio_{end}" for kind in ("text", "flow") for end in ("min", "max")]
         jax.debug.callback(lambda *args: SEEN.append(args), on_policy, advantage_B, *(metrics[n] for n in names))
         return loss, metrics
@@ -218,6 +218,38 @@ def test_parameters_or_a_reference_that_are_not_finite_drop_the_update():
         tiny.assert_trees_equal((state.trained, state.opt_state), (before.trained, before.opt_state))
         state, metrics = update(kept=broken)
         assert float(metrics["update/skipped"]) == 1 and not moved(state)
+
+
+def test_without_a_signal_no_step_is_taken_and_nothing_moves(once):
+    """Weights, moments, counts and the moving average keep their bits, where the leash pulls, too; a signal takes a step."""
+    nothing = jnp.zeros(tiny.EPISODES)
+    for before, reference in ((fresh(), START), (once[0], REFERENCE)):
+        state, metrics = update(before, advantages=nothing, kept=reference)
+        tiny.assert_trees_equal((state.trained, state.opt_state, state.ema), (before.trained, before.opt_state, before.ema))
+        assert int(state.step) == int(before.step) + 1 and int(state.skipped_in_row) == 0
+        found = {name: float(value) for name, value in metrics.items()}
+        assert found["update/without_signal"] == 1 and found["update/skipped"] == 0
+        assert found["update_norm/reasoning"] == found["update_norm/denoising"] == 0
+        assert (found["flow/velocity_mse"] == 0) == (found["grad_norm/denoising"] == 0) == (reference is START)
+    state, metrics = update(advantages=nothing.at[3].set(-1e-3))
+    assert float(metrics["update/without_signal"]) == 0 and moved(state)
+
+
+def test_the_leash_of_unmoved_weights_is_exactly_zero():
+    """Velocity MSE and both KLs, in a first step whose signal is not; of moved weights they are above it."""
+    leash = {"text_kl_weight": 0.1, "latent_kl_weight": 0.2}
+    names = ("flow/velocity_mse", "flow/latent_kl", "text/reference_kl")
+    state, metrics = update(kept=START, **leash)
+    assert [float(metrics[name]) for name in names] == [0.0] * 3 and moved(state)
+    _, metrics = update(state, kept=START, **leash)
+    assert all(float(metrics[name]) > 0 for name in names)
+
+
+def test_weights_are_compared_as_the_network_casts_them():
+    weights = {"a/kernel": jnp.array([1.0, 2.0 + 1e-4]), "a/lora_a": jnp.ones(2), "a/lora_b": jnp.zeros(2)}
+    kept = lambda value, dtype=jnp.bfloat16: {"a": {"kernel": jnp.array([1.0, value], dtype)}}
+    assert not differs(weights, kept(2.0)) and differs(weights, kept(2.5)) and differs(weights, kept(2.0, jnp.float32))
+    assert differs(weights | {"a/lora_b": jnp.array([0.0, 1e-9])}, kept(2.0))
 
 
 def test_the_moving_average_is_decay_old_plus_rest_new(once):

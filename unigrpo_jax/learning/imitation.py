@@ -47,18 +47,22 @@ class Imitation(Objective):
         segments = (noisy(i, s) if isinstance(s, Drawing) else s for i, s in enumerate(episodes.segments))
         return episodes.replace(segments=tuple(segments))
 
+    def signal(self, episodes: Episodes, advantage_B) -> jax.Array:
+        """Whether some episode is worth imitating."""
+        return jnp.any(advantage_B > 0)
+
     def anchors(self, params, reference, episodes: Episodes, own_start: bool) -> tuple[None, ...]:
         """None for each segment: nothing is compared with another policy."""
         return (None,) * len(episodes.segments)
 
-    def _text(self, thinking: Thinking, view: TextView, anchor, advantage_B, on_policy, goals):
+    def _text(self, thinking: Thinking, view: TextView, anchor, advantage_B, on_policy, moved, goals):
         loss = jnp.mean(self._kept(-masked_mean(view.log_probs, thinking.mask, axis=1), advantage_B))
         length = jnp.sum(thinking.mask, axis=1).astype(jnp.float32)
         entropy = jnp.mean(masked_mean(view.entropy, thinking.mask, axis=1))
         metrics = {"text/loss": loss, "text/entropy": entropy, "text/length": jnp.mean(length)}
         return self.config.text_weight * loss, metrics
 
-    def _flow(self, drawing: Drawing, view: FlowView, anchor, advantage_B, on_policy, goals):
+    def _flow(self, drawing: Drawing, view: FlowView, anchor, advantage_B, on_policy, moved, goals):
         target = drawing.noise - drawing.latent[:, None]
         error_B = jnp.mean((view.velocity - target) ** 2, axis=(1, 2, 3))
         loss = jnp.mean(self._kept(jnp.where(drawing.finite, error_B, 0.0), advantage_B))

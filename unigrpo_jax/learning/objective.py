@@ -4,7 +4,8 @@
 
 (arXiv 2603.23500.)  Every term is a mean over the episodes of the batch of a mean over an episode's actions, so the
 mean over equal micro-batches is the whole batch's value.  A blank episode (rollout.not_finite) counts in these means
-with 0: it moves no parameter.
+with 0: it moves no parameter.  The leash of a policy that has the reference's weights is exactly 0, and so is its gradient:
+two compilations of one network differ by rounding, which Adam, dividing by its own root, would make whole steps of.
 """
 
 import dataclasses
@@ -69,6 +70,10 @@ class Objective:
         """The whole batch as the losses take it, before it is cut into pieces; `step` is the iteration, int32 []."""
         return episodes
 
+    def signal(self, episodes: Episodes, advantage_B) -> jax.Array:
+        """Whether anything of a whole batch teaches, bool []: some advantage is not 0."""
+        return jnp.any(advantage_B != 0)
+
     def anchors(self, params, reference, episodes: Episodes, own_start: bool) -> tuple[Any, ...]:
         """One anchor per segment; None for what was seen or heard.
 
@@ -95,7 +100,7 @@ class Objective:
                 out.append(FlowAnchor(old=mean, reference=ref.velocity))
         return tuple(out)
 
-    def __call__(self, params, episodes: Episodes, anchors, advantage_B, on_policy) -> tuple[jax.Array, dict]:
+    def __call__(self, params, episodes: Episodes, anchors, advantage_B, on_policy, moved=True) -> tuple[jax.Array, dict]:
         """Loss [] and metrics of a batch.
 
         Args:
@@ -106,13 +111,14 @@ class Objective:
             drawing's per round, [B, R, 2], R being 1 where all rounds have the same.
           on_policy: bool [], no step was taken yet; the old policy is then the trained one, and every ratio exactly 1,
             unless the config asks for the rollout's own log-probabilities.
+          moved: bool [], the parameters are not the reference's, which holds them; else the leash is exactly 0.
         """
         views, turn = self.policy.view(params, episodes), 0
         found: dict[str, list] = {"text": [], "flow": []}
         for segment, view, anchor in zip(episodes.segments, views, anchors, strict=True):
             if view is None:
                 continue
-            args = (segment, view, anchor, _own(advantage_B, turn, segment), on_policy, episodes.goals)
+            args = (segment, view, anchor, _own(advantage_B, turn, segment), on_policy, moved, episodes.goals)
             if isinstance(segment, Thinking):
                 found["text"].append(self._text(*args))
             else:
@@ -132,7 +138,11 @@ class Objective:
         new = jax.lax.stop_gradient(new)
         return new if anchored is None else jnp.where(on_policy, new, anchored)
 
-    def _text(self, thinking: Thinking, view: TextView, anchor: TextAnchor, advantage_B, on_policy, goals):
+    def _held(self, anchored, new, moved):
+        """The reference's value, or the new one's own bits where the weights are the reference's."""
+        return jnp.where(moved, anchored, jax.lax.stop_gradient(new))
+
+    def _text(self, thinking: Thinking, view: TextView, anchor: TextAnchor, advantage_B, on_policy, moved, goals):
         c, mask = self.config, thinking.mask
         old = self._old(anchor.old, view.log_probs, on_policy)
         loss = jnp.mean(losses.text_loss(view.log_probs, old, mask, advantage_B, c.text_clip, c.text_clip))
@@ -160,12 +170,12 @@ class Objective:
         }
         total = c.text_weight * loss
         if c.text_kl_weight > 0:
-            kl = mean(losses.k3_kl(view.log_probs, anchor.reference))
+            kl = mean(losses.k3_kl(view.log_probs, self._held(anchor.reference, view.log_probs, moved)))
             metrics["text/reference_kl"] = kl
             total = total + c.text_kl_weight * kl
         return total, metrics
 
-    def _flow(self, drawing: Drawing, view: FlowView, anchor: FlowAnchor, advantage_B, on_policy, goals):
+    def _flow(self, drawing: Drawing, view: FlowView, anchor: FlowAnchor, advantage_B, on_policy, moved, goals):
         c, rule = self.config, self.policy.flow.rule
         old = self._old(anchor.old, view.mean, on_policy)
         per_step = lambda function, *args: jax.vmap(function, in_axes=1, out_axes=1)(*args)  # over the window, [B, W]
@@ -183,7 +193,8 @@ class Objective:
 
         loss_BW, log_ratio = per_step(transition_loss, drawing.noise, old, view.mean, view.std)
         loss = jnp.mean(loss_BW)
-        mse = jnp.mean(known(per_step(losses.velocity_mse, view.velocity, anchor.reference)))
+        held = self._held(anchor.reference, view.velocity, moved)
+        mse = jnp.mean(known(per_step(losses.velocity_mse, view.velocity, held)))
         ratio = jnp.exp(log_ratio)
         above, below = losses.clip_fractions(log_ratio, advantage_B[:, None], c.flow_clip, c.flow_clip)
         std = view.std[:, :, None, None]
@@ -212,7 +223,8 @@ class Objective:
             times = self.policy.flow.times()
             t, t_next = times[drawing.steps], times[drawing.steps + 1]
             move = lambda x, v, t, t_next: rule.transition(x, v, t, t_next, times[1])[0]
-            kl = jnp.mean(square(jax.vmap(jax.vmap(move))(drawing.x, anchor.reference, t, t_next)))
+            mean = jax.vmap(jax.vmap(move))(drawing.x, anchor.reference, t, t_next)
+            kl = jnp.mean(square(self._held(mean, view.mean, moved)))
             metrics["flow/latent_kl"] = kl
             total = total + c.latent_kl_weight * kl
         return total, metrics

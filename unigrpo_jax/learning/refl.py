@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from unigrpo_jax.episode import Drawing
+from unigrpo_jax.episode import Drawing, Episodes
 from unigrpo_jax.learning import losses
 from unigrpo_jax.learning.objective import FlowAnchor, Objective
 from unigrpo_jax.learning.policy import FlowView
@@ -31,12 +31,17 @@ class RewardGradient(Objective):
     decode: Callable[[Any], jax.Array]
     score: Callable[[Any, jax.Array], jax.Array]
 
-    def _flow(self, drawing: Drawing, view: FlowView, anchor: FlowAnchor, advantage_B, on_policy, goals):
+    def signal(self, episodes: Episodes, advantage_B) -> jax.Array:
+        """Whether some image is known, since the reward's gradient needs no advantage; or some advantage is not 0."""
+        return jnp.any(advantage_B != 0) | jnp.any(episodes.drawing.finite)
+
+    def _flow(self, drawing: Drawing, view: FlowView, anchor: FlowAnchor, advantage_B, on_policy, moved, goals):
         c, t = self.config, self.policy.flow.times()[drawing.steps][:, :, None, None]
         clean = drawing.x - t * view.velocity
         judge = lambda tokens_BNC: self.score(goals, jnp.clip(self.decode(tokens_BNC) * 0.5 + 0.5, 0.0, 1.0))
         reward_BW = jax.vmap(judge, in_axes=1, out_axes=1)(clean)
         known = lambda value_BW: jnp.where(drawing.finite[:, None], value_BW, 0.0)
         reward = jnp.mean(known(reward_BW))
-        mse = jnp.mean(known(jax.vmap(losses.velocity_mse, in_axes=1, out_axes=1)(view.velocity, anchor.reference)))
+        held = self._held(anchor.reference, view.velocity, moved)
+        mse = jnp.mean(known(jax.vmap(losses.velocity_mse, in_axes=1, out_axes=1)(view.velocity, held)))
         return c.mse_weight * mse - c.flow_weight * reward, {"flow/reward": reward, "flow/velocity_mse": mse}

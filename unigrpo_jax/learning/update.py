@@ -93,7 +93,8 @@ class UpdateProgram:
 
         Returns:
           The new state and scalar metrics.  Where a loss or gradient is not finite, that optimizer step is dropped:
-          parameters and moments stay, and `update/skipped` counts it.
+          parameters and moments stay, and `update/skipped` counts it.  Where no episode teaches anything, no step is taken
+          at all, the moving average stays, too, and `update/without_signal` is 1.
         """
         c = self.config
         if c.reference == "host":
@@ -101,7 +102,7 @@ class UpdateProgram:
         start = state.params(frozen)
         labels = parameters.groups(start, c)
         transform = parameters.optimizer(c, labels)
-        trained = state.trained
+        trained, signal = state.trained, self.objective.signal(episodes, advantage_B)
         whole = lambda flat: tree.unflatten(frozen | flat)
         episodes = self.objective.prepare(episodes, state.step)
         data = pieces((episodes, advantage_B), c.minibatches * c.micro_batches)
@@ -115,17 +116,19 @@ class UpdateProgram:
         def optimizer_step(carry, step):
             trained, opt_state = carry
             (epoch, index), (batch, advantages, anchors) = step
-            on_policy = (epoch == 0) & (index == 0)
+            on_policy, moved = (epoch == 0) & (index == 0), differs(trained, reference)
             grads, metrics = _accumulate(
-                lambda piece: gradient(trained, piece[0], piece[2], piece[1], on_policy), (batch, advantages, anchors)
+                lambda piece: gradient(trained, piece[0], piece[2], piece[1], on_policy, moved),
+                (batch, advantages, anchors),
             )
             norms = group_norms(grads, labels, "grad_norm")
             finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(optax.tree.norm(grads))
-            updates, moved = transform.update(grads, opt_state, trained)
+            updates, moments = transform.update(grads, opt_state, trained)
+            taken = finite & signal
             if c.cooldown != (0, 0):  # Adam's step is proportional to its rate, weight decay included
                 updates = jax.tree.map(lambda u: u * rate_share(c, state.step), updates)
-            updates = jax.tree.map(lambda u: jnp.where(finite, u, 0.0), updates)
-            opt_state = jax.tree.map(lambda new, old: jnp.where(finite, new, old), moved, opt_state)
+            updates = jax.tree.map(lambda u: jnp.where(taken, u, 0.0), updates)
+            opt_state = jax.tree.map(lambda new, old: jnp.where(taken, new, old), moments, opt_state)
             metrics |= norms | group_norms(updates, labels, "update_norm")
             metrics["update/skipped"] = 1.0 - finite.astype(jnp.float32)
             return (optax.apply_updates(trained, updates), opt_state), metrics
@@ -141,13 +144,27 @@ class UpdateProgram:
         # of an action measure numerics.
         first = {name: value[0] for name, value in metrics.items() if "/log_prob_gap" in name}
         skipped = jnp.sum(metrics["update/skipped"])
-        metrics = with_ratio_std(reduce_metrics(metrics)) | first | {"update/skipped": skipped}
+        counts = {"update/skipped": skipped, "update/without_signal": 1.0 - signal.astype(jnp.float32)}
+        metrics = with_ratio_std(reduce_metrics(metrics)) | first | counts
         ema = state.ema
         if ema is not None:
-            ema = jax.tree.map(lambda a, b: c.ema_decay * a + (1 - c.ema_decay) * b, ema, trained)
+            average = lambda a, b: jnp.where(signal, c.ema_decay * a + (1 - c.ema_decay) * b, a)
+            ema = jax.tree.map(average, ema, trained)
         in_row = jnp.where(skipped > 0, state.skipped_in_row + 1, 0).astype(jnp.int32)
         state = TrainState(trained=trained, opt_state=opt_state, ema=ema, step=state.step + 1, skipped_in_row=in_row)
         return state, metrics
+
+
+def differs(trained: dict[str, jax.Array], reference: dict) -> jax.Array:
+    """Whether the trained policy is another one than the reference, bool [].
+
+    Weights are compared in the dtype that the reference is kept in, to which the network casts them.  Adapters, which the
+    reference lacks, change nothing while every B is 0.
+    """
+    kept = tree.flatten(reference)
+    other = [jnp.any(x.astype(kept[path].dtype) != kept[path]) for path, x in trained.items() if path in kept]
+    adapted = [jnp.any(x != 0) for path, x in trained.items() if path not in kept and path.endswith("/lora_b")]
+    return jnp.any(jnp.stack([*other, *adapted])) if other or adapted else jnp.bool_(True)
 
 
 def group_norms(flat: dict[str, jax.Array], labels: dict[str, str], name: str) -> dict[str, jax.Array]:

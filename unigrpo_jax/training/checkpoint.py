@@ -15,13 +15,15 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import jax
-from etils import epath
+import numpy as np
 from orbax.checkpoint import v1 as ocp
 
 from unigrpo_jax.config import CheckpointConfig, ConfigError
 from unigrpo_jax.learning.update import TrainState
 from unigrpo_jax.parallel import processes
 from unigrpo_jax.training import manifest, storage
+
+PROBE = "probe"  # the folder of what is written and read back before a run begins
 
 
 class Checkpoints:
@@ -41,7 +43,7 @@ class Checkpoints:
     ):
         logging.getLogger("absl").setLevel(logging.CRITICAL)  # orbax reports every file, and errors that it raises, too
         pass_over_late_writes()
-        folder = epath.Path(folder)
+        folder = storage.literal(folder)
         self.folder = folder if storage.is_bucket(folder) else folder.resolve()
         self.best: dict[str, Any] | None = None
         self._config, self._facts = config, dict(facts or {})
@@ -90,7 +92,31 @@ class Checkpoints:
         """Makes the folder and removes what a kill left in it; one process calls it, before any saves."""
         self.folder.mkdir(parents=True, exist_ok=True)
         self._remove_unfinished()
+        self._remove_probe()
         self._identity = None if storage.is_bucket(self.folder) else os.stat(self.folder)
+
+    def probe(self) -> None:
+        """Writes a few numbers as checkpoints are written, and reads them back; all processes call it, after `prepare`.
+
+        Raises:
+          ConfigError: what is saved in this folder could not be restored.
+        """
+        place, numbers = self.folder / PROBE, np.arange(16, dtype=np.float32)
+        words = None
+        try:
+            ocp.save_async(place, {"numbers": numbers}, overwrite=True).result()
+            if processes.is_first():
+                manifest.write(place, {})
+                manifest.check(place, manifest.read(place)["files"])
+            if not np.array_equal(ocp.load(place, {"numbers": np.zeros_like(numbers)})["numbers"], numbers):
+                words = "other numbers were read than were written"
+        except Exception as error:  # as in `save`
+            words = self._reason(error)
+        if processes.is_first():
+            with contextlib.suppress(OSError):
+                self._remove_probe()
+        if (words := next(filter(None, processes.gather(words)), None)) is not None:
+            raise ConfigError(f"checkpoints in {self.folder} could not be read back ({words}); use another --run-dir.")
 
     def improves(self, scores: Mapping[str, float]) -> bool:
         """Whether an evaluation is the best so far; `save` notes it."""
@@ -216,8 +242,12 @@ class Checkpoints:
     def _remove_unfinished(self) -> None:
         """What orbax had not yet given its name."""
         for path in self.folder.iterdir():
-            if re.match(r"\d+\.orbax-checkpoint-tmp", path.name):
+            if re.match(rf"(\d+|{PROBE})\.orbax-checkpoint-tmp", path.name):
                 path.rmtree()
+
+    def _remove_probe(self) -> None:
+        if (self.folder / PROBE).exists():
+            (self.folder / PROBE).rmtree()
 
     def _check_folder(self) -> None:
         """OSError where the folder is gone, or another one is there, made by the store's client for what it still writes."""
@@ -235,10 +265,13 @@ class Checkpoints:
 
     def _words(self, step: int, error: Exception) -> str:
         """One clause of what hindered a checkpoint."""
+        return f"the checkpoint {self.folder / str(step)} could not be written ({self._reason(error)})"
+
+    def _reason(self, error: Exception) -> str:
         code = re.search(r"os_error_code='(\d+)'", str(error))  # as tensorstore writes it
         known = os.strerror(int(code[1])) if code else getattr(error, "strerror", None)
         first = next(iter(str(error).strip().splitlines()), type(error).__name__)[:200]
-        return f"the checkpoint {self.folder / str(step)} could not be written ({known or first})"
+        return known or first
 
 
 def pass_over_late_writes() -> None:

@@ -93,6 +93,7 @@ def run(config: RunConfig, run_dir: storage.Place, resume: bool = False, allow_c
     if done is not None:
         check_same_weights(checkpoints.folder / str(done), checkpoints.facts(done)["model_sha256"], parts.loaded)
     processes.agree_on_errors((ConfigError,), lambda: _prepare(run_dir, checkpoints))
+    checkpoints.probe()
     state = trainer.start()
     if done is not None:
         state = checkpoints.load(done, abstract(state))

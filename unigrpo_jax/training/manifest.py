@@ -1,12 +1,13 @@
 """What makes a checkpoint whole: `manifest.json`, written last, with the size and SHA-256 of every file beside it.
 
 The writer reads its files once more for it, in the background; a reader does so before it trusts them, several processes
-each a share.  A folder without the file was not finished; one whose files differ from it is damaged.
+each a share.  A folder without the file was not finished; one whose files differ from it, or which lacks a file that a
+restore opens, is damaged.
 """
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -16,6 +17,7 @@ from unigrpo_jax.training.storage import write_atomically
 
 FILE_NAME = "manifest.json"
 FORMAT = 1
+REQUIRED = ("_CHECKPOINT_METADATA", "state/_METADATA", "state/manifest.ocdbt")  # what Orbax opens first to restore
 _PIECE = 1 << 22  # bytes read at a time
 _THREADS = 8  # files hashed at the same time
 
@@ -25,8 +27,9 @@ class Damaged(ValueError):
 
 
 def write(folder: epath.Path, facts: dict[str, Any]) -> None:
-    """Describes the files of a folder, and with them `facts`, in one step."""
+    """Describes the files of a folder, and with them `facts`, in one step; Damaged where one is not there that must be."""
     paths = dict(sorted(_files(folder)))
+    _require(paths)
     with ThreadPoolExecutor(_THREADS) as pool:
         files = dict(zip(paths, pool.map(_digest, paths.values()), strict=True))
     record = {"format": FORMAT, **facts, "files": files}
@@ -51,6 +54,7 @@ def read(folder: epath.Path) -> dict[str, Any]:
 
 def check(folder: epath.Path, files: dict[str, list], share: tuple[int, int] = (0, 1)) -> None:
     """Damaged unless the files are those that were described; `share` (i, n) looks at every n-th of them from the i-th."""
+    _require(files)
     names = sorted(files)[share[0] :: share[1]]
     with ThreadPoolExecutor(_THREADS) as pool:
         found = list(pool.map(lambda name: _digest(folder / name) if (folder / name).exists() else None, names))
@@ -61,6 +65,12 @@ def check(folder: epath.Path, files: dict[str, list], share: tuple[int, int] = (
             raise Damaged(f"{name} has {now[0]} bytes, not {files[name][0]}")
         if now != files[name]:
             raise Damaged(f"{name} holds other bytes than were written")
+
+
+def _require(names: Container[str]) -> None:
+    for name in REQUIRED:
+        if name not in names:
+            raise Damaged(f"{name} was never written")
 
 
 def _files(folder: epath.Path, prefix: str = "") -> Iterator[tuple[str, epath.Path]]:

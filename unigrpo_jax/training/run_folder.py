@@ -21,6 +21,7 @@ from unigrpo_jax.config_json import load_run_config, to_dict
 from unigrpo_jax.foreign_files import read_json
 from unigrpo_jax.models.folder import LoadedModel
 from unigrpo_jax.training import storage
+from unigrpo_jax.training.checkpoint import PROBE
 from unigrpo_jax.training.metrics import read_metrics
 from unigrpo_jax.training.storage import write_atomically
 from unigrpo_jax.training.summary import read_summary
@@ -127,7 +128,10 @@ def _hardly_begun(run_dir: epath.Path) -> bool:
     """Whether there is nothing but what a kill leaves before a run has written its config."""
     names = {path.name for path in run_dir.iterdir() if not re.fullmatch(r"\..*\.tmp", path.name)}
     checkpoints = run_dir / "checkpoints"
-    return names <= {"checkpoints", "provenance.json"} and not (checkpoints.exists() and any(checkpoints.iterdir()))
+    probed = lambda name: name.startswith(PROBE)
+    return names <= {"checkpoints", "provenance.json"} and not (
+        checkpoints.exists() and any(not probed(path.name) for path in checkpoints.iterdir())
+    )
 
 
 def first_weights(run_dir: epath.Path) -> str:

@@ -22,7 +22,7 @@ from etils import epath
 from PIL import Image, ImageDraw, ImageFont
 
 from unigrpo_jax import foreign_files
-from unigrpo_jax.training.storage import Place, write_atomically
+from unigrpo_jax.training.storage import Place, literal, write_atomically
 
 ENLARGE_TO, SHRINK_TO = 96, 256  # a drawn side lies between these, in pixels
 CELL_WIDTH, MARGIN, FRAME = 168, 10, 3
@@ -173,7 +173,7 @@ def _is_words(value: Any) -> bool:
 
 def saved_steps(folder: Place) -> list[int]:
     """The steps with whole samples under `folder/samples`, in increasing order; [] where there are none."""
-    texts = (epath.Path(folder) / "samples").glob("*.json")
+    texts = (literal(folder) / "samples").glob("*.json")
     ours = lambda path: re.fullmatch("[0-9]{6}|[1-9][0-9]{6,8}", path.stem) and path.with_suffix(".npz").exists()
     return sorted(int(path.stem) for path in texts if ours(path))
 

@@ -5,6 +5,7 @@ A disk appends and renames; a bucket does neither, but an object appears whole o
 
 import contextlib
 import errno
+import glob
 import os
 import time
 
@@ -16,6 +17,26 @@ from unigrpo_jax.foreign_text import quoted
 
 Place = str | os.PathLike
 UPLOAD_EVERY = 60.0  # seconds between uploads of a file that grows
+_GPath = type(epath.Path("/"))
+
+
+class LiteralPath(_GPath):
+    """A path in which no character is a pattern: `glob` looks below it, whatever it is called.
+
+    The class that it stands for joins path and pattern, and would look for `runs/a` where the path is `runs/[ab]`; Orbax
+    searches a checkpoint in this way.  All paths made from it are of its kind.
+    """
+
+    def glob(self, pattern: str):
+        """The paths below this one that match `pattern`."""
+        for found in self._backend.glob(self._PATH.join(glob.escape(self._path_str), pattern)):
+            yield self._new(found)
+
+
+def literal(place: Place) -> epath.Path:
+    """The path, with a name that is never a pattern."""
+    found = epath.Path(place)
+    return LiteralPath(found) if type(found) is _GPath else found
 
 
 def path(place: Place) -> epath.Path:
@@ -23,11 +44,15 @@ def path(place: Place) -> epath.Path:
     if "://" not in os.fspath(place):
         named(place, "the folder")
     try:
-        found = epath.Path(place).expanduser()
+        found = literal(place).expanduser()
     except KeyError:
         words = "is neither a path nor a bucket; give a path, or one such as gs://BUCKET/PATH"
         raise ConfigError(f"{quoted(os.fspath(place))} {words}.") from None
     if is_bucket(found):
+        pattern = next((letter for letter in "*?[]" if letter in os.fspath(found)), None)
+        if pattern:
+            raise ConfigError(f"{found} holds {pattern!r}, which the clients of buckets take for a pattern; use a name "
+                              "without * ? [ ].")  # fmt: skip
         try:
             found.exists()
         except ImportError as error:
@@ -69,8 +94,9 @@ def reason(error: OSError) -> str:
 def remove_temporary(folder: epath.Path) -> None:
     """Removes what a kill left of `write_atomically`; nobody may be writing there."""
     if not is_bucket(folder) and folder.is_dir():
-        for path in folder.glob(".*.tmp"):
-            path.unlink(missing_ok=True)
+        for path in folder.iterdir():
+            if path.name.startswith(".") and path.name.endswith(".tmp"):
+                path.unlink(missing_ok=True)
 
 
 class GrowingFile:
