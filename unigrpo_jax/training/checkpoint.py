@@ -23,7 +23,6 @@ from unigrpo_jax.learning.update import TrainState
 from unigrpo_jax.parallel import processes
 from unigrpo_jax.training import manifest, storage
 
-
 PROBE = "probe"  # the folder of what is written and read back before a run begins
 
 
