@@ -1,5 +1,6 @@
 """What all entry points share: typed arguments in, one plain sentence and exit code 2 where something cannot work."""
 
+import contextlib
 import difflib
 import functools
 import importlib
@@ -18,7 +19,8 @@ from unigrpo_jax.rewards.judging import RewardError
 
 def say(program: str, words: Any) -> None:
     """Prints an error's sentence on stderr: one line with nothing hidden in it, since it may quote a file or a server."""
-    tell(f"{program}: {words}", sys.stderr, keep="")
+    with contextlib.suppress(OSError):  # nobody reads it; the exit code says it, too
+        tell(f"{program}: {words}", sys.stderr, keep="")
 
 
 def complain(error: ConfigError, program: str) -> NoReturn:
@@ -29,10 +31,11 @@ def complain(error: ConfigError, program: str) -> NoReturn:
 
 def leave(code: int, words: str = "") -> NoReturn:
     """Exits without waiting for what still compiles in the background, or for processes that are gone."""
-    if words:
-        tell(words, sys.stderr, keep="")
-    sys.stdout.flush()
-    sys.stderr.flush()
+    with contextlib.suppress(OSError):
+        if words:
+            tell(words, sys.stderr, keep="")
+        sys.stdout.flush()
+        sys.stderr.flush()
     os._exit(code)
 
 

@@ -83,6 +83,29 @@ def test_a_run_that_cannot_work_is_one_sentence_before_anything_happens(tiny_mod
     assert sorted(p for p in here.rglob("*") if "__pycache__" not in p.parts) == before
 
 
+@pytest.mark.parametrize("again", [False, True])
+def test_a_logger_that_cannot_be_opened_is_one_sentence_before_anything_compiles(tiny_model, here, monkeypatch, again):
+    """W&B without a login; nothing is left in the folder, or what was there stays as it is."""
+    (here / "wandb.py").write_text(
+        "class UsageError(Exception):\n    pass\n\n\ndef init(dir, config, **_):\n    import os\n"
+        "    assert config['seed'] == 0\n    os.makedirs(os.path.join(dir, 'wandb'))\n"
+        "    raise UsageError('api_key not configured (no-tty). call wandb.login(key=[your_api_key])')\n"
+    )
+    monkeypatch.syspath_prepend(here)
+    monkeypatch.delitem(sys.modules, "wandb", raising=False)
+    if again:
+        assert run_small(tiny_model, here / "run", "--iterations", 1).code == 0
+    tree = lambda: {p: p.read_bytes() for p in here.rglob("*") if p.is_file() and "__pycache__" not in p.parts}
+    before = tree()
+    compiled.clear()
+    outcome = run_small(tiny_model, here / "run", "--logging.wandb", *(["--iterations", 2, "--resume"] if again else []))
+    sys.modules.pop("wandb", None)
+    assert outcome.code == 2 and outcome.out == "" and outcome.err.count("\n") == 1, outcome
+    assert "logging.wandb: it cannot be opened (api_key not configured (no-tty)" in outcome.err
+    assert "`wandb login`" in outcome.err and compiled == [] and tree() == before
+    assert again or not (here / "run").exists()
+
+
 def test_a_model_whose_weights_do_not_fit_is_refused(tiny_model, here):
     model = shutil.copytree(tiny_model, here / "model")
     config = json.loads((model / "llm_config.json").read_text())

@@ -142,22 +142,29 @@ def gather(value: Any) -> list[Any]:
     return [json.loads(row[:size].tobytes()) for row, size in zip(rows, sizes.reshape(-1), strict=True)]
 
 
+class FailedTogether(RuntimeError):
+    """What one process raised and nobody foresaw, raised in all of them."""
+
+
 def agree_on_errors(errors: tuple[type[Exception], ...], action: Callable[[], Any]) -> Any:
     """What `action()` returns; where it raises one of `errors` in one process, that error is raised in all.
 
-    All processes must call it; several may fail, and the first one's words are taken.
+    All processes must call it; several may fail, and the first one's words are taken.  Of several processes all raise
+    FailedTogether where one raises anything else, since they would wait for it.
     """
     failed, result = None, None
     try:
         result = action()
-    except errors as error:
+    except (Exception, SystemExit) as error:
         if jax.process_count() == 1:
             raise
         failed = error
-    own = None if failed is None else next(i for i, kind in enumerate(errors) if isinstance(failed, kind))
-    for index, (number, words) in enumerate(gather([own, str(failed)])):
+    kinds = (*errors, FailedTogether)
+    own = None if failed is None else next((i for i, kind in enumerate(errors) if isinstance(failed, kind)), len(errors))
+    words = f"{type(failed).__name__}: {failed}" if own == len(errors) else str(failed)
+    for index, (number, theirs) in enumerate(gather([own, words])):
         if number is not None:
-            raise errors[number](f"process {index}: {words}") from failed
+            raise kinds[number](f"process {index}: {theirs}") from failed
     return result
 
 

@@ -6,6 +6,7 @@ Prompts and thinking are other people's text: they are never read as markup, and
 
 import collections
 import contextlib
+import functools
 import math
 import os
 import statistics
@@ -37,48 +38,33 @@ HEALTH = (
 RECENT = 20  # iterations behind the estimate of the time left
 
 
-class _Patient:
-    """A stream that falls silent where it can no longer be written, such as a pipe whose reader has gone."""
+def _unless_broken(draw: Callable) -> Callable:
+    """A method of the console that does nothing once its stream is broken, and that breaks nothing."""
 
-    def __init__(self, stream: TextIO):
-        self._stream = stream
-        self._silent = False
-
-    def write(self, text: str) -> int:
-        """Writes the text, or nothing."""
-        return self._try(self._stream.write, text) or len(text)
-
-    def flush(self) -> None:
-        """Flushes what can be flushed."""
-        self._try(self._stream.flush)
-
-    def _try(self, act: Callable, *arguments) -> int | None:
-        if self._silent:
-            return None
+    @functools.wraps(draw)
+    def guarded(self: "Console", *arguments) -> None:
+        if self._quiet:
+            return
         try:
-            return act(*arguments)
-        except OSError:
-            self._silent = True
-            with contextlib.suppress(OSError, ValueError):  # what is left in its buffer goes nowhere, without a word at exit
-                nowhere = os.open(os.devnull, os.O_WRONLY)
-                os.dup2(nowhere, self._stream.fileno())
-                os.close(nowhere)
-            return None
+            draw(self, *arguments)
+        except (OSError, ValueError) as error:
+            if not isinstance(error, OSError) and not self._stream.closed:
+                raise
+            self._fall_silent()
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._stream, name)
+    return guarded
 
 
 class Console:
     """Prints to `stream`, standard output unless told; a context manager that takes the live line down.
 
     `clock` gives seconds; the durations between calls of `iteration` are measured with it.  `quiet` prints nothing: one of
-    several processes speaks for all.  Where the stream breaks (its reader has gone, its terminal was closed) nothing more is
-    printed and nothing is raised.
+    several processes speaks for all.  A stream that breaks, as a pipe that nobody reads or a terminal that is closed, is
+    not written to again.
     """
 
     def __init__(self, stream: TextIO | None = None, *, clock: Callable[[], float] = time.monotonic, quiet: bool = False):
-        self._stream = _Patient(sys.stdout if stream is None else stream)
+        self._stream = sys.stdout if stream is None else stream
         self._quiet = quiet
         self._clock = clock
         self._previous: float | None = None
@@ -90,6 +76,7 @@ class Console:
 
             self._rich = rich.console.Console(file=self._stream, markup=False, emoji=False, highlight=False)
 
+    @_unless_broken
     def card(self, title: str, rows: Sequence[tuple[str, str]]) -> None:
         """A titled list of names and values: what is about to run."""
         rows = [(self._one_line(name), self._one_line(value)) for name, value in rows]
@@ -104,6 +91,7 @@ class Console:
             grid.add_row(text.Text(name, style="dim"), text.Text(value))
         self._rich.print(panel.Panel(grid, title=text.Text(self._one_line(title), style="bold"), expand=False))
 
+    @_unless_broken
     def iteration(self, step: int, total: int, metrics: Mapping[str, Any]) -> None:
         """Shows that `step` of `total` iterations are done, with the chosen numbers of `metrics`.
 
@@ -138,6 +126,7 @@ class Console:
         words = Text("  ".join(f"{self._one_line(title)} {value}" for title, value in health), style="dim")
         self._live.update(console.Group(line, words), refresh=True)
 
+    @_unless_broken
     def message(self, text: str) -> None:
         """One line or paragraph, above the live line."""
         text = self._safe(text)
@@ -148,6 +137,7 @@ class Console:
 
         self._rich.print(Text(text))
 
+    @_unless_broken
     def table(self, title: str, header: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
         """A table; cells are shown as `str` gives them, all columns but the first to the right."""
         header = [self._one_line(cell) for cell in header]
@@ -176,7 +166,8 @@ class Console:
     def close(self) -> None:
         """Leaves the last state of the live line on the screen and frees the terminal; a second call does nothing."""
         if self._live is not None:
-            self._live.stop()
+            with contextlib.suppress(OSError):
+                self._live.stop()
             self._live = None
 
     def __enter__(self) -> "Console":
@@ -185,9 +176,15 @@ class Console:
     def __exit__(self, *exception) -> None:
         self.close()
 
+    def _fall_silent(self) -> None:
+        """Prints nothing from here on; what stands in buffers goes nowhere, since Python would fail with it at its end."""
+        self._quiet, self._rich, self._live = True, None, None
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, self._stream.fileno())
+            os.close(nowhere)
+
     def _plain(self, lines: Sequence[str]) -> None:
-        if self._quiet:
-            return
         self._stream.write("".join(f"{line}\n" for line in lines))
         self._stream.flush()
 

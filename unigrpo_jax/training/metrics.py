@@ -14,6 +14,7 @@ import numpy as np
 from etils import epath
 
 from unigrpo_jax import foreign_files
+from unigrpo_jax.config import ConfigError
 from unigrpo_jax.foreign_text import quoted, tell
 from unigrpo_jax.training import loggers, storage
 from unigrpo_jax.training.samples import Sample, draw_grid
@@ -35,6 +36,9 @@ class MetricsWriter:
       tensorboard: also write event files to `run_dir/tensorboard` (needs tensorboardX).
       wandb: also log to Weights & Biases, under the name of the folder (needs wandb).
       say: tells a person that a logger fails, in one sentence.
+
+    Raises:
+      ConfigError: a logger cannot be opened; `metrics.jsonl` is as it was.
     """
 
     def __init__(
@@ -59,12 +63,14 @@ class MetricsWriter:
             )
         kept = [line for line in earlier if line["step"] <= (-1 if resume_step is None else resume_step)]
         self._last_step = kept[-1]["step"] if kept else -1
-        self._file = storage.GrowingFile(path, "".join(map(_to_json, kept)))
         self._say, self._told, self._loggers = say, set(), []
-        if tensorboard_module:
-            self._loggers.append(loggers.TensorBoard(tensorboard_module, run_dir, purge_step=self._last_step + 1))
         if wandb_module:
-            self._loggers.append(loggers.WandB(wandb_module, run_dir, resume=resume_step is not None))
+            self._open(lambda: loggers.WandB(wandb_module, run_dir, resume=resume_step is not None), "wandb",
+                       "log in by `wandb login`, or set WANDB_MODE=offline, or leave --logging.wandb out")  # fmt: skip
+        if tensorboard_module:
+            self._open(lambda: loggers.TensorBoard(tensorboard_module, run_dir, purge_step=self._last_step + 1),
+                       "tensorboard", "mend that, or leave --logging.tensorboard out")  # fmt: skip
+        self._file = storage.GrowingFile(path, "".join(map(_to_json, kept)))
 
     def write(self, step: int, metrics: Mapping[str, Any]) -> None:
         """Writes the line of `step`; values are numbers, arrays of one element or None."""
@@ -114,6 +120,13 @@ class MetricsWriter:
         self._log("its end", lambda logger: logger.close())
         self._loggers = []
 
+    def _open(self, logger: Callable[[], Any], name: str, mend: str) -> None:
+        try:
+            self._loggers.append(logger())
+        except Exception as error:  # as in `_log`
+            self._log("its end", lambda opened: opened.close())
+            raise ConfigError(f"logging.{name}: it cannot be opened ({_first_line(error)}); {mend}.") from error
+
     def _log(self, when: str, log: Callable[[Any], None]) -> None:
         """Calls `log` with each logger; what one raises is told the first time, and ends nothing."""
         for logger in self._loggers:
@@ -123,14 +136,18 @@ class MetricsWriter:
                 if logger.name in self._told:
                     continue
                 self._told.add(logger.name)
-                first = next(iter(str(error).strip().splitlines()), type(error).__name__)[:200].rstrip(".")
-                self._say(f"{logger.name} failed at {when} ({first}); the run goes on, and {FILE_NAME} holds all metrics.")
+                words = f"{logger.name} failed at {when} ({_first_line(error)}); the run goes on"
+                self._say(f"{words}, and {FILE_NAME} holds all metrics.")
 
     def __enter__(self) -> "MetricsWriter":
         return self
 
     def __exit__(self, *exception) -> None:
         self.close()
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)[:200].rstrip(".")
 
 
 def read_metrics(path: storage.Place) -> list[dict[str, Any]]:

@@ -1,7 +1,7 @@
 """The parts of a run, built from its config and checked before anything compiles, and one iteration of them."""
 
 import dataclasses
-import importlib.util
+import importlib
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
 
@@ -74,8 +74,11 @@ def build(config: RunConfig) -> Parts:
     loaded = load_model(config.model)  # last, since a model on the hub takes long to fetch
     loaded.check_image_size(config.rollout)
     for name, module in (("tensorboard", "tensorboardX"), ("wandb", "wandb")):
-        require(not getattr(config.logging, name) or importlib.util.find_spec(module) is not None,
-                f"logging.{name} needs {module}: pip install 'unigrpo_jax[{name}]'.")  # fmt: skip
+        if getattr(config.logging, name):
+            try:
+                importlib.import_module(module)
+            except Exception as error:  # missing, or too broken to be imported
+                raise ConfigError(f"logging.{name} needs {module}: pip install 'unigrpo_jax[{name}]'.") from error
     loaded.check_weights()
     for path, x in tree.flatten(loaded.abstract_params()).items():
         layout.parameter(path, x.shape)
@@ -242,15 +245,18 @@ class Trainer:
             goals = self.parts.followed.goals([p.metadata for p in prompts for _ in range(config.learning.group_size)])
             place = lambda x: processes.to_global(np.asarray(x), self.programs.spread)
             episodes = episodes.replace(goals=jax.tree.map(place, goals))
+        times = {"time/rollout_text": self._thought.time - begin, "time/rollout_flow": end - self._thought.time}
+        return episodes, processes.agree_on_errors((), lambda: self._own(episodes, prompts, picture)), times
+
+    def _own(self, episodes: Episodes, prompts: list[Prompt], picture: Picture | None) -> OwnEpisodes:
+        """The episodes that this process judges."""
         rows = processes.own_rows(episodes.drawing.image)[0]
-        own, of = lambda x: processes.own_rows(x)[1], rows // config.learning.group_size
+        own, of = lambda x: processes.own_rows(x)[1], rows // self.parts.config.learning.group_size
         before = None if picture is None else picture.levels[of]
         batches = by_round(episodes, [prompts[row] for row in of], self.parts.loaded.codec, own, before, group=of)
         masks = [own(thinking.mask) for thinking in episodes.thinkings if thinking is not None]
         tokens = sum((mask.sum(axis=1) for mask in masks), np.zeros(len(rows), int))
-        times = {"time/rollout_text": self._thought.time - begin, "time/rollout_flow": end - self._thought.time}
-        finite = processes.own_rows(episodes.drawing.finite)[1]
-        return episodes, OwnEpisodes(rows, batches, tokens, finite), times
+        return OwnEpisodes(rows, batches, tokens, processes.own_rows(episodes.drawing.finite)[1])
 
     def _prompts(self, step: int) -> tuple[list[Prompt], TokenBlock, Picture | None, tuple[TokenBlock, ...]]:
         """The prompts of iteration `step`, what is shown with them and what is said later.

@@ -1,0 +1,214 @@
+"""How a run ends before its time: whatever is raised in an iteration, the state is saved first; signals; silent consoles."""
+
+import contextlib
+import functools
+import os
+import pathlib
+import signal
+import sys
+
+import pytest
+
+from tests.command import REWARD, run_small
+from unigrpo_jax.config import ConfigError
+from unigrpo_jax.parallel import processes
+from unigrpo_jax.rewards.judging import RewardError
+from unigrpo_jax.training import iterations, trainer
+from unigrpo_jax.training.checkpoint import Checkpoints
+from unigrpo_jax.training.console import Console
+from unigrpo_jax.training.evaluation import Evaluator
+from unigrpo_jax.training.health import Watch
+from unigrpo_jax.training.metrics import MetricsWriter, read_metrics
+from unigrpo_jax.training.stopping import RunStopped, Signals, clause
+from unigrpo_jax.training.trainer import Moment, Trainer
+
+
+@pytest.fixture
+def small(tiny_model, tmp_path, monkeypatch):
+    """Three iterations in `tmp_path/run`, with a sample and an evaluation after each."""
+    (tmp_path / "tiny_reward.py").write_text(REWARD)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    sys.modules.pop("tiny_reward", None)
+    settings = ["--iterations", 3, "--checkpoint.every", 100, "--logging.samples-every", 1, "--evaluation.every", 1]
+    yield lambda *arguments: run_small(tiny_model, tmp_path / "run", *settings, *arguments)
+    sys.modules.pop("tiny_reward", None)
+
+
+class Broken(Exception):
+    """Nobody foresaw it."""
+
+
+def break_at(monkeypatch, owner, name: str, call: int, after: bool = False, error: BaseException | None = None):
+    """The n-th call raises, before it does anything or after it has done all."""
+    act, calls = getattr(owner, name), []
+
+    @functools.wraps(act)
+    def broken(*arguments, **named):
+        calls.append(1)
+        if len(calls) != call:
+            return act(*arguments, **named)
+        if after:
+            act(*arguments, **named)
+        raise error or Broken("for once")
+
+    monkeypatch.setattr(owner, name, broken)
+
+
+def saved(run_dir: pathlib.Path) -> list[int]:
+    """Iterations done at each checkpoint, all of which are whole."""
+    checkpoints = Checkpoints(run_dir / "checkpoints")
+    for step in checkpoints.steps():
+        checkpoints.facts(step)
+    return checkpoints.steps()
+
+
+PARTS = {  # who, what, which call, and the iterations that are done and saved
+    "prompts": (Trainer, "_prompts", 2, 1),
+    "rollout's callback": (Moment, "__call__", 2, 1),
+    "metrics": (trainer, "edge_density", 2, 1),
+    "advantages": (trainer.credit, "advantages", 2, 1),
+    "update": (Trainer, "learn", 2, 1),
+    "evaluation": (Evaluator, "__call__", 3, 2),
+    "alarms": (Watch, "look", 2, 2),
+    "writer": (MetricsWriter, "write", 2, 2),
+    "samples": (iterations, "save_samples", 3, 2),
+    "sampling": (Evaluator, "samples", 2, 2),
+    "checkpoint": (Checkpoints, "improves", 2, 2),
+}
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_whatever_is_raised_in_an_iteration_its_state_is_saved_first(small, tmp_path, monkeypatch, part):
+    owner, name, call, done = PARTS[part]
+    said = []
+    monkeypatch.setattr("experiments.run.say", lambda program, error: said.append(error))
+    break_at(monkeypatch, owner, name, call)
+    outcome = small("--checkpoint.keep-best", 0 if part != "checkpoint" else 1)
+    (error,) = said
+    assert outcome.code == 1 and type(error) is RunStopped, outcome
+    assert "for once" in str(error) and "\n" not in str(error), error
+    assert ("after iteration 2" if "evaluat" in part or part == "sampling" else "in iteration 2") in str(error), error
+    assert f"the run stopped after iteration {done} with a checkpoint" in str(error)
+    cause, chain = error, []
+    while cause is not None:
+        chain.append(type(cause).__name__)
+        cause = cause.__cause__
+    assert part == "rollout's callback" or chain[-1] == "Broken", chain
+    assert "for once" in (tmp_path / "run" / "traceback.txt").read_text()
+    assert saved(tmp_path / "run")[-1] == done
+    lines = [line["step"] for line in read_metrics(tmp_path / "run" / "metrics.jsonl")]
+    assert lines == list(range(1, done + 1 - (part in ("writer", "alarms"))))
+    assert (tmp_path / "run" / "report.html").exists()
+
+
+def test_a_reward_that_ends_the_process_does_not(small, tmp_path):
+    """SystemExit is no Exception; the episodes are kept, too."""
+    (tmp_path / "leaving.py").write_text("import sys\n\ncalls = 0\n\n\ndef score(batch):\n    global calls\n    calls += 1\n"
+                                         "    return sys.exit('enough') if calls == 4 else [0.5] * len(batch.prompts)\n")
+    outcome = small("--rewards", "leaving:score")
+    assert outcome.code == 1 and "enough" in outcome.err and "in iteration 2; the episodes" in outcome.err, outcome
+    assert outcome.err.count("\n") == 1 and saved(tmp_path / "run") == [1]
+    assert (tmp_path / "run" / "unjudged" / "000002" / "images.npz").exists()
+
+
+def test_where_the_state_went_with_the_update_the_newest_checkpoint_is_named(small, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        break_at(patch, Trainer, "learn", 2, after=True)
+        outcome = small("--checkpoint.every", 1)
+    assert outcome.code == 1 and "Broken: for once, in iteration 2; the state went with the update" in outcome.err, outcome
+    assert outcome.err.endswith(f"its newest checkpoint is {tmp_path / 'run' / 'checkpoints' / '1'}.\n")
+    outcome = small("--resume")
+    assert outcome.code == 0 and "Resuming after iteration 1" in outcome.out, outcome
+    assert [line["step"] for line in read_metrics(tmp_path / "run" / "metrics.jsonl")] == [1, 2, 3]
+
+
+def test_what_only_shows_a_run_may_fail_which_is_told_once(small, tmp_path, monkeypatch):
+    def fail(*_):
+        raise Broken("for ever")
+
+    monkeypatch.setattr(iterations, "write_report", fail)
+    monkeypatch.setattr(Console, "iteration", fail)
+    outcome = small()
+    assert outcome.code == 0 and saved(tmp_path / "run") == [3], outcome
+    assert outcome.out.count("Broken: for ever") == outcome.err.count("Broken: for ever") == 1, outcome
+    assert "report.html failed (Broken: for ever); the run goes on." in outcome.out
+    assert outcome.err == "what is printed failed (Broken: for ever); the run goes on.\n"
+
+
+def test_what_is_raised_in_one_of_several_processes_is_raised_in_all(monkeypatch):
+    """Foreseen in its own kind, anything else as one kind; `gather` stands for what the other process says."""
+    heard = []
+    monkeypatch.setattr(processes.jax, "process_count", lambda: 2)
+
+    def other(says):
+        monkeypatch.setattr(processes, "gather", lambda value: heard.append(value) or [value, says])
+
+    def fails():
+        raise Broken("here")
+
+    other([None, "None"])
+    assert processes.agree_on_errors((ConfigError,), lambda: 5) == 5
+    for action in (fails, lambda: sys.exit("here")):
+        with pytest.raises(processes.FailedTogether, match="^process 0: (Broken|SystemExit): here$") as caught:
+            processes.agree_on_errors((ConfigError, RewardError), action)
+        assert "here" in str(caught.value.__cause__)
+    other([1, "far away"])
+    with pytest.raises(RewardError, match="^process 1: far away$"):
+        processes.agree_on_errors((ConfigError, RewardError), lambda: 5)
+    other([2, "Broken: far away"])
+    with pytest.raises(processes.FailedTogether, match="^process 1: Broken: far away$"):
+        processes.agree_on_errors((ConfigError, RewardError), lambda: 5)
+    assert heard[-1][0] is None
+
+
+def test_an_error_of_ours_speaks_for_itself_and_another_with_its_kind():
+    assert clause(ConfigError("a = 1 is too much; use 0.")) == "a = 1 is too much; use 0"
+    assert clause(ValueError("two\n  lines")) == "ValueError: two lines" and clause(KeyError()) == "KeyError"
+
+
+@pytest.mark.parametrize("kind", [signal.SIGTERM, signal.SIGHUP])
+def test_signals_let_the_iteration_end_and_are_given_back(kind):
+    said, before = [], signal.getsignal(kind)
+    with Signals(said.append) as signals:
+        assert signals.told is None
+        signal.raise_signal(kind)
+        assert signals.told == kind.name and said == ["Finishing this iteration, then saving."]
+    assert signal.getsignal(kind) == before
+
+
+def test_a_hangup_that_is_ignored_as_under_nohup_stays_so():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with Signals(print) as signals:
+            signal.raise_signal(signal.SIGHUP)
+            assert signals.told is None
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_a_console_whose_reader_goes_away_falls_silent():
+    """A pipe; what is written after that goes nowhere, also by others and at Python's end."""
+    reader, writer = os.pipe()
+    with open(writer, "w") as stream, Console(stream) as console:
+        console.message("heard")
+        assert os.read(reader, 100) == b"heard\n"
+        os.close(reader)
+        for act in (lambda: console.message("x"), lambda: console.card("x", [("a", "b")]),
+                    lambda: console.iteration(1, 2, {"reward/mean": 0.5}), lambda: console.table("x", ["a"], [["b"]])):
+            act()
+        print("another", file=stream, flush=True)
+
+
+@pytest.mark.parametrize("closed", [False, True])
+def test_a_terminal_that_goes_away_is_not_written_to_again(closed):
+    leader, follower = os.openpty()
+    with contextlib.suppress(OSError), open(follower, "w") as stream, Console(stream) as console:
+        console.iteration(1, 3, {"reward/mean": 0.5})
+        os.close(leader)
+        if closed:
+            stream.close()
+        console.iteration(2, 3, {"reward/mean": 0.5})
+        console.message("x")
+        assert console._quiet
+
