@@ -104,8 +104,10 @@ def test_whatever_is_raised_in_an_iteration_its_state_is_saved_first(small, tmp_
 
 def test_a_reward_that_ends_the_process_does_not(small, tmp_path):
     """SystemExit is no Exception; the episodes are kept, too."""
-    (tmp_path / "leaving.py").write_text("import sys\n\ncalls = 0\n\n\ndef score(batch):\n    global calls\n    calls += 1\n"
-                                         "    return sys.exit('enough') if calls == 4 else [0.5] * len(batch.prompts)\n")
+    (tmp_path / "leaving.py").write_text(
+        "import sys\n\ncalls = 0\n\n\ndef score(batch):\n    global calls\n    calls += 1\n"
+        "    return sys.exit('enough') if calls == 4 else [0.5] * len(batch.prompts)\n"
+    )
     outcome = small("--rewards", "leaving:score")
     assert outcome.code == 1 and "enough" in outcome.err and "in iteration 2; the episodes" in outcome.err, outcome
     assert outcome.err.count("\n") == 1 and saved(tmp_path / "run") == [1]
@@ -164,7 +166,7 @@ def test_what_is_raised_in_one_of_several_processes_is_raised_in_all(monkeypatch
 
 def test_an_error_of_ours_speaks_for_itself_and_another_with_its_kind():
     assert clause(ConfigError("a = 1 is too much; use 0.")) == "a = 1 is too much; use 0"
-    assert clause(ValueError("two\n  lines")) == "ValueError: two lines" and clause(KeyError()) == "KeyError"
+    assert clause(ValueError("two\n  lines")) == "ValueError: two" and clause(KeyError()) == "KeyError"
 
 
 @pytest.mark.parametrize("kind", [signal.SIGTERM, signal.SIGHUP])
@@ -194,8 +196,12 @@ def test_a_console_whose_reader_goes_away_falls_silent():
         console.message("heard")
         assert os.read(reader, 100) == b"heard\n"
         os.close(reader)
-        for act in (lambda: console.message("x"), lambda: console.card("x", [("a", "b")]),
-                    lambda: console.iteration(1, 2, {"reward/mean": 0.5}), lambda: console.table("x", ["a"], [["b"]])):
+        for act in (
+            lambda: console.message("x"),
+            lambda: console.card("x", [("a", "b")]),
+            lambda: console.iteration(1, 2, {"reward/mean": 0.5}),
+            lambda: console.table("x", ["a"], [["b"]]),
+        ):
             act()
         print("another", file=stream, flush=True)
 
@@ -211,4 +217,3 @@ def test_a_terminal_that_goes_away_is_not_written_to_again(closed):
         console.iteration(2, 3, {"reward/mean": 0.5})
         console.message("x")
         assert console._quiet
-

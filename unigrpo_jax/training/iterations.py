@@ -271,7 +271,9 @@ class Iterations:
             raise self.storage_failed(failures)
         if errors:
             cause, self._broken = self._broken, None
-            raise cause if jax.process_count() == 1 else processes.FailedTogether(errors) from cause
+            if jax.process_count() == 1:
+                raise cause
+            raise processes.FailedTogether(errors) from cause
         return signals
 
     def _save_now(self) -> None:

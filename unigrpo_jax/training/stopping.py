@@ -19,8 +19,13 @@ class StorageFailed(RunStopped):
 
 
 def clause(error: BaseException) -> str:
-    """What was raised, as a clause on one line: its own words, and its kind where they need not be meant for a person."""
-    said = " ".join(str(error).split())[:500].rstrip(".")
+    """What was raised, as a clause on one line: its own words, and its kind where they need not be meant for a person.
+
+    What JAX says of a callback that failed is a whole traceback, whose last line counts.
+    """
+    lines = [line.rstrip() for line in str(error).splitlines() if line.strip()] or [""]
+    inner = [line for line in lines if not line.startswith(" ")] if "Traceback (most recent call last)" in str(error) else lines[:1]
+    said = inner[-1].strip()[:500].rstrip(".")
     own = type(error).__module__.startswith("unigrpo_jax.")
     return said if own and said else f"{type(error).__name__}: {said}" if said else type(error).__name__
 
