@@ -95,12 +95,15 @@ class Reference:
 
     def apply(self, method, *args, params=None):
         """A method of the Linen module, or a function of it."""
-        return self.model.network.apply({"params": self.params if params is None else params}, *args, method=method)
+        run = jax.jit(lambda params, *args: self.model.network.apply({"params": params}, *args, method=method))
+        return run(self.params if params is None else params, *args)
 
     def captured(self, method, *args, params=None):
         """Outputs of a pass, and the residual stream after every layer, per stream."""
-        params = self.params if params is None else params
-        out, state = self.model.network.apply({"params": params}, *args, method=method, mutable="intermediates")
+        apply = lambda params, *args: self.model.network.apply(
+            {"params": params}, *args, method=method, mutable="intermediates"
+        )
+        out, state = jax.jit(apply)(self.params if params is None else params, *args)
         return out, state["intermediates"]["layers"]["hidden"][0]
 
     def block(self, ids) -> TokenBlock:

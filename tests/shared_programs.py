@@ -22,7 +22,8 @@ def shared_programs() -> Iterator[None]:
         if parts.followed is not None:
             return compile_anew(self)
         model = dataclasses.replace(config.model, path=None)
-        asked = (model, config.rollout, config.learning, config.seed, config.devices, config.mesh, self.inputs())
+        seed = config.seed if config.learning.method == "best_of_n" else None  # others are given it
+        asked = (model, config.rollout, config.learning, seed, config.devices, config.mesh, self.inputs())
         key = repr((asked, *_model(parts.loaded, config.rollout)))
         if key not in _RUNS:
             compile_anew(self)

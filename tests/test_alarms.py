@@ -1,15 +1,12 @@
 """Alarms in real runs: told, recorded, shown, the same after a resume; and a reward made to be hacked."""
 
 import importlib
-import os
 import pathlib
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 
-from tests.command import REWARD, run_small
+from tests.command import REWARD, command, run_small
 from unigrpo_jax.training.metrics import read_metrics
 
 QUICK = ["--alarms.compared", 2, "--alarms.window", 4, "--alarms.sigmas", 2, "--alarms.fall", 0.2,
@@ -62,32 +59,24 @@ def saturated(batch):
     return {"saturated": (images.max(axis=-1) - images.min(axis=-1)).mean(axis=(1, 2))}
 """
 HACKED = """
-    smoke --rewards my_module:saturated --iterations 30 --learning.reasoning-lr 0 --learning.denoising-lr 3e-4
-    --evaluation.prompts 6 --evaluation.batch 6 --logging.samples-every 0 --checkpoint.every 100 --alarms.action stop
+    smoke --devices 1 --rewards my_module:saturated --iterations 16 --learning.reasoning-lr 0 --learning.denoising-lr 3e-4
+    --rollout.flow-steps 6 --rollout.window-range 1 5 --evaluation.prompts 6 --evaluation.batch 6 --evaluation.flow-steps 2
+    --logging.samples-every 0 --checkpoint.every 100 --alarms.action stop --alarms.compared 7
 """.split()
 
 
-def train(folder: pathlib.Path, name: str, *arguments) -> tuple[int, str, list[dict]]:
-    """Exit code, what stderr says and the metrics of a run as a user would start it, at the compiler's full speed."""
-    root = pathlib.Path(__file__).resolve().parent.parent
-    own = {"PYTHONPATH": str(root), "XLA_FLAGS": "", "JAX_COMPILATION_CACHE_DIR": str(root / ".cache" / "jax")}
-    done = subprocess.run(
-        [sys.executable, "-m", "experiments.run", *HACKED, "--name", name, *map(str, arguments)],
-        cwd=folder, env=os.environ | own, capture_output=True, text=True, timeout=900,
-    )  # fmt: skip
-    return done.returncode, done.stderr, lines(folder / "runs" / name)
-
-
-def test_a_reward_that_can_be_hacked_rings_without_the_regulariser_and_not_with_it(tmp_path):
+def test_a_reward_that_can_be_hacked_rings_without_the_regulariser_and_not_with_it(tmp_path, monkeypatch):
     """It likes vivid colours, whatever is drawn: without the leash every image becomes a field of them.  The thinking is
     held, since the velocity MSE does not hold it: it would learn to plan more objects."""
     (tmp_path / "my_module.py").write_text(SATURATED)
-    code, said, loose = train(tmp_path, "loose", "--learning.mse-weight", 0)
-    assert code == 1 and "alarm hacking: the reward rises while judge/" in said, said
-    assert 20 <= loose[-1]["step"] < 30 and loose[-1]["alarm/hacking"] == 1
-    assert loose[-1]["reward/saturated/mean"] > 3 * loose[0]["reward/saturated/mean"] and loose[-1]["judge/exact"] == 0
+    monkeypatch.syspath_prepend(tmp_path)
+    train = lambda name, *words: command("experiments.run", *HACKED, "--run-dir", tmp_path / name, *words)
+    done, loose = train("loose", "--learning.mse-weight", 0), lines(tmp_path / "loose")
+    assert done.code == 1 and "alarm hacking: the reward rises while judge/" in done.err, done
+    assert 14 <= loose[-1]["step"] < 16 and loose[-1]["alarm/hacking"] == 1
+    assert loose[-1]["reward/saturated/mean"] > 2 * loose[0]["reward/saturated/mean"] and loose[-1]["judge/exact"] == 0
 
-    code, said, held = train(tmp_path, "held", "--learning.mse-weight", 0.1)
-    assert code == 0, said
-    assert len(held) == 30 and not any(name.startswith("alarm/") for line in held for name in line)
-    assert np.mean([line["judge/exact"] for line in held[-10:]]) > 0.2
+    done, held = train("held", "--learning.mse-weight", 0.1), lines(tmp_path / "held")
+    assert done.code == 0, done
+    assert len(held) == 16 and not any(name.startswith("alarm/") for line in held for name in line)
+    assert np.mean([line["judge/exact"] for line in held[-7:]]) > 0.2

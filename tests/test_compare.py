@@ -5,13 +5,15 @@ import json
 import os
 import subprocess
 import sys
+import types
 
 import pytest
 
+from experiments import compare
 from experiments.comparison import arms as all_arms
 from experiments.comparison.execute import Job
 from experiments.presets import shapes
-from tests.command import command
+from tests.command import JobHere, command
 from tests.conftest import ROOT
 from unigrpo_jax.config_checks import check
 
@@ -82,7 +84,7 @@ SMALL = """
 """.split()
 
 
-def compare(folder, model, *arguments) -> subprocess.CompletedProcess:
+def started(folder, model, *arguments) -> subprocess.CompletedProcess:
     """The program as a user starts it, since it starts processes itself."""
     words = [sys.executable, "-m", "experiments.compare", *SMALL, "--model.path", model, "--out", folder, *arguments]
     own = {"PYTHONPATH": str(ROOT), "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".cache" / "jax")}
@@ -91,9 +93,12 @@ def compare(folder, model, *arguments) -> subprocess.CompletedProcess:
     return done
 
 
-def test_a_comparison_goes_from_nothing_to_a_page_and_runs_nothing_twice(tiny_model, tmp_path):
+def test_a_comparison_goes_from_nothing_to_a_page_and_runs_nothing_twice(tiny_model, tmp_path, monkeypatch):
+    """First as processes, then again in this one."""
     folder = tmp_path / "c"
-    compare(folder, tiny_model)
+    started(folder, tiny_model)
+    monkeypatch.setattr(compare, "subprocess", types.SimpleNamespace(Popen=JobHere, STDOUT=None))
+    again = lambda *words: command("experiments.compare", *SMALL, "--model.path", tiny_model, "--out", folder, *words)
     record = json.loads((folder / "records" / "two_stage-seed5.json").read_text())
     assert record["budget"] == {"iterations": 4, "episodes": 32, "updates": 4}
     assert [point["update"] for point in record["curve"]] == [1, 2, 3, 4]
@@ -108,12 +113,12 @@ def test_a_comparison_goes_from_nothing_to_a_page_and_runs_nothing_twice(tiny_mo
     assert {"table.md", "table.html"} <= {path.name for path in folder.iterdir()}
 
     (folder / "records" / "base-seed5.json").unlink()
-    said = compare(folder, tiny_model).stdout
+    said = again().out
     assert "1/1 base-seed5" in said and "two_stage-seed5" not in said
     assert json.loads((folder / "records" / "two_stage-seed5.json").read_text()) == record
     page = (folder / "table.md").read_bytes()
     (folder / "table.md").unlink()
-    assert "-seed5" not in compare(folder, tiny_model, "--pages").stdout
+    assert "-seed5" not in again("--pages").out
     assert (folder / "table.md").read_bytes() == page
 
 

@@ -1,17 +1,15 @@
 """The comparison of several rounds: what is counted over episodes, by hand; its arms, its page; a small one runs."""
 
 import json
-import os
-import subprocess
-import sys
+import types
 
 import numpy as np
 import pytest
 
+from experiments import compare
 from experiments.comparison import rounds
 from experiments.comparison.execute import Job
-from tests.command import command
-from tests.conftest import ROOT
+from tests.command import JobHere, command
 from tests.test_comparison_page import cells, record
 from unigrpo_jax.config_checks import check
 from unigrpo_jax.training.evaluation import Judged
@@ -107,13 +105,12 @@ SMALL = """
 """.split()
 
 
-def test_a_small_comparison_of_rounds_goes_from_nothing_to_its_page(tiny_rounds_model, tmp_path):
+def test_a_small_comparison_of_rounds_goes_from_nothing_to_its_page(tiny_rounds_model, tmp_path, monkeypatch):
     """One base for all seeds; a model that was trained to draw once is judged in two rounds."""
     folder = tmp_path / "c"
-    words = [sys.executable, "-m", "experiments.compare", *SMALL, "--model.path", tiny_rounds_model, "--out", folder]
-    own = {"PYTHONPATH": str(ROOT), "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".cache" / "jax")}
-    done = subprocess.run(words, cwd=tmp_path, env=os.environ | own, capture_output=True, text=True, timeout=900)
-    assert done.returncode == 0, (done, *(log.read_text() for log in (folder / "jobs").glob("*.log")))
+    monkeypatch.setattr(compare, "subprocess", types.SimpleNamespace(Popen=JobHere, STDOUT=None))
+    done = command("experiments.compare", *SMALL, "--model.path", tiny_rounds_model, "--out", folder)
+    assert done.code == 0, done
     names = {path.stem for path in (folder / "records").iterdir()}
     assert names == {"reflect_base-seed4", "reflect_one-seed4", "reflect_one-seed5"}
     one = json.loads((folder / "records" / "reflect_one-seed5.json").read_text())

@@ -1,7 +1,10 @@
 """What a run prints, on a terminal and elsewhere."""
 
 import io
+import os
 import re
+
+import pytest
 
 from unigrpo_jax.training.console import Console, format_seconds
 
@@ -56,3 +59,16 @@ def test_foreign_text_is_neither_markup_nor_a_command_to_the_terminal():
 
 def test_durations_in_words():
     assert [format_seconds(s) for s in (9.4, 125, 10807)] == ["9 s", "2:05", "3:00:07"]
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_a_stream_whose_reader_has_gone_falls_silent(terminal):
+    reader, writer = os.pipe()
+    with os.fdopen(writer, "w", encoding="utf-8") as stream:
+        stream.isatty = lambda: terminal
+        os.close(reader)
+        with Console(stream) as console:
+            console.card("A run", [("devices", "1")])
+            console.message("words")
+            console.iteration(1, 2, {"reward/mean": 0.5})
+            console.table("Scores", ["score", "overall"], [["exact", "0.4"]])

@@ -7,6 +7,7 @@ import pytest
 
 from unigrpo_jax.config import ConfigError, LearningConfig
 from unigrpo_jax.learning import credit
+from unigrpo_jax.rewards.judging import ABSTAINED
 
 NAN = np.nan
 FIRST = np.array([[0.0, 1.0], [0.2, 0.6], [1.0, 1.0]])
@@ -36,6 +37,45 @@ def test_every_image_and_what_each_round_gains():
     first, gain = credit.rewarded([{"a": FIRST}, {"a": SECOND}], settings(round_reward="gain"))
     np.testing.assert_array_equal(first["a"], FIRST)
     np.testing.assert_allclose(gain["a"], [[1, 0], [0.6, 0], [-1, NAN]])
+
+
+AWAY = ABSTAINED
+
+
+def test_what_abstains_stays_so_by_thresholds_and_gains():
+    learning = settings(reward_thresholds={"a": 0.5})
+    (found,) = credit.rewarded([{"a": np.array([[AWAY, 1.0], [NAN, 0.2]])}], learning)
+    np.testing.assert_array_equal(found["a"], [[AWAY, 1], [NAN, 0]])
+    old, new = np.array([[AWAY, AWAY, 1.0, NAN, AWAY]]), np.array([[AWAY, 1.0, AWAY, 1.0, NAN]])
+    _, gain = credit.rewarded([{"a": old}, {"a": new}], settings(round_reward="gain"))
+    np.testing.assert_array_equal(gain["a"], [[AWAY, AWAY, AWAY, NAN, AWAY]])
+
+
+def test_a_component_counts_in_the_rounds_that_it_applies_to():
+    """The first group's component abstains in the first round, the second's in both."""
+    first, second = np.array([[AWAY, AWAY], [AWAY, 1.0]]), np.array([[0.3, 0.1], [AWAY, AWAY]])
+    rounds = [{"a": FIRST[:2], "b": first}, {"a": SECOND[:2], "b": second}]
+    learning = settings(round_reward="each")
+    rewarded = credit.rewarded(rounds, learning)
+    judged, failed = credit.judged_and_failed(rewarded)
+    assert judged.tolist() == [True, True] and failed.tolist() == [False, False]
+    found, total = credit.advantages(rewarded, judged, learning)
+    a = (FIRST + SECOND)[:2]
+    np.testing.assert_allclose(found.reshape(2, 2), normalised(a) + [[1, -1], [0, 0]], atol=1e-5)
+    np.testing.assert_allclose(total, a + [[0.3, 0.1], [0, 0]])
+    found, _ = credit.advantages(rewarded, judged, settings(round_reward="each", credit="round"))
+    np.testing.assert_allclose(found[:, 0].reshape(2, 2), normalised(FIRST[:2]), atol=1e-5)
+    np.testing.assert_allclose(found[:, 1].reshape(2, 2), normalised(SECOND[:2]) + [[1, -1], [0, 0]], atol=1e-5)
+
+
+def test_a_group_is_lost_by_what_fails_and_not_by_what_abstains():
+    rounds = [{"a": np.array([[1.0, NAN], [AWAY, AWAY], [AWAY, NAN], [1, 2], [AWAY, 1], [AWAY] * 2]),
+               "b": np.array([[1.0, 2], [1, 2], [1, 2], [AWAY, AWAY], [NAN, 1], [AWAY] * 2])}]  # fmt: skip
+    judged, failed = credit.judged_and_failed(rounds)
+    assert judged.tolist() == [False, True, True, True, False, False]
+    assert failed.tolist() == [True, False, False, False, True, False]
+    assert credit.abstained(rounds[0]) == {"reward/a/abstained_share": pytest.approx(4 / 6),
+                                           "reward/b/abstained_share": pytest.approx(2 / 6)}  # fmt: skip
 
 
 def test_shared_credit_is_the_advantage_of_the_sum():

@@ -170,7 +170,11 @@ class Words:
 def test_a_round_begins_from_the_picture_and_then_from_what_was_drawn():
     batch, asked = episodes(2), [Prompt(text="a")] * B
     given = np.repeat(LEVELS, GROUP, axis=0)
-    first, second = by_round(batch, asked, Words(), np.asarray, given)
+    group = np.arange(B) // GROUP
+    first, second = by_round(batch, asked, Words(), np.asarray, given, group)
+    for each in (first, second, join([first.take([0, 1]), first.take(range(2, B))])):
+        np.testing.assert_array_equal(each.group, group)
+    np.testing.assert_array_equal(second.take([B - 1, 0]).group, group[[B - 1, 0]])
     np.testing.assert_array_equal(first.before, given)
     np.testing.assert_array_equal(second.before, batch.drawings[0].image)
     np.testing.assert_array_equal(second.images, batch.drawings[1].image)

@@ -8,11 +8,13 @@ import types
 import numpy as np
 import pytest
 
-from unigrpo_jax.config import ConfigError, JudgingConfig, LearningConfig, RolloutConfig, RunConfig
+from unigrpo_jax.config import ConfigError, EvaluationConfig, JudgingConfig, LearningConfig, RolloutConfig, RunConfig
 from unigrpo_jax.learning.advantages import group_advantages
-from unigrpo_jax.rewards.judging import Judging, RewardError
-from unigrpo_jax.rewards.protocol import Reward, RewardBatch
+from unigrpo_jax.rewards.judging import ABSTAINED, Judging, RewardError
+from unigrpo_jax.rewards.protocol import ABSTAIN, Reward, RewardBatch
+from unigrpo_jax.training.evaluation import Evaluator, _Call
 from unigrpo_jax.training.trainer import OwnEpisodes, Trainer
+from unigrpo_jax.worlds.prompt import Prompt
 
 QUICK = JudgingConfig(retries=2, backoff_seconds=0.01, timeout_seconds=5.0)
 
@@ -63,6 +65,44 @@ def test_only_episodes_that_were_not_judged_are_asked_again():
     reward = Recording(answer)
     assert Judging({"r": reward}, QUICK)(batch("a", "b", "c"))["x"].tolist() == [97, 98, 99]
     assert reward.asked == [["a", "b", "c"], ["b"], ["b"]]
+
+
+@pytest.mark.parametrize("identity", ["", "some"])
+def test_who_abstains_is_not_asked_again(identity):
+    def answer(call, batch):
+        return {"x": [ABSTAIN if p == "a" else np.nan if p == "b" and call == 1 else 1.0 for p in batch.prompts]}
+
+    reward = Recording(answer)
+    reward.identity = identity
+    judging = Judging({"r": reward}, QUICK)
+    assert judging(batch("a", "b", "c"))["x"].tolist() == [ABSTAINED, 1, 1]
+    assert reward.asked == [["a", "b", "c"], ["b"]]
+    judging(batch("a"))
+    assert len(reward.asked) == (2 if identity else 3), "that it abstained is remembered"
+
+
+def test_a_group_is_judged_again_as_a_whole():
+    """Each call gives 100 more; one episode of the second group fails at first."""
+
+    def answer(call, batch):
+        return {"x": [np.nan if p == "d" and call == 1 else ord(p) + 100.0 * (call > 1) for p in batch.prompts]}
+
+    reward, asked = Recording(answer), dataclasses.replace(batch(*"abcd"), group=np.array([7, 3, 7, 3]))
+    reward.identity = ""
+    assert Judging({"r": reward}, QUICK)(asked)["x"].tolist() == [97, 198, 99, 200]
+    assert reward.asked == [["a", "b", "c", "d"], ["b", "d"]]
+    alone = Recording(answer)  # with an identity, by which a number depends on its episode alone
+    assert Judging({"r": alone}, QUICK)(asked)["x"].tolist() == [97, 98, 99, 200]
+    assert alone.asked == [["a", "b", "c", "d"], ["d"]]
+
+
+def test_a_second_try_in_which_more_fails_is_not_taken():
+    """Of a group of four one fails, then two, then one."""
+    fails = ["d", "ab", "c"]
+    answer = lambda call, batch: {"x": [np.nan if p in fails[call - 1] else float(call) for p in batch.prompts]}
+    reward, asked = Recording(answer), dataclasses.replace(batch(*"abcd"), group=np.zeros(4, int))
+    reward.identity = ""
+    np.testing.assert_array_equal(Judging({"r": reward}, QUICK)(asked)["x"], [3, 3, np.nan, 3])
 
 
 def test_what_is_never_judged_stays_nan():
@@ -171,7 +211,7 @@ def test_a_reward_on_the_devices_runs_in_the_thread_that_waits():
 def judged(rewards_PG, learning: LearningConfig | None = None, finite=None, **settings):
     """Advantages [P, G] and metrics of a trainer whose reward gives these numbers, or several of them by name."""
     rewards = rewards_PG if isinstance(rewards_PG, dict) else {"r": rewards_PG}
-    named = {name: np.asarray(x, np.float32) for name, x in rewards.items()}
+    named = {name: np.asarray(x) for name, x in rewards.items()}
     prompts, group = next(iter(named.values())).shape
     config = RunConfig(
         learning=dataclasses.replace(learning or LearningConfig(), group_size=group),
@@ -219,6 +259,69 @@ def test_too_many_dropped_groups_stop_the_run():
     judged([[1, np.nan], [np.nan, 2], [1, 2]], max_dropped=0.7)
     with pytest.raises(RewardError, match="2 of 2 groups"):
         judged([[1, np.nan], [np.nan, 2]], max_dropped=0.99)
+
+
+def test_two_rewards_for_two_kinds_of_prompts_drop_nothing_and_teach_each_as_if_alone():
+    own = np.array([[1.0, 2, 4], [3, 1, 3], [0, 5, 1], [2, 2, 9]])
+    kinds = {"a": [0, 2], "b": [1, 3]}
+    both = {name: np.where(np.isin(range(4), rows)[:, None], own, ABSTAIN) for name, rows in kinds.items()}
+    advantages, metrics = judged(both)
+    np.testing.assert_allclose(advantages, by_hand(own), rtol=1e-5)
+    assert metrics["reward/dropped_share"] == 0 and metrics["reward/mean"] == pytest.approx(own.mean())
+    assert metrics["reward/a/abstained_share"] == metrics["reward/b/abstained_share"] == 0.5
+    assert metrics["reward/a/mean"] == pytest.approx(own[kinds["a"]].mean())
+    assert "reward/r/abstained_share" not in judged([[1, 2, 4]])[1]
+    summed, _ = judged(both, LearningConfig(combine="rewards"))
+    np.testing.assert_allclose(summed, by_hand(own), rtol=1e-5)
+    by_batch, _ = judged(both, LearningConfig(advantage="global_std"))
+    for rows in kinds.values():  # each component by the std of the groups that it applies to
+        x = own[rows]
+        np.testing.assert_allclose(by_batch[rows], (x - x.mean(1, keepdims=True)) / (x.std() + 1e-4), rtol=1e-5)
+
+
+def test_a_reward_that_abstains_for_a_part_of_a_group_is_left_out_of_all_of_it():
+    whole, part = [[1.0, 2, 4], [1, 5, 3]], np.array([[ABSTAIN, 9, 1], [2.0, 2, 8]], object)
+    advantages, metrics = judged({"whole": whole, "part": part})
+    np.testing.assert_allclose(advantages, [by_hand(whole)[0], by_hand(whole)[1] + by_hand([[2, 2, 8]])[0]], rtol=1e-5)
+    assert metrics["reward/part/abstained_share"] == 0.5 and metrics["reward/dropped_share"] == 0
+
+
+def test_a_group_that_all_abstain_from_is_dropped_and_counted_but_stops_nothing():
+    none = [[ABSTAIN] * 3] * 2
+    advantages, metrics = judged({"r": np.array([*none, [1, 2, 4]], object)})
+    np.testing.assert_allclose(advantages, [[0] * 3] * 2 + [by_hand([[1, 2, 4]])[0]], rtol=1e-5)
+    assert metrics["reward/dropped_share"] == metrics["reward/r/abstained_share"] == pytest.approx(2 / 3)
+    for learning in (LearningConfig(), LearningConfig(combine="rewards"), LearningConfig(advantage="global_std")):
+        advantages, metrics = judged({"r": np.array(none, object)}, learning)
+        assert not advantages.any() and metrics["reward/dropped_share"] == 1 and "reward/mean" not in metrics
+
+
+def test_a_failure_is_no_abstention():
+    with pytest.raises(RewardError, match="2 of 2 groups.*returns ABSTAIN of unigrpo_jax.rewards.protocol"):
+        judged({"r": np.array([[np.nan, 1], [2, np.nan]]), "other": np.array([[ABSTAIN] * 2] * 2, object)})
+
+
+def evaluated(**components):
+    """The held-out table and the verdicts of four prompts of two categories, whose rewards give these numbers."""
+    evaluator, count = Evaluator.__new__(Evaluator), 4
+    evaluator.prompts = [Prompt(text="p", metadata={"category": c}) for c in "aabb"]
+    evaluator._config, evaluator._world = EvaluationConfig(images_per_prompt=1), types.SimpleNamespace(judge=None)
+    rewards = {name: lambda batch, name=name, x=x: {name: x} for name, x in components.items()}
+    evaluator._judging = Judging(rewards, JudgingConfig(retries=0))
+    episodes = batch(*["p"] * count)
+    found = evaluator._judge([_Call(np.arange(count), (episodes,), count, (episodes.images,))])
+    return found.table, [sample.verdict for sample in found.samples], found.scores
+
+
+def test_the_held_out_table_is_the_mean_over_what_was_judged():
+    table, verdicts, scores = evaluated(x=[0.5, 0.25, ABSTAIN, ABSTAIN], y=[ABSTAIN] * 4)
+    assert table["x"] == {"overall": 0.375, "a": 0.375} and table["y"] == {}
+    assert verdicts[0] == "x 0.500, y abstains" and verdicts[3] == "x abstains, y abstains"
+    np.testing.assert_array_equal(scores["x"], [0.5, 0.25, np.nan, np.nan])
+    with pytest.raises(RewardError, match="no finite number for 3 of 4 held-out images"):
+        evaluated(x=[np.nan, np.nan, np.nan, ABSTAIN], y=[1, 1, 1, 1])
+    with pytest.raises(RewardError, match="every reward abstained from all of 4 held-out images"):
+        evaluated(x=[ABSTAIN] * 4)
 
 
 TWO = {"big": [[10.0, 20, 60], [0, 90, 0]], "small": [[0.3, 0.1, 0.2], [0.5, 0.5, 0.1]]}

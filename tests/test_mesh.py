@@ -80,13 +80,28 @@ def test_every_device_draws_its_share_of_every_micro_batch(monkeypatch):
     assert set(re.findall(r"f32(\[\d+,12,8,3\])\S* sort\(", text)) == {"[1,12,8,3]"}
 
 
+@pytest.mark.parametrize(("side", "together"), [(1024, 1), (512, 1), (256, 4), (24, 8)])
+def test_a_device_decodes_large_images_one_by_one(side, together):
+    """16 episodes in two parts of 8."""
+    seen = set()
+
+    class Large(tiny.PixelAutoencoder):
+        def decode(self, params, latent_BHWC):
+            seen.add(latent_BHWC.shape[0])
+            return jax.numpy.zeros((latent_BHWC.shape[0], side, side, 3)) + latent_BHWC[:, :1, :1, :1]
+
+    program = tiny.training_rollout(tiny.ROLLOUT, tiny.MODEL, Large(), tiny.GROUP, parts=2)
+    episodes = jax.eval_shape(program.__call__, START, {}, tiny.prompts(), 0, 0)
+    assert episodes.segments[-1].image.shape == (16, side, side, 3) and seen == {1, 2 * together}  # 1 to see an image's size
+
+
 def test_one_device_is_no_mesh(alone):
     tiny.assert_episodes_equal(alone[0], tiny.episodes())
 
 
 @pytest.mark.parametrize(
     ("devices", "fsdp", "tensor", "slices"),
-    [(2, 1, 1, 1), (8, 1, 1, 1), (4, 4, 1, 1), (2, 1, 2, 1), (8, 8, 1, 1), (8, 2, 2, 2), (8, 4, 2, 1)],
+    [(8, 1, 1, 1), (4, 4, 1, 1), (2, 1, 2, 1), (8, 2, 2, 2), (8, 4, 2, 1)],
 )
 def test_the_mesh_changes_neither_episodes_nor_update(alone, devices, fsdp, tensor, slices):
     episodes, state, metrics = iteration(devices, fsdp, tensor, slices)

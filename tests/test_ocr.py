@@ -11,7 +11,7 @@ from unigrpo_jax.config import ConfigError, JudgingConfig, RunConfig
 from unigrpo_jax.rewards.judging import Judging, RewardError
 from unigrpo_jax.rewards.load import load_reward
 from unigrpo_jax.rewards.ocr import OCR, levenshtein
-from unigrpo_jax.rewards.protocol import RewardBatch
+from unigrpo_jax.rewards.protocol import ABSTAIN, RewardBatch
 
 WORDS = st.text("abc", max_size=7)
 
@@ -70,11 +70,11 @@ def test_what_is_wanted_stands_in_the_metadata_or_between_the_first_quotes():
     assert list(score(["no", "yes", "yes", "no"], prompts, metadata)) == [0, 0, 0, 0]
 
 
-def test_where_no_text_is_wanted_nothing_is_read_and_nothing_is_judged():
+def test_where_no_text_is_wanted_nothing_is_read_and_the_reward_abstains():
     prompts = ["a cat", 'a cat called ""', 'a sign "  "', '6" tall', 'a sign "yes"', "a cat"]
     metadata = [{}, {}, {}, {}, {}, {"text": ""}]
     scores = score([None, None, None, None, "yes", None], prompts, metadata)
-    np.testing.assert_array_equal(scores, [np.nan, np.nan, np.nan, np.nan, 1, np.nan])
+    np.testing.assert_array_equal(scores, np.array([ABSTAIN, ABSTAIN, ABSTAIN, ABSTAIN, 1, ABSTAIN], object))
 
 
 def test_a_long_reading_of_a_short_text_is_nothing():

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 import pytest
 
-from tests.command import REWARD, SMALL
+from tests.command import REWARD, SMALL, run_small
 from tests.conftest import ROOT
 from tests.quick import FLAGS
 from tests.test_resume import metrics, state_at, steps
@@ -101,8 +101,10 @@ def test_alone_everything_is_the_identity():
         processes.agree_on_errors((ConfigError,), lambda: (_ for _ in ()).throw(ConfigError("as it was")))
 
 
-# All devices; and an epsilon far above rounding, which Adam would otherwise blow up to whole steps.
-OTHERWISE = ("--devices", 0, "--learning.adam-eps", 0.01)
+# An epsilon far above rounding, which Adam would otherwise blow up to whole steps.
+OTHERWISE = ("--learning.adam-eps", 0.01)
+# How processes end has nothing to do with what they train; without thinking there is less to compile.
+DRAWN = ("--rollout.no-thinking", "--evaluation.no-thinking")
 
 
 def free_port() -> int:
@@ -126,7 +128,7 @@ class Pair:
         self.children = []
         for i in range(count):
             place = ["--processes.count", count, "--processes.index", i, "--processes.coordinator", f"127.0.0.1:{port}"]
-            words = ["smoke", "--model.path", model, "--run-dir", run_dir, *SMALL, *OTHERWISE, *arguments]
+            words = ["smoke", "--model.path", model, "--run-dir", run_dir, *SMALL, "--devices", 0, *OTHERWISE, *arguments]
             words += (place if count > 1 else []) + list(own(i))
             self.children.append(subprocess.Popen([sys.executable, "-m", "experiments.run", *map(str, words)], cwd=folder,
                                  env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True))  # fmt: skip
@@ -147,12 +149,23 @@ class Pair:
 
 
 @pytest.fixture(scope="module")
-def alone(tiny_model, tmp_path_factory) -> pathlib.Path:
-    """Six iterations in one process."""
-    folder = tmp_path_factory.mktemp("alone")
-    ((code, _, err),) = Pair(folder, tiny_model, folder / "run", count=1).wait()
-    assert code == 0, err
-    return folder / "run"
+def reward(tmp_path_factory):
+    """The module of the reward function, importable here, too."""
+    folder = tmp_path_factory.mktemp("rewards")
+    (folder / "tiny_reward.py").write_text(REWARD)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(folder)
+        patch.delitem(sys.modules, "tiny_reward", raising=False)
+        yield
+
+
+@pytest.fixture(scope="module")
+def alone(tiny_model, reward, tmp_path_factory) -> pathlib.Path:
+    """Six iterations in this process."""
+    run_dir = tmp_path_factory.mktemp("alone") / "run"
+    outcome = run_small(tiny_model, run_dir, *OTHERWISE)
+    assert outcome.code == 0, outcome.err
+    return run_dir
 
 
 def assert_same_run(one: pathlib.Path, other: pathlib.Path, step: int):
@@ -177,8 +190,8 @@ def test_two_processes_train_as_one_and_one_goes_on_from_their_checkpoint(tiny_m
     assert "step 4/4" in out and "step" not in other_out  # one speaks for all
     assert steps(run_dir) == [2, 4]
     assert_same_run(run_dir, alone, 4)
-    ((code, out, err),) = Pair(tmp_path, tiny_model, run_dir, "--resume", "--iterations", 6, count=1).wait()
-    assert code == 0 and "Resuming after iteration 4" in out, err
+    resumed = run_small(tiny_model, run_dir, *OTHERWISE, "--resume", "--iterations", 6)
+    assert resumed.code == 0 and "Resuming after iteration 4" in resumed.out, resumed.err
     assert_same_run(run_dir, alone, 6)
     table = lambda folder: json.loads((folder / "summary.json").read_text())
     assert table(run_dir)["before"] == table(alone)["before"]
@@ -200,7 +213,8 @@ def test_a_reward_that_fails_in_one_process_stops_both_in_one_sentence(tiny_mode
         "    if jax.process_index() == 1 and calls >= 3:\n        raise OSError('no disk')\n"
         "    return batch.images[..., 0].mean((1, 2)) / 255\n")  # fmt: skip
     run_dir = tmp_path / "run"
-    outcomes = Pair(tmp_path, tiny_model, run_dir, "--rewards", "failing:score", "--judging.backoff-seconds", "0.01").wait()
+    outcomes = Pair(tmp_path, tiny_model, run_dir, "--rewards", "failing:score", "--judging.backoff-seconds", "0.01",
+                    *DRAWN).wait()  # fmt: skip
     for index, (code, _, err) in enumerate(outcomes):
         assert code == 1 and "process 1: the reward function failing:score raised OSError: no disk" in err, err
         with np.load(run_dir / "unjudged" / "000002" / f"process-{index}" / "images.npz") as arrays:
@@ -216,14 +230,14 @@ def test_a_disk_that_is_full_for_one_process_ends_both_in_one_sentence(tiny_mode
         "        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\n"
         "    return batch.images[..., 0].mean((1, 2)) / 255\n")  # fmt: skip
     run_dir = tmp_path / "run"
-    for code, _, err in Pair(tmp_path, tiny_model, run_dir, "--rewards", "filling:score").wait():
+    for code, _, err in Pair(tmp_path, tiny_model, run_dir, "--rewards", "filling:score", *DRAWN).wait():
         assert code == 1 and f"{run_dir} cannot be written: File too large" in err and "Traceback" not in err, err
 
 
 def test_a_signal_to_one_process_saves_in_both_and_asks_for_a_restart(tiny_model, tmp_path):
     """SIGTERM, as a preemption sends it; the other process hears of it at the iteration's end."""
     run_dir = tmp_path / "run"
-    pair = Pair(tmp_path, tiny_model, run_dir, "--iterations", 2000, "--checkpoint.every", 1000)
+    pair = Pair(tmp_path, tiny_model, run_dir, "--iterations", 2000, "--checkpoint.every", 1000, *DRAWN)
     lines = run_dir / "metrics.jsonl"
     pair.until(lambda: lines.exists() and lines.read_text().count("\n"))
     pair.children[1].terminate()
@@ -235,7 +249,7 @@ def test_a_signal_to_one_process_saves_in_both_and_asks_for_a_restart(tiny_model
 def test_a_process_that_is_killed_ends_the_other_which_asks_for_a_restart(tiny_model, tmp_path):
     """SIGKILL, as a lost machine; the other has nobody to add gradients with."""
     run_dir = tmp_path / "run"
-    pair = Pair(tmp_path, tiny_model, run_dir, "--iterations", 2000, "--checkpoint.every", 1)
+    pair = Pair(tmp_path, tiny_model, run_dir, "--iterations", 2000, "--checkpoint.every", 1, *DRAWN)
     pair.until(lambda: (run_dir / "checkpoints").exists() and steps(run_dir))
     pair.children[1].kill()
     (code, _, err), _ = pair.wait()
@@ -243,7 +257,7 @@ def test_a_process_that_is_killed_ends_the_other_which_asks_for_a_restart(tiny_m
 
 
 def test_a_step_that_hangs_prints_stacks_and_ends(tiny_model, tmp_path):
-    arguments = ["--rewards", "hanging_reward:score", "--processes.hang-seconds", "20"]
+    arguments = ["--rewards", "hanging_reward:score", "--processes.hang-seconds", "20", *DRAWN]
     ((code, _, err),) = Pair(tmp_path, tiny_model, tmp_path / "run", *arguments, count=1).wait()
     assert code == 75, err
     assert "hanging_reward.py" in err and "in score" in err and "processes.hang_seconds" in err

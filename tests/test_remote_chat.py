@@ -102,11 +102,14 @@ def completion(**choice) -> Answer:
 BOMB = gzip.compress(bytes(10**7))
 FINAL = [
     (Answer(status=400, body=b'{"error": "no image \x1b[2J\xff"}'), 'HTTP 400: \'{"error": "no image \\x1b[2J\ufffd"}\''),
+    (Answer(status=422, body=b'{"detail": [{"loc": ["body", "model"], "msg": "Field required"}]}'),
+     "HTTP 422: 'body.model: Field required'"),
+    (Answer(status=404, body=b'{"detail": "Not Found"}'), "HTTP 404: 'Not Found'"),
     (Answer(status=404, body=b"no such model"), "HTTP 404: 'no such model'"),
     (Answer(status=403), "HTTP 403: the key in UNIGRPO_JUDGE_KEY may not do this"),
     (Answer(status=204, body=b""), "HTTP 204"),
     (Answer(status=307, headers={"Location": "/v1/elsewhere"}), "HTTP 307, a redirect, which is not followed"),
-    (Answer(b"<html>"), "the reply is not JSON: '<html>'"),
+    (Answer(b"<html>"), "the reply is not JSON: 'a page without words'"),
     (Answer(b'{"choices": [', length=None), "the reply is not JSON"),
     (Answer(b"\xff\xfe\x00"), "the reply is not JSON"),
     (Answer(b"[" * 10**5), "the reply is not JSON"),
@@ -119,6 +122,38 @@ FINAL = [
     (completion(logprobs={"content": [{"top_logprobs": [{"token": "yes", "logprob": np.nan}]}]}), "malformed"),
     (expects({"The": 0.99, "yes": 0.01}), "not about to answer yes or no: 'The'"),
 ]
+
+
+def body(value) -> Answer:
+    """HTTP 200 with this JSON."""
+    return Answer(json.dumps(value).encode())
+
+
+ERRORS = [  # an error in the body of HTTP 200, how often it is asked, what is said
+    ({"error": {"message": "Provider returned error: image too large", "code": 400}}, 1,
+     "HTTP 400 in the body of an HTTP 200: 'Provider returned error: image too large'"),
+    ({"error": {"message": "slow\x1b[2J down", "code": "429"}}, 3,
+     "HTTP 429 in the body of an HTTP 200, after 2 retries: 'slow\\x1b"),
+    ({"error": {"message": "overloaded", "type": "server_error"}}, 3,
+     "HTTP 500 in the body of an HTTP 200, after 2 retries"),
+    ({"error": "model crashed"}, 1, "HTTP 200 with an error: 'model crashed'"),
+    ({"error": {"message": "no key", "code": 401}}, 1,
+     "HTTP 401 in the body of an HTTP 200: the API key in UNIGRPO_JUDGE_KEY is"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("reply, asked, words", ERRORS, ids=[words[:30] for *_, words in ERRORS])
+def test_an_error_in_the_body_counts_as_the_status_that_it_names(reply, asked, words):
+    with serving(always(body(reply))) as server, pytest.raises(RewardError) as caught:
+        judge(server.url)(batch("a"))
+    assert words in str(caught.value) and str(caught.value).isprintable() and len(server.requests) == asked
+
+
+def test_the_words_of_a_server_that_is_asked_again_are_shown():
+    words = "HTTP 503, after 2 retries: '503 Busy Try later'"
+    page = Answer(b"<html><head><title>503 Busy</title></head><body><script>x</script>Try later</body></html>", 503)
+    with serving(always(page)) as server, pytest.raises(RewardError, match=words):
+        judge(server.url)(batch("a"))
 
 
 @pytest.mark.parametrize("answer, words", FINAL, ids=[words for _, words in FINAL])
@@ -218,6 +253,16 @@ def test_a_key_that_no_header_can_hold_is_refused_unseen(monkeypatch, key):
     with pytest.raises(ConfigError, match="UNIGRPO_JUDGE_KEY .* holds no API key") as caught:
         judge("https://h/v1")
     assert not any(part in str(caught.value) for part in key.split())
+
+
+@pytest.mark.parametrize("code", [400, 401, 403, 429, "x"])
+def test_the_key_is_not_in_the_words_of_an_error_in_the_body(monkeypatch, code):
+    monkeypatch.setenv("UNIGRPO_JUDGE_KEY", KEY)
+    reply = body({"error": {"message": f"Bearer {KEY} is wrong", "code": code}})
+    with serving(always(reply)) as server, pytest.raises(RewardError) as caught:
+        judge(server.url, retries=0)(batch("a"))
+    assert "Bearer [key] is wrong" in str(caught.value)
+    assert KEY[5:20] not in "".join(traceback.format_exception(caught.value))
 
 
 @pytest.mark.parametrize("status", [200, 302, 400, 401, 403, 429, 500])

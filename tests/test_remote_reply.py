@@ -11,7 +11,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.judge_server import expects, says
-from unigrpo_jax.rewards.remote_reply import NotJudged, probability_of_yes, says_yes, score, shown, wait_asked_for
+from unigrpo_jax.rewards.remote_reply import (
+    NotJudged,
+    error_status,
+    error_words,
+    probability_of_yes,
+    says_yes,
+    score,
+    shown,
+    wait_asked_for,
+)
 
 
 def spoken(text, finish_reason="stop"):
@@ -78,7 +87,7 @@ def test_a_logprob_that_is_none_is_not_judged(value):
     [
         ("7", 7), (" 7.5\n", 7.5), ("+3", 3), ("1e0", 1), ("0", 0), ("10", 10), ("10.", 10), ("7.", 7),
         ("Score: 8", 8), ("**Score:** 8", 8), ("score = 8.25.", 8.25), ("The score is 6", 6), ("Score:\n4", 4),
-        ("I count 3 objects, so I give 5", 5), ("Score: 8. There are 3 objects.", 8), ("Score: 2, final score: 4", 4),
+        ("Score: 8. There are 3 objects.", 8), ("Score: 2, final score: 4", 4),
         ("8/10", 8), ("Score: 8 / 10", 8), ("9 out of 10", 9), ("On a scale of 0-10: 6", 6), ("Score (0-10): 7", 7),
         ("Score (0–10): 7", 7), ("<think>score: 1, or 2?</think>\n9", 9), ("the GPT4 judge says 5", 5),
         ("v2.0.1 gives 6", 6), ("score8 is 5", 5), ("分数：8", 8), ("8分", 8), ("٣", None),
@@ -100,15 +109,87 @@ def test_the_range_is_mapped_to_zero_and_one(low, high, text, value):
 @pytest.mark.parametrize(
     "text, words",
     [
-        ("", "no number"), ("yes", "no number"), ("7,5", "no number"), ("1,000", "no number"), ("3-4", "no number"),
+        ("", "no number"), ("yes", "no number"), ("I count 3 objects, so I give 5", "several numbers"),
+        ("1,000", "no number"), ("3-4", "no number"),
         ("nan", "no number"), ("Infinity", "no number"), ("11", "not between"), ("-1", "not between"),
         ("1e999", "not between"), ("9" * 9999, "not between"), ("85%", "not between"), ("4/5", "not out of judge.high = 10"),
-        ("4 out of 5", "not out of"), (None, "no text"), (8, "no text"), ([{"text": "8"}], "no text"),
+        ("4 out of 5", "not out of"), (None, "no text"), (8, "no text"), ([{"type": "image"}], "no text"),
     ],
 )  # fmt: skip
 def test_what_is_no_score_is_not_judged(text, words):
     with pytest.raises(NotJudged, match=words):
         score(spoken(text), 0, 10)
+
+
+PARTS = [{"type": "text", "text": "Score: "}, {"type": "image_url"}, {"type": "text", "text": "8"}, "."]
+
+
+def test_the_parts_of_a_reply_are_one_text():
+    assert score(spoken(PARTS), 0, 10) == 0.8 and says_yes(spoken([{"type": "text", "text": "Yes"}]))
+
+
+def message(finish_reason="stop", **fields):
+    return {"choices": [{"message": fields, "finish_reason": finish_reason}]}
+
+
+@pytest.mark.parametrize(
+    "reply, words, said",
+    [
+        (message(content=None, refusal="I cannot look at this."), "the judge refused to answer", "I cannot look at this."),
+        (message("length", content=""), "cut off; raise judge.max_tokens", ""),
+        (message("length", content=None), "cut off; raise judge.max_tokens", ""),
+        (message("length", content="<think>is it 3 or"), "cut off; raise judge.max_tokens", "<think>is it 3 or"),
+        (message("length", content=None, reasoning_content="well, 3"), "cut off; raise judge.max_tokens", ""),
+        (message(content="<think>3</think>"), "thought and then said nothing", "<think>3</think>"),
+        (message(content=None, reasoning_content="well, 3"), "thought and then said nothing", "well, 3"),
+        (message("content_filter", content=None), "content filter", ""),
+        (message(content=None), "the reply holds no text", None),
+        (message(content=[]), "the reply holds no text", None),
+        ({"id": "1"}, "the reply holds no text", '{"id": "1"}'),
+    ],
+)  # fmt: skip
+def test_a_reply_without_an_answer_says_why(reply, words, said):
+    for read in (says_yes, lambda reply: score(reply, 0, 10)):
+        with pytest.raises(NotJudged, match=words) as caught:
+            read(reply)
+        assert said is None or caught.value.said == said
+
+
+@pytest.mark.parametrize(
+    "reply, status",
+    [
+        ({"error": {"message": "image too large", "code": 400}}, 400), ({"error": {"code": "429"}}, 429),
+        ({"error": {"code": 503.0}}, 503), ({"error": {"message": "x", "status": 502}}, 502),
+        ({"error": {"code": "rate_limit_exceeded"}}, 429), ({"error": {"code": None, "type": "server_error"}}, 500),
+        ({"error": {"type": "invalid_request_error"}}, 400), ({"error": "broken"}, 0), ({"error": {"code": 7}}, 0),
+        ({"error": {"code": True}}, 0), ({"error": {"code": "9" * 9999}}, 0), ({"detail": "Not Found"}, 0),
+        ({"object": "error", "message": "too long", "code": 400}, 400), ({"choices": [], "error": {"code": 500}}, 500),
+        ({"choices": [{"error": {"code": 502}, "message": {"content": "Sco"}, "finish_reason": "error"}]}, 502),
+        ({"error": {"message": "x"}, "status": 404}, 404), (spoken("8"), None), (spoken("8") | {"error": None}, None),
+        (spoken("8") | {"error": {"code": 500}}, None), ({"choices": []}, None), ({}, None), ([], None), ("error", None),
+    ],
+)  # fmt: skip
+def test_an_error_in_a_body_names_a_status(reply, status):
+    assert error_status(reply) == status
+
+
+@pytest.mark.parametrize(
+    "body, words",
+    [
+        (b'{"error": {"message": "image too large", "code": 400}}', "image too large"), (b'{"error": "broken"}', "broken"),
+        (b'{"detail": "Not Found"}', "Not Found"), (b"no such model", "no such model"), (b"", ""), (b"{}", ""),
+        (b'{"detail": [{"loc": ["body", "model"], "msg": "Field required", "type": "missing"}]}',
+         "body.model: Field required"),
+        (b'{"object": "error", "message": "too long", "code": 400}', "too long"), (b'{"errors": ["a", "b"]}', "a; b"),
+        (b'{"error": {"message": "Provider returned error", "metadata": {"raw": "too large"}}}',
+         "Provider returned error: too large"),
+        (b"<!DOCTYPE html><html><head><style>p {}</style><title>502 Bad Gateway</title></head><body><p>ng&amp;x</p></body>",
+         "502 Bad Gateway ng&x"),
+        (b'{"error": {"code": 7}}', '{"code": 7}'), (b"[1]", "[1]"), (b"\xff", "\ufffd"),
+    ],
+)  # fmt: skip
+def test_the_words_of_an_error_are_the_servers_own(body, words):
+    assert error_words(body) == words
 
 
 def test_a_number_that_may_have_been_cut_off_is_not_judged():
@@ -159,6 +240,7 @@ REPLIES = fields(choices=st.lists(CHOICE, max_size=2)) | ANY
 @settings(max_examples=3000, deadline=None)
 @given(REPLIES, st.sampled_from([(0, 10), (-1.0, 1.0), (1, 5)]))
 def test_nothing_but_a_score_or_not_judged_comes_out_of_any_reply(reply, limits):
+    assert error_status(reply) in (None, *range(600)) and isinstance(error_words(reply), str)
     for read in (probability_of_yes, says_yes, lambda reply: score(reply, *limits)):
         try:
             value = read(reply)

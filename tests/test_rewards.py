@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from unigrpo_jax.config import ConfigError, JudgingConfig, LearningConfig, RolloutConfig, RunConfig
-from unigrpo_jax.rewards.judging import Judging, RewardError, hold_to_protocol
+from unigrpo_jax.rewards.judging import ABSTAINED, Judging, RewardError, hold_to_protocol
 from unigrpo_jax.rewards.load import load_reward, load_rewards
-from unigrpo_jax.rewards.protocol import RewardBatch
+from unigrpo_jax.rewards.protocol import ABSTAIN, RewardBatch
 from unigrpo_jax.training.trainer import OwnEpisodes, Trainer
 
 IMAGES = np.zeros((3, 2, 2, 3), np.uint8)
@@ -32,6 +32,16 @@ def test_components_keep_their_names_and_values():
 def test_a_number_that_is_not_finite_counts_as_not_judged():
     result = hold_to_protocol({"x": [np.inf, 1, np.nan]}, "m:f", 3)
     np.testing.assert_array_equal(result["x"], [np.nan, 1, np.nan])
+
+
+@pytest.mark.parametrize(
+    "values",
+    [[1, ABSTAIN, np.nan], (1.0, None, np.inf), np.array([1, None, np.nan], object),
+     np.where([True, False, True], [1, 5, np.nan], ABSTAIN), np.ma.array([1, 7, np.nan], mask=[0, 1, 0])],
+    ids=str,
+)  # fmt: skip
+def test_to_abstain_is_neither_a_number_nor_a_failure(values):
+    np.testing.assert_array_equal(hold_to_protocol({"x": values}, "m:f", 3)["x"], [1, ABSTAINED, np.nan])
 
 
 @pytest.mark.parametrize(

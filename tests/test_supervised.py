@@ -49,7 +49,7 @@ def rounds_objective(dropout):
 
 @pytest.fixture(scope="module")
 def params():
-    fresh = Bagel(CONFIG).init(jax.random.key(0))
+    fresh = jax.jit(Bagel(CONFIG).init)(jax.random.key(0))
     head = 0.1 * jax.random.normal(jax.random.key(1), fresh["llm2vae"]["kernel"].shape)
     return fresh | {"llm2vae": fresh["llm2vae"] | {"kernel": head}}
 
@@ -124,7 +124,7 @@ def test_an_image_is_read_as_latents_and_then_as_patches(examples):
     """By hand, from the verbs, as a rollout reads it; the encoder learns from what is said of the image."""
     vision = VisionConfig(hidden_size=8, intermediate_size=16, layers=1, heads=2, patch=2, table_side=4, max_side=4)
     model = Bagel(dataclasses.replace(CONFIG, vision=vision))
-    params, rng = model.init(jax.random.key(0)), np.random.default_rng(6)
+    params, rng = jax.jit(model.init)(jax.random.key(0)), np.random.default_rng(6)
     latent = rng.normal(size=(3, *GRID, CONFIG.latent_width)).astype(np.float32)
     patches = rng.normal(size=(3, 2, 3, vision.patch_width)).astype(np.float32)
     one = examples.replace(seen=Look(latent=latent, patches=patches), data=None)

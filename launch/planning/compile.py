@@ -3,6 +3,7 @@
 The programs are those of `experiments.run`, from shapes alone; no weights and no chips are needed.
 """
 
+import contextlib
 import dataclasses
 import functools
 import math
@@ -13,6 +14,7 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+from jax.experimental.compilation_cache import compilation_cache
 
 from launch.planning.collectives import collectives, table
 from launch.planning.compiler import CompilerFailed
@@ -230,7 +232,8 @@ def compile_program(setting: Setting, name: ProgramName) -> Compiled:
     try:
         if setting.target.chip.kind == "gpu":
             traced.lower(lowering_platforms=("cuda",))
-        compiled = traced.lower().compile()
+        with _nothing_cached():
+            compiled = traced.lower().compile()
         stats, text = compiled.memory_analysis(), compiled.as_text()
     except Exception as error:  # compilers' errors have no common class
         total = required(str(error))
@@ -254,6 +257,19 @@ def compile_program(setting: Setting, name: ProgramName) -> Compiled:
     memory = {part: int((state | memory)[part]) for part in CLASSES}
     fits = sum(memory.values()) <= setting.target.memory
     return Compiled(memory, round(time.monotonic() - begin, 1), fits, refused, rows)
+
+
+@contextlib.contextmanager
+def _nothing_cached():
+    """Without JAX's cache of compiled programs: one for chips that are not there is written, and can never be read back."""
+    kept = jax.config.jax_enable_compilation_cache
+    try:
+        jax.config.update("jax_enable_compilation_cache", False)
+        compilation_cache.reset_cache()  # JAX looks at the setting once, at its first program
+        yield
+    finally:
+        jax.config.update("jax_enable_compilation_cache", kept)
+        compilation_cache.reset_cache()
 
 
 def required(message: str) -> int | None:

@@ -78,21 +78,32 @@ def combine(
     epsilon: float | None = None,
     limit: float | None = None,
     ddof: int = 0,
+    applies: Mapping[str, np.ndarray] | None = None,
 ) -> jax.Array:
     """Advantages [P, G] of several rewards: A = sum_k weight_k * A_k (DanceGRPO, arXiv 2505.07818).
 
     Advantages are added, not rewards, so that a reward's scale does not decide its share.  Every reward has a weight;
     0 means that it is only looked at.  The other arguments are those of `group_advantages`, for each reward.
+
+    Args:
+      applies: bool [P] of each reward, concrete: the groups that it applies to.  It adds nothing to the others, and weights
+        stay as they are; so two rewards of weight 1, each for half of the prompts, teach each group as one reward would.
     """
     if not rewards or set(rewards) != set(weights):
         raise ValueError(
             f"Rewards {sorted(rewards)} and weights {sorted(weights)} must have the same names, at least one. "
             "Give a reward that is only to be looked at the weight 0."
         )
-    return sum(
-        weights[name] * group_advantages(rewards[name], normalisation, epsilon=epsilon, limit=limit, ddof=ddof)
-        for name in sorted(rewards)
-    )
+    advantages = lambda x: group_advantages(x, normalisation, epsilon=epsilon, limit=limit, ddof=ddof)
+    total = 0.0
+    for name in sorted(rewards):
+        rows = None if applies is None else np.flatnonzero(applies[name])
+        if rows is None or len(rows) == len(rewards[name]):
+            total += weights[name] * advantages(rewards[name])
+        elif len(rows):
+            own = advantages(rewards[name][rows])
+            total += weights[name] * jnp.zeros(rewards[name].shape, jnp.float32).at[rows].set(own)
+    return total + jnp.zeros(next(iter(rewards.values())).shape, jnp.float32)
 
 
 def extremes(advantages_PG: np.ndarray, best: int, worst: int) -> np.ndarray:

@@ -9,6 +9,9 @@ one round and one advantage); else a round's actions get its own.  Credit by seg
 
     thinking    A of all components        it decides what is thought and, through that, what is drawn
     drawing     A of those of the image    it comes after the thinking, whose reward (a process reward) it cannot change
+
+A component that abstains from an episode (`judging.ABSTAINED`) is left out of that round for the whole group: advantages are
+normalised within a group, so that it can only be compared where all were judged.  It adds nothing there, and weights stay.
 """
 
 from collections.abc import Mapping, Sequence
@@ -17,6 +20,7 @@ import numpy as np
 
 from unigrpo_jax.config import ConfigError, LearningConfig
 from unigrpo_jax.learning.advantages import combine, group_advantages
+from unigrpo_jax.rewards.judging import ABSTAINED
 
 Components = Mapping[str, np.ndarray]
 
@@ -37,21 +41,48 @@ def weights_of(names: Sequence[str], learning: LearningConfig) -> dict[str, floa
 def rewarded(rounds: Sequence[Components], learning: LearningConfig) -> list[dict[str, np.ndarray]]:
     """What is rewarded, from the components [P, G] of each round's image: one mapping per rewarded round.
 
-    Components of weight 0 are left out, and thresholds make ones and zeros; NaN, not judged, stays.
+    Components of weight 0 are left out, and thresholds make ones and zeros; NaN, not judged, and `ABSTAINED` stay.
     """
     names = list(weights_of(list(rounds[-1]), learning))
     bounds = learning.reward_thresholds
 
     def counted(name: str, x: np.ndarray) -> np.ndarray:
-        return np.where(np.isfinite(x), np.float32(x >= bounds[name]), np.float32(np.nan)) if name in bounds else x
+        return np.where(np.isfinite(x), np.float32(x >= bounds[name]), x) if name in bounds else x
 
     each = [{name: counted(name, found[name]) for name in names} for found in rounds]
     if learning.round_reward == "last":
         return each[-1:]
     if learning.round_reward == "gain":
         pairs = zip(each[1:], each, strict=False)
-        return [each[0], *({name: new[name] - old[name] for name in names} for new, old in pairs)]
+        return [each[0], *({name: _gain(new[name], old[name]) for name in names} for new, old in pairs)]
     return each
+
+
+def _gain(new: np.ndarray, old: np.ndarray) -> np.ndarray:
+    """What is better than before; nothing is said where either abstained."""
+    counts = (new != ABSTAINED) & (old != ABSTAINED)
+    return np.where(counts, np.where(counts, new, 0) - np.where(counts, old, 0), ABSTAINED)
+
+
+def applies(x: np.ndarray) -> np.ndarray:
+    """The groups whose component [P, G] is there for all of their episodes, judged or failed; bool [P]."""
+    return (x != ABSTAINED).all(axis=1)
+
+
+def judged_and_failed(rounds: Sequence[Components]) -> tuple[np.ndarray, np.ndarray]:
+    """Groups that can be learned from, and those where a component failed that applies; bool [P] each.
+
+    A group is neither where all components abstain from it.
+    """
+    every = [x for found in rounds for x in found.values()]
+    failed = np.any([applies(x) & np.isnan(x).any(axis=1) for x in every], axis=0)
+    return np.any([applies(x) for x in every], axis=0) & ~failed, failed
+
+
+def abstained(found: Components) -> dict[str, float]:
+    """Metrics: the share of groups that each component abstains from, of those that abstain at all."""
+    shares = {name: float(1 - applies(x).mean()) for name, x in found.items()}
+    return {f"reward/{name}/abstained_share": share for name, share in shares.items() if share}
 
 
 def advantages(
@@ -61,7 +92,7 @@ def advantages(
 
     Args:
       rounds: from `rewarded`, [P, G] each.
-      judged_P: which groups were judged; the others' advantage is 0.
+      judged_P: which groups were judged (`judged_and_failed`); the others' advantage is 0.
       learning: how advantages are made.
 
     Returns:
@@ -69,23 +100,29 @@ def advantages(
     """
     rounds = [{name: x[judged_P] for name, x in found.items()} for found in rounds]
     weights = {name: learning.reward_weights.get(name, 1.0) for name in rounds[0]}
+    there = [{name: applies(x) for name, x in found.items()} for found in rounds]
+    rounds = [{name: np.where(applies(x)[:, None], x, 0) for name, x in found.items()} for found in rounds]
     if learning.credit == "shared":
         rounds = [{name: sum(found[name] for found in rounds) for name in weights}]
+        there = [{name: np.any([seen[name] for seen in there], axis=0) for name in weights}]
     total = sum(weights[name] * found[name] for found in rounds for name in weights)
 
-    def values(found: Components, names: Sequence[str]) -> np.ndarray:
+    def values(turn: int, names: Sequence[str]) -> np.ndarray:
         out, own = np.zeros((len(judged_P), learning.group_size), np.float32), {name: weights[name] for name in names}
-        if own and learning.combine == "rewards":
+        found, seen = ({name: x[turn][name] for name in names} for x in (rounds, there))
+        if not own or not judged_P.any():
+            return out.reshape(-1)
+        if learning.combine == "rewards":
             out[judged_P] = group_advantages(sum(w * found[name] for name, w in own.items()), learning.advantage)
-        elif own:
-            out[judged_P] = combine({name: found[name] for name in own}, own, learning.advantage)
+        else:
+            out[judged_P] = combine(found, own, learning.advantage, applies=seen)
         return out.reshape(-1)
 
     if learning.credit != "segment":
-        out = [values(found, list(weights)) for found in rounds]
+        out = [values(turn, list(weights)) for turn in range(len(rounds))]
         return (out[0] if len(out) == 1 else np.stack(out, axis=1)), total
     images = [name for name in weights if name not in learning.thought_rewards]
-    pairs = [np.stack([values(found, list(weights)), values(found, images)], axis=1) for found in rounds]
+    pairs = [np.stack([values(turn, list(weights)), values(turn, images)], axis=1) for turn in range(len(rounds))]
     return np.stack(pairs, axis=1), total
 
 

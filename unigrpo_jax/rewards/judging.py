@@ -1,4 +1,7 @@
-"""Calls rewards: beside each other, with a time limit, again where one failed, and never twice for the same episode."""
+"""Calls rewards: beside each other, with a time limit, again where one failed, and never twice for the same episode.
+
+From here on numbers are float32: NaN where judging failed, `ABSTAINED` where a reward abstained, else finite.
+"""
 
 import collections
 import hashlib
@@ -11,9 +14,11 @@ from collections.abc import Callable, Mapping
 import numpy as np
 
 from unigrpo_jax.config import JudgingConfig
-from unigrpo_jax.rewards.protocol import RewardBatch, RewardFunction
+from unigrpo_jax.rewards.protocol import ABSTAIN, RewardBatch, RewardFunction
 
 Columns = dict[str, np.ndarray]
+
+ABSTAINED = np.float32(-np.inf)  # `protocol.ABSTAIN` among floats; no reward's own infinity, which counts as failed
 
 
 class RewardError(RuntimeError):
@@ -29,7 +34,8 @@ def hold_to_protocol(result, name: str, size: int) -> Columns:
       size: number of episodes.
 
     Returns:
-      The components; NaN where a number was not finite, so that the episode counts as not judged.
+      The components; NaN where a number was not finite, so that the episode counts as not judged, and `ABSTAINED` where the
+      reward abstained.
 
     Raises:
       RewardError: another length, no component, or no numbers.
@@ -48,8 +54,18 @@ def hold_to_protocol(result, name: str, size: int) -> Columns:
                 f"the reward function {name} returned shape {list(array.shape)} for {component!r}; it got {size} "
                 f"episodes and must return [{size}]"
             )
-        checked[str(component)] = np.where(np.isfinite(array), array, np.float32(np.nan))
+        array = np.where(np.isfinite(array), array, np.float32(np.nan))
+        checked[str(component)] = np.where(_abstains(values), ABSTAINED, array)
     return checked
+
+
+def _abstains(values) -> np.ndarray:
+    """Where B numbers are `ABSTAIN`, bool [B]."""
+    if isinstance(values, np.ma.MaskedArray):
+        return np.ma.getmaskarray(values)
+    if isinstance(values, np.ndarray) and values.dtype != object:
+        return np.zeros(values.shape, bool)
+    return np.array([value is ABSTAIN or value is np.ma.masked for value in values], bool)
 
 
 class Judging:
@@ -66,9 +82,9 @@ class Judging:
     def start(self, batch: RewardBatch) -> Callable[[], Columns]:
         """Begins to judge B episodes in the background; the result is a function that waits for {component: float32 [B]}.
 
-        NaN stands where an episode was not judged after all retries.  Rewards that compute on the devices run when the
-        result is waited for.  RewardError where a reward gave nothing at all, broke the protocol, or two rewards name a
-        component alike.
+        NaN stands where an episode was not judged after all retries, `ABSTAINED` where a reward abstains.  Rewards that
+        compute on the devices run when the result is waited for.  RewardError where a reward gave nothing at all, broke the
+        protocol, or two rewards name a component alike.
         """
         waits = {name: self._begin(name, reward, batch) for name, reward in self._rewards.items()}
 
@@ -91,14 +107,15 @@ class Judging:
     def hold_to_share(self, judged: np.ndarray, what: str, who: str = "") -> None:
         """RewardError where more than `max_dropped` of `judged`, bool [N], is False, or all of it.
 
-        `what` names the N, `who` is to blame; the rewards, unless told.
+        `what` names the N, `who` is to blame; the rewards, unless told.  What no reward applies to was not lost by one.
         """
         lost, most = int((~judged).sum()), self.settings.max_dropped
         if lost > most * len(judged) or lost == len(judged):
+            hint = "" if who else "; where a reward does not apply, it returns ABSTAIN of unigrpo_jax.rewards.protocol"
             who = who or f"the reward function {', '.join(self._rewards)}"
             raise RewardError(
                 f"{who} gave no finite number for {lost} of {len(judged)} {what}, "
-                f"more than judging.max_dropped = {most:g} allows"
+                f"more than judging.max_dropped = {most:g} allows{hint}"
             )
 
     def _begin(self, name: str, reward: RewardFunction, batch: RewardBatch) -> Callable[[], Columns]:
@@ -139,12 +156,12 @@ class Judging:
             if key not in known:
                 unknown.setdefault(key, row)
         if unknown:
-            found = self._insist(name, reward, batch.take(list(unknown.values())))
+            found = self._insist(name, reward, batch.take(list(unknown.values())), alone=bool(identity))
             for place, key in enumerate(unknown):
                 known[key] = {component: float(values[place]) for component, values in found.items()}
         if identity:
             for key in keys:
-                if all(np.isfinite(list(known[key].values()))):
+                if not any(np.isnan(list(known[key].values()))):
                     self._remembered[key] = known[key]
                     self._remembered.move_to_end(key)
             while len(self._remembered) > self.settings.remembered:
@@ -152,10 +169,18 @@ class Judging:
         components = list(known[keys[0]]) if size else []
         return {c: np.array([known[key].get(c, np.nan) for key in keys], np.float32) for c in components}
 
-    def _insist(self, name: str, reward: RewardFunction, batch: RewardBatch) -> Columns:
-        """Asks again, after growing pauses, for the episodes that were not judged."""
+    def _insist(self, name: str, reward: RewardFunction, batch: RewardBatch, alone: bool) -> Columns:
+        """Asks again, after growing pauses, for what was not judged.
+
+        A reward may compare the episodes of a group, so that a group is judged again as a whole, and its numbers are taken
+        anew unless more of them failed.  `alone`: the reward has an identity, by which an episode's number depends on that
+        episode alone; then single episodes are.
+        """
         columns: Columns = {}
-        rows, failure = np.arange(len(batch.prompts)), None
+        every = np.arange(len(batch.prompts))
+        group = every if alone or batch.group is None else np.unique(batch.group, return_inverse=True)[1]
+        failures = np.full(len(every), len(every))  # by group
+        rows, failure = every, None
         for attempt in range(self.settings.retries + 1):
             if attempt:
                 time.sleep(self.settings.backoff_seconds * 2 ** (attempt - 1))
@@ -166,10 +191,15 @@ class Judging:
             except Exception as error:  # a user's function may raise anything
                 failure = error
                 continue
+            failed = np.any([np.isnan(values) for values in found.values()], axis=0)
+            count = np.bincount(group[rows], weights=failed, minlength=len(every))
+            better = (count <= failures)[group[rows]]
+            failures[group[rows[better]]] = count[group[rows[better]]]
             for component, values in found.items():
-                columns.setdefault(component, np.full(len(batch.prompts), np.nan, np.float32))[rows] = values
-            judged = np.all([np.isfinite(column) for column in columns.values()], axis=0)
-            rows = np.flatnonzero(~judged)
+                column = columns.setdefault(component, np.full(len(every), np.nan, np.float32))
+                column[rows[better]] = values[better]
+            lost = np.any([np.isnan(column) for column in columns.values()], axis=0)
+            rows = np.flatnonzero(np.isin(group, group[lost]))
             if not len(rows):
                 break
         if not columns:

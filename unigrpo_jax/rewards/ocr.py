@@ -16,7 +16,7 @@ import numpy as np
 from unigrpo_jax.config import RunConfig, require
 from unigrpo_jax.rewards.judging import RewardError
 from unigrpo_jax.rewards.load import find_function
-from unigrpo_jax.rewards.protocol import RewardBatch
+from unigrpo_jax.rewards.protocol import ABSTAIN, RewardBatch
 
 _QUOTED = re.compile('"([^"]*)"|“([^”]*)”')
 
@@ -41,9 +41,9 @@ class OCR:
         self.identity = identity and f"ocr {identity}"
 
     def __call__(self, batch: RewardBatch) -> dict[str, np.ndarray]:
-        """{"ocr": float64 [B]}; RewardError where the reader returns other than B texts."""
+        """{"ocr": [B]}, `ABSTAIN` where no text is asked for; RewardError where the reader returns other than B texts."""
         targets = [normalised(wanted(*both)) for both in zip(batch.prompts, batch.metadata, strict=True)]
-        scores = np.full(len(targets), np.nan)
+        scores = np.full(len(targets), ABSTAIN, object)
         rows = [row for row, target in enumerate(targets) if target]
         if rows:
             texts = list(self._reader(batch.images[rows]))

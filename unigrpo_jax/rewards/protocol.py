@@ -2,7 +2,14 @@
 
     def reward(batch: RewardBatch) -> Mapping[str, np.ndarray]: ...
 
-Each named value has shape [B] and is one component; higher is better, and NaN means that this episode could not be judged.
+Each named value has shape [B] and is one component; higher is better.  Two values are no numbers:
+
+- NaN, or an infinity: judging this episode failed.  It is asked again, and a group in which it stays so is lost.
+- `ABSTAIN`, which is None: the component does not apply to this episode, as one of texts does not where none is asked for.
+  `np.where(applies, scores, ABSTAIN)` and `[x if applies else ABSTAIN ...]` say so; masked entries of `np.ma` do, too.
+  (Assigned to a place of a float array it becomes NaN, as numpy has it.)  It is not asked again, and the component adds
+  nothing to the advantages of that group, all of it.
+
 The images are shown with the original prompt; the thinking is there for tables and for judges of thoughts, not for judging
 the image.  A plain function is a reward.  One that says more about itself is an object with the attributes of `Reward`.
 """
@@ -15,6 +22,8 @@ import numpy as np
 
 if TYPE_CHECKING:
     import jax  # not at run time: a reward of one's own need not load it
+
+ABSTAIN = None  # no float, so that it cannot be computed with by accident
 
 Cost = Literal["device", "host", "remote"]
 
@@ -30,6 +39,8 @@ class RewardBatch:
       thinking: B texts, without special tokens.
       before: uint8 [B, height, width, 3], what the round began from: the picture that came with the prompt, as the model saw
         it, or in a later round the image drawn before; None in a first round without a picture.
+      group: int [B], equal for the episodes of one prompt, which are compared with each other; None where nobody says.  A
+        process of several may hold a part of a group.
     """
 
     prompts: Sequence[str]
@@ -37,6 +48,7 @@ class RewardBatch:
     images: np.ndarray
     thinking: Sequence[str]
     before: np.ndarray | None = None
+    group: np.ndarray | None = None
 
     @property
     def size(self) -> tuple[int, int]:
@@ -52,6 +64,7 @@ class RewardBatch:
             images=self.images[index],
             thinking=pick(self.thinking),
             before=None if self.before is None else self.before[index],
+            group=None if self.group is None else np.asarray(self.group)[index],
         )
 
 
@@ -73,7 +86,7 @@ class Reward(Protocol):
     identity: str
 
     def __call__(self, batch: RewardBatch) -> Mapping[str, np.ndarray]:
-        """{component: float [B]}; raises what it likes where all of the batch failed."""
+        """{component: B numbers, or `ABSTAIN`}; raises what it likes where all of the batch failed."""
 
 
 @runtime_checkable

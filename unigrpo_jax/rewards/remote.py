@@ -112,7 +112,7 @@ class Judge:
             said = next(f.said for f in failures if f.reason == reason)
             words = (
                 f"the judge at {self._settings.url} gave no score for {len(failures)} of {len(scores)} episodes, {count} "
-                f"times because {reason}{f': {shown(self._without_key(said))}' if said else ''}"
+                f"times because {reason}{self._quoted(said)}"
             )
             if not self._worked and len(failures) == len(scores):
                 raise RewardError(words)
@@ -130,7 +130,7 @@ class Judge:
                     try:
                         scores[row] = await self._score(chat, batch, row)
                     except KeyRefused as error:
-                        raise RewardError(error.reason) from None
+                        raise RewardError(error.reason + self._quoted(error.said)) from None
                     except NotJudged as error:
                         failures.append(error)
 
@@ -166,10 +166,10 @@ class Judge:
         settings = {"model": s.model, "temperature": s.temperature, "max_tokens": s.max_tokens}
         return settings | logprobs | {"messages": [{"role": "user", "content": content}]}
 
-    def _without_key(self, words: str) -> str:
-        """Words of the server without the key, which it may have sent back."""
+    def _quoted(self, said: str) -> str:
+        """Words of the server for the end of a message, without the key, which it may have sent back."""
         key = read_key(self._settings)
-        return words.replace(key, "[key]") if key else words
+        return f": {shown(said.replace(key, '[key]') if key else said)}" if said.strip() else ""
 
 
 def fill(question: str, facts: Mapping[str, str]) -> str:

@@ -17,9 +17,10 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 from unigrpo_jax.config import JudgeConfig, require
-from unigrpo_jax.rewards.remote_reply import NotJudged, wait_asked_for
+from unigrpo_jax.rewards.remote_reply import NotJudged, error_status, error_words, wait_asked_for
 
 REPLY_LIMIT = 2**20  # bytes
+SHOWN = 10_000  # characters of the server that are kept for a message, which shows fewer
 
 
 class KeyRefused(NotJudged):
@@ -27,11 +28,11 @@ class KeyRefused(NotJudged):
 
 
 class _Again(Exception):
-    """A failure that may pass: its words, and the seconds that the server asks to wait."""
+    """A failure that may pass: its words, those of the server, and the seconds that the server asks to wait."""
 
-    def __init__(self, reason: str, wait: float = 0.0):
+    def __init__(self, reason: str, said: str = "", wait: float = 0.0):
         super().__init__(reason)
-        self.wait = wait
+        self.said, self.wait = said, wait
 
 
 def read_key(settings: JudgeConfig) -> str:
@@ -75,7 +76,7 @@ class Chat:
         """The JSON that the server replies to a request's JSON.
 
         Repeats a request, after growing waits or that of Retry-After, upon HTTP 429 and 5xx, failed connections, replies
-        that break off, and time-outs.
+        that break off, and time-outs.  An error in the body of HTTP 200 counts as the status that it names.
 
         Raises:
           NotJudged: any other failure, or retries in vain; `KeyRefused` upon HTTP 401.
@@ -93,7 +94,7 @@ class Chat:
                 asked = min(failure.wait, self._settings.retry_after_seconds)
                 own = self._settings.backoff_seconds * 2**attempt * random.uniform(0.5, 1)
                 await asyncio.sleep(max(asked, own))
-        raise NotJudged(f"{failure}{f', after {retries} retries' if retries else ''}")
+        raise NotJudged(f"{failure}{f', after {retries} retries' if retries else ''}", said=failure.said)
 
     async def _once(self, body: bytes) -> Any:
         """One request; `_Again` upon what may pass."""
@@ -108,28 +109,41 @@ class Chat:
         if not whole:
             raise NotJudged(f"the reply is longer than {REPLY_LIMIT} bytes")
         try:
-            return json.loads(text)
+            reply = json.loads(text)
         except (ValueError, RecursionError):
-            raise NotJudged("the reply is not JSON", said=text[:1000].decode(errors="replace")) from None
+            raise NotJudged("the reply is not JSON", said=error_words(text)[:SHOWN]) from None
+        status = error_status(reply)
+        if status is not None:
+            error = f"HTTP {status} in the body of an HTTP 200" if status else "HTTP 200 with an error"
+            self._refuse_status(status, error, error_words(reply)[:SHOWN], response)
+        return reply
 
     async def _refuse(self, response) -> None:
         """Raises unless the status promises a reply that can be read."""
         status = response.status_code
-        if status == 429 or 500 <= status < 600:
-            raise _Again(f"the server answered HTTP {status}", wait_asked_for(response.headers.get("retry-after")))
-        if status == 401:
-            variable = self._settings.key_variable
-            state = "is not accepted" if os.environ.get(variable) else "is not set"
-            raise KeyRefused(f"the server answered HTTP 401: the API key in {variable} {state}")
-        if status == 403:
-            raise NotJudged(f"the server answered HTTP 403: the key in {self._settings.key_variable} may not do this")
         if 300 <= status < 400:
             raise NotJudged(f"the server answered HTTP {status}, a redirect, which is not followed; correct judge.url")
-        if response.headers.get("content-encoding", "identity").strip().lower() not in ("", "identity"):
-            raise NotJudged("the server packed its reply, which was not asked for")
         if status != 200:
-            said, _ = await _read(response)
-            raise NotJudged(f"the server answered HTTP {status}", said=said[:10_000].decode(errors="replace"))
+            said = b"" if _is_packed(response) else (await _read(response))[0]
+            self._refuse_status(status, f"HTTP {status}", error_words(said)[:SHOWN], response)
+        if _is_packed(response):
+            raise NotJudged("the server packed its reply, which was not asked for")
+
+    def _refuse_status(self, status: int, answered: str, said: str, response) -> None:
+        """Raises what a status other than 200 means; `answered` says where it stood."""
+        words, variable = f"the server answered {answered}", self._settings.key_variable
+        if status == 429 or 500 <= status < 600:
+            raise _Again(words, said, wait_asked_for(response.headers.get("retry-after")))
+        if status == 401:
+            state = "is not accepted" if os.environ.get(variable) else "is not set"
+            raise KeyRefused(f"{words}: the API key in {variable} {state}", said)
+        if status == 403:
+            raise NotJudged(f"{words}: the key in {variable} may not do this", said)
+        raise NotJudged(words, said)
+
+
+def _is_packed(response) -> bool:
+    return response.headers.get("content-encoding", "identity").strip().lower() not in ("", "identity")
 
 
 async def _read(response) -> tuple[bytes, bool]:

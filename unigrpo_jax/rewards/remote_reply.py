@@ -6,33 +6,22 @@ choices[0].logprobs.content[i].top_logprobs lists {token, logprob} of the likeli
 """
 
 import email.utils
+import html
+import json
 import math
 import re
 import time
 from typing import Any
 
+from unigrpo_jax.rewards import verdict
+from unigrpo_jax.rewards.verdict import NotJudged
+
 ENOUGH = 0.1
-READ = 10_000  # characters at a reply's end that are searched
-
-# Not a number: a piece of a word, of 1,000 or 7,5 (which may mean either), or of a range such as 0-10.
-_NUMBER = r"(?<![A-Za-z0-9_.,])(?<![0-9][-–])[-+]?[0-9]+(?:\.[0-9]+)?(?:[eE][-+]?[0-9]+)?(?![A-Za-z0-9_]|[.,–-][0-9])"
-_OUT_OF = rf"(?P<value>{_NUMBER})(?:\s{{0,3}}(?:/|out of)\s{{0,3}}(?P<most>[0-9]+(?:\.[0-9]+)?))?"
-_LABELLED = re.compile(rf"\bscore(?:\s{{1,3}}is)?[\s:=*_'`]{{0,10}}{_OUT_OF}", re.IGNORECASE)
-_ANYWHERE = re.compile(_OUT_OF, re.IGNORECASE)
+_NAMED = {  # words that stand where a status could
+    "rate_limit": 429, "overloaded": 503, "server_error": 500, "internal": 500, "unavailable": 503, "timeout": 504,
+    "invalid_api_key": 401, "authentication": 401, "permission": 403, "invalid": 400, "badrequest": 400, "not_found": 404,
+}  # fmt: skip
 _YES_OR_NO = re.compile(r"\W{0,20}(yes|no)\b", re.IGNORECASE)
-
-
-class NotJudged(Exception):
-    """A reply that is no judgement.
-
-    Attributes:
-      reason: words of ours, without a full stop.
-      said: words of the server, to be shown with care.
-    """
-
-    def __init__(self, reason: str, said: str = ""):
-        super().__init__(reason)
-        self.reason, self.said = reason, said
 
 
 def probability_of_yes(reply: Any) -> float:
@@ -64,31 +53,19 @@ def probability_of_yes(reply: Any) -> float:
             mass[word] += math.exp(max(value, -1e3))
     both = mass["yes"] + mass["no"]
     if both < ENOUGH:
-        raise NotJudged("the judge was not about to answer yes or no", said=_text(reply) if _has_text(reply) else "")
+        raise NotJudged("the judge was not about to answer yes or no", said=_words(reply))
     return mass["yes"] / both
 
 
 def score(reply: Any, low: float, high: float) -> float:
-    """The number in a reply, low to high, as a score from 0 to 1.
-
-    It is the last number that follows the word "score", else the last number of the reply.  "7/10" and "7 out of 10" are 7
-    where high is 10.
+    """The number in a reply, low to high, as a score from 0 to 1; `verdict` says which number that is.
 
     Raises:
-      NotJudged: no text, a reply that was cut off, no number, one outside [low, high], or one out of something else.
+      NotJudged: no text, a reply that was cut, no number, several, one outside [low, high], or one out of something else.
     """
-    text = _text(reply)[-READ:]
-    if _first(_at(reply, "choices"), "finish_reason") == "length":
-        raise NotJudged("the reply was cut off; raise judge.max_tokens or ask for a shorter one", said=text)
-    found = [*_LABELLED.finditer(text)] or [*_ANYWHERE.finditer(text)]
-    if not found:
-        raise NotJudged("there is no number in the reply", said=text)
-    value, most = float(found[-1]["value"]), found[-1]["most"]
-    if most is not None and float(most) != high:
-        raise NotJudged(f"the number is not out of judge.high = {high:g}", said=text)
-    if not low <= value <= high:
-        raise NotJudged(f"the number is not between judge.low = {low:g} and judge.high = {high:g}", said=text)
-    return (value - low) / (high - low)
+    text = _text(reply)
+    _refuse_cut(reply, text)
+    return (verdict.number(text, low, high) - low) / (high - low)
 
 
 def says_yes(reply: Any) -> bool:
@@ -132,16 +109,123 @@ def _first(value: Any, *names: str) -> Any:
     return value
 
 
+def _words(reply: Any) -> str:
+    """The reply's text, "" where it has none."""
+    try:
+        return _text(reply)
+    except NotJudged as error:
+        return error.said
+
+
 def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and value == value
 
 
-def _has_text(reply: Any) -> bool:
-    return isinstance(_first(_at(reply, "choices"), "message", "content"), str)
-
-
 def _text(reply: Any) -> str:
-    """The end of the reply's text, behind what the judge thought aloud."""
-    if not _has_text(reply):
-        raise NotJudged("the reply holds no text")
-    return _first(_at(reply, "choices"), "message", "content").rpartition("</think>")[2].strip()
+    """The reply's text, behind what the judge thought aloud; NotJudged, with whatever the server said, where it has none."""
+    message = _first(_at(reply, "choices"), "message")
+    content = _at(message, "content")
+    if isinstance(content, list):  # parts; pictures and the like say nothing
+        parts = [part if isinstance(part, str) else _at(part, "text") for part in content]
+        texts = [part for part in parts if isinstance(part, str)]
+        content = "".join(texts) if texts else None
+    text = verdict.spoken(content) if isinstance(content, str) else ""
+    if text:
+        return text
+    if isinstance(refusal := _at(message, "refusal"), str) and refusal.strip():
+        raise NotJudged("the judge refused to answer", said=refusal)
+    _refuse_cut(reply, content if isinstance(content, str) else "")
+    reason = _first(_at(reply, "choices"), "finish_reason")
+    if reason == "content_filter":
+        raise NotJudged("the server's content filter kept the reply back")
+    thought = _at(message, "reasoning_content") or _at(message, "reasoning")
+    if isinstance(content, str) and content.strip() or isinstance(thought, str) and thought.strip():
+        raise NotJudged("the judge thought and then said nothing", said=content or thought)
+    if isinstance(content, str):
+        raise NotJudged("the reply is empty, no number and no word is in it")
+    raise NotJudged("the reply holds no text", said=error_words(reply) if isinstance(reply, dict) else "")
+
+
+def _refuse_cut(reply: Any, text: str) -> None:
+    """NotJudged where the server says that it cut the reply."""
+    if _first(_at(reply, "choices"), "finish_reason") in ("length", "max_tokens"):
+        raise NotJudged("the reply was cut off; raise judge.max_tokens or ask for a shorter one", said=text)
+
+
+def error_status(reply: Any) -> int | None:
+    """The HTTP status that a reply's body names as its error, 0 where it tells of one without a status; None of none.
+
+    Gateways answer HTTP 200 with {"error": {"message": ..., "code": 429}} where the server behind them failed; the code is a
+    number, its digits, or a word.  A reply that has an answer beside it is no error.
+    """
+    choices = _at(reply, "choices")
+    first = choices[0] if isinstance(choices, list) and choices else None
+    error = _at(reply, "error") or _at(first, "error")
+    if not error and _at(reply, "object") == "error":
+        error = reply  # vLLM's older form
+    if not error and choices is None and (_at(reply, "detail") or _at(reply, "errors")):
+        error = reply
+    if not error or _has_answer(first):
+        return None
+    named = [_at(where, name) for where in (error, reply) for name in ("code", "status", "status_code")]
+    for code in named:
+        if isinstance(code, str) and code.strip().isascii() and code.strip().isdigit():
+            code = int(code.strip()[:6])
+        if isinstance(code, int | float) and not isinstance(code, bool) and code == code and 300 <= code < 600:
+            return int(code)
+    words = " ".join(str(w) for w in (*named, _at(error, "type")) if isinstance(w, str)).casefold()
+    return next((status for name, status in _NAMED.items() if name in words), 0)
+
+
+def _has_answer(choice: Any) -> bool:
+    content = _at(_at(choice, "message"), "content")
+    return bool(content) and isinstance(content, str | list) and _at(choice, "finish_reason") != "error"
+
+
+def error_words(body: Any) -> str:
+    """What a server's error says, in its own words: a body's text, or of its JSON the message, wherever servers put it.
+
+    OpenAI {"error": {"message"}}, vLLM {"message"} and {"detail"}, FastAPI {"detail": [{"loc", "msg"}]}, plain strings, and
+    pages of HTML without their tags.
+    """
+    if isinstance(body, bytes):
+        text = body.decode(errors="replace")
+        try:
+            body = json.loads(text)
+        except (ValueError, RecursionError):
+            return _without_tags(text)
+    if not isinstance(body, dict):
+        return body if isinstance(body, str) else "" if body is None else _as_json(body)
+    choices = body.get("choices")
+    first = choices[0] if isinstance(choices, list) and choices else None
+    places = (body.get("error"), _at(first, "error"), *map(body.get, ("message", "detail", "errors")))
+    found = next((words for words in places if words), None)
+    message = _at(found, "message") or _at(found, "detail") or _at(found, "msg") or found
+    if isinstance(message, list):
+        message = "; ".join(_one_detail(detail) for detail in message[:4])
+    raw = _at(_at(found, "metadata"), "raw")  # what a gateway was told by who is behind it
+    words = message if isinstance(message, str) else _as_json(message) if message else _as_json(body) if body else ""
+    return f"{words}: {raw}" if isinstance(raw, str) and raw not in words else words
+
+
+def _one_detail(detail: Any) -> str:
+    """A line of FastAPI's validation."""
+    place, words = _at(detail, "loc"), _at(detail, "msg") or _at(detail, "message")
+    if not isinstance(words, str):
+        return detail if isinstance(detail, str) else _as_json(detail)
+    return f"{'.'.join(map(str, place))}: {words}" if isinstance(place, list) and place else words
+
+
+def _as_json(value: Any) -> str:
+    try:
+        return json.dumps(value, ensure_ascii=False)
+    except (ValueError, RecursionError):
+        return "a value that is nested too deeply"
+
+
+def _without_tags(text: str) -> str:
+    """A page's words; text that is no page stays as it is."""
+    if not re.match(r"\s*<(?:!doctype|html|head|body|h1|center|title|\?xml)\b", text, re.IGNORECASE):
+        return text
+    text = re.sub(r"<(script|style)\b.*?(?:</\1>|\Z)|<!--.*?(?:-->|\Z)", " ", text, flags=re.IGNORECASE | re.DOTALL)
+    return " ".join(html.unescape(re.sub(r"<[^<>]*>", " ", text)).split()) or "a page without words"

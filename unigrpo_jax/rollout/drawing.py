@@ -17,9 +17,9 @@ from unigrpo_jax.rollout.not_finite import finite_rows
 from unigrpo_jax.rollout.schedule import timesteps
 from unigrpo_jax.rollout.step_rules import ODE, StepRule
 
-# Pixels that a device decodes at a time.  A decoder's activations are many times an image, so that a large image is decoded
-# alone; small ones, one by one, would leave a device idle.
-DECODED_PIXELS = 2**20
+# Pixels that a device decodes at a time.  A decoder's activations are many times an image (in BAGEL's, a gibibyte for each
+# of several layers at 1024 px), so an image of 512 px is decoded alone; small ones, one by one, would leave a device idle.
+DECODED_PIXELS = 512 * 512
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

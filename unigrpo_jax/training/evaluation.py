@@ -18,7 +18,7 @@ from unigrpo_jax.models.folder import LoadedModel
 from unigrpo_jax.parallel import mesh as meshes
 from unigrpo_jax.parallel import processes
 from unigrpo_jax.parallel.rules import Layout
-from unigrpo_jax.rewards.judging import Judging, RewardError
+from unigrpo_jax.rewards.judging import ABSTAINED, Judging, RewardError
 from unigrpo_jax.rewards.protocol import RewardBatch
 from unigrpo_jax.rollout.program import RolloutProgram, flow_sampler
 from unigrpo_jax.rollout.thinking import TokenSampler
@@ -157,7 +157,8 @@ class Evaluator:
         own, numbers = lambda x: processes.own_rows(x)[1][kept], numbers[kept]
         before = None if picture is None else picture.levels[numbers // images]
         asked = [self.prompts[start + n // images] for n in numbers]
-        batches = by_round(episodes, asked, self._codec, own, before)
+        group = (start * images + numbers) // images
+        batches = by_round(episodes, asked, self._codec, own, before, group)
         return _Call(rows=start * images + numbers, batches=batches, total=keep, shown=tuple(map(np.asarray, shown)))
 
     def _judge(self, calls: Sequence[_Call]) -> Judged:
@@ -169,9 +170,11 @@ class Evaluator:
         thinkings = tuple(columns[f"thinking{turn}"] for turn in range(len(joined)))
         moments = [_moments(columns, asked, turn, shown) for turn, shown in enumerate(calls[0].shown)]
         columns = {name: np.asarray(values, np.float64) for name, values in columns.items()}
-        judged = np.all([np.isfinite(x) for name, x in columns.items() if name.startswith("reward/")], axis=0)
-        self._judging.hold_to_share(judged, "held-out images")
-        scores = {name.split("/", 1)[1]: values for name, values in columns.items()}
+        rewards = [x for name, x in columns.items() if name.startswith("reward/")]
+        self._judging.hold_to_share(~np.any([np.isnan(x) for x in rewards], axis=0), "held-out images")
+        if all((x == ABSTAINED).all() for x in rewards):
+            raise RewardError(f"every reward abstained from all of {total} held-out images, so nothing can be compared")
+        scores = {name.split("/", 1)[1]: np.where(x == ABSTAINED, np.nan, x) for name, x in columns.items()}
         table = by_category(scores, [str(p.metadata.get("category", "")) for p in asked])
         samples = [Sample(**m[-1], earlier=tuple(Moment(**n) for n in m[:-1])) for m in zip(*moments, strict=True)]
         return Judged(table, samples, scores, thinkings)
@@ -193,7 +196,8 @@ class Evaluator:
         scores, found = self._judging(batch), {}
         if self._world.judge is None:
             correct = [None] * len(batch.prompts)
-            verdicts = [", ".join(f"{n} {v[i]:.3f}" for n, v in scores.items()) for i in range(len(batch.prompts))]
+            said = lambda value: "abstains" if value == ABSTAINED else f"{value:.3f}"
+            verdicts = [", ".join(f"{n} {said(v[i])}" for n, v in scores.items()) for i in range(len(batch.prompts))]
         else:
             judged = self._world.judge(batch)
             found = {name: x for name, x in judged.scores.items() if name not in scores}
@@ -222,12 +226,13 @@ def join(batches: Sequence[RewardBatch]) -> RewardBatch:
         images=np.concatenate([batch.images for batch in batches]),
         thinking=every("thinking"),
         before=None if batches[0].before is None else np.concatenate([batch.before for batch in batches]),
+        group=None if batches[0].group is None else np.concatenate([batch.group for batch in batches]),
     )
 
 
 def by_round(
     episodes: Episodes, asked: Sequence[Prompt], codec: TextCodec, own: Callable[[jax.Array], np.ndarray],
-    before: np.ndarray | None,
+    before: np.ndarray | None, group: np.ndarray | None = None,
 ) -> tuple[RewardBatch, ...]:  # fmt: skip
     """Episodes as rewards see them, once for each round.
 
@@ -237,6 +242,7 @@ def by_round(
       codec: makes words of tokens.
       own: picks those R rows of an array, on the host.
       before: the pictures that came with their prompts, uint8 [R, H, W, 3]; None where none did.
+      group: int [R], numbers of the groups; None where rewards need not know.
     """
     batches = []
     for turn, (thinking, drawing) in enumerate(zip(episodes.thinkings, episodes.drawings, strict=True)):
@@ -248,6 +254,7 @@ def by_round(
                 images=images,
                 thinking=codec.thoughts(jax.tree.map(own, thinking), len(asked)),
                 before=before,
+                group=group,
             )
         )
         before = images

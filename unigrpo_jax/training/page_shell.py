@@ -50,7 +50,7 @@ p { margin: 0; }
 .tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(190px, 1fr)); gap: 12px; margin-top: 16px; }
 .tile { display: flex; flex-direction: column; gap: 2px; padding: 12px 14px; background: var(--panel);
   border: 1px solid var(--rule); border-radius: 6px; }
-.tile .name { color: var(--soft); font-size: 13px; }
+.tile .name { flex: 1; color: var(--soft); font-size: 13px; }
 .tile .pair { font-size: 21px; font-variant-numeric: tabular-nums; white-space: nowrap; }
 .change { font-size: 13px; color: var(--soft); } .up { color: var(--right); } .down { color: var(--wrong); }
 .scroll { overflow-x: auto; margin-bottom: 16px; }
@@ -58,6 +58,7 @@ table { border-collapse: collapse; font-size: 14px; font-variant-numeric: tabula
 th, td { padding: 5px 12px; border-bottom: 1px solid var(--rule); text-align: right; white-space: nowrap; }
 th { font-weight: 500; } thead th { color: var(--soft); font-size: 13px; }
 th:first-child { text-align: left; padding-left: 0; } th[colspan] { text-align: center; }
+thead tr + tr th:first-child { text-align: right; padding-left: 12px; }
 .overall th, .overall td { font-weight: 700; }
 .settings th, .settings td { text-align: left; white-space: normal; overflow-wrap: anywhere; font-size: 13px; }
 .settings th { color: var(--soft); vertical-align: top; min-width: 150px; }

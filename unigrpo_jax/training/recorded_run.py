@@ -4,12 +4,15 @@ The files are `config.json`, `metrics.jsonl`, `summary.json` and `provenance.jso
 """
 
 import dataclasses
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from etils import epath
 
 from unigrpo_jax import foreign_files
+from unigrpo_jax.config import ConfigError, require
+from unigrpo_jax.training import storage
 from unigrpo_jax.training.metrics import FILE_NAME, read_metrics
 from unigrpo_jax.training.storage import Place
 from unigrpo_jax.training.summary import read_summary
@@ -107,6 +110,25 @@ def read_run(run_dir: Place) -> RecordedRun:
         summary=read_summary(folder),
         provenance=_read_object(folder / "provenance.json"),
     )
+
+
+def read_runs(places: Sequence[Place]) -> list[RecordedRun]:
+    """The runs in some folders, each once; ConfigError where one holds no run, ValueError where one is damaged."""
+    runs = {}
+    for place in places:
+        folder = storage.path(place)
+        require(folder.exists(), f"there is no folder {folder}; give a run folder, such as runs/shapes.")
+        require(folder.is_dir(), f"{folder} is a file; give the run folder that it lies in.")
+        if not _holds_run(folder):
+            inside = sorted(str(path) for path in folder.iterdir() if path.is_dir() and _holds_run(path))
+            hint = f"give the runs in it: {', '.join(inside[:5])}" if inside else "give a run folder, such as runs/shapes"
+            raise ConfigError(f"{folder} holds no run (neither config.json nor {FILE_NAME}); {hint}.")
+        runs.setdefault(str(folder) if storage.is_bucket(folder) else os.path.realpath(folder), folder)
+    return [read_run(folder) for folder in runs.values()]
+
+
+def _holds_run(folder: epath.Path) -> bool:
+    return (folder / FILE_NAME).exists() or (folder / "config.json").exists()
 
 
 def _read_object(path: epath.Path) -> dict[str, Any]:

@@ -253,7 +253,7 @@ class Trainer:
         rows = processes.own_rows(episodes.drawing.image)[0]
         own, of = lambda x: processes.own_rows(x)[1], rows // self.parts.config.learning.group_size
         before = None if picture is None else picture.levels[of]
-        batches = by_round(episodes, [prompts[row] for row in of], self.parts.loaded.codec, own, before)
+        batches = by_round(episodes, [prompts[row] for row in of], self.parts.loaded.codec, own, before, group=of)
         masks = [own(thinking.mask) for thinking in episodes.thinkings if thinking is not None]
         tokens = sum((mask.sum(axis=1) for mask in masks), np.zeros(len(rows), int))
         return OwnEpisodes(rows, batches, tokens, processes.own_rows(episodes.drawing.finite)[1])
@@ -286,13 +286,15 @@ class Trainer:
         grouped = [by_group(_named(found, "reward/")) for found in rounds]
         self.parts.judging.hold_to_share(finite.reshape(-1, learning.group_size).all(axis=1), "groups", "the rollout")
         rewarded = credit.rewarded(grouped, learning)
-        judged = np.all([np.isfinite(x).all(axis=1) for found in rewarded for x in found.values()], axis=0)  # [P]
-        self.parts.judging.hold_to_share(judged, "groups")
+        judged, failed = credit.judged_and_failed(rewarded)
+        self.parts.judging.hold_to_share(~failed, "groups")
         advantages, total = credit.advantages(rewarded, judged, learning)
-        metrics = {"reward/mean": float(total.mean()), "reward/std": float(total.std())}
+        metrics = credit.abstained(grouped[-1])
+        if judged.any():
+            metrics |= {"reward/mean": float(total.mean()), "reward/std": float(total.std())}
+            metrics["reward/zero_variance_share"] = float(zero_variance_share(total))
         metrics["reward/dropped_share"] = float(1 - judged.mean())
         metrics["rollout/nonfinite_share"] = float(1 - finite.mean())
-        metrics["reward/zero_variance_share"] = float(zero_variance_share(total))
         for turn, (found, values) in enumerate(zip(grouped, rounds, strict=True), 1):
             prefix = "" if turn == len(rounds) else f"round{turn}/"
             for name, x in found.items():
