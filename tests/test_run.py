@@ -29,12 +29,13 @@ METRICS = {
 }  # fmt: skip
 
 
-def process(module: str, *arguments, cwd: pathlib.Path) -> subprocess.CompletedProcess:
+def process(module: str, *arguments, cwd: pathlib.Path, stdout=subprocess.PIPE) -> subprocess.CompletedProcess:
     """`python -m module arguments` in a folder, as a user would."""
     cache = {"JAX_COMPILATION_CACHE_DIR": str(ROOT / ".cache" / "jax")}
     done = subprocess.run(
         [sys.executable, "-m", module, *map(str, arguments)],
-        cwd=cwd, env=os.environ | cache | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=300,
+        cwd=cwd, env=os.environ | cache | {"PYTHONPATH": str(ROOT)}, stdout=stdout, stderr=subprocess.PIPE, text=True,
+        timeout=300,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     return done
@@ -142,6 +143,7 @@ def test_a_checkpoint_is_evaluated_alike_on_one_device_and_on_a_mesh(finished, t
 
 
 def test_own_prompts_and_own_reward_from_the_current_folder(tiny_model, tmp_path):
+    """And with nobody who reads what it prints, which ends no run."""
     prompts = [{"prompt": "a red circle", "category": "red", "wanted": 0}, {"prompt": "a blue square", "wanted": 2}]
     (tmp_path / "mine.jsonl").write_text("\n".join(map(json.dumps, prompts)))
     (tmp_path / "my_reward.py").write_text(
@@ -149,7 +151,10 @@ def test_own_prompts_and_own_reward_from_the_current_folder(tiny_model, tmp_path
         "    return np.array([i[..., m['wanted']].mean() for i, m in zip(batch.images, batch.metadata)])\n"
     )
     own = ["--prompts", "mine.jsonl", "--rewards", "my_reward:score", "--iterations", 1]
-    process("experiments.run", "smoke", "--model.path", tiny_model, *SMALL, *own, cwd=tmp_path)
+    reader, writer = os.pipe()
+    os.close(reader)  # as `| head` does after a few lines
+    with open(writer, "w") as broken:
+        process("experiments.run", "smoke", "--model.path", tiny_model, *SMALL, *own, cwd=tmp_path, stdout=broken)
     run_dir = tmp_path / "runs" / "smoke"
     (line,) = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
     assert line["reward/mean"] == pytest.approx(line["reward/reward/mean"]) and "judge/exact" not in line

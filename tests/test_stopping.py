@@ -74,7 +74,7 @@ PARTS = {  # who, what, which call, and the iterations that are done and saved
     "writer": (MetricsWriter, "write", 2, 2),
     "samples": (iterations, "save_samples", 3, 2),
     "sampling": (Evaluator, "samples", 2, 2),
-    "checkpoint": (Checkpoints, "improves", 2, 2),
+    "checkpoint": (Checkpoints, "improves", 3, 2),
 }
 
 
@@ -95,7 +95,7 @@ def test_whatever_is_raised_in_an_iteration_its_state_is_saved_first(small, tmp_
         chain.append(type(cause).__name__)
         cause = cause.__cause__
     assert part == "rollout's callback" or chain[-1] == "Broken", chain
-    assert "for once" in (tmp_path / "run" / "traceback.txt").read_text()
+    assert "for once" in (tmp_path / "run" / "error.txt").read_text()
     assert saved(tmp_path / "run")[-1] == done
     lines = [line["step"] for line in read_metrics(tmp_path / "run" / "metrics.jsonl")]
     assert lines == list(range(1, done + 1 - (part in ("writer", "alarms"))))
@@ -106,7 +106,7 @@ def test_a_reward_that_ends_the_process_does_not(small, tmp_path):
     """SystemExit is no Exception; the episodes are kept, too."""
     (tmp_path / "leaving.py").write_text(
         "import sys\n\ncalls = 0\n\n\ndef score(batch):\n    global calls\n    calls += 1\n"
-        "    return sys.exit('enough') if calls == 4 else [0.5] * len(batch.prompts)\n"
+        "    return sys.exit('enough') if calls == 5 else [0.5] * len(batch.prompts)\n"
     )
     outcome = small("--rewards", "leaving:score")
     assert outcome.code == 1 and "enough" in outcome.err and "in iteration 2; the episodes" in outcome.err, outcome
@@ -115,14 +115,16 @@ def test_a_reward_that_ends_the_process_does_not(small, tmp_path):
 
 
 def test_where_the_state_went_with_the_update_the_newest_checkpoint_is_named(small, tmp_path, monkeypatch):
+    settings = ["--iterations", 5, "--checkpoint.every", 2, "--checkpoint.keep-best", 0, "--evaluation.every", 0]
     with monkeypatch.context() as patch:
-        break_at(patch, Trainer, "learn", 2, after=True)
-        outcome = small("--checkpoint.every", 1)
-    assert outcome.code == 1 and "Broken: for once, in iteration 2; the state went with the update" in outcome.err, outcome
-    assert outcome.err.endswith(f"its newest checkpoint is {tmp_path / 'run' / 'checkpoints' / '1'}.\n")
-    outcome = small("--resume")
-    assert outcome.code == 0 and "Resuming after iteration 1" in outcome.out, outcome
-    assert [line["step"] for line in read_metrics(tmp_path / "run" / "metrics.jsonl")] == [1, 2, 3]
+        break_at(patch, Trainer, "learn", 4, after=True)
+        outcome = small(*settings)
+    assert outcome.code == 1 and "Broken: for once, in iteration 4; the state went with the update" in outcome.err, outcome
+    run_dir = tmp_path / "run"
+    assert f"its newest checkpoint is {run_dir / 'checkpoints' / '2'}; the traceback is in {run_dir / 'error.txt'}." in outcome.err
+    outcome = small("--resume", *settings)
+    assert outcome.code == 0 and "Resuming after iteration 2" in outcome.out, outcome
+    assert [line["step"] for line in read_metrics(tmp_path / "run" / "metrics.jsonl")] == [1, 2, 3, 4, 5]
 
 
 def test_what_only_shows_a_run_may_fail_which_is_told_once(small, tmp_path, monkeypatch):
@@ -132,7 +134,7 @@ def test_what_only_shows_a_run_may_fail_which_is_told_once(small, tmp_path, monk
     monkeypatch.setattr(iterations, "write_report", fail)
     monkeypatch.setattr(Console, "iteration", fail)
     outcome = small()
-    assert outcome.code == 0 and saved(tmp_path / "run") == [3], outcome
+    assert outcome.code == 0 and saved(tmp_path / "run")[-1] == 3, outcome
     assert outcome.out.count("Broken: for ever") == outcome.err.count("Broken: for ever") == 1, outcome
     assert "report.html failed (Broken: for ever); the run goes on." in outcome.out
     assert outcome.err == "what is printed failed (Broken: for ever); the run goes on.\n"

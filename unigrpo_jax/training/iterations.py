@@ -38,6 +38,7 @@ from unigrpo_jax.training.trainer import Trainer
 from unigrpo_jax.training.watchdog import Watchdog
 
 MAX_SKIPPED_IN_ROW = 5
+ERROR_FILE = "error.txt"
 
 
 @dataclasses.dataclass
@@ -309,16 +310,19 @@ class Iterations:
             shared = (RewardError, ConfigError, processes.FailedTogether)
             if jax.process_count() > 1 and not isinstance(error, shared):
                 raise
+            where = ""
             if not isinstance(error, shared):
+                where = f"; the traceback is in {self._run_dir / ERROR_FILE}"
                 stacks = traceback.format_exc().encode()
-                self._alone(storage.write_atomically, self._run_dir / "traceback.txt", stacks)
-            raise RunStopped(f"{clause(error)}, {when()}{self._note}; {self._rescued()}.") from error
+                self._alone(storage.write_atomically, self._run_dir / ERROR_FILE, stacks)
+            raise RunStopped(f"{clause(error)}, {when()}{self._note}; {self._rescued()}{where}.") from error
 
     def _rescued(self) -> str:
         """Saves what there is; says what."""
         if self._done is not None and not self._done.recorded and self._done.number == self._number():
             self._record(self._done)
         if self._number() is None:
+            self._checkpoints.wait()
             return f"the state went with the update that failed, and {self._newest()}"
         self._broken = None  # it is what ends the run, or comes after that
         self._save_now()

@@ -23,9 +23,10 @@ def clause(error: BaseException) -> str:
 
     What JAX says of a callback that failed is a whole traceback, whose last line counts.
     """
-    lines = [line.rstrip() for line in str(error).splitlines() if line.strip()] or [""]
-    inner = [line for line in lines if not line.startswith(" ")] if "Traceback (most recent call last)" in str(error) else lines[:1]
-    said = inner[-1].strip()[:500].rstrip(".")
+    lines = [line for line in str(error).splitlines() if line.strip()] or [""]
+    if any("Traceback (most recent call last)" in line for line in lines):
+        lines = [line for line in reversed(lines) if not line.startswith(" ")] or lines
+    said = lines[0].strip()[:500].rstrip(".")
     own = type(error).__module__.startswith("unigrpo_jax.")
     return said if own and said else f"{type(error).__name__}: {said}" if said else type(error).__name__
 
