@@ -121,7 +121,8 @@ def test_where_the_state_went_with_the_update_the_newest_checkpoint_is_named(sma
         outcome = small(*settings)
     assert outcome.code == 1 and "Broken: for once, in iteration 4; the state went with the update" in outcome.err, outcome
     run_dir = tmp_path / "run"
-    assert f"its newest checkpoint is {run_dir / 'checkpoints' / '2'}; the traceback is in {run_dir / 'error.txt'}." in outcome.err
+    newest = f"its newest checkpoint is {run_dir / 'checkpoints' / '2'}"
+    assert f"{newest}; the traceback is in {run_dir / 'error.txt'}." in outcome.err
     outcome = small("--resume", *settings)
     assert outcome.code == 0 and "Resuming after iteration 2" in outcome.out, outcome
     assert [line["step"] for line in read_metrics(tmp_path / "run" / "metrics.jsonl")] == [1, 2, 3, 4, 5]

@@ -47,8 +47,8 @@ def _unless_broken(draw: Callable) -> Callable:
             return
         try:
             draw(self, *arguments)
-        except (OSError, ValueError) as error:
-            if not isinstance(error, OSError) and not self._stream.closed:
+        except (OSError, ValueError, SystemExit) as error:  # rich leaves the process where a pipe is broken
+            if isinstance(error, ValueError) and not self._stream.closed:
                 raise
             self._fall_silent()
 
