@@ -25,6 +25,7 @@ from unigrpo_jax.parallel.rules import Layout
 from unigrpo_jax.rewards.judging import Judging, RewardError
 from unigrpo_jax.rewards.load import load_rewards
 from unigrpo_jax.rewards.protocol import DifferentiableReward, RewardBatch
+from unigrpo_jax.training import measured
 from unigrpo_jax.training.evaluation import by_round
 from unigrpo_jax.training.given import check_pictures, given_pictures
 from unigrpo_jax.training.image_statistics import colour_entropy, edge_density
@@ -136,11 +137,6 @@ class OwnEpisodes:
     def batch(self) -> RewardBatch:
         """The last round's."""
         return self.batches[-1]
-
-
-def _named(columns: dict[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:
-    """The columns whose names begin so, without the beginning."""
-    return {name.removeprefix(prefix): x for name, x in columns.items() if name.startswith(prefix)}
 
 
 class Moment:
@@ -280,10 +276,8 @@ class Trainer:
         except ValueError as error:
             raise RewardError(f"the rewards {' '.join(config.rewards)}: {error}") from None
         finite = np.asarray(shared[-1]["finite"], bool)  # nothing is known of an episode that is not
-        known = lambda column: np.where(finite, np.asarray(column, np.float32), np.nan)
-        rounds = [{name: known(x) for name, x in found.items() if name != "finite"} for found in shared]
-        by_group = lambda found: {n: x.reshape(-1, learning.group_size) for n, x in found.items()}
-        grouped = [by_group(_named(found, "reward/")) for found in rounds]
+        rounds = [measured.known(found, finite) for found in shared]
+        grouped = [measured.by_group(found, "reward/", learning.group_size) for found in rounds]
         self.parts.judging.hold_to_share(finite.reshape(-1, learning.group_size).all(axis=1), "groups", "the rollout")
         rewarded = credit.rewarded(grouped, learning)
         judged, failed = credit.judged_and_failed(rewarded)
@@ -295,21 +289,8 @@ class Trainer:
             metrics["reward/zero_variance_share"] = float(zero_variance_share(total))
         metrics["reward/dropped_share"] = float(1 - judged.mean())
         metrics["rollout/nonfinite_share"] = float(1 - finite.mean())
-        for turn, (found, values) in enumerate(zip(grouped, rounds, strict=True), 1):
-            prefix = "" if turn == len(rounds) else f"round{turn}/"
-            for name, x in found.items():
-                seen = x[np.isfinite(x)]
-                if seen.size:
-                    metrics[f"{prefix}reward/{name}/mean"] = float(seen.mean())
-                    metrics[f"{prefix}reward/{name}/std"] = float(seen.std())
-            for name, x in values.items():
-                if name.startswith(("judge/", "image/")) and np.isfinite(x).any():
-                    metrics[f"{prefix}{name}"] = float(np.nanmean(x))
-        values = rounds[-1]
-        text, flow = times["time/rollout_text"], times["time/rollout_flow"]
-        metrics["images_per_second"] = config.episodes / (text + flow)
-        if config.rollout.thinking:
-            metrics["tokens_per_second"] = float(np.nansum(values["tokens"])) / max(text, 1e-9)
+        seconds = times["time/rollout_text"], times["time/rollout_flow"]
+        metrics |= measured.means(rounds) | measured.speeds(rounds[-1]["tokens"], *seconds, config.rollout.thinking)
         metrics["time/reward"] = time.monotonic() - begin
         return advantages, metrics
 
