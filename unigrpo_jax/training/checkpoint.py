@@ -285,8 +285,8 @@ def pass_over_late_writes() -> None:
         return
 
     def hook(found) -> None:
-        where = found.exc_traceback and found.exc_traceback.tb_frame.f_code.co_name
-        if isinstance(found.exc_value, RuntimeError) and where == "call_soon_threadsafe":
+        where = found.exc_traceback.tb_frame.f_code.co_name if found.exc_traceback else ""  # uvloop's are dotted
+        if isinstance(found.exc_value, RuntimeError) and where.rpartition(".")[2] == "call_soon_threadsafe":
             return
         before(found)
 
