@@ -13,6 +13,7 @@ from typing import Any, NoReturn
 
 from unigrpo_jax.config import ConfigError, RunConfig
 from unigrpo_jax.foreign_text import tell
+from unigrpo_jax.parallel.host_memory import keep_freed
 from unigrpo_jax.rewards.judging import RewardError
 
 
@@ -42,9 +43,13 @@ def interrupted() -> NoReturn:
 
 
 def configure_jax() -> None:
-    """Keeps compiled programs on disk, so that the second start is quick; JAX_COMPILATION_CACHE_DIR moves them."""
+    """Keeps compiled programs on disk, so that the second start is quick; JAX_COMPILATION_CACHE_DIR moves them.
+
+    Freed memory is kept, too, where programs run on CPU.
+    """
     import jax
 
+    keep_freed()
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         cache = pathlib.Path(os.environ.get("XDG_CACHE_HOME", pathlib.Path.home() / ".cache")) / "unigrpo_jax"
         jax.config.update("jax_compilation_cache_dir", str(cache))
