@@ -37,8 +37,8 @@ class Arguments:
     quick: bool = False
     """At most 3 rounds, and neither `costs` nor `rounds`, which compile most."""
     against: Annotated[str | None, tyro.conf.arg(metavar="COMMAND")] = None
-    """Instead of tables: a program that prints its own rates as JSON lines, in turn with ours of the size `window`, or of the
-    one in --sizes.  Rounds in which other processes are busy are thrown away."""
+    """Instead of tables: a program that prints its own rates as JSON lines, in turn with ours of the size `window`, or of
+    the one in --sizes.  Rounds in which other processes are busy are thrown away."""
     json: pathlib.Path | None = None
     """File for the same numbers."""
 

@@ -11,12 +11,12 @@ Other lines are passed over.  Where there are several, the median of a round cou
 
 import dataclasses
 import json
-import math
 import os
 import pathlib
 import shlex
 import statistics
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Sequence
 
@@ -67,7 +67,8 @@ def theirs(command: str) -> Program:
         try:
             done = subprocess.run(words, capture_output=True, text=True, errors="replace", stdin=subprocess.DEVNULL)
         except OSError as error:
-            raise ConfigError(f"--against {words[0]} cannot be run ({error.strerror}); give the path of a program.") from None
+            why = error.strerror
+            raise ConfigError(f"--against {words[0]} cannot be run ({why}); give the path of a program.") from None
         last = next((line for line in reversed(done.stderr.splitlines()) if line.strip()), "it said nothing on stderr")
         require(done.returncode == 0, f"--against {words[0]} ended with code {done.returncode} ({last[:200]}); mend it.")
         return read(done.stdout)
@@ -87,7 +88,7 @@ def read(text: str) -> dict[str, float]:
             raise ConfigError(f"--against printed {line[:100]!r}, which is no JSON; print one object a line.") from None
         for name, value in given.items():
             require(name in UNITS, f"--against printed a number called {name[:40]!r}; the names are {', '.join(UNITS)}.")
-            right = isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < math.inf
+            right = isinstance(value, int | float) and not isinstance(value, bool) and 0 < value <= sys.float_info.max
             require(right, f"--against printed {str(value)[:40]!r} for {name}; print a finite number above 0.")
             found.setdefault(name, []).append(float(value))
     require(bool(found), f"--against printed no JSON line with one of {', '.join(UNITS)}; print at least one.")
