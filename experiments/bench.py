@@ -2,11 +2,13 @@
 
     python -m experiments.bench [--sizes tiny shapes middle] [--tables speed ...] [--pictures] [--repeats 7] [--quick]
                                 [--json FILE]
+    python -m experiments.bench --against COMMAND [--sizes window] [--repeats 7] [--json FILE]
 
 Programs and limits are timed in turn, round after round, after one round that is not counted.  A number is the median of
 the rounds, beside it the smallest and the largest; a ratio compares times of one round, a share is one of the best rate
 that the rounds saw.  On a TPU or GPU the limits are the vendor's, so that the shares are MFU and bandwidth use; elsewhere
-they are measured.
+they are measured.  With `--against` another program's rates are measured in turn with ours, see
+experiments/benchmark/against.py for what it prints.
 """
 
 import dataclasses
@@ -23,7 +25,8 @@ class Arguments:
     """What to measure and how often."""
 
     sizes: tuple[str, ...] = ("tiny", "shapes", "middle")
-    """`tiny` and `shapes` are the presets bagel_tiny and shapes; `middle` is 512 wide, 8 layers deep, 256 latent tokens."""
+    """`tiny` and `shapes` are the presets bagel_tiny and shapes; `middle` is 512 wide, 8 layers deep, 256 latent tokens;
+    `window` is `middle` with 15 flow steps, three of them trained."""
     tables: tuple[str, ...] = ("speed", "savings", "loop", "costs", "rounds")
     """`speed` of programs and parts, `savings` of what they share, the `loop` around them, `costs` of other settings, and
     `rounds`: 1 to 4 of them, and guidance."""
@@ -33,6 +36,9 @@ class Arguments:
     """Rounds."""
     quick: bool = False
     """At most 3 rounds, and neither `costs` nor `rounds`, which compile most."""
+    against: Annotated[str | None, tyro.conf.arg(metavar="COMMAND")] = None
+    """Instead of tables: a program that prints its own rates as JSON lines, in turn with ours of the size `window`, or of
+    the one in --sizes.  Rounds in which other processes are busy are thrown away."""
     json: pathlib.Path | None = None
     """File for the same numbers."""
 
@@ -41,11 +47,19 @@ class Arguments:
 def main(arguments: Arguments) -> None:
     """Measures, prints, saves."""
     from experiments.benchmark import machine, rounds, rows
+    from experiments.benchmark.against import against
     from experiments.benchmark.workload import SIZES
     from unigrpo_jax.config import require
     from unigrpo_jax.training.console import Console
     from unigrpo_jax.training.run_folder import write_json
 
+    default, command = Arguments(), arguments.against
+    if command is not None:
+        require((arguments.tables, arguments.pictures) == (default.tables, default.pictures),
+                "--against makes a table of its own; leave --tables and --pictures out.")  # fmt: skip
+        if arguments.sizes == default.sizes:
+            arguments = dataclasses.replace(arguments, sizes=("window",))
+        require(len(arguments.sizes) == 1, f"--against is about one size, not {len(arguments.sizes)}; name one in --sizes.")
     unknown = [size for size in arguments.sizes if size not in SIZES]
     require(not unknown and bool(arguments.sizes), f"--sizes {' '.join(unknown)}: choose among {', '.join(SIZES)}.")
     measures = {"speed": rows.speed, "savings": rows.savings, "loop": rows.loop, "costs": rows.costs}
@@ -59,6 +73,8 @@ def main(arguments: Arguments) -> None:
     repeats = min(arguments.repeats, 3) if arguments.quick else arguments.repeats
     left_out = ("costs", "rounds") if arguments.quick else ()
     tables = [(title, measures[title]) for title in arguments.tables if title not in left_out]
+    if command is not None:
+        tables = [("against", lambda workload, repeats: against(workload, command, repeats))]
     found: dict[str, Any] = {"machine": machine.description(), "repeats": repeats, "rows": []}
     with Console() as console:
         console.card("Machine", [(name, str(value)) for name, value in found["machine"].items()])

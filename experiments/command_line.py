@@ -14,6 +14,7 @@ from typing import Any, NoReturn
 
 from unigrpo_jax.config import ConfigError, RunConfig
 from unigrpo_jax.foreign_text import tell
+from unigrpo_jax.parallel.host_memory import keep_freed
 from unigrpo_jax.rewards.judging import RewardError
 
 
@@ -47,13 +48,15 @@ def interrupted() -> NoReturn:
 def configure_jax() -> None:
     """Keeps compiled programs on disk, so that the second start is quick; JAX_COMPILATION_CACHE_DIR moves them.
 
-    A TPU that is not there is not asked for, so that a TPU compiler beside it stays silent.
+    A TPU that is not there is not asked for, so that a TPU compiler beside it stays silent.  Freed memory is kept where
+    programs run on CPU.
     """
     import jax
 
     from unigrpo_jax.parallel.platforms import leave_out_absent_tpu
 
     leave_out_absent_tpu()
+    keep_freed()
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         cache = pathlib.Path(os.environ.get("XDG_CACHE_HOME", pathlib.Path.home() / ".cache")) / "unigrpo_jax"
         jax.config.update("jax_compilation_cache_dir", str(cache))

@@ -50,6 +50,7 @@ def command(module: str, *arguments, share: bool = True) -> Outcome:
     with pytest.MonkeyPatch.context() as patch, programs, contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         patch.setattr(sys, "argv", [module, *map(str, arguments)])
         patch.setattr(os, "_exit", sys.exit)
+        patch.setattr("experiments.command_line.keep_freed", lambda: False)  # a worker of the tests gives back what it can
         patch.setenv("JAX_COMPILATION_CACHE_DIR", "that of the tests")
         try:
             importlib.import_module(module).main()

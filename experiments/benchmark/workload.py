@@ -262,4 +262,5 @@ SIZES: dict[str, Callable[[], Workload]] = {
     "tiny": lambda: of_config(preset(["bagel_tiny"], "")[0]),
     "shapes": lambda: of_config(preset(["shapes"], "")[0]),
     "middle": middle,
+    "window": lambda: middle().changed(window_size=3, flow_steps=15),
 }
