@@ -128,7 +128,7 @@ def test_the_exported_folder_is_the_checkpoint(trained, exported, tmp_path):
         out = tmp_path / "table.json"
         outcome = command("experiments.evaluate", path, "--preset", "bagel_tiny", "--out", out, "--evaluation.prompts", 4,
                           "--evaluation.batch", 4, "--evaluation.flow-steps", 2, "--evaluation.guidance", 3,
-                          "--evaluation.guidance-image", 2)  # fmt: skip
+                          "--evaluation.guidance-image", 2, "--evaluation.thinking-as-text")  # fmt: skip
         assert outcome.code == 0, outcome
         tables.append(json.loads(out.read_text())["table"]["colourfulness"]["overall"])
     assert tables[0] == pytest.approx(tables[1], abs=2e-3)  # another length of thinking in the preset than in the run
@@ -186,7 +186,8 @@ def test_it_draws_edits_and_answers(folder, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Image.new("RGBA", (90, 50), (200, 30, 30, 128)).save("photo.png")
     small = ("--thinking-tokens", 5, "--flow-steps", 3)
-    drawn = command("experiments.generate", "--model.path", folder, "a red circle", *small, "--height", 32, "--width", 48)
+    drawn = command("experiments.generate", "--model.path", folder, "a red circle", *small, "--height", 32, "--width", 48,
+                    "--thinking-as-text")  # fmt: skip
     assert drawn.code == 0 and "Wrote a-red-circle.png" in drawn.out, drawn
     with Image.open("a-red-circle.png") as image:
         assert image.size == (48, 32)
@@ -237,6 +238,9 @@ def test_what_cannot_work_is_one_sentence(folder, tmp_path, arguments, words):
         ("generate", ["--model.path", "FOLDER", "a", "--height", 128], ["latent tokens", "largest side is 64 pixels"]),
         ("generate", ["--model.path", "FOLDER", "a", "--answer"], ["--image"]),
         ("generate", ["base", "a", "--model.path", "FOLDER"], ["either CHECKPOINT or --model"]),
+        ("generate", ["base", "a", "--no-thinking", "--thinking-as-text"], ["thinking is off", "thinking_as_text out"]),
+        ("generate", ["--model.path", "FOLDER", "a", "--image", "PICTURE", "--answer", "--thinking-as-text"],
+         ["leave it out with --answer"]),
         ("generate", ["base", "a", "b"], ["expected [CHECKPOINT] PROMPT"]),
         ("generate", ["base", "a", "--image", "PICTURE", "--answer"], ["no vision encoder"]),
         ("export", ["FOLDER", "FOLDER"], ["is not empty", "new folder"]),
