@@ -79,6 +79,7 @@ def main(arguments: Arguments) -> None:
     with Console() as console:
         console.table(f"{restored.name}: {len(evaluator.prompts)} prompts", ["score", *categories], rows)
         thinking = "off" if not e.thinking else "greedy" if e.temperature == 0 else f"t{e.temperature:g}"
+        thinking += "_as_text" if e.thinking_as_text else ""
         sources = [held_out] if held_out else list(prompts)
         stems = "+".join(re.sub(r"[^\w.-]", "_", pathlib.Path(name).stem) for name in sources)
         asked = f"{stems[:80]}{len(evaluator.prompts)}-seed{e.seed}"

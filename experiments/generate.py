@@ -43,6 +43,8 @@ class Arguments:
     """Longest text of a conversation, in tokens."""
     thinking: bool = True
     """Think before drawing."""
+    thinking_as_text: bool = False
+    """Draw upon the thinking's words, encoded again, as PyTorch's BAGEL does, and not upon the tokens that were sampled."""
     thinking_tokens: int | None = None
     """Largest number of tokens; default the run's, or 999."""
     temperature: float = 0.0
@@ -91,6 +93,7 @@ def settings(arguments: Arguments, restored, picture) -> tuple[EvaluationConfig,
     )
     evaluation = EvaluationConfig(
         thinking=arguments.thinking,
+        thinking_as_text=arguments.thinking_as_text,
         temperature=arguments.temperature,
         flow_steps=chosen(arguments.flow_steps, 49 if learned else 20),
         guidance=chosen(arguments.guidance, 4.0 if learned else 1.0),
@@ -161,6 +164,7 @@ def generate(arguments: Arguments, restored, prompt: str) -> None:
         picture = look_at(arguments.image, restored)
     evaluation, rollout = checked(arguments, restored, picture)
     if arguments.answer:
+        require(not arguments.thinking_as_text, "--thinking-as-text is about drawing; leave it out with --answer.")
         system = UNDERSTANDING_SYSTEM_PROMPT if arguments.thinking else ""
         tell(answer(loaded.network, restored.read(), loaded.codec, picture.patches, prompt, system,
                      rollout.thinking_tokens, arguments.temperature, arguments.seed))  # fmt: skip

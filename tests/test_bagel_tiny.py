@@ -3,15 +3,20 @@
 import json
 import pathlib
 import shutil
+import unicodedata
 
 import jax
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 from safetensors.numpy import load_file
+from tokenizers import Tokenizer
 
 from tests.command import command
 from unigrpo_jax.config import ModelConfig
+from unigrpo_jax.models.bagel.text import load_tokenizer
 from unigrpo_jax.models.folder import load_model
 from unigrpo_jax.models.tiny import make_tiny
 from unigrpo_jax.models.tree import flatten
@@ -22,12 +27,12 @@ SMALL = ("--evaluation.prompts", 4, "--evaluation.batch", 4, "--evaluation.flow-
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> pathlib.Path:
-    """The toy as a user finds it: five files in the published layout."""
+    """The toy as a user finds it, in the published layout."""
     folder = tmp_path_factory.mktemp("bagel") / "tiny"
     folder.mkdir()
     make_tiny(folder)
     names = {"llm_config.json", "vit_config.json", "ema.safetensors", "ae.safetensors", "tokenizer.json",
-             "tokenizer_config.json"}  # fmt: skip
+             "tokenizer_config.json", "vocab.json", "merges.txt"}  # fmt: skip
     assert {path.name for path in folder.iterdir()} == names
     return folder
 
@@ -67,6 +72,55 @@ def test_it_trains_both_experts_and_nothing_else(folder, trained, exported):
     assert load_file(exported / "ae.safetensors").keys() == load_file(folder / "ae.safetensors").keys()
 
 
+def test_the_tokenizer_is_exported_in_all_of_its_files(folder, exported):
+    for name in ("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt"):
+        assert (exported / name).read_bytes() == (folder / name).read_bytes(), name
+
+
+@pytest.fixture(scope="module")
+def two_readings(folder, tmp_path_factory):
+    """tokenizer.json by itself, and what Qwen2's tokenizer makes of the three other files."""
+    parts = tmp_path_factory.mktemp("parts")
+    for name in ("tokenizer_config.json", "vocab.json", "merges.txt"):
+        shutil.copy(folder / name, parts)
+    tokenizer = load_tokenizer(parts)
+    assert type(tokenizer).__name__ == "Qwen2Tokenizer"
+    return Tokenizer.from_file(str(folder / "tokenizer.json")), tokenizer
+
+
+TRICKY = st.sampled_from([" ", "  ", "\n", "\r\n", "'ll", "e\u0301", "12", "?!", "a red circle", "<|im_end|>", "\u3000"])
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(TRICKY | st.text(max_size=4), max_size=8).map("".join))
+def test_the_two_ways_of_saving_the_tokenizer_give_the_same_ids_and_words(two_readings, text):
+    whole, parts = two_readings
+    ids = whole.encode(text).ids
+    assert ids == parts.encode(text, add_special_tokens=False)
+    assert whole.decode(ids, skip_special_tokens=False) == parts.decode(ids) == unicodedata.normalize("NFC", text)
+
+
+def test_words_of_the_tokenizer_are_the_merges_made_by_hand(folder):
+    """vocab.json and merges.txt as BPE says: pairs are joined in the order of the file, blanks belong to the word behind."""
+    merges = [line.split(" ") for line in (folder / "merges.txt").read_text("utf-8").splitlines()[1:]]
+    vocabulary = json.loads((folder / "vocab.json").read_text("utf-8"))
+
+    def pieces(word):
+        parts = list(word)
+        for left, right in merges:
+            at = 0
+            while at < len(parts) - 1:
+                if parts[at : at + 2] == [left, right]:
+                    parts[at : at + 2] = [left + right]
+                at += 1
+        return parts
+
+    words = ["a", "\u0120red", "\u0120circle", ",", "\u0120greening", "\u0120crosses", "\u0120yes"]
+    expected = [vocabulary[piece] for word in words for piece in pieces(word)]
+    assert load_tokenizer(folder).encode("a red circle, greening crosses yes") == expected
+    assert len(expected) < sum(map(len, words)) / 2
+
+
 def test_the_exported_folder_is_the_checkpoint(trained, exported, tmp_path):
     """Judged alike by the same seeds, and exported again in the same bits."""
     tables = []
@@ -74,7 +128,7 @@ def test_the_exported_folder_is_the_checkpoint(trained, exported, tmp_path):
         out = tmp_path / "table.json"
         outcome = command("experiments.evaluate", path, "--preset", "bagel_tiny", "--out", out, "--evaluation.prompts", 4,
                           "--evaluation.batch", 4, "--evaluation.flow-steps", 2, "--evaluation.guidance", 3,
-                          "--evaluation.guidance-image", 2)  # fmt: skip
+                          "--evaluation.guidance-image", 2, "--evaluation.thinking-as-text")  # fmt: skip
         assert outcome.code == 0, outcome
         tables.append(json.loads(out.read_text())["table"]["colourfulness"]["overall"])
     assert tables[0] == pytest.approx(tables[1], abs=2e-3)  # another length of thinking in the preset than in the run
@@ -132,7 +186,8 @@ def test_it_draws_edits_and_answers(folder, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Image.new("RGBA", (90, 50), (200, 30, 30, 128)).save("photo.png")
     small = ("--thinking-tokens", 5, "--flow-steps", 3)
-    drawn = command("experiments.generate", "--model.path", folder, "a red circle", *small, "--height", 32, "--width", 48)
+    drawn = command("experiments.generate", "--model.path", folder, "a red circle", *small, "--height", 32, "--width", 48,
+                    "--thinking-as-text")  # fmt: skip
     assert drawn.code == 0 and "Wrote a-red-circle.png" in drawn.out, drawn
     with Image.open("a-red-circle.png") as image:
         assert image.size == (48, 32)
@@ -183,6 +238,9 @@ def test_what_cannot_work_is_one_sentence(folder, tmp_path, arguments, words):
         ("generate", ["--model.path", "FOLDER", "a", "--height", 128], ["latent tokens", "largest side is 64 pixels"]),
         ("generate", ["--model.path", "FOLDER", "a", "--answer"], ["--image"]),
         ("generate", ["base", "a", "--model.path", "FOLDER"], ["either CHECKPOINT or --model"]),
+        ("generate", ["base", "a", "--no-thinking", "--thinking-as-text"], ["thinking is off", "thinking_as_text out"]),
+        ("generate", ["--model.path", "FOLDER", "a", "--image", "PICTURE", "--answer", "--thinking-as-text"],
+         ["leave it out with --answer"]),
         ("generate", ["base", "a", "b"], ["expected [CHECKPOINT] PROMPT"]),
         ("generate", ["base", "a", "--image", "PICTURE", "--answer"], ["no vision encoder"]),
         ("export", ["FOLDER", "FOLDER"], ["is not empty", "new folder"]),

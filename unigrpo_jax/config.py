@@ -205,6 +205,8 @@ class EvaluationConfig:
     """Iterations between evaluations during the run; 0 evaluates at the start and the end only."""
     thinking: bool = True
     """Think before drawing."""
+    thinking_as_text: bool = False
+    """Draw upon the thinking's words, encoded again, as PyTorch's BAGEL does, and not upon the tokens that were sampled."""
     temperature: float = 1.0
     """Of the thinking; 0 is greedy."""
     sampler: Literal["ode", "sde"] = "ode"

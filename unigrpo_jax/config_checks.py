@@ -186,6 +186,9 @@ def check(config: RunConfig) -> None:
     )
     low, high = watch.image_range
     require(0 <= low < 1 < high, f"alarms.image_range = ({low}, {high}), but the start, 1, must lie inside; use 0.4 5.")
+    require(e.thinking or not e.thinking_as_text,
+            "thinking_as_text reads the thinking again as words, but thinking is off; turn it on, or leave thinking_as_text "
+            "out.")  # fmt: skip
     low, high = e.guidance_interval
     require(0 <= low < high <= 1, f"evaluation.guidance_interval = ({low}, {high}) must satisfy 0 <= low < high <= 1.")
     require(0 <= e.guidance_renorm_min <= 1,

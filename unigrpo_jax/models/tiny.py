@@ -19,13 +19,17 @@ from unigrpo_jax.models.bagel.autoencoder import FluxAutoencoder
 from unigrpo_jax.models.bagel.text import load_tokenizer, special_tokens
 
 SPECIAL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>")
+# Where Qwen2 cuts a text before it merges bytes.
+PIECES = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
 AUTOENCODER = FluxAutoencoder(width=32, multipliers=(1, 1), blocks=1, channels=4)
 
 
 def tiny_folder() -> pathlib.Path:
     """The toy's folder, made on first use in the user's cache."""
     cache = pathlib.Path(os.environ.get("XDG_CACHE_HOME", pathlib.Path.home() / ".cache"))
-    folder = cache / "unigrpo_jax" / f"tiny-bagel-{unigrpo_jax.__version__}"
+    folder = cache / "unigrpo_jax" / f"tiny-bagel-qwen2-{unigrpo_jax.__version__}"
     if not (folder / "ae.safetensors").exists():
         folder.parent.mkdir(parents=True, exist_ok=True)
         fresh = pathlib.Path(tempfile.mkdtemp(dir=folder.parent))
@@ -75,17 +79,37 @@ def _random(rng: np.random.Generator, name: str, shape: tuple[int, ...]) -> np.n
 
 
 def save_tokenizer(folder: pathlib.Path) -> None:
-    """A byte-level BPE tokenizer with Qwen2.5's special tokens and a few merges."""
-    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
+    """A byte-level BPE tokenizer with Qwen2.5's rules and special tokens and a few merges, in all of Qwen2.5's files.
+
+    tokenizer.json holds everything; PyTorch's BAGEL reads vocab.json, merges.txt and tokenizer_config.json, to the same ids.
+    """
+    from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
     tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.normalizer = normalizers.NFC()
+    pieces = pre_tokenizers.Split(Regex(PIECES), "isolated")
+    letters = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pieces, letters])
     tokenizer.decoder = decoders.ByteLevel()
     text = ["a red circle and a blue square, one green triangle above two yellow crosses"] * 2
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(vocab_size=320, special_tokens=[], initial_alphabet=alphabet, show_progress=False)
     tokenizer.train_from_iterator(text, trainer)
-    tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIAL_TOKENS])
+    tokenizer.model.save(str(folder))  # vocab.json and merges.txt
+    flags = {"lstrip": False, "normalized": False, "rstrip": False, "single_word": False, "special": True}
+    tokenizer.add_special_tokens([AddedToken(token, **flags) for token in SPECIAL_TOKENS])
     tokenizer.save(str(folder / "tokenizer.json"))
-    about = {"tokenizer_class": "PreTrainedTokenizerFast", "pad_token": "<|endoftext|>", "eos_token": "<|im_end|>"}
+    about = {
+        "tokenizer_class": "Qwen2Tokenizer",
+        "added_tokens_decoder": {
+            str(tokenizer.token_to_id(token)): {"content": token} | flags for token in SPECIAL_TOKENS
+        },
+        "additional_special_tokens": list(SPECIAL_TOKENS[1:]),
+        "bos_token": None,
+        "clean_up_tokenization_spaces": False,
+        "eos_token": "<|im_end|>",
+        "errors": "replace",
+        "pad_token": "<|endoftext|>",
+        "unk_token": None,
+    }
     (folder / "tokenizer_config.json").write_text(json.dumps(about, indent=2) + "\n")

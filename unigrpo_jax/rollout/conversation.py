@@ -170,7 +170,7 @@ class Conversation:
         require(count <= self._longest, f"the text has {count} tokens with the two around it, more than the "
                 f"{self._longest} that a turn may have; shorten it, or begin with --chat-tokens {count}.")  # fmt: skip
         bucket = min(_power(count, LEAST_TEXT), self._longest)
-        self._check_room(program, count + thinking_slots(program), "this round")
+        self._check_room(program, count + program.thinking_slots, "this round")
         full, _ = self._catch_up(program)
         block = self._codec.prompts([text], bucket)
         pair, thinking, image, finite = _act(program, *self._given, (full, self._pair[1]), block, self._seed, turn)
@@ -224,11 +224,6 @@ class Conversation:
             )
 
 
-def thinking_slots(program: RolloutProgram) -> int:
-    """Most slots of a thinking's block."""
-    return program.thinking_tokens + 2 if program.thinking_tokens else 0
-
-
 def block_slots(program: RolloutProgram, size: tuple[int, int], patches) -> int:
     """Slots of a picture of `size`, (height, width): its latents, and its patches where there are any."""
     config = program.model.config
@@ -245,7 +240,7 @@ def image_slots(program: RolloutProgram, size: tuple[int, int]) -> int:
 def round_slots(program: RolloutProgram, text: int = LEAST_TEXT) -> int:
     """Most slots that a round adds after a text of `text` tokens, its image looked at in the next one."""
     side, grid = program.model.config.token_pixels, program.flow.grid
-    return text + thinking_slots(program) + image_slots(program, (grid[0] * side, grid[1] * side))
+    return text + program.thinking_slots + image_slots(program, (grid[0] * side, grid[1] * side))
 
 
 def slot_bytes(program: RolloutProgram) -> int:

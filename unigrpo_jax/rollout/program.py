@@ -8,12 +8,14 @@ import jax
 import jax.numpy as jnp
 
 from unigrpo_jax.config import RolloutConfig
-from unigrpo_jax.episode import Drawing, Episodes, Look, Segment, TokenBlock
+from unigrpo_jax.episode import Drawing, Episodes, Look, Segment, Thinking, TokenBlock
+from unigrpo_jax.models.bagel import context as contexts
 from unigrpo_jax.models.bagel.context import Context
 from unigrpo_jax.models.bagel.guidance import Guidance
 from unigrpo_jax.models.bagel.latents import patchify
 from unigrpo_jax.models.bagel.network import Bagel
 from unigrpo_jax.models.bagel.pictures import Picture, see_again
+from unigrpo_jax.models.bagel.text import TextCodec
 from unigrpo_jax.rollout import randomness
 from unigrpo_jax.rollout.dialogue import Dialogue, begin, hear, look
 from unigrpo_jax.rollout.drawing import FlowSampler, draw
@@ -21,6 +23,10 @@ from unigrpo_jax.rollout.not_finite import blank
 from unigrpo_jax.rollout.step_rules import step_rule
 from unigrpo_jax.rollout.thinking import TokenSampler, think
 from unigrpo_jax.rollout.windows import Window
+
+# A thinking's words, encoded again: a sampled byte that is part of no character becomes U+FFFD, three bytes, and a few
+# characters are written as several.
+LONGER, ROOM = 3, 16
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -40,6 +46,8 @@ class RolloutProgram:
       shared_noise: all episodes of a prompt begin at the same noise (DanceGRPO, arXiv 2505.07818).
       micro_batches: pieces of the prompts, one after the other.
       place: applied to the context of a batch of episodes, to lay it over devices.
+      as_text: what decodes a thinking and encodes its words again, to be drawn upon instead of the tokens that were sampled;
+        it runs on the host of the only process.  None draws upon the tokens.
       parts: devices that episodes are spread over; on each, a few images are decoded at a time; 0 decodes all at once.
       thought: called on the host when the thinking is done, to tell the two phases' seconds apart; None for no call.
     """
@@ -56,6 +64,7 @@ class RolloutProgram:
     shared_noise: bool = False
     micro_batches: int = 1
     place: Callable[[Context], Context] | None = None
+    as_text: TextCodec | None = None
     parts: int = 0
     thought: Callable[[Any], None] | None = None
 
@@ -118,6 +127,13 @@ class RolloutProgram:
         episodes = Episodes(prompt=rows(prompt), segments=tuple(segments), picture=rows(shown))
         return jax.tree.map(hold, blank(episodes, self.model.config.eos_token))
 
+    @property
+    def thinking_slots(self) -> int:
+        """Slots of a thinking's block in the context."""
+        if not self.thinking_tokens:
+            return 0
+        return 2 + (self.thinking_tokens if self.as_text is None else ROOM + LONGER * self.thinking_tokens)
+
     def steps(self, seed, step, turn) -> jax.Array:
         """The stochastic transitions of a round, int32 [W]; `turn` counts the rounds from 0 and may be traced."""
         if self.window is None:
@@ -170,12 +186,22 @@ class RolloutProgram:
             key = keys(randomness.TOKENS)
             with jax.named_scope("thinking"):
                 thinking, full = think(self.model, params, dialogue.full, key, self.thinking_tokens, self.tokens)
+            if self.as_text is not None:
+                full = self._read_as_text(params, dialogue.full, thinking)
             dialogue = dialogue.replace(full=full)
             done.append(thinking)
             if self.thought is not None:
                 jax.debug.callback(self.thought, jnp.any(thinking.mask))
         done.append(self._drawing(params, autoencoder_params, dialogue, ids_B, keys, window_W))
         return dialogue, done
+
+    def _read_as_text(self, params, context: Context, thinking: Thinking) -> Context:
+        """The context after a thinking's words."""
+        shape, length = thinking.tokens.shape[:1] + (self.thinking_slots,), self.thinking_slots
+        like = TokenBlock(tokens=jax.ShapeDtypeStruct(shape, jnp.int32), valid=jax.ShapeDtypeStruct(shape, jnp.bool_))
+        encode = lambda tokens, mask: self.as_text.again(tokens, mask, length)
+        block = jax.pure_callback(encode, like, thinking.tokens, thinking.mask)
+        return contexts.extend(context, self.model.prefill(params, block.tokens, block.valid, context)[1])
 
     def _drawing(self, params, autoencoder_params, dialogue, ids_B, keys, window_W) -> Drawing:
         """One round's image."""

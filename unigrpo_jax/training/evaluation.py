@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from unigrpo_jax.config import ConfigError, EvaluationConfig, RolloutConfig
+from unigrpo_jax.config import ConfigError, EvaluationConfig, RolloutConfig, require
 from unigrpo_jax.episode import Episodes
 from unigrpo_jax.models.bagel.guidance import Guidance
 from unigrpo_jax.models.bagel.text import TextCodec
@@ -32,7 +32,12 @@ WORDS = ("thinking", "verdict", "correct")  # of a round, beside its scores
 
 
 def evaluation_rollout(evaluation: EvaluationConfig, rollout: RolloutConfig, loaded: LoadedModel) -> RolloutProgram:
-    """The rollout of an evaluation: no window with the ODE, all transitions stochastic with the SDE."""
+    """The rollout of an evaluation: no window with the ODE, all transitions stochastic with the SDE.
+
+    ConfigError where several processes are to read thinkings as text.
+    """
+    require(not evaluation.thinking_as_text or jax.process_count() == 1,
+            f"thinking_as_text works in one process, not in {jax.process_count()}; leave it out or start one.")  # fmt: skip
     guidance = Guidance(
         text=evaluation.guidance,
         image=evaluation.guidance_image,
@@ -52,6 +57,7 @@ def evaluation_rollout(evaluation: EvaluationConfig, rollout: RolloutConfig, loa
         flow=flow_sampler(rollout, loaded.network, guidance),
         rounds=rollout.rounds,
         window=Window(size=steps, range=(0, steps)) if steps else None,
+        as_text=loaded.codec if evaluation.thinking_as_text else None,
     )
 
 

@@ -90,6 +90,9 @@ class TextCodec:
     def prompts(self, texts: Sequence[str], length: int, place: Callable[[int], object] | None = None) -> TokenBlock:
         """Left-padded blocks [P, length] of prompts; ConfigError where one does not fit, `place` as in `check_lengths`."""
         self.check_lengths(texts, length, place)
+        return self._left_padded(texts, length)
+
+    def _left_padded(self, texts: Sequence[str], length: int) -> TokenBlock:
         tokens = np.full((len(texts), length), self.config.pad_token, np.int32)
         valid = np.zeros((len(texts), length), bool)
         for row, text in enumerate(texts):
@@ -97,6 +100,24 @@ class TextCodec:
             tokens[row, length - len(ids) :] = ids
             valid[row, length - len(ids) :] = True
         return TokenBlock(tokens=tokens, valid=valid)
+
+    def again(self, tokens_BM, mask_BM, length: int) -> TokenBlock:
+        """Blocks [B, length] of B thinkings' words, encoded again, as PyTorch's BAGEL makes them before it draws.
+
+        The words are those before the first word that closes or opens a block, which is BOS when it was sampled inside.
+
+        Args:
+          tokens_BM: sampled tokens, the stop token among them or not.
+          mask_BM: where one was sampled.
+          length: tokens of a block, the two around it included; ConfigError where the words take more.
+        """
+        rows = [row[kept].tolist() for row, kept in zip(np.asarray(tokens_BM), np.asarray(mask_BM), strict=True)]
+        texts = [self.tokenizer.decode(row, skip_special_tokens=False) for row in rows]
+        texts = [text.split(SPECIAL_TOKENS["eos_token"])[0].split(SPECIAL_TOKENS["bos_token"])[0] for text in texts]
+        most = max(len(self.ids(text)) for text in texts)
+        require(most <= length, f"a thinking has {most} tokens when its words are encoded again, more than the {length} "
+                "that are kept for it; leave thinking_as_text out.")  # fmt: skip
+        return self._left_padded(texts, length)
 
     def thoughts(self, thinking: Thinking | None, batch: int) -> list[str]:
         """The words of B thinkings, without the stop token; empty texts where there is no thinking."""

@@ -5,6 +5,9 @@
 The worlds of several rounds (`reflect`, `edit`, `story`) have one tokenizer: the same ids, and their own words behind them.
 Its 128 tokens fill the padded vocabulary of the base model, so that a model of several rounds can begin from its weights.
 
+It is no BPE and has no vocab.json and merges.txt: a BPE of Qwen2's cuts `top-left` in two before it merges, and what no word
+is into bytes, so its ids could not be these.
+
 The special tokens carry Qwen2.5's names, so that the code which frames prompts for BAGEL frames these too.
 """
 
