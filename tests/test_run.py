@@ -257,11 +257,13 @@ def test_a_damaged_summary_is_one_sentence(copy, tiny_model):
         assert outcome.code == 2 and "summary.json is no" in outcome.err and outcome.err.count("\n") == 1, outcome
 
 
-def test_a_run_with_a_rule_and_a_clip_reward(tiny_model, tmp_path):
-    """`--rewards shapes pickscore:FOLDER`, as a process; each has its curve, and their advantages are mixed."""
+def test_a_run_with_a_rule_and_a_clip_reward(tiny_model, tmp_path, monkeypatch):
+    """`--rewards shapes pickscore:FOLDER`; each has its curve, and their advantages are mixed."""
     make_folder(tmp_path / "clip")
     rewards = ["--rewards", "shapes", "pickscore:clip", "--learning.reward-weights", "pickscore", "0.5", "--iterations", 2]
-    process("experiments.run", "smoke", "--model.path", tiny_model, *SMALL, *rewards, cwd=tmp_path)
+    monkeypatch.chdir(tmp_path)
+    outcome = run_small(tiny_model, tmp_path / "runs" / "smoke", *rewards)
+    assert outcome.code == 0, outcome.err
     lines = [json.loads(line) for line in (tmp_path / "runs" / "smoke" / "metrics.jsonl").read_text().splitlines()]
     for line in lines:
         mixed = line["reward/graded/mean"] + 0.5 * line["reward/pickscore/mean"]
