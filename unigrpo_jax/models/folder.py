@@ -38,6 +38,7 @@ class LoadedModel:
       codec: between words and tokens.
       stored: the network's weights.
       autoencoder_stored: the autoencoder's weights; None where latents are pixels.
+      unknown_settings: what its config files hold that nothing here knows, a phrase a file.
     """
 
     folder: pathlib.Path
@@ -47,6 +48,7 @@ class LoadedModel:
     codec: TextCodec
     stored: StoredTensors
     autoencoder_stored: StoredTensors | None
+    unknown_settings: tuple[str, ...] = ()
 
     def stored_params(self) -> Params:
         """Shapes and dtypes of the parameters that the file holds; the fixed tables stay float32."""
@@ -189,11 +191,12 @@ def load_model(config: ModelConfig) -> LoadedModel:
                 raise ValueError(f"{autoencoder_stored.path}: {error}") from None
         learned = autoencoder if autoencoder_stored is not None else None
         bagel = layout.read_config(folder, stored, learned, special_tokens(tokenizer, folder))
+        unknown = tuple(layout.unknown_settings(folder))
     except ValueError as error:
         raise error if isinstance(error, ConfigError) else ConfigError(str(error)) from None
     check_vocabulary(tokenizer, bagel, folder)
     network, codec = make_network(config, bagel), TextCodec(tokenizer, bagel)
-    return LoadedModel(folder, config, network, autoencoder, codec, stored, autoencoder_stored)
+    return LoadedModel(folder, config, network, autoencoder, codec, stored, autoencoder_stored, unknown)
 
 
 def make_network(config: ModelConfig, sizes: BagelConfig) -> Bagel:

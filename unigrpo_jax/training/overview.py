@@ -44,6 +44,7 @@ def card(parts: Parts, run_dir: epath.Path, held: int) -> list[tuple[str, str]]:
     return [
         ("devices", f"{mesh.size} x {kind}, " + ", ".join(f"{n} {s}" for n, s in mesh.shape.items())),
         ("model", f"{parts.loaded.folder}, compute in {c.model.dtype}"),
+        *((("model settings not read", "; ".join(parts.loaded.unknown_settings)),) if parts.loaded.unknown_settings else ()),
         *((f"{group} parameters", f"{size:,}, {rate[group]}") for group, size in sizes.items()),
         ("held per device", f"{shown_bytes(held)} (weights, optimizer, reference)"),
         ("episodes per iteration", f"{r.prompts_per_iteration} prompts x {learn.group_size} = {c.episodes}"),

@@ -15,27 +15,67 @@ import math
 import pathlib
 from typing import Any
 
-from unigrpo_jax import foreign_files
-from unigrpo_jax.foreign_text import quoted
+from unigrpo_jax.models.bagel import rope_settings
 from unigrpo_jax.models.bagel.autoencoder import FluxAutoencoder
 from unigrpo_jax.models.bagel.config import BagelConfig, VisionConfig
+from unigrpo_jax.models.bagel.settings import read_settings
 from unigrpo_jax.models.stored import StoredTensors
 
 FILES = "llm_config.json, vit_config.json, ema.safetensors, ae.safetensors and the tokenizer's files"
 WEIGHT_STEMS = ("ema", "model")  # the release's file, and what trainers call theirs
-LARGEST_NUMBER = 1e30
-LARGEST_SIZE = 2**24  # of anything that a config file counts; what is larger is no network's
 RELEASE_SIDE = 64  # max_latent_size of BAGEL-7B-MoT
 
+# Names of ours, and the defaults of the classes that write these files (Qwen2Config and SiglipVisionConfig, in transformers
+# and in BAGEL): some writers leave out what is a default.
 _LLM = {
-    "vocab_size": "vocab_size",
-    "hidden_size": "hidden_size",
-    "intermediate_size": "intermediate_size",
-    "num_hidden_layers": "layers",
-    "num_attention_heads": "heads",
-    "num_key_value_heads": "kv_heads",
+    "vocab_size": ("vocab_size", 151936),
+    "hidden_size": ("hidden_size", 4096),
+    "intermediate_size": ("intermediate_size", 22016),
+    "num_hidden_layers": ("layers", 32),
+    "num_attention_heads": ("heads", 32),
+    "num_key_value_heads": ("kv_heads", 32),
 }
-_VIT = {"hidden_size": "hidden_size", "intermediate_size": "intermediate_size", "num_attention_heads": "heads"}
+_VIT = {
+    "hidden_size": ("hidden_size", 768),
+    "intermediate_size": ("intermediate_size", 3072),
+    "num_attention_heads": ("heads", 12),
+}
+ROPE_THETA, EPSILON = 1e4, 1e-6
+VIT_LAYERS, VIT_PATCH, VIT_SIZE = 12, 16, 224
+
+# What would change the numbers, and the values that are built.
+_ONLY = {"attention_dropout": (0,), "hidden_dropout": (0,), "attention_bias": (True,), "qkv_bias": (True,),
+         "pruned_heads": ({},), "quantization_config": (), "compression_config": ()}  # fmt: skip
+_LLM_ONLY = _ONLY | {
+    "model_type": ("qwen2",),
+    "hidden_act": ("silu", "swish"),
+    "use_sliding_window": (False,),
+    "tie_word_embeddings": (False,),
+    "qk_norm": (True,),
+    "mlp_bias": (False,),
+    "attention_bias_qkv": (True,),
+    "attention_bias_o": (False,),
+    "is_causal": (True,),
+    "add_cross_attention": (False,),
+    "apply_qwen_2_5_vl_pos_emb": (False,),
+    "layer_module": ("Qwen2MoTDecoderLayer", "Qwen2DecoderLayer"),  # the class's default, which BAGEL's loader replaces
+}
+_VIT_ONLY = _ONLY | {
+    "model_type": ("siglip_vision_model",),
+    "hidden_act": ("gelu_pytorch_tanh", "gelu_new", "gelu_fast"),  # three names of one formula
+    "num_channels": (3,),
+    "rope": (False,),
+}
+# What changes no number here: notes, ids that the tokenizer knows, how weights begin, what generation returns.
+_NO_MATTER = {
+    "_attn_implementation", "_attn_implementation_autoset", "_commit_hash", "_name_or_path", "architectures",
+    "attn_implementation", "auto_map", "bos_token_id", "chunk_size_feed_forward", "dtype", "eos_token_id", "freeze_und",
+    "id2label", "initializer_factor", "initializer_range", "is_decoder", "is_encoder_decoder", "label2id",
+    "max_position_embeddings", "max_window_layers", "note", "output_attentions", "output_hidden_states", "pad_token_id",
+    "problem_type", "return_dict", "sliding_window", "torch_dtype", "transformers_version", "use_cache", "vision_use_head",
+}  # fmt: skip
+_LLM_KNOWN = {*_LLM, *_LLM_ONLY, *_NO_MATTER, *rope_settings.NAMES, "rms_norm_eps", "head_dim", "layer_types"}
+_VIT_KNOWN = {*_VIT, *_VIT_ONLY, *_NO_MATTER, "num_hidden_layers", "patch_size", "image_size", "layer_norm_eps"}
 
 
 def weight_stem(folder: pathlib.Path) -> str | None:
@@ -59,10 +99,14 @@ def read_config(
       ValueError: a file is missing or holds nonsense; the message names it.
     """
     llm_path, vit_path = folder / "llm_config.json", folder / "vit_config.json"
-    llm = _read(llm_path)
-    _demand(llm_path, llm, hidden_act="silu", rope_scaling=None, use_sliding_window=False)
-    sizes = {ours: _whole(llm_path, llm, theirs) for theirs, ours in _LLM.items()}
-    if "head_dim" in llm and _whole(llm_path, llm, "head_dim") * sizes["heads"] != sizes["hidden_size"]:
+    llm = read_settings(llm_path, FILES)
+    for name, values in _LLM_ONLY.items():
+        llm.only(name, *values)
+    llm.all_of("layer_types", "full_attention")
+    sizes = {ours: llm.whole(theirs, default) for theirs, (ours, default) in _LLM.items()}
+    if "num_key_value_heads" in llm.nulls:  # which means one for each head, while absent means the class's default
+        sizes["kv_heads"] = sizes["heads"]
+    if "head_dim" in llm and llm.whole("head_dim") * sizes["heads"] != sizes["hidden_size"]:
         raise ValueError(f"{llm_path}: head_dim is not hidden_size / num_attention_heads, as BAGEL has it.")
     for name in ("vae2llm.weight", "time_embedder.mlp.0.weight"):
         if len(stored.shape(name) if name in stored.names() else ()) != 2:
@@ -77,8 +121,8 @@ def read_config(
         return BagelConfig(
             **sizes,
             **special_tokens,
-            rope_theta=_positive(llm_path, llm, "rope_theta", 1e6),
-            rms_norm_eps=_positive(llm_path, llm, "rms_norm_eps", 1e-6),
+            rope_theta=rope_settings.rope_theta(llm, ROPE_THETA),
+            rms_norm_eps=llm.positive("rms_norm_eps", EPSILON),
             latent_channels=channels,
             latent_patch=patch,
             latent_downsample=autoencoder.downsample if autoencoder else 1,
@@ -90,17 +134,25 @@ def read_config(
         raise ValueError(str(error) if str(folder) in str(error) else f"{llm_path}: {error}") from None
 
 
+def unknown_settings(folder: pathlib.Path) -> list[str]:
+    """For each config file with names that nothing here knows: the file and the names, such as "llm_config.json: a, b"."""
+    known = {"llm_config.json": _LLM_KNOWN, "vit_config.json": _VIT_KNOWN}
+    others = {file: read_settings(folder / file, FILES).besides(names) for file, names in known.items()
+              if (folder / file).exists()}  # fmt: skip
+    return [f"{file}: {names}" for file, names in others.items() if names]
+
+
 def write_config(folder: pathlib.Path, config: BagelConfig) -> None:
     """Writes llm_config.json, and vit_config.json where the model has a vision encoder."""
     llm = {"model_type": "qwen2", "hidden_act": "silu", "qk_norm": True, "tie_word_embeddings": False,
            "rope_theta": config.rope_theta, "rms_norm_eps": config.rms_norm_eps}  # fmt: skip
-    _write(folder / "llm_config.json", llm | {theirs: getattr(config, ours) for theirs, ours in _LLM.items()})
+    _write(folder / "llm_config.json", llm | {theirs: getattr(config, ours) for theirs, (ours, _) in _LLM.items()})
     if config.vision is not None:
         v = config.vision
         vit = {"model_type": "siglip_vision_model", "hidden_act": "gelu_pytorch_tanh", "num_channels": 3, "rope": False,
                "num_hidden_layers": v.layers + 1, "patch_size": v.patch, "image_size": v.table_side * v.patch,
                "layer_norm_eps": v.layer_norm_eps}  # fmt: skip
-        _write(folder / "vit_config.json", vit | {theirs: getattr(v, ours) for theirs, ours in _VIT.items()})
+        _write(folder / "vit_config.json", vit | {theirs: getattr(v, ours) for theirs, (ours, _) in _VIT.items()})
 
 
 def _has_vision(path: pathlib.Path, stored: StoredTensors) -> bool:
@@ -112,14 +164,15 @@ def _has_vision(path: pathlib.Path, stored: StoredTensors) -> bool:
 
 def _vision(path: pathlib.Path, stored: StoredTensors) -> VisionConfig:
     """The encoder; the file counts one layer more than the original runs."""
-    vit = _read(path)
-    _demand(path, vit, hidden_act="gelu_pytorch_tanh", num_channels=3)
-    patch, size = _whole(path, vit, "patch_size"), _whole(path, vit, "image_size")
-    layers = _whole(path, vit, "num_hidden_layers") - 1
+    vit = read_settings(path, FILES)
+    for name, values in _VIT_ONLY.items():
+        vit.only(name, *values)
+    patch, size = vit.side("patch_size", VIT_PATCH), vit.side("image_size", VIT_SIZE)
+    layers = vit.whole("num_hidden_layers", VIT_LAYERS) - 1
     if layers < 1 or size < patch:
         raise ValueError(f"{path}: image_size {size}, patch_size {patch}, num_hidden_layers {layers + 1} give no encoder.")
     _check_layers(path, layers, stored)
-    sizes = {ours: _whole(path, vit, theirs) for theirs, ours in _VIT.items()}
+    sizes = {ours: vit.whole(theirs, default) for theirs, (ours, default) in _VIT.items()}
     try:
         return VisionConfig(
             **sizes,
@@ -127,7 +180,7 @@ def _vision(path: pathlib.Path, stored: StoredTensors) -> VisionConfig:
             patch=patch,
             table_side=size // patch,
             max_side=_side(stored, "vit_pos_embed.pos_embed", size // patch),
-            layer_norm_eps=_positive(path, vit, "layer_norm_eps", 1e-6),
+            layer_norm_eps=vit.positive("layer_norm_eps", EPSILON),
         )
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
@@ -145,37 +198,5 @@ def _check_layers(path: pathlib.Path, layers: int, stored: StoredTensors) -> Non
         raise ValueError(f"{path}: num_hidden_layers asks for {layers} layers, but {stored.path} holds {count} tensors.")
 
 
-def _read(path: pathlib.Path) -> dict[str, Any]:
-    try:
-        data = foreign_files.read_json(path)
-    except OSError as error:
-        raise ValueError(f"{path} cannot be read ({error.strerror}); a BAGEL folder holds {FILES}.") from None
-    except ValueError as error:
-        raise ValueError(f"{error}; download or copy it again.") from None
-    if not isinstance(data, dict):
-        raise ValueError(f"{path} is not a mapping of settings; download or copy it again.")
-    return data
-
-
 def _write(path: pathlib.Path, data: dict[str, Any]) -> None:
     path.write_text(json.dumps(data, indent=2) + "\n")
-
-
-def _demand(path: pathlib.Path, data: dict[str, Any], **only: Any) -> None:
-    for name, value in only.items():
-        if name in data and data[name] != value:
-            raise ValueError(f"{path}: {name} = {quoted(data[name])}, but this network knows only {value!r}.")
-
-
-def _whole(path: pathlib.Path, data: dict[str, Any], name: str, default: int | None = None) -> int:
-    value = data.get(name, default)
-    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= LARGEST_SIZE:
-        raise ValueError(f"{path}: {name} = {quoted(value)}, but it must be a whole number from 1 to {LARGEST_SIZE}.")
-    return value
-
-
-def _positive(path: pathlib.Path, data: dict[str, Any], name: str, default: float) -> float:
-    value = data.get(name, default)
-    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value <= LARGEST_NUMBER:
-        raise ValueError(f"{path}: {name} = {quoted(value)}, but it must be above 0 and at most {LARGEST_NUMBER:g}.")
-    return float(value)
