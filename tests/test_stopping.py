@@ -174,12 +174,15 @@ def test_an_error_of_ours_speaks_for_itself_and_another_with_its_kind():
 
 @pytest.mark.parametrize("kind", [signal.SIGTERM, signal.SIGHUP])
 def test_signals_let_the_iteration_end_and_are_given_back(kind):
-    said, before = [], signal.getsignal(kind)
-    with Signals(said.append) as signals:
-        assert signals.told is None
-        signal.raise_signal(kind)
-        assert signals.told == kind.name and said == ["Finishing this iteration, then saving."]
-    assert signal.getsignal(kind) == before
+    said, before = [], signal.signal(kind, signal.SIG_DFL)  # the tests themselves may run under nohup
+    try:
+        with Signals(said.append) as signals:
+            assert signals.told is None
+            signal.raise_signal(kind)
+            assert signals.told == kind.name and said == ["Finishing this iteration, then saving."]
+        assert signal.getsignal(kind) == signal.SIG_DFL
+    finally:
+        signal.signal(kind, before)
 
 
 def test_a_hangup_that_is_ignored_as_under_nohup_stays_so():

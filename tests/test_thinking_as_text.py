@@ -42,7 +42,7 @@ def by_hand(loaded, tokens):
 
 
 def test_it_draws_upon_the_words_and_records_the_tokens(toy):
-    """Each prompt alone and without padding, upon a context made by hand; the first round's tokens are those of the tokens."""
+    """Each prompt alone and without padding, upon a context made by hand; the first round's tokens are the same."""
     sampled, read_again = run(toy, program(toy)), run(toy, program(toy, rounds=2, thinking_as_text=True))
     thinking, (first, second) = read_again.thinkings[0], read_again.drawings
     for name in ("tokens", "mask", "log_probs"):
