@@ -128,7 +128,7 @@ def test_the_exported_folder_is_the_checkpoint(trained, exported, tmp_path):
         out = tmp_path / "table.json"
         outcome = command("experiments.evaluate", path, "--preset", "bagel_tiny", "--out", out, "--evaluation.prompts", 4,
                           "--evaluation.batch", 4, "--evaluation.flow-steps", 2, "--evaluation.guidance", 3,
-                          "--evaluation.guidance-image", 2, "--evaluation.thinking-as-text")  # fmt: skip
+                          "--evaluation.guidance-image", 2)  # fmt: skip
         assert outcome.code == 0, outcome
         tables.append(json.loads(out.read_text())["table"]["colourfulness"]["overall"])
     assert tables[0] == pytest.approx(tables[1], abs=2e-3)  # another length of thinking in the preset than in the run
