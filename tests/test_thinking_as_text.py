@@ -11,8 +11,10 @@ from unigrpo_jax.config import ConfigError, EvaluationConfig, ModelConfig, Rollo
 from unigrpo_jax.episode import TokenBlock
 from unigrpo_jax.models.folder import load_model
 from unigrpo_jax.models.tiny import make_tiny
+from unigrpo_jax.parallel import mesh as meshes
+from unigrpo_jax.parallel.rules import Layout
 from unigrpo_jax.rollout import dialogue as dialogues
-from unigrpo_jax.training.evaluation import evaluation_rollout
+from unigrpo_jax.training.evaluation import evaluation_rollout, on_mesh
 
 TEXTS = ("a red circle", "two yellow crosses and a photo of a teapot")
 
@@ -42,7 +44,7 @@ def by_hand(loaded, tokens):
 
 
 def test_it_draws_upon_the_words_and_records_the_tokens(toy):
-    """Each prompt alone and without padding, upon a context made by hand; the first round's tokens are the same."""
+    """Each prompt alone and without padding, upon a context made by hand; the tokens stay as sampled."""
     sampled, read_again = run(toy, program(toy)), run(toy, program(toy, rounds=2, thinking_as_text=True))
     thinking, (first, second) = read_again.thinkings[0], read_again.drawings
     for name in ("tokens", "mask", "log_probs"):
@@ -62,19 +64,21 @@ def test_it_draws_upon_the_words_and_records_the_tokens(toy):
         np.testing.assert_allclose(first.latent[row], drawing.latent[0], atol=2e-5)
 
 
-def test_words_that_are_encoded_as_they_were_sampled_change_nothing(tiny_model):
-    """The shapes world's words: another number of slots, the same image."""
-    loaded = load_model(ModelConfig(path=str(tiny_model)))
-    block = loaded.codec.prompts(["two red circles"], 8)
-    images = []
-    for as_text in (False, True):
-        rollout = RolloutConfig(thinking_tokens=4, image_height=8, image_width=8)
+def test_words_that_are_encoded_as_they_were_sampled_change_nothing_on_any_mesh(tiny_model):
+    """The shapes world's words, on one device and, one prompt on each, on two."""
+    loaded, latents = load_model(ModelConfig(path=str(tiny_model))), []
+    block = loaded.codec.prompts(["two red circles", "a blue square"], 8)
+    for as_text, devices in ((False, 1), (True, 2)):
         settings = EvaluationConfig(flow_steps=2, thinking_as_text=as_text, temperature=0.0)
-        episodes = jax.jit(evaluation_rollout(settings, rollout, loaded).__call__)(loaded.params(), {}, block, 0, 0)
-        images.append(episodes.drawing.latent)
-    words = loaded.codec.thoughts(episodes.thinking, 1)[0]
-    assert words and "<|im_start|>" not in words
-    np.testing.assert_allclose(*images, atol=1e-5)
+        rollout = RolloutConfig(thinking_tokens=4, image_height=8, image_width=8)
+        layout = Layout(meshes.make_mesh(devices))
+        program, place = on_mesh(evaluation_rollout(settings, rollout, loaded), layout, 2)
+        params = jax.device_put(loaded.params(), meshes.replicated(layout.mesh))
+        episodes = jax.jit(program.__call__, out_shardings=place)(params, {}, block, 0, 0)
+        latents.append(np.asarray(episodes.drawing.latent))
+    assert len(episodes.drawing.latent.sharding.device_set) == 2
+    assert all(words and "<|im_start|>" not in words for words in loaded.codec.thoughts(episodes.thinking, 2))
+    np.testing.assert_allclose(*latents, atol=1e-5)
 
 
 def test_a_block_opened_or_closed_inside_a_thinking_cuts_its_words(toy):
