@@ -13,6 +13,7 @@ import numpy as np
 
 from unigrpo_jax.config import ConfigError, ModelConfig, RolloutConfig, require
 from unigrpo_jax.foreign_files import is_inside, named
+from unigrpo_jax.models import hub
 from unigrpo_jax.models import stored as stores
 from unigrpo_jax.models.bagel import Bagel, BagelConfig, Params, latents, layout, lora, weights
 from unigrpo_jax.models.bagel.autoencoder import FluxAutoencoder, sizes_of
@@ -150,12 +151,11 @@ def find_folder(path: str | None) -> pathlib.Path:
     absent = f"model.path: there is no folder {folder}"
     require(HUB_PATTERN.fullmatch(path) is not None,
             f"{absent}; give an existing model folder, or none for the shapes base.")  # fmt: skip
-    from huggingface_hub import snapshot_download
-
     try:
-        files = ["*.json", "ema*.safetensors", "ae.safetensors", "merges.txt"]
-        return pathlib.Path(snapshot_download(path, allow_patterns=files))
-    except (OSError, ValueError, RuntimeError) as error:  # the hub's errors are OSErrors and ValueErrors
+        return hub.fetch(path)
+    except ConfigError:
+        raise
+    except Exception as error:  # the hub's client and its HTTP library have no common one
         raise ConfigError(
             f"{absent}, and the Hugging Face hub gives no model of that name here ({type(error).__name__}); give an "
             "existing folder, or log in and unset HF_HUB_OFFLINE to download it."
@@ -171,6 +171,10 @@ def _shapes(config: BagelConfig) -> Params:
 def load_model(config: ModelConfig) -> LoadedModel:
     """Reads a model folder without its weights; ConfigError where a file is missing or does not fit."""
     folder = find_folder(config.path)
+    try:
+        layout.check_no_adapter(folder)
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
     stem = layout.weight_stem(folder)
     require(
         (folder / "llm_config.json").is_file() or stem is not None,
@@ -239,7 +243,7 @@ def export_model(loaded: LoadedModel, params: Params, folder: pathlib.Path, dtyp
     folder.mkdir(parents=True, exist_ok=True)
     weight_files = {path.name for path in loaded.stored.files} | {loaded.stored.path.name}
     for path in sorted(loaded.folder.iterdir()):
-        keep = path.suffix in (".json", ".txt") or path.name == "ae.safetensors"
+        keep = layout.is_small(path) or path.name == "ae.safetensors"
         if path.is_file() and keep and path.name not in weight_files and not path.name.endswith(".index.json"):
             require(path.suffix == ".safetensors" or is_inside(path, loaded.folder), f"{path} is a link out of its folder, "
                     "and an export is there to be passed on; put the file there instead of the link.")  # fmt: skip

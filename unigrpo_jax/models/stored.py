@@ -37,7 +37,7 @@ class StoredTensors:
         self.path = single if single.exists() else folder / f"{stem}.safetensors.index.json"
         self._file_of: dict[str, pathlib.Path] = {}
         self._about: dict[str, tuple[tuple[int, ...], str]] = {}
-        self.files = [single] if single.exists() else sorted(set(self._index().values()))
+        self.files = [single] if single.exists() else sorted(set(read_index(self.path).values()))
         for path in self.files:
             try:
                 with safe_open(path, framework="numpy") as file:
@@ -53,24 +53,9 @@ class StoredTensors:
         if empty:
             raise ValueError(f"{self.path} holds {empty[0]} without a number in it; download or copy it again.")
         if not single.exists():
-            lost = [name for name, path in self._index().items() if self._file_of.get(name) != path]
+            lost = [(name, path.name) for name, path in read_index(self.path).items() if self._file_of.get(name) != path]
             if lost:
-                raise ValueError(f"{self.path} places {lost[0]} in {self._index()[lost[0]].name}, which does not hold it.")
-
-    def _index(self) -> dict[str, pathlib.Path]:
-        try:
-            index = foreign_files.read_json(self.path, foreign_files.TABLES)["weight_map"]
-            names = {name: pathlib.Path(file) for name, file in index.items()}
-        except FileNotFoundError:
-            raise ValueError(f"there is neither {self.path.name.removesuffix('.index.json')} nor its index in "
-                             f"{self.path.parent}.") from None  # fmt: skip
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
-            raise ValueError(f"{self.path} is not a safetensors index (JSON with a weight_map).") from None
-        for file in names.values():
-            place = self.path.parent / file
-            if file.name != str(file) or file.name == ".." or not _is_inside(place, self.path.parent):
-                raise ValueError(f"{self.path} names a file outside its folder: {str(file)[:200]}.")
-        return {name: self.path.parent / file for name, file in names.items()}
+                raise ValueError(f"{self.path} places {lost[0][0]} in {lost[0][1]}, which does not hold it.")
 
     def names(self) -> set[str]:
         """All tensors."""
@@ -93,6 +78,23 @@ class StoredTensors:
                 return file.get_tensor(name)
         except (OSError, SafetensorError) as error:
             raise ValueError(f"{self._file_of[name]} cannot be read ({error}); download or copy it again.") from None
+
+
+def read_index(path: pathlib.Path) -> dict[str, pathlib.Path]:
+    """The file of each tensor, by an index; ValueError where it is none, or names a file outside its folder."""
+    try:
+        index = foreign_files.read_json(path, foreign_files.TABLES)["weight_map"]
+        names = {name: pathlib.Path(file) for name, file in index.items()}
+    except FileNotFoundError:
+        raise ValueError(f"there is neither {path.name.removesuffix('.index.json')} nor its index in "
+                         f"{path.parent}.") from None  # fmt: skip
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        raise ValueError(f"{path} is not a safetensors index (JSON with a weight_map).") from None
+    for file in names.values():
+        place = path.parent / file
+        if file.name != str(file) or file.name == ".." or not _is_inside(place, path.parent):
+            raise ValueError(f"{path} names a file outside its folder: {str(file)[:200]}.")
+    return {name: path.parent / file for name, file in names.items()}
 
 
 def _is_inside(path: pathlib.Path, folder: pathlib.Path) -> bool:

@@ -23,6 +23,9 @@ from unigrpo_jax.models.stored import StoredTensors
 
 FILES = "llm_config.json, vit_config.json, ema.safetensors, ae.safetensors and the tokenizer's files"
 WEIGHT_STEMS = ("ema", "model")  # the release's file, and what trainers call theirs
+SMALL_FILES = ("*.json", "*.txt")  # settings, indices and the tokenizer, on the hub and in an export
+# As peft, MLX and diffusers name them.
+ADAPTER_FILES = ("adapter_model*", "adapters.safetensors", "adapters.npz", "pytorch_lora_weights.*")
 RELEASE_SIDE = 64  # max_latent_size of BAGEL-7B-MoT
 
 # Names of ours, and the defaults of the classes that write these files (Qwen2Config and SiglipVisionConfig, in transformers
@@ -82,6 +85,31 @@ def weight_stem(folder: pathlib.Path) -> str | None:
     """The stem of the folder's weight file or index, or None."""
     there = lambda stem: any((folder / f"{stem}.safetensors{end}").is_file() for end in ("", ".index.json"))
     return next((stem for stem in WEIGHT_STEMS if there(stem)), None)
+
+
+def is_small(path: pathlib.Path) -> bool:
+    """Whether a file is one of `SMALL_FILES`."""
+    return any(path.match(pattern) for pattern in SMALL_FILES)
+
+
+def adapter_files(folder: pathlib.Path) -> list[str]:
+    """Names of the folder's files that belong to an adapter."""
+    return sorted({p.name for pattern in ("adapter_config.json", *ADAPTER_FILES) for p in folder.glob(pattern)})
+
+
+def check_no_adapter(folder: pathlib.Path) -> None:
+    """ValueError where the folder holds an adapter, with how to fold it in: its weights would be left out."""
+    found = adapter_files(folder)
+    if not found:
+        return
+    alone = weight_stem(folder) is None and not (folder / "llm_config.json").exists()
+    what = "is an adapter" if alone else "holds an adapter beside its model"
+    raise ValueError(
+        f"{folder} {what} ({', '.join(found)}), and adapters of other programs are not read: "
+        "fold it into its base (peft: PeftModel.from_pretrained(base, adapter)"
+        ".merge_and_unload()), save that in BAGEL's layout, and give that folder"
+        f"{'' if alone else '; or move the adapter away to go without it'}."
+    )
 
 
 def read_config(

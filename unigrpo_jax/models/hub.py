@@ -1,0 +1,44 @@
+"""A model folder from the Hugging Face hub: what a folder on a disk would be read from, and no more."""
+
+import glob
+import pathlib
+
+from unigrpo_jax.config import ConfigError
+from unigrpo_jax.models.bagel import layout
+from unigrpo_jax.models.stored import read_index
+
+
+def fetch(name: str) -> pathlib.Path:
+    """The folder of a repository in the hub's cache, with all files that are read of it; one revision throughout.
+
+    Small files come first; they say whether it is an adapter, which is fetched no further, and which shards there are.
+
+    Raises:
+      ConfigError: its index of shards is none.
+      Exception: the hub's client and its HTTP library have errors of many kinds.
+    """
+    folder = _fetch(name, None, [*layout.SMALL_FILES, *layout.ADAPTER_FILES])
+    if layout.adapter_files(folder):
+        return folder
+    _fetch(name, folder.name, ["ae.safetensors"])
+    for stem in layout.WEIGHT_STEMS:
+        _fetch(name, folder.name, [f"{stem}.safetensors"])
+        index = folder / f"{stem}.safetensors.index.json"
+        if index.is_file() and not (folder / f"{stem}.safetensors").is_file():
+            try:
+                shards = {path.name for path in read_index(index).values()}
+            except ValueError as error:
+                raise ConfigError(str(error)) from None
+            _fetch(name, folder.name, sorted(map(glob.escape, shards)))
+        if layout.weight_stem(folder) == stem:
+            break
+    return folder
+
+
+def _fetch(name: str, revision: str | None, patterns: list[str]) -> pathlib.Path:
+    """The snapshot with the top folder's files that match; without a revision of the newest one."""
+    from huggingface_hub import snapshot_download
+
+    # The client warns where nothing matches; of the JSON files, which are there by then, something always does.
+    wanted = ["*.json", *patterns]
+    return pathlib.Path(snapshot_download(name, revision=revision, allow_patterns=wanted, ignore_patterns="*/*"))
