@@ -109,8 +109,9 @@ def victim(tmp_path):
     run_dir = tmp_path / "run"
     for step in (2, 4, 6):
         folder = run_dir / "checkpoints" / str(step)
-        folder.mkdir(parents=True)
-        (folder / "data").write_text("abc")
+        for name in (*manifest.REQUIRED, "data"):
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).write_text("abc")
         manifest.write(folder, {"step": step})
     (run_dir / "checkpoints" / "6" / "data").write_text("abd")
     (run_dir / "metrics.jsonl").write_text('{"step": 1}\n' * 7)
