@@ -147,8 +147,15 @@ class Reference:
 
 
 def load_reference(fixtures: pathlib.Path, folder: pathlib.Path) -> Reference:
-    """The recorded system, through the published layout."""
+    """The recorded system, through the published layout.
+
+    No file of the layout holds the autoencoder's scale and shift, which are FLUX's for every released folder; the recorded
+    ones stand in the recorded config.
+    """
     loaded = load_model(ModelConfig(path=str(published_folder(fixtures, folder))))
+    vae = json.loads((fixtures / "config.json").read_text())["vae_config"]
+    autoencoder = dataclasses.replace(loaded.autoencoder, scale=vae["scale_factor"], shift=vae["shift_factor"])
+    loaded = dataclasses.replace(loaded, autoencoder=autoencoder)
     return Reference(fixtures, loaded, loaded.params(), loaded.autoencoder_params())
 
 

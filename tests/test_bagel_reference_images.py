@@ -80,7 +80,8 @@ def test_autoencoder(reference, assert_close):
 
 def test_a_sampled_encoding_is_that_of_each_images_own_key(reference):
     ae, params = reference.autoencoder, reference.autoencoder_params
-    image = jax.random.uniform(jax.random.key(0), (2, 16, 16, 3), minval=-1.0)
+    side = 4 * ae.downsample
+    image = jax.random.uniform(jax.random.key(0), (2, side, side, 3), minval=-1.0)
     keys = jax.random.split(jax.random.key(1), 2)
     mean, log_variance = ae.moments(params, image)
     noise = jnp.stack([jax.random.normal(key, mean.shape[1:]) for key in keys])

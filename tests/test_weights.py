@@ -15,7 +15,7 @@ from safetensors.numpy import load_file, save_file
 
 from tests.bagel_reference import published_folder
 from unigrpo_jax.config import ConfigError, ModelConfig
-from unigrpo_jax.models.bagel import Bagel, BagelConfig, VisionConfig, latents
+from unigrpo_jax.models.bagel import Bagel, BagelConfig, VisionConfig, latents, layout
 from unigrpo_jax.models.folder import load_model, save_model
 from unigrpo_jax.models.stored import StoredTensors
 from unigrpo_jax.models.tree import flatten
@@ -164,15 +164,17 @@ def test_a_folder_loads_to_the_parameters_that_it_was_made_from(made):
 def test_a_linear_weight_is_stored_transposed_and_heads_are_split_out_of_it(reference):
     """By hand, from the recorded file, for one projection of each kind."""
     file, layers = load_file(reference.folder / "model.safetensors"), reference.params["layers"]["gen"]
-    for i in range(2):
+    llm = json.loads((reference.folder / "config.json").read_text())["llm_config"]
+    width, heads, size = llm["hidden_size"], llm["num_attention_heads"], llm["head_dim"]
+    for i in range(llm["num_hidden_layers"]):
         q, o = (file[f"{LAYER}.{i}.self_attn.{name}_proj_moe_gen.weight"] for name in "qo")
         down, bias = file[f"{LAYER}.{i}.mlp_moe_gen.down_proj.weight"], file[f"{LAYER}.{i}.self_attn.q_proj_moe_gen.bias"]
         kernels = {name: np.asarray(layers[name]["kernel"][i]) for name in ("q_proj", "o_proj", "down_proj")}
-        for d, head, k in ((0, 0, 1), (5, 3, 15), (63, 2, 7)):
-            assert kernels["q_proj"][d, head, k] == q[16 * head + k, d]
-            assert kernels["o_proj"][head, k, d] == o[d, 16 * head + k]
+        for d, head, k in ((0, 0, 1), (5, heads - 1, size - 1), (width - 1, heads // 2, size // 2 - 1)):
+            assert kernels["q_proj"][d, head, k] == q[size * head + k, d]
+            assert kernels["o_proj"][head, k, d] == o[d, size * head + k]
         np.testing.assert_array_equal(kernels["down_proj"], down.T)
-        np.testing.assert_array_equal(layers["q_proj"]["bias"][i], bias.reshape(4, 16))
+        np.testing.assert_array_equal(layers["q_proj"]["bias"][i], bias.reshape(heads, size))
     for ours, theirs in (("norm_und", "norm"), ("norm_gen", "norm_moe_gen")):
         np.testing.assert_array_equal(reference.params[ours]["scale"], file[f"language_model.model.{theirs}.weight"])
 
@@ -228,17 +230,20 @@ def test_the_autoencoder_loads_to_the_stored_bits_on_one_device_and_on_all(refer
 
 @pytest.mark.parametrize("param_dtype", ["float32", "bfloat16"])
 def test_tables_that_a_checkpoint_lacks_are_computed(published, fixtures, param_dtype):
-    """By the recorded tables: a row depends on its place alone, so the recorded 16 x 16 is a corner of the 64 x 64."""
+    """By the recorded tables: a row depends on its place alone, so the recorded table is a corner of the release's."""
     recorded = load_file(fixtures / "bagel" / "model.safetensors")
+    config = json.loads((fixtures / "bagel" / "config.json").read_text())
+    side, most, width = config["max_latent_size"], layout.RELEASE_SIDE, config["llm_config"]["hidden_size"]
     changed(published / "ema.safetensors", lambda t: [t.pop(name) for name in TABLES.values()])
     loaded = load(published, param_dtype=param_dtype)
-    assert (loaded.network.config.max_latent_size, loaded.network.config.vision.max_side) == (64, 10)
+    assert loaded.network.config.max_latent_size == most > side
+    assert loaded.network.config.vision.max_side == config["vit_max_num_patch_per_side"]
     params = loaded.params(cut(8))
-    assert params["latent_pos_embed"].shape == (64 * 64, 64)
-    corner = np.asarray(params["latent_pos_embed"]).reshape(64, 64, 64)[:16, :16].reshape(256, 64)
+    assert params["latent_pos_embed"].shape == (most * most, width)
+    corner = np.asarray(params["latent_pos_embed"]).reshape(most, most, width)[:side, :side].reshape(-1, width)
     assert_same_bits({"latent": corner}, {"latent": recorded["latent_pos_embed.pos_embed"]})
     assert_same_bits({"vit": params["vit_pos_embed"]}, {"vit": recorded["vit_pos_embed.pos_embed"]})
-    assert_same_bits({"latent": params["latent_pos_embed"]}, {"latent": latents.position_table(64, 64)})
+    assert_same_bits({"latent": params["latent_pos_embed"]}, {"latent": latents.position_table(most, width)})
 
 
 @pytest.mark.parametrize("lost, left", [tuple(TABLES), tuple(reversed(TABLES))])
@@ -249,10 +254,11 @@ def test_one_missing_table_leaves_the_other_as_it_is_stored(published, lost, lef
 
 
 def test_buffers_and_the_pooling_head_are_passed_over(published):
-    plain = load(published).params()
+    loaded = load(published)
+    plain, config = loaded.params(), loaded.network.config
     unread = {
-        f"{LAYER}.0.self_attn.rotary_emb.inv_freq": np.ones(8, np.float32),
-        "vit_model.vision_model.embeddings.position_ids": np.arange(100),
+        f"{LAYER}.0.self_attn.rotary_emb.inv_freq": np.ones(config.head_dim // 2, np.float32),
+        "vit_model.vision_model.embeddings.position_ids": np.arange(config.vision.table_side**2),
         "vit_model.vision_model.head.attention.in_proj_weight": np.ones((3, 2), np.float32),
     }
     changed(published / "ema.safetensors", lambda t: t.update(unread))
@@ -404,8 +410,8 @@ def test_layers_that_lack_the_same_tensor_are_ranges(made, tmp_path):
     [
         (lambda t: t.pop("encoder.mid.attn_1.q.bias"), ["is not a whole autoencoder", "missing encoder.mid.attn_1.q.bias"]),
         (
-            lambda t: t.update({"decoder.conv_out.weight": np.zeros((3, 32, 1, 1), np.float32)}),
-            ["decoder.conv_out.weight has shape [3, 32, 1, 1], the config asks for [3, 32, 3, 3]"],
+            lambda t: t.update({"decoder.conv_out.weight": t["decoder.conv_out.weight"][..., :1, :1].copy()}),
+            ["decoder.conv_out.weight has shape [3, WIDTH, 1, 1], the config asks for [3, WIDTH, 3, 3]"],
         ),
         (lambda t: t.update({"decoder.conv_out.bias": np.zeros(3, np.int8)}), ["decoder.conv_out.bias has dtype I8"]),
         (lambda t: t.update(extra=np.zeros(3, np.float32)), ["unknown extra"]),
@@ -418,10 +424,11 @@ def test_layers_that_lack_the_same_tensor_are_ranges(made, tmp_path):
 )
 def test_an_autoencoder_that_does_not_fit_is_one_sentence(published, change, words):
     path = published / "ae.safetensors"
+    width = load_file(path)["encoder.conv_in.weight"].shape[0]
     changed(path, change)
     text = refusal(load(published).check_weights)
     for word in [str(path), *words]:
-        assert word in text, text
+        assert word.replace("WIDTH", str(width)) in text, text
 
 
 def test_neither_network_nor_autoencoder_is_read_where_the_autoencoder_does_not_fit(published, monkeypatch):
@@ -496,14 +503,19 @@ def test_a_tensor_of_no_numbers_is_one_sentence(published, file, name):
 
 
 def test_a_vit_config_with_another_layer_count_is_one_sentence(published):
-    """The file counts one layer more than the checkpoint holds, which is two."""
-    vision_layers(4)(published)
+    """The file counts one layer more than the checkpoint holds."""
+    names = load_file(published / "ema.safetensors")
+    layers = 1 + max(int(name.split(".")[4]) for name in names if name.startswith(SIGLIP))
+    of_one = sum(name.startswith(f"{SIGLIP}.0.") for name in names)
+    assert layers > 1
+    vision_layers(layers + 2)(published)
     text = refusal(load(published).check_weights)
-    assert str(published / "ema.safetensors") in text and text.count("missing ") == 16 and "unknown" not in text
-    assert f"missing {SIGLIP}.2.mlp.fc1.bias" in text
-    vision_layers(2)(published)
+    assert str(published / "ema.safetensors") in text and text.count("missing ") == of_one and "unknown" not in text
+    assert f"missing {SIGLIP}.{layers}.mlp.fc1.bias" in text
+    vision_layers(layers)(published)
     text = refusal(load(published).check_weights)
-    assert text.count("unknown ") == 16 and "missing" not in text and f"unknown {SIGLIP}.1.mlp.fc1.bias" in text
+    assert text.count("unknown ") == of_one and "missing" not in text
+    assert f"unknown {SIGLIP}.{layers - 1}.mlp.fc1.bias" in text
     vision_layers(1)(published)
     text = refusal(load, published)
     assert str(published / "vit_config.json") in text and "num_hidden_layers 1" in text
