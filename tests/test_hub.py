@@ -105,7 +105,15 @@ def fetched(tmp_path_factory):
     return dict(zip(names, map(pathlib.Path, done.stdout.split()), strict=True))
 
 
-COMMON = {"llm_config.json", "vit_config.json", "ae.safetensors", "tokenizer.json", "tokenizer_config.json"}
+COMMON = {
+    "llm_config.json",
+    "vit_config.json",
+    "ae.safetensors",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "vocab.json",
+    "merges.txt",
+}
 
 
 @pytest.mark.parametrize(
