@@ -165,7 +165,7 @@ def find_folder(path: str | None) -> pathlib.Path:
 @functools.cache
 def _shapes(config: BagelConfig) -> Params:
     """Shapes of all parameters; they depend on the sizes alone, and finding them takes half a second."""
-    return jax.eval_shape(Bagel(config).init, jax.random.key(0))
+    return jax.eval_shape(lambda: Bagel(config).init(jax.random.key(0)))  # a key outside would be compiled
 
 
 def load_model(config: ModelConfig) -> LoadedModel:

@@ -64,7 +64,7 @@ def make_tiny(folder: pathlib.Path, seed: int = 0) -> None:
     )
     layout.write_config(folder, config)
     rng = np.random.default_rng(seed)
-    shapes = weights.stored_shapes(config, jax.eval_shape(Bagel(config).init, jax.random.key(0)))
+    shapes = weights.stored_shapes(config, jax.eval_shape(lambda: Bagel(config).init(jax.random.key(0))))
     stored.write(folder, "ema", shapes, ((name, _random(rng, name, shape)) for name, shape in shapes.items()), "bfloat16")
     shapes = AUTOENCODER.shapes()
     stored.write(folder, "ae", shapes, ((name, _random(rng, name, shape)) for name, shape in shapes.items()), "float32")
