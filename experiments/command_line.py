@@ -12,8 +12,8 @@ import types
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
-from unigrpo_jax.config import ConfigError, RunConfig
-from unigrpo_jax.foreign_text import tell
+from unigrpo_jax.config import ConfigError, RunConfig, require
+from unigrpo_jax.foreign_text import is_unicode, quoted, tell
 from unigrpo_jax.rewards.judging import RewardError
 
 
@@ -42,6 +42,15 @@ def leave(code: int, words: str = "") -> NoReturn:
 def interrupted() -> NoReturn:
     """Exits with a shell's code for Ctrl-C."""
     leave(130)
+
+
+def given_arguments() -> list[str]:
+    """The command line's arguments; ConfigError where one is not text, which could be neither shown nor stored."""
+    arguments = sys.argv[1:]
+    for argument in arguments:
+        require(is_unicode(argument), f"the argument {quoted(argument)} is not UTF-8 text; write it in UTF-8, and rename a "
+                                      "file of such a name.")  # fmt: skip
+    return arguments
 
 
 def configure_jax() -> None:
@@ -94,8 +103,9 @@ def command_line(main: Callable[..., Any]) -> Callable[[], Any]:
         (config_type,) = [t for name, t in main.__annotations__.items() if name != "return"]
         module = sys.modules[main.__module__]
         name = module.__spec__.name
-        config = tyro.cli(config_type, prog=f"python -m {name}", description=module.__doc__)
         try:
+            arguments = given_arguments()
+            config = tyro.cli(config_type, args=arguments, prog=f"python -m {name}", description=module.__doc__)
             configure_jax()
             return main(config)
         except ConfigError as error:
