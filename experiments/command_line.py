@@ -5,13 +5,13 @@ import difflib
 import functools
 import importlib
 import os
-import pathlib
 import pkgutil
 import sys
 import types
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
+from unigrpo_jax.caches import cache_folder
 from unigrpo_jax.config import ConfigError, RunConfig, require
 from unigrpo_jax.foreign_text import is_unicode, quoted, tell
 from unigrpo_jax.rewards.judging import RewardError
@@ -54,7 +54,7 @@ def given_arguments() -> list[str]:
 
 
 def configure_jax() -> None:
-    """Keeps compiled programs on disk, so that the second start is quick; JAX_COMPILATION_CACHE_DIR moves them.
+    """Keeps compiled programs in the user's cache, so that the second start is quick; JAX_COMPILATION_CACHE_DIR moves them.
 
     A TPU that is not there is not asked for, so that a TPU compiler beside it stays silent.
     """
@@ -63,8 +63,8 @@ def configure_jax() -> None:
     from unigrpo_jax.parallel.platforms import leave_out_absent_tpu
 
     leave_out_absent_tpu()
-    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-        cache = pathlib.Path(os.environ.get("XDG_CACHE_HOME", pathlib.Path.home() / ".cache")) / "unigrpo_jax"
+    cache = None if "JAX_COMPILATION_CACHE_DIR" in os.environ else cache_folder()
+    if cache is not None:
         jax.config.update("jax_compilation_cache_dir", str(cache))
 
 
