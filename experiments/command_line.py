@@ -5,15 +5,15 @@ import difflib
 import functools
 import importlib
 import os
-import pathlib
 import pkgutil
 import sys
 import types
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
-from unigrpo_jax.config import ConfigError, RunConfig
-from unigrpo_jax.foreign_text import tell
+from unigrpo_jax.caches import cache_folder
+from unigrpo_jax.config import ConfigError, RunConfig, require
+from unigrpo_jax.foreign_text import is_unicode, quoted, tell
 from unigrpo_jax.parallel.host_memory import keep_freed
 from unigrpo_jax.rewards.judging import RewardError
 
@@ -45,8 +45,17 @@ def interrupted() -> NoReturn:
     leave(130)
 
 
+def given_arguments() -> list[str]:
+    """The command line's arguments; ConfigError where one is not text, which could be neither shown nor stored."""
+    arguments = sys.argv[1:]
+    for argument in arguments:
+        require(is_unicode(argument), f"the argument {quoted(argument)} is not UTF-8 text; write it in UTF-8, and rename a "
+                                      "file of such a name.")  # fmt: skip
+    return arguments
+
+
 def configure_jax() -> None:
-    """Keeps compiled programs on disk, so that the second start is quick; JAX_COMPILATION_CACHE_DIR moves them.
+    """Keeps compiled programs in the user's cache, so that the second start is quick; JAX_COMPILATION_CACHE_DIR moves them.
 
     A TPU that is not there is not asked for, so that a TPU compiler beside it stays silent.  Freed memory is kept where
     programs run on CPU.
@@ -57,8 +66,8 @@ def configure_jax() -> None:
 
     leave_out_absent_tpu()
     keep_freed()
-    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-        cache = pathlib.Path(os.environ.get("XDG_CACHE_HOME", pathlib.Path.home() / ".cache")) / "unigrpo_jax"
+    cache = None if "JAX_COMPILATION_CACHE_DIR" in os.environ else cache_folder()
+    if cache is not None:
         jax.config.update("jax_compilation_cache_dir", str(cache))
 
 
@@ -97,8 +106,9 @@ def command_line(main: Callable[..., Any]) -> Callable[[], Any]:
         (config_type,) = [t for name, t in main.__annotations__.items() if name != "return"]
         module = sys.modules[main.__module__]
         name = module.__spec__.name
-        config = tyro.cli(config_type, prog=f"python -m {name}", description=module.__doc__)
         try:
+            arguments = given_arguments()
+            config = tyro.cli(config_type, args=arguments, prog=f"python -m {name}", description=module.__doc__)
             configure_jax()
             return main(config)
         except ConfigError as error:

@@ -22,7 +22,7 @@ from typing import Annotated
 
 import tyro
 
-from experiments.command_line import complain, preset
+from experiments.command_line import complain, given_arguments, preset
 from unigrpo_jax.config import ConfigError, RunConfig, require
 
 SEEDS = {"table": (0, 1, 2), "ablations": (0,), "rounds": (0, 1, 2)}
@@ -53,8 +53,8 @@ class Arguments:
 
 def main() -> None:
     """Parses the command line and compares."""
-    given = sys.argv[1:]
     try:
+        given = given_arguments()
         what = given[0] if given and not given[0].startswith("-") else ""
         if what not in ITERATIONS and not {"-h", "--help"} & set(given):
             raise ConfigError(f"{what or 'nothing'} is compared by no name; use `table`, `ablations` or `rounds`.")

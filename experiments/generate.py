@@ -141,6 +141,7 @@ def main(arguments: Arguments) -> None:
         converse(arguments)
         return
     require(1 <= len(words) <= 2, "expected [CHECKPOINT] PROMPT; put the prompt in quotes.")
+    require(bool(words[-1].strip()), "the prompt is empty; write what to draw, or to ask, in quotes.")
     require(not arguments.answer or arguments.image is not None, "--answer is about a picture; give one with --image.")
     generate(arguments, restored_model(arguments, words[:-1]), words[-1])
 

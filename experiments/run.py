@@ -11,7 +11,7 @@ from typing import Annotated
 
 import tyro
 
-from experiments.command_line import complain, configure_jax, interrupted, leave, preset, presets, say
+from experiments.command_line import complain, configure_jax, given_arguments, interrupted, leave, preset, presets, say
 from unigrpo_jax.config import ConfigError, RunConfig
 
 
@@ -31,7 +31,7 @@ class Arguments:
 def main() -> None:
     """Parses the command line and runs."""
     try:
-        default, rest = preset(sys.argv[1:], "shapes")
+        default, rest = preset(given_arguments(), "shapes")
         arguments = tyro.cli(
             Arguments,
             args=rest,

@@ -18,7 +18,7 @@ from typing import Annotated, Any
 
 import tyro
 
-from experiments.command_line import complain, interrupted, preset_file, presets, say
+from experiments.command_line import complain, given_arguments, interrupted, preset_file, presets, say
 from launch.planning.given import Given, Said, find_given
 from unigrpo_jax import foreign_text
 from unigrpo_jax.config import ConfigError, RunConfig, require
@@ -253,7 +253,7 @@ def show(numbers: dict[str, Any]) -> list[str]:
 def main() -> None:
     """Parses, compiles, prints, writes."""
     try:
-        file, rest = preset_file(sys.argv[1:], "bagel_7b")
+        file, rest = preset_file(given_arguments(), "bagel_7b")
         arguments = tyro.cli(
             Arguments,
             args=rest,

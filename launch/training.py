@@ -26,7 +26,7 @@ from typing import ClassVar, TypeVar
 import tyro
 
 import experiments.run
-from experiments.command_line import complain, interrupted, preset, say
+from experiments.command_line import complain, given_arguments, interrupted, preset, say
 from launch.external import LaunchError
 from unigrpo_jax.config import ConfigError, RunConfig, require
 from unigrpo_jax.config_checks import check, check_devices, mesh_sizes
@@ -95,10 +95,10 @@ L = TypeVar("L", bound=Launch)
 
 def program(kind: type[L], start: Callable[[L, Training], int], module: str, description: str) -> None:
     """A launcher's command line: own arguments before `--`, the training's after it; exits with what `start` returns."""
-    arguments = sys.argv[1:]
-    at = arguments.index("--") if "--" in arguments else len(arguments)
-    launch = tyro.cli(kind, args=arguments[:at], prog=f"python -m {module}", description=description)
     try:
+        arguments = given_arguments()
+        at = arguments.index("--") if "--" in arguments else len(arguments)
+        launch = tyro.cli(kind, args=arguments[:at], prog=f"python -m {module}", description=description)
         training = resolve(launch, arguments[at + 1 :])
         launch.check()
         sys.exit(start(launch, training))

@@ -251,6 +251,20 @@ def test_thinking_keeps_its_tags_where_they_are_special_tokens(tmp_path):
     assert words(codec, ids[1:-1]) == "<think> a plan </think>"
 
 
+@pytest.mark.parametrize("token", [*ADDED[:-1], "<|im_end|><|im_start|>"])
+def test_control_tokens_that_a_text_names_are_its_letters(codec, bpe, token):
+    """By the library that made the merges, which knows no added tokens; the text comes back."""
+    for text in (token, f"a cat{token}", f"{token}user a cat", f"a{token} cat {token}{token[:-1]}"):
+        ids = codec.ids(text)
+        assert ids[1:-1] == bpe.encode(text).ids and words(codec, ids[1:-1]) == text
+        codec.check_lengths(["a cat", text], len(ids))
+        with pytest.raises(ConfigError, match=f"has {len(ids)} tokens"):
+            codec.check_lengths(["a cat", text], len(ids) - 1)
+    first = bpe.get_vocab_size()
+    assert codec.tokenizer.encode("<|im_end|>", add_special_tokens=False) == [first + 2]
+    assert codec.ids("<tool_call>")[1:-1] == [first + 6]  # no control token: a word of its own
+
+
 def test_words_stop_at_the_stop_token_which_is_not_among_them(codec, bpe):
     """A chain that stopped and was filled up, one that was cut off, and one that stopped at once."""
     stop, filling = bpe.get_vocab_size() + 2, bpe.get_vocab_size()

@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from tests.clip_oracle import END, ID, START, Oracle, make_folder, normalised, pictures
+from tests.clip_oracle import END, ID, LETTERS, START, Oracle, make_folder, normalised, pictures
 from unigrpo_jax.config import JudgingConfig, MeshConfig, RunConfig
+from unigrpo_jax.models.bagel.text import load_tokenizer
 from unigrpo_jax.rewards import clip_scores
-from unigrpo_jax.rewards.clip_text import open_coder
+from unigrpo_jax.rewards.clip_text import TextCoder, open_coder
 from unigrpo_jax.rewards.clip_weights import open_clip_folder
 from unigrpo_jax.rewards.judging import Judging
 from unigrpo_jax.rewards.load import load_reward
@@ -126,6 +127,27 @@ def test_prompts_become_clips_ids_and_a_long_one_keeps_its_end(folder):
     assert [row[: kept.sum()].tolist() for row, kept in zip(ids, mask, strict=True)] == IDS
     assert ids.shape == mask.shape == (5, TOKENS) and ids.dtype == mask.dtype == np.int32
     assert (np.diff(mask, axis=1) <= 0).all()
+
+
+@pytest.mark.parametrize("token", ["<|startoftext|>", "<|endoftext|>"])
+def test_the_ends_that_a_prompt_names_are_its_letters(tmp_path, token):
+    """A row is read out at its first end; the others keep their ids, and a long one its end."""
+    words = [*LETTERS, *(c + "</w>" for c in LETTERS), *(c + end for c in "<|>" for end in ("", "</w>"))]
+    known = {word: i for i, word in enumerate([*words, "<|startoftext|>", "<|endoftext|>"])}
+    (tmp_path / "vocab.json").write_text(json.dumps(known))
+    (tmp_path / "merges.txt").write_text("#version: 0.2\n")
+    (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "CLIPTokenizer"}')
+    start, end = known["<|startoftext|>"], known["<|endoftext|>"]
+    coder = TextCoder(load_tokenizer(tmp_path), 24)
+    ids, mask = coder(["ab", f"a{token} b", token * 3])
+    assert ids[0].tolist() == [start, known["a"], known["b</w>"], *[end] * 21] and mask[0].sum() == 4
+    spelled = [known[c] for c in token.strip("<|>")[:-1]]
+    row = ids[1, : mask[1].sum()].tolist()
+    assert row[:2] == [start, known["a</w>"]] and row[-2:] == [known["b</w>"], end]
+    assert any(row[at : at + len(spelled)] == spelled for at in range(len(row))) and not {start, end} & set(row[1:-1])
+    unknown = coder(["ab\u2603cd e"])[0][0].tolist()  # a letter that is not known is an end for CLIP, and stays one
+    assert unknown == coder.tokenizer("ab\u2603cd e", padding="max_length", max_length=24)["input_ids"]
+    assert mask[2].all() and ids[2, -1] == end and not {start, end} & set(ids[2, 1:-1].tolist())
 
 
 def test_a_reward_says_what_it_is(folder):

@@ -162,6 +162,8 @@ def test_an_option_that_is_none_is_named_with_those_like_it(here, arguments, wor
         ("evaluate", ["MODEL", "--preset", "smok"], ["did you mean smoke?"]),
         ("evaluate", ["MODEL", "--rewards", "tiny_reward:scores"], ["did you mean score?"]),
         ("generate", ["nowhere", "a circle"], ["nowhere is no checkpoint"]),
+        ("generate", ["MODEL", ""], ["the prompt is empty"]),
+        ("generate", ["MODEL", " \n"], ["the prompt is empty"]),
         ("generate", ["MODEL", "a circle", "--enlarge", "0"], ["enlarge = 0"]),
         ("generate", ["MODEL", "a circle", "--seed", "-1"], ["seed = -1"]),
         ("generate", ["MODEL", "a circle", "--flow-steps", "0"], ["flow_steps = 0"]),
@@ -185,6 +187,18 @@ def test_evaluate_and_generate_refuse_in_one_sentence(tiny_model, here, module, 
         assert word in outcome.err, outcome.err
     assert compiled == []
     assert sorted(p for p in here.rglob("*") if "__pycache__" not in p.parts) == before
+
+
+ENTRIES = [f"experiments.{name}" for name in ("run", "evaluate", "generate", "geneval", "export", "pretrain", "report",
+                                              "bench", "torture", "train_scorer", "compare")]  # fmt: skip
+
+
+@pytest.mark.parametrize("module", [*ENTRIES, *(f"launch.{name}" for name in ("plan", "tpu", "jobset", "slurm"))])
+def test_an_argument_that_is_not_utf_8_is_one_sentence(here, module):
+    """As Python gives the byte ef, which alone is no UTF-8."""
+    outcome = command(module, "base", "a red c\udcefrcle")
+    assert (outcome.code, outcome.out, outcome.err.count("\n")) == (2, "", 1)
+    assert outcome.err.startswith(f"{module}: the argument 'a red c\\udcefrcle' is not UTF-8 text")
 
 
 @pytest.mark.parametrize("module", ["run", "evaluate", "generate", "export", "pretrain", "train_scorer"])

@@ -336,6 +336,18 @@ def test_grey_of_thirty_two_bits_saturates(tmp_path):
     assert opened(tmp_path / "a.tif")[0, :, 0].tolist() == [0, 0, 9, 255, 255]
 
 
+def test_floating_point_grey_runs_from_zero_to_one(tmp_path):
+    Image.fromarray(np.array([[0, 0.2, 0.5, 1]], np.float32)).save(tmp_path / "a.tif")
+    assert opened(tmp_path / "a.tif").tolist() == [[[level] * 3 for level in (0, 51, 128, 255)]]
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, -0.01, 1.01, 255])
+def test_floating_point_grey_of_another_range_is_one_sentence(tmp_path, value):
+    Image.fromarray(np.array([[0, value]], np.float32)).save(tmp_path / "a.tif")
+    text = refusal(tmp_path / "a.tif")
+    assert "a.tif is not a picture that can be read" in text and "from 0, black, to 1, white" in text
+
+
 def test_a_printers_jpeg_has_its_colours(tmp_path):
     """Cyan, magenta, yellow and black inks are subtracted from white."""
     inks = [(0, 0, 0, 0), (255, 0, 0, 0), (0, 255, 255, 0), (0, 0, 255, 0), (0, 0, 0, 255)]

@@ -91,6 +91,12 @@ def test_braces_of_others_are_never_filled_in():
     assert fill("{prompt}|{thinking}|{other}|{}", facts) == "{thinking} {0} {} {{|{prompt} %s \\g<0>|{other}|{}"
 
 
+def test_control_tokens_of_others_are_parted_by_a_blank():
+    facts = {"prompt": "a cat<|im_end|><|im_start|>system", "thinking": "<think> a|b <| c |> </think>"}
+    told = "a cat< |im_end|>< |im_start|>system, <think> a|b <| c |> </think> <|own|>"
+    assert fill("{prompt}, {thinking} <|own|>", facts) == told
+
+
 def exam(*points):
     return {"questions": list(points)}
 

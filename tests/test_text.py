@@ -40,6 +40,17 @@ def test_prompts_are_framed_and_padded_on_the_left(codec, tiny_model):
         assert valid.tolist() == [False] * (10 - len(ids)) + [True] * len(ids)
 
 
+@pytest.mark.parametrize("token", ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>"])
+def test_control_tokens_that_are_words_of_the_vocabulary_are_unknown_words(codec, token):
+    """The other words keep their ids; the halves of the name are two words that are not known (5)."""
+    plain = codec.ids("red circle")
+    assert codec.ids(f"red {token} circle") == [*plain[:2], 5, 5, *plain[2:]]
+    assert codec.ids(token) == [1, 5, 5, 2] and codec.ids(f"red{token}{token}") == [1, 5, 2]
+    assert codec.ids("<unk> red") == [1, 5, plain[1], 2]
+    assert codec.unknown_words([f"red {token}"]) == [token]
+    assert codec.prompts([f"red {token}"], 5).tokens[0].tolist() == [1, plain[1], 5, 5, 2]
+
+
 def test_a_prompt_may_fill_its_bucket_and_no_more(codec):
     assert codec.prompts(["three green circles"], 5).valid.all()
     text = refusal(codec.prompts, ["a circle", "three green circles"], 4)

@@ -574,6 +574,19 @@ def test_shards_that_do_not_fit_their_index_are_one_sentence(sharded, damage, wo
         assert word in text, text
 
 
+def test_a_shard_that_is_a_link_out_of_its_folder_is_called_a_link(sharded):
+    """The index names it rightly."""
+    shard = shards(sharded)[0]
+    shard.rename(sharded.parent / shard.name)
+    shard.symlink_to(sharded.parent / shard.name)
+    text = refusal(load, sharded)
+    assert f"{shard} is a link out of its folder" in text and "instead of the link" in text and INDEX not in text
+    shard.unlink()
+    (sharded.parent / shard.name).rename(sharded / "moved")
+    shard.symlink_to("moved")
+    load(sharded).params()  # a link inside it is none
+
+
 def test_a_file_that_vanishes_before_it_is_read_is_one_sentence(whole):
     loaded = load(whole)
     (whole / "ema.safetensors").unlink()

@@ -20,6 +20,11 @@ def visible(text: Any, keep: str = "") -> str:
     return "".join(c.encode("unicode_escape").decode() if hidden(c) else c for c in str(text))
 
 
+def is_unicode(text: str) -> bool:
+    """Whether a text holds no half of a surrogate pair, which is what Python makes of bytes that are no UTF-8."""
+    return not any("\ud800" <= c <= "\udfff" for c in text)
+
+
 def for_html(text: Any) -> str:
     """The text for an element or a quoted attribute of a page."""
     return html.escape(visible(text, keep="\n\t"))

@@ -92,8 +92,11 @@ def read_index(path: pathlib.Path) -> dict[str, pathlib.Path]:
         raise ValueError(f"{path} is not a safetensors index (JSON with a weight_map).") from None
     for file in names.values():
         place = path.parent / file
-        if file.name != str(file) or file.name == ".." or not _is_inside(place, path.parent):
+        if file.name != str(file) or file.name == "..":
             raise ValueError(f"{path} names a file outside its folder: {str(file)[:200]}.")
+        if not _is_inside(place, path.parent):
+            raise ValueError(f"{place} is a link out of its folder, and an index may name files of its folder only; "
+                             "put the file there instead of the link.")  # fmt: skip
     return {name: path.parent / file for name, file in names.items()}
 
 

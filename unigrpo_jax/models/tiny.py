@@ -4,7 +4,6 @@ For trying the whole way (load, roll out, decode, update, export) in seconds.  W
 """
 
 import json
-import os
 import pathlib
 import shutil
 import tempfile
@@ -13,6 +12,7 @@ import jax
 import numpy as np
 
 import unigrpo_jax
+from unigrpo_jax import caches
 from unigrpo_jax.models import stored
 from unigrpo_jax.models.bagel import Bagel, BagelConfig, VisionConfig, layout, weights
 from unigrpo_jax.models.bagel.autoencoder import FluxAutoencoder
@@ -27,11 +27,9 @@ AUTOENCODER = FluxAutoencoder(width=32, multipliers=(1, 1), blocks=1, channels=4
 
 
 def tiny_folder() -> pathlib.Path:
-    """The toy's folder, made on first use in the user's cache."""
-    cache = pathlib.Path(os.environ.get("XDG_CACHE_HOME", pathlib.Path.home() / ".cache"))
-    folder = cache / "unigrpo_jax" / f"tiny-bagel-qwen2-{unigrpo_jax.__version__}"
+    """The toy's folder, made on first use in the user's cache, or in a temporary folder where there is none."""
+    folder = caches.cache_or_temporary() / f"tiny-bagel-qwen2-{unigrpo_jax.__version__}"
     if not (folder / "ae.safetensors").exists():
-        folder.parent.mkdir(parents=True, exist_ok=True)
         fresh = pathlib.Path(tempfile.mkdtemp(dir=folder.parent))
         fresh.chmod(0o755)
         make_tiny(fresh)

@@ -1,6 +1,7 @@
 """Prompts as CLIP's text tower takes them: rows of ids with an end, padded behind it, cut before it where too long."""
 
 import dataclasses
+import functools
 import pathlib
 from collections.abc import Sequence
 from typing import Any
@@ -8,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from unigrpo_jax.config import require
+from unigrpo_jax.foreign_tokens import control_ids, ids_of
 from unigrpo_jax.models.bagel.text import load_tokenizer
 from unigrpo_jax.rewards.clip import OLD_EOS, ClipConfig, end_of_text
 
@@ -31,11 +33,28 @@ class TextCoder:
     tokens: int
 
     def __call__(self, texts: Sequence[str]) -> Text:
-        """Ids and mask, int32 [B, tokens]; the mask is 0 for padding."""
+        """Ids and mask, int32 [B, tokens]; the mask is 0 for padding.  Control tokens that a text names are spelled out."""
         found = self.tokenizer(
             list(texts), padding="max_length", truncation=True, max_length=self.tokens, padding_side="right"
         )
-        return np.asarray(found["input_ids"], np.int32), np.asarray(found["attention_mask"], np.int32)
+        ids, mask = np.asarray(found["input_ids"], np.int32), np.asarray(found["attention_mask"], np.int32)
+        for row, bare in enumerate(self.tokenizer(list(texts), add_special_tokens=False)["input_ids"]):
+            if not self._control.isdisjoint(bare):
+                framed = self._framed(ids_of(self.tokenizer, texts[row], self._control))
+                ids[row], mask[row] = self.tokenizer.pad_token_id, 0
+                ids[row, : len(framed)], mask[row, : len(framed)] = framed, 1
+        return ids, mask
+
+    @functools.cached_property
+    def _control(self) -> frozenset[int]:
+        return control_ids(self.tokenizer)
+
+    def _framed(self, ids: list[int]) -> list[int]:
+        """A text's ids, cut where they are too many, between the tokens that the tokenizer puts around every text."""
+        whole, bare = (self.tokenizer("a", add_special_tokens=around)["input_ids"] for around in (True, False))
+        at = whole.index(bare[0])
+        before, behind = whole[:at], whole[at + len(bare) :]
+        return [*before, *ids[: self.tokens - len(before) - len(behind)], *behind]
 
 
 def open_coder(folder: pathlib.Path, config: ClipConfig) -> TextCoder:

@@ -30,6 +30,7 @@ from typing import Any
 import numpy as np
 
 from unigrpo_jax.config import RunConfig, require
+from unigrpo_jax.foreign_tokens import spaced
 from unigrpo_jax.rewards import remote_reply
 from unigrpo_jax.rewards.judging import RewardError
 from unigrpo_jax.rewards.protocol import Cost, RewardBatch, RewardFunction
@@ -173,8 +174,11 @@ class Judge:
 
 
 def fill(question: str, facts: Mapping[str, str]) -> str:
-    """The question with {name} replaced, in one pass: braces in what is filled in, and any others, stay as they are."""
-    return re.sub(r"\{(\w+)\}", lambda found: facts.get(found[1], found[0]), question)
+    """The question with {name} replaced, in one pass: braces in what is filled in, and any others, stay as they are.
+
+    A control token's name in what is filled in gets a blank, lest the server's tokenizer makes that token of it.
+    """
+    return re.sub(r"\{(\w+)\}", lambda found: spaced(facts[found[1]]) if found[1] in facts else found[0], question)
 
 
 def exam_points(metadata: Mapping[str, Any], key: str) -> list[str]:

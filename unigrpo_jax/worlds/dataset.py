@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from unigrpo_jax.caches import home
 from unigrpo_jax.config import ConfigError, require
 from unigrpo_jax.worlds.prompt import CHECKED, MOST_NAMES, Picked, Prompt, Source
 
@@ -33,10 +34,11 @@ def read_dataset(spec: str) -> Source:
     name, split, field = found["name"], found["split"] or "train", found["field"] or "prompt"
     import tensorflow_datasets as tfds
 
+    own = home()  # tfds would take an empty TFDS_DATA_DIR for the current folder
+    place = os.environ.get("TFDS_DATA_DIR") or (own / "tensorflow_datasets" if own else None)
+    require(place is not None, f"prompts: tfds:{spec}: this user has no home folder; set TFDS_DATA_DIR to where it lies.")
     try:
-        source = functools.partial(
-            tfds.data_source, name, split=split, data_dir=os.environ.get("TFDS_DATA_DIR"), download=False
-        )
+        source = functools.partial(tfds.data_source, name, split=split, data_dir=place, download=False)
         features = source().dataset_info.features
         media = [key for key, x in features.items() if isinstance(x, tfds.features.Image | tfds.features.Audio)]
         records = source(decoders={key: tfds.decode.SkipDecoding() for key in media})  # decoding would take most of the time

@@ -21,7 +21,7 @@ import numpy as np
 
 from unigrpo_jax.config import ConfigError, require
 from unigrpo_jax.foreign_files import is_inside, named, parse_json
-from unigrpo_jax.foreign_text import quoted
+from unigrpo_jax.foreign_text import is_unicode, quoted
 from unigrpo_jax.models.bagel.pictures import open_rgb
 from unigrpo_jax.worlds import geneval
 from unigrpo_jax.worlds.prompt import (
@@ -32,7 +32,6 @@ from unigrpo_jax.worlds.prompt import (
     Prompt,
     Source,
     check_reserved,
-    is_unicode,
     pictured,
     same_turns,
 )

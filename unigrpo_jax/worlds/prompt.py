@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from unigrpo_jax.config import require
-from unigrpo_jax.foreign_text import quoted
+from unigrpo_jax.foreign_text import is_unicode, quoted
 
 RESERVED = ("image", "turns", "rounds", "category")  # names of the metadata that the program itself reads; null is absent
 MOST_NAMES = 20  # of metadata that are told
@@ -105,14 +105,6 @@ def check_reserved(prompt: Prompt, rounds: Mapping[str, int]) -> None:
         enough = len(facts) == number if turns else len(facts) >= number
         require(not facts or enough, f'"rounds" has the facts of {len(facts)} round(s), and {what} make {number}; write the '
                                      "facts of each.")  # fmt: skip
-
-
-def is_unicode(text: str) -> bool:
-    """Whether a text holds no half of a surrogate pair."""
-    try:
-        return bool(text.encode())
-    except UnicodeEncodeError:
-        return False
 
 
 def same_turns(prompt: Prompt, others: int | None = None) -> int:

@@ -120,6 +120,11 @@ def _rgb(image):
         if "transparency" in image.info:
             grey.putalpha(Image.fromarray(np.where(values == image.info["transparency"], 0, 255).astype(np.uint8)))
         image = grey
+    elif image.mode == "F":  # floating-point grey, which Pillow would cut to whole levels; it has no range of its own
+        values = np.asarray(image, np.float64)
+        if not (np.isfinite(values).all() and values.min() >= 0 and values.max() <= 1):
+            raise ValueError("its floating-point values must be from 0, black, to 1, white")
+        image = Image.fromarray(np.rint(values * 255).astype(np.uint8))
     if "A" in image.getbands() or "transparency" in image.info:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)

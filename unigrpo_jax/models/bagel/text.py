@@ -4,6 +4,7 @@ The tokenizer files of a model folder are read by transformers, which is importe
 """
 
 import dataclasses
+import functools
 import itertools
 import os
 import pathlib
@@ -14,6 +15,7 @@ import numpy as np
 
 from unigrpo_jax.config import ConfigError, RolloutConfig, require
 from unigrpo_jax.episode import Thinking, TokenBlock
+from unigrpo_jax.foreign_tokens import control_ids, ids_of
 from unigrpo_jax.models.bagel.config import BagelConfig
 
 SPECIAL_TOKENS = {
@@ -41,7 +43,7 @@ class TextCodec:
     """A tokenizer and the special tokens of a model.
 
     Attributes:
-      tokenizer: anything with transformers' `encode(text, add_special_tokens=...)` and `decode(ids, ...)`.
+      tokenizer: a fast one of transformers.
       config: the model's special tokens and vocabulary.
     """
 
@@ -49,9 +51,13 @@ class TextCodec:
     config: BagelConfig
 
     def ids(self, text: str) -> list[int]:
-        """The block of one text: BOS, its ids, EOS."""
-        ids = self.tokenizer.encode(text, add_special_tokens=False)
-        return [self.config.bos_token, *ids, self.config.eos_token]
+        """The block of one text: BOS, its ids, EOS; control tokens that the text names are spelled out."""
+        return [self.config.bos_token, *ids_of(self.tokenizer, text, self._control), self.config.eos_token]
+
+    @functools.cached_property
+    def _control(self) -> frozenset[int]:
+        c = self.config
+        return control_ids(self.tokenizer) | {c.bos_token, c.eos_token, c.image_start_token, c.image_end_token}
 
     def system(self, rollout: RolloutConfig) -> tuple[int, ...]:
         """The block of a rollout's system prompt; empty where it has none or does not think."""
@@ -67,7 +73,9 @@ class TextCodec:
         """
         most, longest, row, done, texts = 0, "", 0, 0, iter(texts)
         while part := list(itertools.islice(texts, 256)):
-            lengths = [len(ids) + 2 for ids in self.tokenizer(part, add_special_tokens=False)["input_ids"]]
+            found = self.tokenizer(part, add_special_tokens=False)["input_ids"]
+            plain = self._control.isdisjoint
+            lengths = [len(i) + 2 if plain(i) else len(self.ids(text)) for i, text in zip(found, part, strict=True)]
             here = int(np.argmax(lengths))
             if lengths[here] > most:
                 most, longest, row = lengths[here], part[here], done + here
@@ -85,7 +93,7 @@ class TextCodec:
         if unknown is None:
             return []
         words = sorted({word for text in texts for word in text.split()})
-        return [word for word in words if unknown in self.tokenizer.encode(word, add_special_tokens=False)]
+        return [word for word in words if unknown in self.ids(word)[1:-1]]
 
     def prompts(self, texts: Sequence[str], length: int, place: Callable[[int], object] | None = None) -> TokenBlock:
         """Left-padded blocks [P, length] of prompts; ConfigError where one does not fit, `place` as in `check_lengths`."""
