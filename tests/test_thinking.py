@@ -191,6 +191,17 @@ def test_greedy_thinking_is_the_argmax_of_every_step():
         assert (group == group[0]).all()
 
 
+def test_layers_in_arrays_of_their_own_think_alike(thought):
+    """All layers unrolled, decoding reads each layer's parameters from arrays of their own."""
+    apart = dataclasses.replace(tiny.MODEL, unroll=tiny.CONFIG.layers)
+    model, laid_out = apart.cut(tiny.params())
+    assert not model.stacked and "layers" not in laid_out
+    found = thinker(apart, temperature=tiny.ROLLOUT.temperature)(tiny.params(), tiny.prompts(), 0)
+    np.testing.assert_array_equal(found[0].tokens, thought[0].tokens)
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(thought), strict=True):
+        np.testing.assert_allclose(a, b, rtol=0, atol=1e-5)
+
+
 CALLS = []
 
 

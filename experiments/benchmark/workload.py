@@ -255,7 +255,8 @@ def middle() -> Workload:
         shapes.rollout, prompts_per_iteration=2, prompt_tokens=16, thinking_tokens=64, image_height=64, image_width=64
     )
     learning: LearningConfig = dataclasses.replace(shapes.learning, group_size=4)
-    return random(MIDDLE, RunConfig(name="middle", model=ModelConfig(), rollout=rollout, learning=learning))
+    model = ModelConfig(unroll=MIDDLE.layers)
+    return random(MIDDLE, RunConfig(name="middle", model=model, rollout=rollout, learning=learning))
 
 
 SIZES: dict[str, Callable[[], Workload]] = {

@@ -84,6 +84,7 @@ def think(model: Bagel, params, context, keys_B, length: int, sampler: TokenSamp
     Returns:
       The thinking, and the context with its block of M + 2 slots.
     """
+    model, params = model.cut(params)
     batch, first = context.valid.shape[0], context.slots
     stop = model.config.eos_token
 

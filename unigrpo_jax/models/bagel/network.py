@@ -61,21 +61,24 @@ class Network(nn.Module):
     lora_scale: float = 1.0
     hold: Callable[[jax.Array], jax.Array] | None = None
     attend: Callable[..., jax.Array] = attention.xla
+    stacked: bool = True
 
     def setup(self):
-        """Layers are stacked along a leading axis and scanned."""
+        """Layers are stacked along a leading axis and scanned, or where they are not `stacked`, run one after the other."""
         c = self.config
         layer = DecoderLayer
         if self.remat != "none":
             layer = nn.remat(layer, prevent_cse=False, static_argnums=(), policy=KEPT[self.remat])
-        self.layers = nn.scan(
+        scan = nn.scan(
             layer,
             variable_axes={"params": 0, "intermediates": 0},
             split_rngs={"params": True},
             in_axes=(0, nn.broadcast, nn.broadcast),
             length=c.layers,
             unroll=min(self.unroll, c.layers),
-        )(c, self.dtype, self.lora_scale, self.hold, self.attend)
+        )
+        given = (c, self.dtype, self.lora_scale, self.hold, self.attend)
+        self.layers = scan(*given) if self.stacked else [layer(*given) for _ in range(c.layers)]
         self.embed = nn.Embed(c.vocab_size, c.hidden_size, dtype=self.dtype)
         self.lm_head = nn.Dense(c.vocab_size, use_bias=False, dtype=self.dtype)
         self.norm_und = RMSNorm(c.rms_norm_eps)
@@ -95,7 +98,13 @@ class Network(nn.Module):
         """All layers over one block; returns the streams before the final norm, and the block's keys and values."""
         rotary = rotary_table(positions, self.config.head_dim, self.config.rope_theta)
         visible = Visibility(context=context.valid, block=valid, causal=causal)
-        return self.layers(streams, (context.keys, context.values), rotary, visible)
+        if self.stacked:
+            return self.layers(streams, (context.keys, context.values), rotary, visible)
+        blocks = []
+        for i, layer in enumerate(self.layers):
+            streams, block = layer(streams, (context.keys[i], context.values[i]), rotary, visible)
+            blocks.append(block)
+        return streams, jax.tree.map(lambda *layers: jnp.stack(layers), *blocks)
 
     def text(self, tokens, valid, context: Context):
         """Hidden states [B, L, D] after the final norm, and the text block as a context of its own L slots."""
@@ -168,10 +177,11 @@ class Bagel:
       dtype: compute dtype, "float32" or "bfloat16"; statistics, softmax, logits and velocities are float32 in both.
       remat: what the backward pass recomputes instead of storing it: "none"; "full", each layer from its input; "dots",
         each layer but its products with weights.
-      unroll: layers per iteration of the scan over layers; more compiles longer and may run faster on CPU.
+      unroll: layers per iteration of the scan over layers; more compiles longer and may run faster on CPU, see `cut`.
       lora_scale: factor of the adapters' products, alpha / rank; read only where the parameters hold adapters.
       hold: applied to the residual stream before each layer, to hold it to its place on a mesh; None leaves it free.
       attend: the attention, with the signature of `attention.xla`.
+      stacked: whether the parameters hold all layers as one stack, as `init` makes them, or as `cut` leaves them.
     """
 
     config: BagelConfig
@@ -181,11 +191,12 @@ class Bagel:
     lora_scale: float = 1.0
     hold: Callable[[jax.Array], jax.Array] | None = None
     attend: Callable[..., jax.Array] = attention.xla
+    stacked: bool = True
 
     @functools.cached_property
     def network(self) -> Network:
         """The Linen module behind the verbs."""
-        given = (self.remat, self.unroll, self.lora_scale, self.hold, self.attend)
+        given = (self.remat, self.unroll, self.lora_scale, self.hold, self.attend, self.stacked)
         return Network(self.config, jnp.dtype(self.dtype), *given)
 
     def _apply(self, params: Params, method: str, *args):
@@ -194,6 +205,18 @@ class Bagel:
     def init(self, key: jax.Array) -> Params:
         """Fresh parameters; the flow head starts at zero, as the original does."""
         return self.network.init(key, method="everything")["params"]
+
+    def cut(self, params: Params) -> tuple["Bagel", Params]:
+        """The same network, each layer's parameters in arrays of their own; as they are unless all layers are unrolled.
+
+        For a loop that reads all parameters for few tokens at a time, as decoding does: on a CPU each read of a stack copies
+        a layer out of it, which takes as long as its products.  Until the loop ends the layers lie in memory twice.
+        """
+        if not self.stacked or self.unroll < self.config.layers:
+            return self, params
+        layers = {f"layers_{i}": jax.tree.map(lambda x, i=i: x[i], params["layers"]) for i in range(self.config.layers)}
+        others = {name: value for name, value in params.items() if name != "layers"}
+        return dataclasses.replace(self, stacked=False), others | layers
 
     def empty(self, batch: int) -> Context:
         """A context of `batch` samples that have read nothing."""
