@@ -1,5 +1,6 @@
 """How rewards are called: time limits, retries, memory, several at once, and what becomes of episodes nobody judged."""
 
+import asyncio
 import dataclasses
 import threading
 import time
@@ -130,6 +131,30 @@ def test_a_reward_that_always_raises_is_one_error_that_names_it():
 
     with pytest.raises(RewardError, match="the reward function r raised OSError: no disk, after 2 retries"):
         Judging({"r": Recording(answer)}, QUICK)(batch("a"))
+
+
+class Wordless(Exception):
+    def __str__(self):
+        raise self
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [(KeyboardInterrupt(), "KeyboardInterrupt"), (SystemExit(3), "SystemExit: 3"), (MemoryError(), "MemoryError"),
+     (asyncio.CancelledError(), "CancelledError"), (Wordless(), "Wordless"),
+     (BaseExceptionGroup("two", [SystemExit()]), "BaseExceptionGroup: two")],
+)  # fmt: skip
+def test_whatever_a_reward_raises_is_its_failure(error, words):
+    def answer(call, batch):
+        raise error
+
+    with pytest.raises(RewardError, match=f"the reward function r raised {words}.*, after 2 retries$"):
+        Judging({"r": Recording(answer)}, QUICK)(batch("a"))
+
+
+def test_who_forgets_to_return_is_told_so():
+    with pytest.raises(RewardError, match="the reward function r returned None; it got 1 episodes and must return"):
+        Judging({"r": lambda batch: None}, QUICK)(batch("a"))
 
 
 def test_a_reward_that_hangs_is_left_behind():
