@@ -13,7 +13,7 @@ from unigrpo_jax.config import ConfigError, EvaluationConfig, JudgingConfig, Lea
 from unigrpo_jax.learning.advantages import group_advantages
 from unigrpo_jax.rewards.judging import ABSTAINED, Judging, RewardError
 from unigrpo_jax.rewards.protocol import ABSTAIN, Reward, RewardBatch
-from unigrpo_jax.training.evaluation import Evaluator, _Call
+from unigrpo_jax.training.evaluation import Evaluator, _Call, by_category
 from unigrpo_jax.training.trainer import OwnEpisodes, Trainer
 from unigrpo_jax.worlds.prompt import Prompt
 
@@ -336,6 +336,11 @@ def evaluated(**components):
     episodes = batch(*["p"] * count)
     found = evaluator._judge([_Call(np.arange(count), (episodes,), count, (episodes.images,))])
     return found.table, [sample.verdict for sample in found.samples], found.scores
+
+
+def test_a_category_called_overall_does_not_stand_for_the_mean_of_all():
+    table = by_category({"x": np.array([1.0, 0.0, 0.0, 0.0])}, ["overall", "a", "a", ""])
+    assert table == {"x": {"overall": 0.25, "overall (category)": 1.0, "a": 0.0}}
 
 
 def test_the_held_out_table_is_the_mean_over_what_was_judged():

@@ -56,6 +56,7 @@ def card(parts: Parts, run_dir: epath.Path, held: int) -> list[tuple[str, str]]:
         ("prompts; rewards", f"{', '.join(c.prompts)}; {', '.join(c.rewards)}"),
         *((("told to rewards alone", f"{', '.join(parts.world.facts)} (a prompt's picture stands under image)"),)
           if parts.world.facts else ()),
+        *((("fields not read", ", ".join(parts.world.unread)),) if parts.world.unread else ()),
         ("iterations", str(c.iterations)),
         ("results", str(run_dir)),
     ]  # fmt: skip
