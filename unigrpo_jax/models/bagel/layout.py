@@ -69,6 +69,7 @@ _VIT_ONLY = _ONLY | {
     "num_channels": (3,),
     "rope": (False,),
 }
+_WHOLE_ONLY = {"connector_act": ("gelu_pytorch_tanh", "gelu_new", "gelu_fast"), "interpolate_pos": (False,)}
 # What changes no number here: notes, ids that the tokenizer knows, how weights begin, what generation returns.
 _NO_MATTER = {
     "_attn_implementation", "_attn_implementation_autoset", "_commit_hash", "_name_or_path", "architectures",
@@ -127,6 +128,10 @@ def read_config(
       ValueError: a file is missing or holds nonsense; the message names it.
     """
     llm_path, vit_path = folder / "llm_config.json", folder / "vit_config.json"
+    if (folder / "config.json").exists():  # of some writers, with settings of the whole that the release's code fixes
+        whole = read_settings(folder / "config.json", FILES)
+        for name, values in _WHOLE_ONLY.items():
+            whole.only(name, *values)
     llm = read_settings(llm_path, FILES)
     for name, values in _LLM_ONLY.items():
         llm.only(name, *values)
@@ -211,7 +216,7 @@ def _vision(path: pathlib.Path, stored: StoredTensors) -> VisionConfig:
             layer_norm_eps=vit.positive("layer_norm_eps", EPSILON),
         )
     except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
+        raise ValueError(str(error) if str(path) in str(error) else f"{path}: {error}") from None
 
 
 def _side(stored: StoredTensors, name: str, default: int) -> int:
