@@ -141,8 +141,23 @@ def test_an_adapter_on_the_hub_is_refused_before_its_weights_are_fetched(fetched
         load_model(ModelConfig(path=str(folder)))
 
 
+def test_weights_that_are_not_read_are_listed_or_named_where_there_are_no_others(tmp_path):
+    folder = pathlib.Path(shutil.copytree(find_folder("tiny"), tmp_path / "model"))
+    assert load_model(ModelConfig(path=str(folder))).unread_files == ()
+    (folder / "style").mkdir()
+    for name in ("style/adapter_config.json", "model.safetensors", "optimizer.pt"):
+        (folder / name).write_text("{}")
+    loaded = load_model(ModelConfig(path=str(folder)))
+    assert loaded.unread_files == ("model.safetensors", "optimizer.pt", "style/adapter_config.json")
+    (folder / "model.safetensors").unlink()
+    (folder / "ema.safetensors").rename(folder / "pytorch_model.bin")
+    with pytest.raises(ConfigError, match="holds no ema.safetensors.*pytorch_model.bin.*convert it to safetensors"):
+        load_model(ModelConfig(path=str(folder)))
+
+
 @pytest.mark.parametrize("names", [["adapter_config.json", "adapter_model.safetensors"], ["adapter_config.json"],
-                                   ["adapter_model.bin"], ["pytorch_lora_weights.safetensors"]])  # fmt: skip
+                                   ["adapter_model.bin"], ["pytorch_lora_weights.safetensors"],
+                                   ["lora_config.json", "lora.safetensors"]])  # fmt: skip
 def test_an_adapter_beside_the_weights_or_alone_is_told_with_the_way_to_fold_it_in(tmp_path, names):
     folder = pathlib.Path(shutil.copytree(find_folder("tiny"), tmp_path / "model"))
     for name in names:

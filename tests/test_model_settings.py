@@ -218,5 +218,7 @@ def test_the_card_of_a_run_lists_what_is_not_read(toy, tmp_path):
     mesh = jax.make_mesh((1,), ("data",))
     parts = types.SimpleNamespace(config=RunConfig(), loaded=toy, world=world, layout=types.SimpleNamespace(mesh=mesh))
     assert toy.unknown_settings == () and "model settings not read" not in dict(card(parts, tmp_path, 0))
-    parts.loaded = dataclasses.replace(toy, unknown_settings=("llm_config.json: a, b", "vit_config.json: c"))
+    unknown = ("llm_config.json: a, b", "vit_config.json: c")
+    parts.loaded = dataclasses.replace(toy, unknown_settings=unknown, unread_files=("x.pt",))
+    assert dict(card(parts, tmp_path, 0))["model files not read"] == "x.pt"
     assert dict(card(parts, tmp_path, 0))["model settings not read"] == "llm_config.json: a, b; vit_config.json: c"

@@ -40,6 +40,7 @@ class LoadedModel:
       stored: the network's weights.
       autoencoder_stored: the autoencoder's weights; None where latents are pixels.
       unknown_settings: what its config files hold that nothing here knows, a phrase a file.
+      unread_files: names of weights beside those that are read.
     """
 
     folder: pathlib.Path
@@ -50,6 +51,7 @@ class LoadedModel:
     stored: StoredTensors
     autoencoder_stored: StoredTensors | None
     unknown_settings: tuple[str, ...] = ()
+    unread_files: tuple[str, ...] = ()
 
     def stored_params(self) -> Params:
         """Shapes and dtypes of the parameters that the file holds; the fixed tables stay float32."""
@@ -181,7 +183,10 @@ def load_model(config: ModelConfig) -> LoadedModel:
         f"{folder} is not a model folder: it holds neither llm_config.json nor ema.safetensors; BAGEL's holds "
         f"{layout.FILES}; `python -m experiments.pretrain --out DIR` makes one for the shapes world.",
     )
-    require(stem is not None, f"{folder} holds no ema.safetensors (nor its index); a model folder holds {layout.FILES}.")
+    if stem is None:
+        others = layout.unread_files(folder, [folder / "ae.safetensors"])
+        hint = f"{', '.join(others[:4])} cannot be read, convert it to safetensors" if others else "copy it there"
+        raise ConfigError(f"{folder} holds no ema.safetensors (nor its index); {hint}; a model folder holds {layout.FILES}.")
     tokenizer = load_tokenizer(folder)
     try:
         stored = StoredTensors(folder, stem)
@@ -196,11 +201,12 @@ def load_model(config: ModelConfig) -> LoadedModel:
         learned = autoencoder if autoencoder_stored is not None else None
         bagel = layout.read_config(folder, stored, learned, special_tokens(tokenizer, folder))
         unknown = tuple(layout.unknown_settings(folder))
+        unread = tuple(layout.unread_files(folder, [*stored.files, folder / "ae.safetensors"]))
     except ValueError as error:
         raise error if isinstance(error, ConfigError) else ConfigError(str(error)) from None
     check_vocabulary(tokenizer, bagel, folder)
     network, codec = make_network(config, bagel), TextCodec(tokenizer, bagel)
-    return LoadedModel(folder, config, network, autoencoder, codec, stored, autoencoder_stored, unknown)
+    return LoadedModel(folder, config, network, autoencoder, codec, stored, autoencoder_stored, unknown, unread)
 
 
 def make_network(config: ModelConfig, sizes: BagelConfig) -> Bagel:
