@@ -10,10 +10,12 @@ import sys
 import threading
 import urllib.parse
 
+import huggingface_hub
 import pytest
 
 from unigrpo_jax.config import ConfigError, ModelConfig
 from unigrpo_jax.models.folder import find_folder, load_model
+from unigrpo_jax.models.hub import fetch
 from unigrpo_jax.models.stored import StoredTensors
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -139,6 +141,19 @@ def test_an_adapter_on_the_hub_is_refused_before_its_weights_are_fetched(fetched
     assert not (folder / "ema.safetensors").exists()
     with pytest.raises(ConfigError, match="holds an adapter beside its model"):
         load_model(ModelConfig(path=str(folder)))
+
+
+def test_what_is_fetched_lies_where_caches_do(tmp_path, monkeypatch):
+    """Where the client's own place is none, as the one that it makes of a home that is not known."""
+    asked = []
+    answer = lambda *_, cache_dir, **__: asked.append(cache_dir) or tmp_path
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", answer)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "caches"))
+    for place, wanted in (("~/hub", tmp_path / "caches" / "huggingface" / "hub"), (str(tmp_path / "own"), None)):
+        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", place)
+        fetch("a/b")
+        assert set(asked) == {wanted}
+        asked.clear()
 
 
 def test_weights_that_are_not_read_are_listed_or_named_where_there_are_no_others(tmp_path):
