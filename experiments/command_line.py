@@ -66,7 +66,7 @@ def configure_jax() -> None:
 
     leave_out_absent_tpu()
     keep_freed()
-    cache = None if "JAX_COMPILATION_CACHE_DIR" in os.environ else cache_folder()
+    cache = None if os.environ.get("JAX_COMPILATION_CACHE_DIR") else cache_folder()  # an empty one is not set
     if cache is not None:
         jax.config.update("jax_compilation_cache_dir", str(cache))
 

@@ -1,5 +1,6 @@
 """A name on the hub gives what the same folder on a disk gives; a loopback server speaks the hub's part."""
 
+import errno
 import http.server
 import json
 import os
@@ -154,6 +155,15 @@ def test_what_is_fetched_lies_where_caches_do(tmp_path, monkeypatch):
         fetch("a/b")
         assert set(asked) == {wanted}
         asked.clear()
+
+
+def test_a_disk_that_cannot_keep_what_is_fetched_is_named(monkeypatch):
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device", "/caches/blob")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", full)
+    with pytest.raises(ConfigError, match="a/b cannot be kept here .No space left on device: /caches/blob.; set HF_HOME"):
+        find_folder("a/b")
 
 
 def test_weights_that_are_not_read_are_listed_or_named_where_there_are_no_others(tmp_path):

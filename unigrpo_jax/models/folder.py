@@ -1,7 +1,9 @@
 """A model folder in BAGEL's layout: configs, weights, autoencoder and tokenizer, found, checked and read as one."""
 
 import dataclasses
+import errno
 import functools
+import os
 import pathlib
 import re
 import shutil
@@ -24,6 +26,7 @@ from unigrpo_jax.models.tree import flatten, unflatten
 SHAPES_BASE = pathlib.Path(__file__).resolve().parent.parent / "worlds" / "shapes" / "base"
 ROUNDS_BASE = "rounds_base"  # the name of the base of several rounds, which lies beside it
 TINY = "tiny"  # the name of the toy model that is made on the spot
+_DISK = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENOTDIR)
 HUB_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,95}/[A-Za-z0-9_][A-Za-z0-9_.-]{0,95}")
 
 
@@ -158,6 +161,9 @@ def find_folder(path: str | None) -> pathlib.Path:
     except ConfigError:
         raise
     except Exception as error:  # the hub's client and its HTTP library have no common one
+        if isinstance(error, OSError) and error.errno in _DISK:
+            raise ConfigError(f"model.path: {path} cannot be kept here ({os.strerror(error.errno)}: {error.filename}); set "
+                              "HF_HOME to a folder that can be written and has room.") from None  # fmt: skip
         raise ConfigError(
             f"{absent}, and the Hugging Face hub gives no model of that name here ({type(error).__name__}); give an "
             "existing folder, or log in and unset HF_HUB_OFFLINE to download it."
