@@ -116,6 +116,11 @@ def command_line(main: Callable[..., Any]) -> Callable[[], Any]:
         except RewardError as error:
             say(name, f"{error}.")
             sys.exit(1)
+        except OSError as error:  # a disk that is full, or a file that went away meanwhile
+            if error.errno is None or error.filename is None:
+                raise
+            say(name, f"{error.filename}: {error.strerror}.")
+            sys.exit(1)
         except KeyboardInterrupt:
             interrupted()
 

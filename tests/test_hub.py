@@ -14,10 +14,11 @@ import urllib.parse
 import huggingface_hub
 import pytest
 
-from unigrpo_jax.config import ConfigError, ModelConfig
+from unigrpo_jax.config import ConfigError, ModelConfig, RunConfig
 from unigrpo_jax.models.folder import find_folder, load_model
 from unigrpo_jax.models.hub import fetch
 from unigrpo_jax.models.stored import StoredTensors
+from unigrpo_jax.training.restore import restore
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 FETCH = "import sys; from unigrpo_jax.models.hub import fetch; print(*map(fetch, sys.argv[1:]), sep='\\n')"
@@ -155,6 +156,13 @@ def test_what_is_fetched_lies_where_caches_do(tmp_path, monkeypatch):
         fetch("a/b")
         assert set(asked) == {wanted}
         asked.clear()
+
+
+def test_what_is_wrong_with_a_model_of_the_hub_is_told_where_a_checkpoint_is_asked_for(tmp_path, monkeypatch):
+    (tmp_path / "adapter_config.json").write_text("{}")
+    monkeypatch.setattr("unigrpo_jax.models.hub.fetch", lambda name: tmp_path)
+    with pytest.raises(ConfigError, match="is an adapter"):
+        restore("a/b", RunConfig())
 
 
 def test_a_disk_that_cannot_keep_what_is_fetched_is_named(monkeypatch):

@@ -30,6 +30,10 @@ _DISK = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, err
 HUB_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,95}/[A-Za-z0-9_][A-Za-z0-9_.-]{0,95}")
 
 
+class NoModel(ConfigError):
+    """A name that is neither a folder's nor one that the Hugging Face hub knows."""
+
+
 @dataclasses.dataclass(frozen=True)
 class LoadedModel:
     """Everything that a model folder holds; the weights stay in their files until they are asked for.
@@ -164,7 +168,7 @@ def find_folder(path: str | None) -> pathlib.Path:
         if isinstance(error, OSError) and error.errno in _DISK:
             raise ConfigError(f"model.path: {path} cannot be kept here ({os.strerror(error.errno)}: {error.filename}); set "
                               "HF_HOME to a folder that can be written and has room.") from None  # fmt: skip
-        raise ConfigError(
+        raise NoModel(
             f"{absent}, and the Hugging Face hub gives no model of that name here ({type(error).__name__}); give an "
             "existing folder, or log in and unset HF_HUB_OFFLINE to download it."
         ) from None
