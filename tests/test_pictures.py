@@ -336,6 +336,13 @@ def test_grey_of_thirty_two_bits_saturates(tmp_path):
     assert opened(tmp_path / "a.tif")[0, :, 0].tolist() == [0, 0, 9, 255, 255]
 
 
+@pytest.mark.parametrize("most", [255, 65535, 2**31 - 1])
+def test_whole_numbers_of_32_bits_are_refused_since_no_white_is_known(tmp_path, most):
+    Image.fromarray(np.array([[0, most]], np.int32)).save(tmp_path / "a.tif")
+    with pytest.raises(ConfigError, match="a.tif.*32-bit whole numbers have no white that is known; save it with 8 or 16"):
+        open_rgb(tmp_path / "a.tif")
+
+
 def test_floating_point_grey_runs_from_zero_to_one(tmp_path):
     Image.fromarray(np.array([[0, 0.2, 0.5, 1]], np.float32)).save(tmp_path / "a.tif")
     assert opened(tmp_path / "a.tif").tolist() == [[[level] * 3 for level in (0, 51, 128, 255)]]
