@@ -9,10 +9,9 @@ from collections.abc import Collection
 from typing import Any
 
 _NAME = re.compile(r"<\|(?=[^\s<>|]+\|>)")
-# How other families of models write theirs: <｜User｜>, <start_of_turn>, </s>, <image>, [/INST], <<SYS>>; and the tags that
-# our own questions put around what is judged.
+# How other families of models write theirs: <｜User｜>, <start_of_turn>, </s>, <image>, [/INST], <<SYS>>.
 _NAMES = re.compile(
-    r"<(?=[|｜][^\s<>|｜]+[|｜]>)|<(?=/?(?:s|bos|eos|pad|unk|mask|image|img|video|audio|thinking|text)>)|<(?=/?[A-Za-z]+(?:_[A-Za-z]+)+>)|"
+    r"<(?=[|｜][^\s<>|｜]+[|｜]>)|<(?=/?(?:s|bos|eos|pad|unk|mask|image|img|video|audio)>)|<(?=/?[A-Za-z]+(?:_[A-Za-z]+)+>)|"
     r"\[(?=/?[A-Z]{3,}(?:_[A-Z]+)*\])|<(?=</?SYS>>)"
 )
 
