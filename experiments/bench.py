@@ -18,6 +18,7 @@ from typing import Annotated, Any
 import tyro
 
 from experiments.command_line import command_line
+from experiments.destination import file_to_write
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,6 +76,7 @@ def main(arguments: Arguments) -> None:
     tables = [(title, measures[title]) for title in arguments.tables if title not in left_out]
     if command is not None:
         tables = [("against", lambda workload, repeats: against(workload, command, repeats))]
+    out = arguments.json and file_to_write(arguments.json, "--json")
     found: dict[str, Any] = {"machine": machine.description(), "repeats": repeats, "rows": []}
     with Console() as console:
         console.card("Machine", [(name, str(value)) for name, value in found["machine"].items()])
@@ -85,9 +87,9 @@ def main(arguments: Arguments) -> None:
                 if measured:
                     console.table(f"{size}: {title}", rows.HEADER, [row.cells() for row in measured])
                 found["rows"] += [{"size": size, "table": title} | dataclasses.asdict(row) for row in measured]
-        if arguments.json is not None:
-            write_json(arguments.json, found)
-            console.message(f"Saved {arguments.json}")
+        if out is not None:
+            write_json(out, found)
+            console.message(f"Saved {out}")
 
 
 if __name__ == "__main__":

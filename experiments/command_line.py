@@ -66,7 +66,7 @@ def configure_jax() -> None:
 
     leave_out_absent_tpu()
     keep_freed()
-    cache = None if "JAX_COMPILATION_CACHE_DIR" in os.environ else cache_folder()
+    cache = None if os.environ.get("JAX_COMPILATION_CACHE_DIR") else cache_folder()  # an empty one is not set
     if cache is not None:
         jax.config.update("jax_compilation_cache_dir", str(cache))
 
@@ -115,6 +115,11 @@ def command_line(main: Callable[..., Any]) -> Callable[[], Any]:
             complain(error, name)
         except RewardError as error:
             say(name, f"{error}.")
+            sys.exit(1)
+        except OSError as error:  # a disk that is full, or a file that went away meanwhile
+            if error.errno is None or error.filename is None:
+                raise
+            say(name, f"{error.filename}: {error.strerror}.")
             sys.exit(1)
         except KeyboardInterrupt:
             interrupted()

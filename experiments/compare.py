@@ -23,6 +23,7 @@ from typing import Annotated
 import tyro
 
 from experiments.command_line import complain, given_arguments, preset
+from experiments.destination import folder_to_write
 from unigrpo_jax.config import ConfigError, RunConfig, require
 
 SEEDS = {"table": (0, 1, 2), "ablations": (0,), "rounds": (0, 1, 2)}
@@ -84,6 +85,7 @@ def compare(what: str, arguments: Arguments, with_settings: Callable[[RunConfig]
     """
     quick = arguments.quick
     out = arguments.out or pathlib.Path("runs/compare") / (what + ("-quick" if quick else ""))
+    out = folder_to_write(out, "--out")
     require(arguments.jobs >= 1, f"--jobs {arguments.jobs}: it must be at least 1.")
     updates = arguments.updates or (QUICK_ITERATIONS if quick else ITERATIONS)[what]
     require(updates is None or updates >= 2, f"--updates {updates}: it must be at least 2, since one arm splits it in two.")

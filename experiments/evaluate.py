@@ -14,6 +14,7 @@ import urllib.parse
 import tyro
 
 from experiments.command_line import command_line, preset
+from experiments.destination import file_to_write
 from unigrpo_jax.config import EvaluationConfig, MeshConfig
 
 
@@ -48,6 +49,7 @@ def main(arguments: Arguments) -> None:
     from unigrpo_jax.parallel import mesh as meshes
     from unigrpo_jax.rewards.judging import Judging
     from unigrpo_jax.rewards.load import load_rewards
+    from unigrpo_jax.training import storage
     from unigrpo_jax.training.console import Console
     from unigrpo_jax.training.evaluation import Evaluator
     from unigrpo_jax.training.restore import restore
@@ -72,20 +74,21 @@ def main(arguments: Arguments) -> None:
     held_out = e.source or held_out
     world = load_world(prompts, weights, held_out, 0 if e.rounds else restored.config.rollout.rounds, e.rounds)
     evaluator = Evaluator(e, restored.config.rollout, restored.loaded, world, judging, restored.layout)
+    thinking = "off" if not e.thinking else "greedy" if e.temperature == 0 else f"t{e.temperature:g}"
+    thinking += "_as_text" if e.thinking_as_text else ""
+    sources = [held_out] if held_out else list(prompts)
+    stems = "+".join(re.sub(r"[^\w.-]", "_", pathlib.Path(name).stem) for name in sources)
+    asked = f"{stems[:80]}{len(evaluator.prompts)}-seed{e.seed}"
+    name = f"{restored.name}-{asked}-{e.sampler}{e.flow_steps}-cfg{e.guidance:g}-thinking_{thinking}.json"
+    out = arguments.out or restored.folder / "evaluations" / name
+    if not storage.is_bucket(out):
+        out = storage.path(file_to_write(out, "--out"))
     autoencoder = restored.loaded.autoencoder_params(meshes.replicated(restored.layout.mesh))
     table = evaluator(restored.read(), autoencoder).table
     categories = list(dict.fromkeys(c for row in table.values() for c in row))
     rows = [[name, *(f"{row[c]:.3f}" if c in row else "-" for c in categories)] for name, row in table.items()]
     with Console() as console:
         console.table(f"{restored.name}: {len(evaluator.prompts)} prompts", ["score", *categories], rows)
-        thinking = "off" if not e.thinking else "greedy" if e.temperature == 0 else f"t{e.temperature:g}"
-        thinking += "_as_text" if e.thinking_as_text else ""
-        sources = [held_out] if held_out else list(prompts)
-        stems = "+".join(re.sub(r"[^\w.-]", "_", pathlib.Path(name).stem) for name in sources)
-        asked = f"{stems[:80]}{len(evaluator.prompts)}-seed{e.seed}"
-        name = f"{restored.name}-{asked}-{e.sampler}{e.flow_steps}-cfg{e.guidance:g}-thinking_{thinking}.json"
-        out = arguments.out or restored.folder / "evaluations" / name
-        out.parent.mkdir(parents=True, exist_ok=True)
         write_json(out, {"checkpoint": restored.name, "prompts": sources, "evaluation": to_dict(e), "table": table})
         console.message(f"Saved {out}")
 

@@ -14,6 +14,7 @@ from typing import Literal
 import tyro
 
 from experiments.command_line import command_line, preset
+from experiments.destination import folder_to_write
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,6 +42,7 @@ def main(arguments: Arguments) -> None:
     out = arguments.out
     require(arguments.shard_gb > 0, f"shard_gb = {arguments.shard_gb}, but it must be above 0.")
     require(not out.exists() or (out.is_dir() and not any(out.iterdir())), f"{out} is not empty; name a new folder.")
+    folder_to_write(out, "OUT")
     restored = restore(arguments.checkpoint, preset([], "shapes")[0])
     dtype = restored.loaded.stored_dtype if arguments.dtype == "stored" else arguments.dtype
     try:

@@ -19,6 +19,7 @@ import pathlib
 import tyro
 
 from experiments.command_line import command_line, preset
+from experiments.destination import file_to_write, folder_to_write
 from unigrpo_jax.config import EvaluationConfig, MeshConfig, ModelConfig, RolloutConfig, require
 from unigrpo_jax.foreign_text import tell
 
@@ -172,8 +173,7 @@ def generate(arguments: Arguments, restored, prompt: str) -> None:
         return
     loaded.check_image_size(rollout)
     block = loaded.codec.prompts([prompt], len(loaded.codec.ids(prompt)))
-    out = arguments.out or pathlib.Path(f"{slug(prompt)}.png")
-    require(not out.is_dir(), f"out = {out} is a folder; name a PNG file.")
+    out = file_to_write(arguments.out or f"{slug(prompt)}.png", "--out")
     params, autoencoder_params = restored.read(), loaded.autoencoder_params(meshes.replicated(restored.layout.mesh))
     out.parent.mkdir(parents=True, exist_ok=True)
     program = jax.jit(evaluation_rollout(evaluation, rollout, loaded).__call__)
@@ -196,7 +196,7 @@ def converse(arguments: Arguments) -> None:
     require(not arguments.answer, "--chat draws; leave --answer out.")
     slots, tokens, out = arguments.chat_slots, arguments.chat_tokens, arguments.out or pathlib.Path()
     require(tokens >= 3, f"chat_tokens = {tokens}, but a word and the two tokens around it are 3.")
-    require(out.is_dir() or not out.exists(), f"out = {out} is a file; name a folder for the pictures of a conversation.")
+    out = folder_to_write(out, "--out")
     restored = restored_model(arguments, arguments.words)
     loaded = restored.loaded
 

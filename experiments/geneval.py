@@ -14,6 +14,7 @@ import pathlib
 import tyro
 
 from experiments.command_line import command_line, preset
+from experiments.destination import file_to_write, folder_to_write
 from unigrpo_jax.config import EvaluationConfig, MeshConfig
 
 
@@ -76,6 +77,7 @@ def write(arguments: Write) -> None:
     check(RunConfig(evaluation=e))
     require(e.source is None, "evaluation.source is not read here; give GenEval's file as --metadata.")
     require(not out.exists() or (out.is_dir() and not any(out.iterdir())), f"{out} is there already; name a new folder.")
+    folder_to_write(out, "OUT")
     metadata = named(arguments.metadata, "--metadata")
     found = itertools.islice(lines.parsed(metadata, lines.geneval_prompt, "--metadata"), e.prompts)
     prompts = [prompt for _, prompt in found]
@@ -115,6 +117,7 @@ def read(arguments: Read) -> None:
     from unigrpo_jax.worlds import geneval, lines
 
     path = named(arguments.results, "results")
+    out = arguments.out and file_to_write(arguments.out, "--out")
     found = [x for _, x in lines.parsed(path, lambda line: geneval.result(lines.json_value(line)), "the results' name")]
     require(bool(found), f"{path} holds no results; give the file that GenEval's evaluate_images.py wrote.")
     table = geneval.summary(found)
@@ -123,10 +126,9 @@ def read(arguments: Read) -> None:
         scores = [[name, f"{score:.4f}"] for name, score in table["geneval"].items()]
         shares = [[name.replace("_", " "), f"{table[name]:.4f}"] for name in ("correct_images", "correct_prompts")]
         console.table(title, ["score", ""], [*scores, *shares])
-        if arguments.out is not None:
-            arguments.out.parent.mkdir(parents=True, exist_ok=True)
-            write_json(arguments.out, table)
-            console.message(f"Saved {arguments.out}")
+        if out is not None:
+            write_json(out, table)
+            console.message(f"Saved {out}")
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from experiments.command_line import command_line
+from experiments.destination import folder_to_write
 
 SIZE, THINKING_TOKENS, PROMPT_TOKENS = 24, 26, 18
 # A patch is a cell of the drawing, so that a token is an object.
@@ -108,9 +109,10 @@ def main(config: PretrainConfig) -> None:
         sizes = {name: getattr(start.network.config, name) for name in SIZES}
         asked = {name: getattr(config, name) for name in SIZES}
         require(asked == sizes, f"--rounds begins with the shapes base, whose sizes are {sizes}; leave them out.")
-    config.out.mkdir(parents=True, exist_ok=True)
-    words = tokenizer.save(config.out, config.rounds)
-    codec_tokenizer = load_tokenizer(config.out)
+    out = folder_to_write(config.out, "--out")
+    out.mkdir(parents=True, exist_ok=True)
+    words = tokenizer.save(out, config.rounds)
+    codec_tokenizer = load_tokenizer(out)
     key = jax.random.key(config.seed)
     if start is not None:
         model_config = start.network.config
@@ -122,7 +124,7 @@ def main(config: PretrainConfig) -> None:
                 f"{model_config.vocab_size} rows for them; make the base again, without --rounds.")  # fmt: skip
     else:
         model_config = BagelConfig(
-            **special_tokens(codec_tokenizer, config.out),
+            **special_tokens(codec_tokenizer, out),
             vocab_size=-(-words // 16) * 16,
             hidden_size=config.hidden_size,
             intermediate_size=config.intermediate_size,
@@ -181,8 +183,8 @@ def main(config: PretrainConfig) -> None:
         if number % 100 == 0 or number == steps - 1:
             values = "   ".join("  ".join(f"{n} {float(v):.4f}" for n, v in found.items()) for found in metrics)
             print(f"step {number:5d}  {values}  {time.monotonic() - began:6.0f} s", flush=True)
-    save_model(config.out, model_config, state[2])
-    print(f"wrote {config.out}")
+    save_model(out, model_config, state[2])
+    print(f"wrote {out}")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -18,6 +18,7 @@ from typing import Annotated
 import tyro
 
 from experiments.command_line import command_line
+from experiments.destination import file_to_write, folder_to_write
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,9 +49,11 @@ def main(arguments: Arguments) -> None:
     os.environ["JAX_PLATFORMS"] = "cpu"  # the runs are small, and bit for bit is what is asked
     folder = arguments.folder
     require(arguments.faults > 0, f"--faults {arguments.faults}: it must be at least 1.")
+    out = arguments.json and file_to_write(arguments.json, "--json")
     require(folder is None or not folder.exists() or (folder.is_dir() and not any(folder.iterdir())),
             f"--folder {folder} is not empty; give a new one.")  # fmt: skip
-    place = pathlib.Path(tempfile.mkdtemp(prefix="torture-")) if folder is None else folder.resolve()
+    own = lambda: folder_to_write(folder, "--folder").resolve()
+    place = pathlib.Path(tempfile.mkdtemp(prefix="torture-")) if folder is None else own()
     place.mkdir(parents=True, exist_ok=True)
     with Console() as console:
         try:
@@ -72,8 +75,8 @@ def main(arguments: Arguments) -> None:
                 "Parameters, optimizer and metrics are those of the undisturbed run, bit for bit; each iteration has one "
                 "line in metrics.jsonl."
             )
-    if arguments.json is not None:
-        write_json(arguments.json, dataclasses.asdict(result) | {"passed": result.passed()})
+    if out is not None:
+        write_json(out, dataclasses.asdict(result) | {"passed": result.passed()})
     sys.exit(0 if result.passed() else 1)
 
 

@@ -10,6 +10,7 @@ import pathlib
 import time
 
 from experiments.command_line import command_line
+from experiments.destination import file_to_write
 from unigrpo_jax.config import require
 
 
@@ -46,6 +47,7 @@ def main(config: ScorerConfig) -> None:
     from unigrpo_jax.worlds.shapes.scene import CELLS, Object
 
     require(config.out.suffix == ".safetensors", f"out: {config.out} does not end in .safetensors; name it so.")
+    out = file_to_write(config.out, "--out")
     rng = np.random.default_rng(config.seed)
 
     def scenes(n: int, noise: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -77,16 +79,16 @@ def main(config: ScorerConfig) -> None:
         state, value = step(state, *scenes(config.batch, config.noise * rng.random(config.batch)))
         if number % 100 == 0 or number == config.steps - 1:
             print(f"step {number:4d}  loss {value:.4f}  {time.monotonic() - start:4.0f} s", flush=True)
-    config.out.parent.mkdir(parents=True, exist_ok=True)
+    out.parent.mkdir(parents=True, exist_ok=True)
     tensors = ((name, np.asarray(state[0][name])) for name in scorer.WEIGHTS)
-    stored.write(config.out.parent, config.out.stem, scorer.WEIGHTS, tensors, "float16")
+    stored.write(out.parent, out.stem, scorer.WEIGHTS, tensors, "float16")
 
-    params, classify = scorer.read(config.out), jax.jit(scorer.logits)
+    params, classify = scorer.read(out), jax.jit(scorer.logits)
     for share in (0, 0.5, 1, 2):
         images, classes = scenes(500, np.full(500, share * config.noise))
         right = (classify(params, images).argmax(-1) == classes).mean()
         print(f"noise {share * config.noise:.2f}: {right:.4%} of {classes.size} cells are read right")
-    print(f"wrote {config.out}")
+    print(f"wrote {out}")
 
 
 if __name__ == "__main__":

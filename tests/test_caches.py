@@ -8,7 +8,9 @@ import tempfile
 import huggingface_hub.constants
 import pytest
 
+from experiments.command_line import configure_jax
 from unigrpo_jax import caches
+from unigrpo_jax.config import ConfigError
 from unigrpo_jax.models import tiny
 
 
@@ -77,6 +79,29 @@ def test_the_toy_of_a_user_without_a_place_is_made_once_in_a_temporary_folder(no
     assert folder.is_relative_to(nobody) and not folder.is_relative_to(nobody / "here")
     monkeypatch.setenv("XDG_CACHE_HOME", str(nobody / "caches"))
     assert tiny.tiny_folder().parent == nobody / "caches" / "unigrpo_jax" and len(made) == 2
+
+
+def test_where_no_folder_at_all_can_be_made_that_is_one_sentence(nobody, monkeypatch):
+    def nowhere():
+        raise FileNotFoundError(2, "No usable temporary directory found")
+
+    monkeypatch.setattr(caches, "_temporary", nowhere)
+    with pytest.raises(ConfigError, match="No usable temporary directory found.; set TMPDIR"):
+        caches.cache_or_temporary()
+
+
+@pytest.mark.parametrize("given, kept", [(None, True), ("", True), ("/own", False)])
+def test_programs_are_kept_there_unless_another_place_is_named(nobody, monkeypatch, given, kept):
+    updates = {}
+    monkeypatch.setattr("jax.config.update", updates.__setitem__)
+    monkeypatch.setattr("unigrpo_jax.parallel.platforms.leave_out_absent_tpu", lambda: None)
+    monkeypatch.setattr("experiments.command_line.keep_freed", lambda: None)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(nobody))
+    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
+    if given is not None:
+        monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", given)
+    configure_jax()
+    assert ("jax_compilation_cache_dir" in updates) == kept
 
 
 def test_the_hub_keeps_its_own_place_where_that_can_be(nobody, monkeypatch):

@@ -70,6 +70,12 @@ def test_records_are_prompts_and_their_texts_and_numbers_metadata(folder):
     assert str(group[5].place) == "tfds:words/plain, record 5"
 
 
+def test_what_of_a_dataset_nobody_reads_is_told(folder):
+    world = load_world(["tfds:words/plain"])
+    assert world.unread == ("captions", "image") and world.facts == ("category", "empty", "number", "score")
+    assert load_world(["tfds:words/plain#captions/text"]).unread == ("image",)
+
+
 @pytest.mark.parametrize(
     "spec, words",
     [

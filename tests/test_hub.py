@@ -1,5 +1,6 @@
 """A name on the hub gives what the same folder on a disk gives; a loopback server speaks the hub's part."""
 
+import errno
 import http.server
 import json
 import os
@@ -10,11 +11,14 @@ import sys
 import threading
 import urllib.parse
 
+import huggingface_hub
 import pytest
 
-from unigrpo_jax.config import ConfigError, ModelConfig
+from unigrpo_jax.config import ConfigError, ModelConfig, RunConfig
 from unigrpo_jax.models.folder import find_folder, load_model
+from unigrpo_jax.models.hub import fetch
 from unigrpo_jax.models.stored import StoredTensors
+from unigrpo_jax.training.restore import restore
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 FETCH = "import sys; from unigrpo_jax.models.hub import fetch; print(*map(fetch, sys.argv[1:]), sep='\\n')"
@@ -141,8 +145,52 @@ def test_an_adapter_on_the_hub_is_refused_before_its_weights_are_fetched(fetched
         load_model(ModelConfig(path=str(folder)))
 
 
+def test_what_is_fetched_lies_where_caches_do(tmp_path, monkeypatch):
+    """Where the client's own place is none, as the one that it makes of a home that is not known."""
+    asked = []
+    answer = lambda *_, cache_dir, **__: asked.append(cache_dir) or tmp_path
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", answer)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "caches"))
+    for place, wanted in (("~/hub", tmp_path / "caches" / "huggingface" / "hub"), (str(tmp_path / "own"), None)):
+        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", place)
+        fetch("a/b")
+        assert set(asked) == {wanted}
+        asked.clear()
+
+
+def test_what_is_wrong_with_a_model_of_the_hub_is_told_where_a_checkpoint_is_asked_for(tmp_path, monkeypatch):
+    (tmp_path / "adapter_config.json").write_text("{}")
+    monkeypatch.setattr("unigrpo_jax.models.hub.fetch", lambda name: tmp_path)
+    with pytest.raises(ConfigError, match="is an adapter"):
+        restore("a/b", RunConfig())
+
+
+def test_a_disk_that_cannot_keep_what_is_fetched_is_named(monkeypatch):
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device", "/caches/blob")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", full)
+    with pytest.raises(ConfigError, match="a/b cannot be kept here .No space left on device: /caches/blob.; set HF_HOME"):
+        find_folder("a/b")
+
+
+def test_weights_that_are_not_read_are_listed_or_named_where_there_are_no_others(tmp_path):
+    folder = pathlib.Path(shutil.copytree(find_folder("tiny"), tmp_path / "model"))
+    assert load_model(ModelConfig(path=str(folder))).unread_files == ()
+    (folder / "style").mkdir()
+    for name in ("style/adapter_config.json", "model.safetensors", "optimizer.pt"):
+        (folder / name).write_text("{}")
+    loaded = load_model(ModelConfig(path=str(folder)))
+    assert loaded.unread_files == ("model.safetensors", "optimizer.pt", "style/adapter_config.json")
+    (folder / "model.safetensors").unlink()
+    (folder / "ema.safetensors").rename(folder / "pytorch_model.bin")
+    with pytest.raises(ConfigError, match="holds no ema.safetensors.*pytorch_model.bin.*convert it to safetensors"):
+        load_model(ModelConfig(path=str(folder)))
+
+
 @pytest.mark.parametrize("names", [["adapter_config.json", "adapter_model.safetensors"], ["adapter_config.json"],
-                                   ["adapter_model.bin"], ["pytorch_lora_weights.safetensors"]])  # fmt: skip
+                                   ["adapter_model.bin"], ["pytorch_lora_weights.safetensors"],
+                                   ["lora_config.json", "lora.safetensors"]])  # fmt: skip
 def test_an_adapter_beside_the_weights_or_alone_is_told_with_the_way_to_fold_it_in(tmp_path, names):
     folder = pathlib.Path(shutil.copytree(find_folder("tiny"), tmp_path / "model"))
     for name in names:

@@ -1,5 +1,6 @@
 """How rewards are called: time limits, retries, memory, several at once, and what becomes of episodes nobody judged."""
 
+import asyncio
 import dataclasses
 import threading
 import time
@@ -12,7 +13,7 @@ from unigrpo_jax.config import ConfigError, EvaluationConfig, JudgingConfig, Lea
 from unigrpo_jax.learning.advantages import group_advantages
 from unigrpo_jax.rewards.judging import ABSTAINED, Judging, RewardError
 from unigrpo_jax.rewards.protocol import ABSTAIN, Reward, RewardBatch
-from unigrpo_jax.training.evaluation import Evaluator, _Call
+from unigrpo_jax.training.evaluation import Evaluator, _Call, by_category
 from unigrpo_jax.training.trainer import OwnEpisodes, Trainer
 from unigrpo_jax.worlds.prompt import Prompt
 
@@ -130,6 +131,30 @@ def test_a_reward_that_always_raises_is_one_error_that_names_it():
 
     with pytest.raises(RewardError, match="the reward function r raised OSError: no disk, after 2 retries"):
         Judging({"r": Recording(answer)}, QUICK)(batch("a"))
+
+
+class Wordless(Exception):
+    def __str__(self):
+        raise self
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [(KeyboardInterrupt(), "KeyboardInterrupt"), (SystemExit(3), "SystemExit: 3"), (MemoryError(), "MemoryError"),
+     (asyncio.CancelledError(), "CancelledError"), (Wordless(), "Wordless"),
+     (BaseExceptionGroup("two", [SystemExit()]), "BaseExceptionGroup: two")],
+)  # fmt: skip
+def test_whatever_a_reward_raises_is_its_failure(error, words):
+    def answer(call, batch):
+        raise error
+
+    with pytest.raises(RewardError, match=f"the reward function r raised {words}.*, after 2 retries$"):
+        Judging({"r": Recording(answer)}, QUICK)(batch("a"))
+
+
+def test_who_forgets_to_return_is_told_so():
+    with pytest.raises(RewardError, match="the reward function r returned None; it got 1 episodes and must return"):
+        Judging({"r": lambda batch: None}, QUICK)(batch("a"))
 
 
 def test_a_reward_that_hangs_is_left_behind():
@@ -311,6 +336,11 @@ def evaluated(**components):
     episodes = batch(*["p"] * count)
     found = evaluator._judge([_Call(np.arange(count), (episodes,), count, (episodes.images,))])
     return found.table, [sample.verdict for sample in found.samples], found.scores
+
+
+def test_a_category_called_overall_does_not_stand_for_the_mean_of_all():
+    table = by_category({"x": np.array([1.0, 0.0, 0.0, 0.0])}, ["overall", "a", "a", ""])
+    assert table == {"x": {"overall": 0.25, "overall (category)": 1.0, "a": 0.0}}
 
 
 def test_the_held_out_table_is_the_mean_over_what_was_judged():

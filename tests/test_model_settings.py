@@ -166,6 +166,22 @@ def test_what_would_change_the_vision_encoder_is_refused_by_name(read, change, w
     assert word in str(caught.value)
 
 
+def test_a_file_of_the_whole_may_not_ask_for_what_is_not_built(read, tmp_path):
+    for said, word in (({"interpolate_pos": True}, "interpolate_pos = True"), ({"connector_act": "relu"}, "connector_act")):
+        (tmp_path / "config.json").write_text(json.dumps(said))
+        with pytest.raises(ValueError, match=rf"config\.json: {word}"):
+            read()
+    (tmp_path / "config.json").write_text('{"interpolate_pos": false, "connector_act": "gelu_pytorch_tanh", "note": "a"}')
+    assert read() is not None
+
+
+@pytest.mark.parametrize("file", ["llm", "vit"])
+def test_a_number_that_is_written_as_text_is_refused_as_such(read, file):
+    name = "rms_norm_eps" if file == "llm" else "layer_norm_eps"
+    with pytest.raises(ValueError, match=rf"^\S+{file}_config.json: {name} = '1e-6', but it must be a number above 0"):
+        read(**{file: {name: "1e-6"}})
+
+
 def test_an_absent_size_is_that_of_the_class_that_wrote_the_file(read, monkeypatch):
     monkeypatch.setattr(layout, "_check_layers", lambda *_: None)  # the toy holds fewer tensors than 32 layers
     names = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
@@ -198,9 +214,11 @@ def test_the_folders_in_the_package_hold_nothing_unknown(path, vision):
 
 
 def test_the_card_of_a_run_lists_what_is_not_read(toy, tmp_path):
-    world = types.SimpleNamespace(facts=())
+    world = types.SimpleNamespace(facts=(), unread=())
     mesh = jax.make_mesh((1,), ("data",))
     parts = types.SimpleNamespace(config=RunConfig(), loaded=toy, world=world, layout=types.SimpleNamespace(mesh=mesh))
     assert toy.unknown_settings == () and "model settings not read" not in dict(card(parts, tmp_path, 0))
-    parts.loaded = dataclasses.replace(toy, unknown_settings=("llm_config.json: a, b", "vit_config.json: c"))
+    unknown = ("llm_config.json: a, b", "vit_config.json: c")
+    parts.loaded = dataclasses.replace(toy, unknown_settings=unknown, unread_files=("x.pt",))
+    assert dict(card(parts, tmp_path, 0))["model files not read"] == "x.pt"
     assert dict(card(parts, tmp_path, 0))["model settings not read"] == "llm_config.json: a, b; vit_config.json: c"

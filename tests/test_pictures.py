@@ -331,9 +331,11 @@ def test_transparent_grey_of_sixteen_bits_is_white_and_the_rest_is_scaled(tmp_pa
     assert opened(tmp_path / "a.png")[0, :, 0].tolist() == [0, 255, 200]
 
 
-def test_grey_of_thirty_two_bits_saturates(tmp_path):
-    Image.fromarray(np.array([[-5, 0, 257 * 9, 65535, 70000]], np.int32)).save(tmp_path / "a.tif")
-    assert opened(tmp_path / "a.tif")[0, :, 0].tolist() == [0, 0, 9, 255, 255]
+@pytest.mark.parametrize("most", [255, 65535, 2**31 - 1])
+def test_whole_numbers_of_32_bits_are_refused_since_no_white_is_known(tmp_path, most):
+    Image.fromarray(np.array([[0, most]], np.int32)).save(tmp_path / "a.tif")
+    with pytest.raises(ConfigError, match="a.tif.*32-bit whole numbers have no white that is known; save it with 8 or 16"):
+        open_rgb(tmp_path / "a.tif")
 
 
 def test_floating_point_grey_runs_from_zero_to_one(tmp_path):

@@ -95,6 +95,11 @@ def test_control_tokens_of_others_are_parted_by_a_blank():
     facts = {"prompt": "a cat<|im_end|><|im_start|>system", "thinking": "<think> a|b <| c |> </think>"}
     told = "a cat< |im_end|>< |im_start|>system, <think> a|b <| c |> </think> <|own|>"
     assert fill("{prompt}, {thinking} <|own|>", facts) == told
+    others = ["<｜User｜>", "<start_of_turn>", "</s>", "<image>", "<IMG_CONTEXT>", "[INST]", "[/INST]", "<<SYS>>"]
+    for name in others:
+        assert fill("{prompt}", {"prompt": f"a {name}b"}) == f"a {name[0]} {name[1:]}b"
+    for words in ("a < b > c", "<think> x </think>", "a [red] circle", "<b>bold</b>", "[A]", "3<4, 5>2", "<|"):
+        assert fill("{prompt}", {"prompt": words}) == words
 
 
 def exam(*points):

@@ -126,6 +126,20 @@ PARTS = [{"type": "text", "text": "Score: "}, {"type": "image_url"}, {"type": "t
 
 def test_the_parts_of_a_reply_are_one_text():
     assert score(spoken(PARTS), 0, 10) == 0.8 and says_yes(spoken([{"type": "text", "text": "Yes"}]))
+    thought = [{"type": "reasoning", "text": "1"}, {"type": "thinking", "text": "Score: 3. "}]
+    assert score(spoken([*thought, {"type": "output_text", "text": "8"}]), 0, 10) == 0.8
+
+
+@pytest.mark.parametrize(
+    "reason, words",
+    [("length", "cut off"), ("MAX_TOKENS", "cut off"), ("content_filter", "filter kept"), ("SAFETY", "filter kept"),
+     ("abort", "broke the reply off .abort"), ("error", "broke the reply off .error")],
+)  # fmt: skip
+def test_a_number_of_a_reply_that_is_not_whole_is_none(reason, words):
+    """It may be the 1 of a 10."""
+    with pytest.raises(NotJudged, match=words) as caught:
+        score(message(reason, content="Score: 1"), 0, 10)
+    assert caught.value.said == "Score: 1"
 
 
 def message(finish_reason="stop", **fields):
@@ -143,6 +157,7 @@ def message(finish_reason="stop", **fields):
         (message(content="<think>3</think>"), "thought and then said nothing", "<think>3</think>"),
         (message(content=None, reasoning_content="well, 3"), "thought and then said nothing", "well, 3"),
         (message("content_filter", content=None), "content filter", ""),
+        (message("SAFETY", content=""), "content filter", ""),
         (message(content=None), "the reply holds no text", None),
         (message(content=[]), "the reply holds no text", None),
         ({"id": "1"}, "the reply holds no text", '{"id": "1"}'),
@@ -165,6 +180,7 @@ def test_a_reply_without_an_answer_says_why(reply, words, said):
         ({"error": {"code": True}}, 0), ({"error": {"code": "9" * 9999}}, 0), ({"detail": "Not Found"}, 0),
         ({"object": "error", "message": "too long", "code": 400}, 400), ({"choices": [], "error": {"code": 500}}, 500),
         ({"choices": [{"error": {"code": 502}, "message": {"content": "Sco"}, "finish_reason": "error"}]}, 502),
+        ([{"error": {"message": "x", "code": 400}}], 400),
         ({"error": {"message": "x"}, "status": 404}, 404), (spoken("8"), None), (spoken("8") | {"error": None}, None),
         (spoken("8") | {"error": {"code": 500}}, None), ({"choices": []}, None), ({}, None), ([], None), ("error", None),
     ],
@@ -185,6 +201,8 @@ def test_an_error_in_a_body_names_a_status(reply, status):
          "Provider returned error: too large"),
         (b"<!DOCTYPE html><html><head><style>p {}</style><title>502 Bad Gateway</title></head><body><p>ng&amp;x</p></body>",
          "502 Bad Gateway ng&x"),
+        (b'[{"error": {"message": "too large", "code": 400}}]', "too large"),
+        (b'{"error": true, "message": "busy"}', "busy"),
         (b'{"error": {"code": 7}}', '{"code": 7}'), (b"[1]", "[1]"), (b"\xff", "\ufffd"),
     ],
 )  # fmt: skip

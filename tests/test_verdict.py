@@ -49,6 +49,16 @@ READ = [
     ("$7$", 7), ("\\boxed{7}", 7), ("I give 7.", 7), ("8分", 8),
     ("分数：8", 8), ("the GPT4 judge says 5", 5), ("GPT-4 says 5", 5), ("v2.0.1 gives 6", 6), ("score8 is 5", 5),
     ("8 stars", 8), ("8. It is fine.", 8), ("&nbsp;8", 8),
+    # What the scale is called, and words beside the number.
+    ('{"score_out_of_10": 8}', 8), ('{"Score (0-10)": 8}', 8), ('{"score": 8, "max_possible_score": 10}', 8),
+    ('Score (0-10):\n{"score": 8}', 8), ('{"score": 8}/10', 8), ("Score: 8 (0-10)", 8), ("On a 0-10 scale: 8", 8),
+    ("Score: 8 on a 10-point scale", 8), ("Score: 8 out of a possible 10", 8), ("Score: 8, where 10 is the best", 8),
+    ("| What | Score (0-10) |\n|---|---|\n| Objects | 3 |\n| Overall | 8 |", 8),
+    ("<result><score>8</score><max>10</max></result>", 8),
+    ('{"overall": "3 circles", "score": 8}', 8), ('{"grade": "B", "score": 8}', 8), ("Final answer: 3 circles\nScore: 8", 8),
+    ("Score: 8\n- 3 circles\n- 2 squares", 8), ("Score: 8 because 3 of 4 are red", 8), ("It is no 10/10. Score: 8", 8),
+    ("Colour: 9/10\nScore: 8", 8), ("Colour: 9/10\nCount: 4/10\nOverall: 8", 8), ("Score: 8 very good", 8),
+    ("<rating>8</rating><reason>3 circles</reason>", 8), ("Score: - 8", 8),
 ]  # fmt: skip
 REFUSED = [
     # Objects.
@@ -63,7 +73,27 @@ REFUSED = [
     ('{"max": 10}', "no number"), ('{"objects": 3}', "no number"), ('{"score": []}', "no number"),
     ('{"score": 8, "detail": {"score": 3},}', "differ"), ('{"score": "7-8"}', "no number|one thing"),
     ("{'score': 4, 'max': 5}", "not out of"), ('{"score": "7 of 8 or 9"}', "no|several|out of"),
+    *((f'{{"score": 4, "{key}": 5}}', "not out of")
+      for key in ("max_possible_score", "rating_scale", "possible", "upper_bound")),
+    ('{"score_out_of_5": 4}', "not out of"), ('{"Score (1-5)": 4}', "not out of"),
+    ('{"score": 8, "unit": "%"}', "not out of"),
+    ('{"scale": "1-5", "ratings": {"overall": 4}}', "not out of"), ('On a scale of 1 to 5: {"score": 4}', "not out of"),
+    ('Score (1-5):\n{"score": 4}', "not out of"), ('{"score": 4}/5', "not out of"),
+    ('```\n{"score": 4}\n``` out of 5', "not out of"),
+    ('{"score": 5} is an example. Score: 8', "differ"), ('Score: 3\n{"score": 8}', "differ"),
     # Labels.
+    *((f"Score: 4 {words}", "not out of") for words in (
+        "(1-5)", "(from 1 to 5)", "(between 1 and 5)", "on a 1-5 scale", "on a 5-point scale", "on a scale of 5",
+        "out of a possible 5", "out of a maximum of 5", "with 5 being the best", "(5 is the highest)",
+        "(1 = bad, 5 = best)")),
+    *((f"Score: {words}", "one thing") for words in (
+        "7 1/2", "7 ½", "8 500", "1 000", "4 ÷ 5", "4 : 5", "4 minus 1", "4 plus 4", "8 → 6", "8‰",
+        "2 of the 3 objects, 6/10")),
+    *((f"Score: {words} 8", "no number") for words in ("less than", "at least", "under", "minus", "negative", "not")),
+    ("Score: 3 circles are there, so 8/10", "one thing"),
+    ("| What | Score (1-5) |\n|---|---|\n| Overall | 4 |", "not out of"),
+    ("<r><score>4</score><max>5</max></r>", "not out of"),
+    ("There are 3 red circles.", "counts"), ("I cannot score a picture with 3 circles in it", "counts"),
     ("Score: 4/5", "not out of"), ("Score: 4 out of 5", "not out of"), ("Score: 2 of 3", "not out of"),
     ("Score (1-5): 4", "not out of"),
     ("Score: 4 (out of 5)", "not out of"), ("Score (out of 5): 4", "not out of"), ("On a scale of 1-5: 4", "not out of"),
@@ -105,7 +135,8 @@ def test_what_may_mean_several_things_is_not_judged(text, words):
 @pytest.mark.parametrize(
     ("text", "low", "high", "value"),
     [("4", 1, 5, 4), ("4/5", 1, 5, 4), ("Score (1-5): 4", 1, 5, 4), ('{"score": 4, "scale": "1-5"}', 1, 5, 4),
-     ("Score: -0,5", -1, 1, -0.5), ("Score: −0.5", -1, 1, -0.5), ('{"score": -0.5}', -1, 1, -0.5), ("85%", 0, 100, 85),
+     ("Score: -0,5", -1, 1, -0.5), ("Score: −0.5", -1, 1, -0.5), ('{"score": -0.5}', -1, 1, -0.5),
+     ("on a 5-point scale: 4", 1, 5, 4), ("On a scale of 1 to 5, I give 4", 1, 5, 4), ("85%", 0, 100, 85),
      ("Score: 85 %", 0, 100, 85), ("85 percent", 0, 100, 85), ('{"score": "85%"}', 0, 100, 85), ("85", 0, 100, 85),
      ("Score: 85/100", 0, 100, 85), ("100", 0, 100, 100), (".25", 0, 1, 0.25), ('{"rating": 0.25, "max": 1.0}', 0, 1, 0.25)],
 )  # fmt: skip
@@ -119,6 +150,12 @@ def test_other_ranges(text, low, high, value):
 def test_a_number_of_another_range_is_not_judged(text, low, high):
     with pytest.raises(NotJudged, match="not out of|does not begin|not between"):
         number(text, low, high)
+
+
+@pytest.mark.parametrize("text", ["Score: - 0.5", "Score - 0.5", "Score—0.5", "- 0.5", "minus 0.5"])
+def test_a_dash_that_may_be_a_sign_is_not_passed_over_where_numbers_may_be_negative(text):
+    with pytest.raises(NotJudged, match="no number"):
+        number(text, -1, 1)
 
 
 @pytest.mark.parametrize(
@@ -135,7 +172,9 @@ def test_what_a_judge_thinks_aloud_is_not_what_it_says(text, left):
     "|-" * 49_999, "_" * 99_999,
              "<b" * 49_999, "1 " * 49_999, ("| a |\n|---|\n") * 7000, "Score (" * 14_000, "." * 99_999, "~~" * 49_999,
              "-" * 99_999,
-             " " * 99_999, "max " * 24_000, "scale of 1 " * 9000, "<think>" * 14_000, "{1}" * 33_000],
+             " " * 99_999, "max " * 24_000, "scale of 1 " * 9000, "<think>" * 14_000, "{1}" * 33_000,
+             "(1 - 2 " * 14_000, "1 is the " * 11_000,
+             '{"score": 1} ' * 8000 + "Score: 2 " * 400, "1-2 " * 24_000, "Score: 3 of the " * 6000, "<i>" * 33_000],
     ids=lambda text: text[:6],
 )  # fmt: skip
 def test_no_reply_takes_long_to_read(text):

@@ -9,6 +9,8 @@ import os
 import pathlib
 import tempfile
 
+from unigrpo_jax.config import ConfigError
+
 OWN = "unigrpo_jax"
 
 
@@ -42,8 +44,12 @@ def cache_folder() -> pathlib.Path | None:
 
 
 def cache_or_temporary() -> pathlib.Path:
-    """`cache_folder`, or else a folder that lasts as long as this process."""
-    return cache_folder() or pathlib.Path(_temporary().name)
+    """`cache_folder`, or else a folder that lasts as long as this process; ConfigError where that cannot be made, either."""
+    try:
+        return cache_folder() or pathlib.Path(_temporary().name)
+    except OSError as error:
+        raise ConfigError(f"there is neither a folder for caches nor a temporary one ({error.strerror}); set TMPDIR, or "
+                          "XDG_CACHE_HOME, to a folder that can be written.") from None  # fmt: skip
 
 
 @functools.cache

@@ -42,6 +42,14 @@ def tell(text: Any, stream: TextIO | None = None, keep: str = "\n") -> None:
     print(for_stream(text, stream, keep), file=stream, flush=True)
 
 
+def said(error: BaseException) -> str:
+    """What an error says, "" where it cannot: a user's own error may be broken, too."""
+    try:
+        return str(error)
+    except Exception:
+        return ""
+
+
 def quoted(value: Any, limit: int = 120) -> str:
     """A value of JSON inside a message: as Python writes it, shortened."""
     try:

@@ -9,6 +9,11 @@ from collections.abc import Collection
 from typing import Any
 
 _NAME = re.compile(r"<\|(?=[^\s<>|]+\|>)")
+# How other families of models write theirs: <｜User｜>, <start_of_turn>, </s>, <image>, [/INST], <<SYS>>.
+_NAMES = re.compile(
+    r"<(?=[|｜][^\s<>|｜]+[|｜]>)|<(?=/?(?:s|bos|eos|pad|unk|mask|image|img|video|audio)>)|<(?=/?[A-Za-z]+(?:_[A-Za-z]+)+>)|"
+    r"\[(?=/?[A-Z]{3,}(?:_[A-Z]+)*\])|<(?=</?SYS>>)"
+)
 
 
 def control_ids(tokenizer: Any) -> frozenset[int]:
@@ -43,4 +48,4 @@ def _spelled(tokenizer: Any, text: str, control: Collection[int]) -> list[int]:
 
 def spaced(text: str) -> str:
     """The text for a model whose tokenizer is not known: a blank parts what is written as a control token, "< |im_end|>"."""
-    return _NAME.sub("< |", text)
+    return _NAMES.sub(lambda found: f"{found[0]} ", text)

@@ -1,7 +1,9 @@
 """A model folder in BAGEL's layout: configs, weights, autoencoder and tokenizer, found, checked and read as one."""
 
 import dataclasses
+import errno
 import functools
+import os
 import pathlib
 import re
 import shutil
@@ -24,7 +26,12 @@ from unigrpo_jax.models.tree import flatten, unflatten
 SHAPES_BASE = pathlib.Path(__file__).resolve().parent.parent / "worlds" / "shapes" / "base"
 ROUNDS_BASE = "rounds_base"  # the name of the base of several rounds, which lies beside it
 TINY = "tiny"  # the name of the toy model that is made on the spot
+_DISK = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENOTDIR)
 HUB_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,95}/[A-Za-z0-9_][A-Za-z0-9_.-]{0,95}")
+
+
+class NoModel(ConfigError):
+    """A name that is neither a folder's nor one that the Hugging Face hub knows."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,6 +47,7 @@ class LoadedModel:
       stored: the network's weights.
       autoencoder_stored: the autoencoder's weights; None where latents are pixels.
       unknown_settings: what its config files hold that nothing here knows, a phrase a file.
+      unread_files: names of weights beside those that are read.
     """
 
     folder: pathlib.Path
@@ -50,6 +58,7 @@ class LoadedModel:
     stored: StoredTensors
     autoencoder_stored: StoredTensors | None
     unknown_settings: tuple[str, ...] = ()
+    unread_files: tuple[str, ...] = ()
 
     def stored_params(self) -> Params:
         """Shapes and dtypes of the parameters that the file holds; the fixed tables stay float32."""
@@ -156,7 +165,10 @@ def find_folder(path: str | None) -> pathlib.Path:
     except ConfigError:
         raise
     except Exception as error:  # the hub's client and its HTTP library have no common one
-        raise ConfigError(
+        if isinstance(error, OSError) and error.errno in _DISK:
+            raise ConfigError(f"model.path: {path} cannot be kept here ({os.strerror(error.errno)}: {error.filename}); set "
+                              "HF_HOME to a folder that can be written and has room.") from None  # fmt: skip
+        raise NoModel(
             f"{absent}, and the Hugging Face hub gives no model of that name here ({type(error).__name__}); give an "
             "existing folder, or log in and unset HF_HUB_OFFLINE to download it."
         ) from None
@@ -181,7 +193,10 @@ def load_model(config: ModelConfig) -> LoadedModel:
         f"{folder} is not a model folder: it holds neither llm_config.json nor ema.safetensors; BAGEL's holds "
         f"{layout.FILES}; `python -m experiments.pretrain --out DIR` makes one for the shapes world.",
     )
-    require(stem is not None, f"{folder} holds no ema.safetensors (nor its index); a model folder holds {layout.FILES}.")
+    if stem is None:
+        others = layout.unread_files(folder, [folder / "ae.safetensors"])
+        hint = f"{', '.join(others[:4])} cannot be read, convert it to safetensors" if others else "copy it there"
+        raise ConfigError(f"{folder} holds no ema.safetensors (nor its index); {hint}; a model folder holds {layout.FILES}.")
     tokenizer = load_tokenizer(folder)
     try:
         stored = StoredTensors(folder, stem)
@@ -196,11 +211,12 @@ def load_model(config: ModelConfig) -> LoadedModel:
         learned = autoencoder if autoencoder_stored is not None else None
         bagel = layout.read_config(folder, stored, learned, special_tokens(tokenizer, folder))
         unknown = tuple(layout.unknown_settings(folder))
+        unread = tuple(layout.unread_files(folder, [*stored.files, folder / "ae.safetensors"]))
     except ValueError as error:
         raise error if isinstance(error, ConfigError) else ConfigError(str(error)) from None
     check_vocabulary(tokenizer, bagel, folder)
     network, codec = make_network(config, bagel), TextCodec(tokenizer, bagel)
-    return LoadedModel(folder, config, network, autoencoder, codec, stored, autoencoder_stored, unknown)
+    return LoadedModel(folder, config, network, autoencoder, codec, stored, autoencoder_stored, unknown, unread)
 
 
 def make_network(config: ModelConfig, sizes: BagelConfig) -> Bagel:

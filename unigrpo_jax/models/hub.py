@@ -3,6 +3,7 @@
 import glob
 import pathlib
 
+from unigrpo_jax.caches import hub_folder
 from unigrpo_jax.config import ConfigError
 from unigrpo_jax.models.bagel import layout
 from unigrpo_jax.models.stored import read_index
@@ -41,4 +42,7 @@ def _fetch(name: str, revision: str | None, patterns: list[str]) -> pathlib.Path
 
     # The client warns where nothing matches; of the JSON files, which are there by then, something always does.
     wanted = ["*.json", *patterns]
-    return pathlib.Path(snapshot_download(name, revision=revision, allow_patterns=wanted, ignore_patterns="*/*"))
+    kept = snapshot_download(
+        name, revision=revision, allow_patterns=wanted, ignore_patterns="*/*", cache_dir=hub_folder()
+    )
+    return pathlib.Path(kept)

@@ -18,6 +18,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from unigrpo_jax.config import ConfigError, ProcessConfig, require
+from unigrpo_jax.foreign_text import said
 from unigrpo_jax.parallel.roll_call import PeersMissing, roll_call
 
 VARIABLES = ("UNIGRPO_COORDINATOR", "UNIGRPO_PROCESSES", "UNIGRPO_PROCESS")
@@ -161,7 +162,7 @@ def agree_on_errors(errors: tuple[type[Exception], ...], action: Callable[[], An
         failed = error
     kinds = (*errors, FailedTogether)
     own = None if failed is None else next((i for i, kind in enumerate(errors) if isinstance(failed, kind)), len(errors))
-    words = f"{type(failed).__name__}: {failed}" if own == len(errors) else str(failed)
+    words = f"{type(failed).__name__}: {said(failed)}" if own == len(errors) else said(failed)
     for index, (number, theirs) in enumerate(gather([own, words])):
         if number is not None:
             raise kinds[number](f"process {index}: {theirs}") from failed
@@ -174,7 +175,7 @@ def joined():
     try:
         yield
     except (jax.errors.JaxRuntimeError, ValueError) as error:  # which of the two depends on where it is noticed
-        if jax.process_count() == 1 or not re.match(_GONE, str(error)):
+        if jax.process_count() == 1 or not re.match(_GONE, said(error)):
             raise
         first = next(iter(str(error).splitlines()), type(error).__name__)[:200]
         raise PeersMissing(f"another process was lost ({first}); --resume continues from the newest checkpoint") from error

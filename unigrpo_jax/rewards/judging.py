@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping
 import numpy as np
 
 from unigrpo_jax.config import JudgingConfig
+from unigrpo_jax.foreign_text import said
 from unigrpo_jax.rewards.protocol import ABSTAIN, RewardBatch, RewardFunction
 
 Columns = dict[str, np.ndarray]
@@ -23,6 +24,14 @@ ABSTAINED = np.float32(-np.inf)  # `protocol.ABSTAIN` among floats; no reward's 
 
 class RewardError(RuntimeError):
     """A reward failed for good, or returned what is no reward; the message names it, without a full stop."""
+
+
+class _TooLong(Exception):
+    """A reward took longer than its limit."""
+
+
+def _on_device(reward: RewardFunction) -> bool:
+    return getattr(reward, "cost", "host") == "device"
 
 
 def hold_to_protocol(result, name: str, size: int) -> Columns:
@@ -41,8 +50,11 @@ def hold_to_protocol(result, name: str, size: int) -> Columns:
       RewardError: another length, no component, or no numbers.
     """
     components = dict(result) if isinstance(result, Mapping) else {"reward": result}
-    if not components:
-        raise RewardError(f"the reward function {name} returned no component")
+    if result is None or not components:
+        words = "None" if result is None else "no component"
+        raise RewardError(
+            f"the reward function {name} returned {words}; it got {size} episodes and must return [{size}] numbers"
+        )
     checked = {}
     for component, values in components.items():
         try:
@@ -120,7 +132,7 @@ class Judging:
 
     def _begin(self, name: str, reward: RewardFunction, batch: RewardBatch) -> Callable[[], Columns]:
         judge = lambda: self._judge(name, reward, batch)
-        if getattr(reward, "cost", "host") == "device":
+        if _on_device(reward):
             return judge
         outcome: queue.Queue = queue.Queue()
 
@@ -188,7 +200,9 @@ class Judging:
                 found = hold_to_protocol(self._limited(name, reward, batch.take(rows)), name, len(rows))
             except RewardError:
                 raise
-            except Exception as error:  # a user's function may raise anything
+            except BaseException as error:  # a user's function may raise anything, and in its own thread no signal arrives
+                if _on_device(reward) and not isinstance(error, Exception):
+                    raise
                 failure = error
                 continue
             failed = np.any([np.isnan(values) for values in found.values()], axis=0)
@@ -203,17 +217,18 @@ class Judging:
             if not len(rows):
                 break
         if not columns:
-            said = str(failure) if isinstance(failure, TimeoutError) else f"raised {type(failure).__name__}: {failure}"
-            again = self.settings.retries
-            raise RewardError(f"the reward function {name} {said}{f', after {again} retries' if again else ''}") from failure
+            words, again = said(failure), f", after {self.settings.retries} retries" if self.settings.retries else ""
+            if not isinstance(failure, _TooLong):
+                words = f"raised {type(failure).__name__}{f': {words}' if words else ''}"
+            raise RewardError(f"the reward function {name} {words}{again}") from failure
         return columns
 
     def _limited(self, name: str, reward: RewardFunction, batch: RewardBatch):
-        """The reward's result; TimeoutError after the time limit, when its thread is left behind.
+        """The reward's result; _TooLong after the time limit, when its thread is left behind.
 
         What computes on the devices has no limit of its own: it cannot be left behind while other programs run.
         """
-        if getattr(reward, "cost", "host") == "device":
+        if _on_device(reward):
             return reward(batch)
         outcome: queue.Queue = queue.Queue()
 
@@ -228,7 +243,7 @@ class Judging:
         try:
             result, error = outcome.get(timeout=limit)
         except queue.Empty:
-            raise TimeoutError(f"took longer than judging.timeout_seconds = {limit:g}") from None
+            raise _TooLong(f"took longer than judging.timeout_seconds = {limit:g}") from None
         if error is not None:
             raise error
         return result

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable
 
 from unigrpo_jax.config import ConfigError, RunConfig, require
+from unigrpo_jax.foreign_text import said
 from unigrpo_jax.rewards.protocol import RewardFunction
 
 # name -> where a function (argument, config) -> reward stands; the argument is what follows "name:" on the command line.
@@ -58,10 +59,10 @@ def find_function(place: str, name: str) -> Callable:
         sys.path.insert(0, "")  # a module in the user's own folder
     try:
         module = importlib.import_module(module_name)
-    except Exception as error:  # whatever a user's module raises at import
+    except (Exception, SystemExit) as error:  # whatever a user's module raises at import; a script may leave
         raise ConfigError(
-            f"rewards: {name!r}: importing {module_name} failed ({type(error).__name__}: {error}); it must import from "
-            "the current folder or from what is installed."
+            f"rewards: {name!r}: importing {module_name} failed ({type(error).__name__}: {said(error)}); it must import "
+            "from the current folder or from what is installed."
         ) from None
     function = getattr(module, attribute, None)
     if not callable(function):

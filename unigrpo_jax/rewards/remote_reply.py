@@ -21,6 +21,10 @@ _NAMED = {  # words that stand where a status could
     "rate_limit": 429, "overloaded": 503, "server_error": 500, "internal": 500, "unavailable": 503, "timeout": 504,
     "invalid_api_key": 401, "authentication": 401, "permission": 403, "invalid": 400, "badrequest": 400, "not_found": 404,
 }  # fmt: skip
+# Why a reply ended (finish_reason), where it is not whole.
+_CUT = ("length", "max_tokens", "max_output_tokens", "model_length", "incomplete")
+_FILTERED = ("content_filter", "safety", "recitation", "blocklist", "prohibited_content", "spii", "sensitive")
+_BROKEN = ("error", "abort", "aborted", "cancelled", "network_error", "insufficient_system_resource")
 _YES_OR_NO = re.compile(r"\W{0,20}(yes|no)\b", re.IGNORECASE)
 
 
@@ -125,8 +129,8 @@ def _text(reply: Any) -> str:
     """The reply's text, behind what the judge thought aloud; NotJudged, with whatever the server said, where it has none."""
     message = _first(_at(reply, "choices"), "message")
     content = _at(message, "content")
-    if isinstance(content, list):  # parts; pictures and the like say nothing
-        parts = [part if isinstance(part, str) else _at(part, "text") for part in content]
+    if isinstance(content, list):  # parts; pictures say nothing, and what is thought is not the answer
+        parts = [part if isinstance(part, str) else _at(part, "text") for part in content if _answers(part)]
         texts = [part for part in parts if isinstance(part, str)]
         content = "".join(texts) if texts else None
     text = verdict.spoken(content) if isinstance(content, str) else ""
@@ -135,9 +139,6 @@ def _text(reply: Any) -> str:
     if isinstance(refusal := _at(message, "refusal"), str) and refusal.strip():
         raise NotJudged("the judge refused to answer", said=refusal)
     _refuse_cut(reply, content if isinstance(content, str) else "")
-    reason = _first(_at(reply, "choices"), "finish_reason")
-    if reason == "content_filter":
-        raise NotJudged("the server's content filter kept the reply back")
     thought = _at(message, "reasoning_content") or _at(message, "reasoning")
     if isinstance(content, str) and content.strip() or isinstance(thought, str) and thought.strip():
         raise NotJudged("the judge thought and then said nothing", said=content or thought)
@@ -146,10 +147,22 @@ def _text(reply: Any) -> str:
     raise NotJudged("the reply holds no text", said=error_words(reply) if isinstance(reply, dict) else "")
 
 
+def _answers(part: Any) -> bool:
+    """Whether a part of a reply belongs to the answer: text, and none of its thinking."""
+    kind = _at(part, "type")
+    return not isinstance(kind, str) or "text" in kind
+
+
 def _refuse_cut(reply: Any, text: str) -> None:
-    """NotJudged where the server says that it cut the reply."""
-    if _first(_at(reply, "choices"), "finish_reason") in ("length", "max_tokens"):
+    """NotJudged where the server says that the reply is not whole."""
+    reason = _first(_at(reply, "choices"), "finish_reason")
+    kind = reason.casefold() if isinstance(reason, str) else ""
+    if kind in _CUT:
         raise NotJudged("the reply was cut off; raise judge.max_tokens or ask for a shorter one", said=text)
+    if kind in _FILTERED:
+        raise NotJudged("the server's content filter kept the reply back", said=text)
+    if kind in _BROKEN:
+        raise NotJudged(f"the server broke the reply off ({kind})", said=text)
 
 
 def error_status(reply: Any) -> int | None:
@@ -158,6 +171,7 @@ def error_status(reply: Any) -> int | None:
     Gateways answer HTTP 200 with {"error": {"message": ..., "code": 429}} where the server behind them failed; the code is a
     number, its digits, or a word.  A reply that has an answer beside it is no error.
     """
+    reply = _only_one(reply)
     choices = _at(reply, "choices")
     first = choices[0] if isinstance(choices, list) and choices else None
     error = _at(reply, "error") or _at(first, "error")
@@ -177,6 +191,11 @@ def error_status(reply: Any) -> int | None:
     return next((status for name, status in _NAMED.items() if name in words), 0)
 
 
+def _only_one(body: Any) -> Any:
+    """What an error is in: some servers put it into a list."""
+    return body[0] if isinstance(body, list) and len(body) == 1 and isinstance(body[0], dict) else body
+
+
 def _has_answer(choice: Any) -> bool:
     content = _at(_at(choice, "message"), "content")
     return bool(content) and isinstance(content, str | list) and _at(choice, "finish_reason") != "error"
@@ -194,12 +213,13 @@ def error_words(body: Any) -> str:
             body = json.loads(text)
         except (ValueError, RecursionError):
             return _without_tags(text)
+    body = _only_one(body)
     if not isinstance(body, dict):
         return body if isinstance(body, str) else "" if body is None else _as_json(body)
     choices = body.get("choices")
     first = choices[0] if isinstance(choices, list) and choices else None
     places = (body.get("error"), _at(first, "error"), *map(body.get, ("message", "detail", "errors")))
-    found = next((words for words in places if words), None)
+    found = next((words for words in places if words and words is not True), None)
     message = _at(found, "message") or _at(found, "detail") or _at(found, "msg") or found
     if isinstance(message, list):
         message = "; ".join(_one_detail(detail) for detail in message[:4])

@@ -2,13 +2,13 @@
 
 What counts, the first that is there:
 
-1. JSON objects, fenced or embedded: a key that is called a score, outermost first, with what it is out of (`max`, `scale`).
+1. JSON objects, fenced or embedded: a key that is called a score, outermost first, with what it is out of (`judge_scale`).
 2. A label (`LABELS`) with a number behind it, whatever quotes, brackets, markdown, tags or table lines stand between.
 3. n/high and "n out of high".
-4. The only number of the text.
+4. The only number of the text, where it does not count something ("3 circles").
 
-A total or overall score goes before others; of several numbers that differ none is taken.  A number out of anything but
-[low, high] is not converted: nobody knows what the judge meant by its other scale.
+A total or overall score goes before others; of several numbers that differ none is taken, nor where the text
+contradicts the object.  A number out of anything but [low, high] is not converted.
 """
 
 import html
@@ -19,6 +19,9 @@ import unicodedata
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
+from unigrpo_jax.rewards import judge_scale
+from unigrpo_jax.rewards.judge_scale import PLAIN, as_float, letters, parsed
+
 READ = 100_000  # characters
 LABELS = {  # the higher, the more it is the whole; the rank
     **dict.fromkeys(("finalscore", "overallscore", "totalscore", "overall", "finalrating", "overallrating", "finalgrade",
@@ -26,26 +29,32 @@ LABELS = {  # the higher, the more it is the whole; the rank
     **dict.fromkeys(("score", "rating", "grade"), 1),
     **dict.fromkeys(("answer", "verdict", "result", "value", "points", "total", "judgement", "judgment", "number"), 0),
 }  # fmt: skip
-MOST = ("max", "maximum", "maxscore", "scoremax", "maxrating", "maximumscore", "maxpoints", "outof", "of", "scale", "range",
-        "scorerange", "best", "highest")  # fmt: skip
-LEAST = ("min", "minimum", "minscore", "scoremin", "minimumscore", "lowest")
 
 _DIGITS = r"(?:[0-9]+(?:[.,][0-9]+)?|\.[0-9]+)"
-# Not a number: a piece of a name (GPT-4), of 1,000 (which may mean either), of a list or a range, a bound, a sum.
+# Not a number: a piece of a name (GPT-4), of 1,000 or 1 000 (which may mean either), of a list or a range, a bound, a sum.
+_BOUNDS = ("minus", "negative", "not", "than", "least", "most", "under", "below", "above")
+_BEFORE = "".join(rf"(?<!\b{word}\s)" for word in _BOUNDS)
+_BESIDE = r"[-~+*×÷^=:\\]|to\b|or\b|and\b|minus\b|plus\b|times\b"
 _NUMBER = (
-    r"(?<![A-Za-z0-9_.,])(?<![A-Za-z0-9)]-)(?<![0-9]['’:])(?<![<>≤≥])(?<![<>≤≥]\s)"
+    rf"(?<![A-Za-z0-9_.,])(?<![A-Za-z0-9)]-)(?<![0-9]['’:])(?<![<>≤≥])(?<![<>≤≥]\s){_BEFORE}"
     rf"[-+]?{_DIGITS}(?:[eE][-+]?[0-9]+)?"
-    r"(?![A-Za-z0-9_]|[.,'’:·][0-9])(?!\s{0,3}(?:[-~+*×^=]|to\b|or\b|and\b)\s{0,3}[-+.]?[0-9])(?!,\s{1,3}[0-9.]+\s*(?:$|[,\n]))"
+    rf"(?![A-Za-z0-9_‰]|[.,'’:·][0-9]|\s?‰)(?![^\S\n]{{0,3}}(?:{_BESIDE})[^\S\n]{{0,3}}[-+.]?[0-9])"
+    r"(?!,\s{1,3}[0-9.]+\s*(?:$|[,\n]))(?![^\S\n]{1,3}(?:[0-9]|of\s{1,3}(?:the|these|them|all|its|those)\b))"
 )
 _THOUSANDS = re.compile(r"[-+]?[1-9][0-9]{0,2},[0-9]{3}")
-_PLAIN = r"[-+]?[0-9]+(?:[.,][0-9]+)?"
 _CLOSING = r"[\s\"'`*)\]}|(\[]{0,6}"
 _OUT_OF = re.compile(
-    rf"(?P<value>{_NUMBER})(?:\s?(?P<percent>%|percent\b)|{_CLOSING}(?:points?\b|pts\b|stars?\b)?{_CLOSING}"
-    rf"(?P<link>/|out\s{{1,3}}of\b|of\b)[\s\"'`*]{{0,4}}(?P<most>{_PLAIN}(?![0-9.,]*[0-9])|ten\b|five\b|hundred\b))?",
+    rf"(?P<value>{_NUMBER})(?:\s?(?P<percent>%|per\s?cent|pct\b)|{_CLOSING}(?:points?\b|pts\b|stars?\b)?{_CLOSING}"
+    rf"(?P<link>/|out\s{{1,3}}of\b|of\b)[\s\"'`*]{{0,4}}(?:a\s{{1,3}}(?:possible|maximum|total)\s{{1,3}}(?:of\s{{1,3}})?)?"
+    rf"(?P<most>{PLAIN}(?![0-9.,]*[0-9])|ten\b|five\b|(?:a\s)?hundred\b))?",
     re.IGNORECASE,
 )
-_WORDS = {"ten": "10", "five": "5", "hundred": "100"}
+_BEGINS = re.compile(rf"[\W_]*?{_OUT_OF.pattern}", re.IGNORECASE)
+# What a number counts stands behind it, and is none of these.
+_COUNTS = re.compile(
+    r"[^\S\n]{1,3}(?!(?:points?|pts|stars?|out|of|on|for|because|since|as|and|but|with|due|in|overall|given|is|here|from|at|to|so|"
+    r"this|the|it|if|when|where|max|maximum|best)\b)[a-z]"
+)
 _NAMES = (
     r"(?:(?:final|overall|total)[\s_-]{1,3})?(?:score|rating|grade)|final[\s_-]{1,3}(?:answer|verdict)|"
     r"overall|answer|verdict"
@@ -56,19 +65,10 @@ _LABELLED = re.compile(
     r"[\s:;=*\"'`“”‘’„«»‹›「」『』【】《》()\[\]{}|#—$]{0,24}(?:-{1,3}\s{1,3})?(?=[-+]?\.?[0-9])",
     re.IGNORECASE,
 )
-_SCALE = re.compile(
-    rf"(?:\b(?:scale|range)\b[\s:=\"'(\[]{{0,6}}(?:(?:of|from|between|is|was)\b)?[\s:=\"'(\[]{{0,6}})(?P<low>{_PLAIN})"
-    rf"[\s\"']{{0,3}}(?:-|,|to\b|and\b)\s{{0,3}}(?P<high>{_PLAIN})[\])]?", re.IGNORECASE
-)  # fmt: skip
-_MOST = re.compile(
-    r"(?<![A-Za-z0-9])(?:max(?:imum)?|highest(?:\s{1,3}possible)?|(?P<least>min(?:imum)?|lowest(?:\s{1,3}possible)?)|"
-    r"out[_ ]of(?=[\"']?\s?[:=])|scale(?=[\"']?\s?[:=]))(?:[\s_]{1,3}(?:score|rating|grade|points))?"
-    r"(?:\s{1,3}is\b|\s{1,3}of\b)?"
-    rf"[\s.:=\"'|]{{1,6}}(?P<most>{_PLAIN})", re.IGNORECASE
-)  # fmt: skip
 _NAME_WITH_DIGITS = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]*|[0-9]+[A-Za-z_]\w*")
 _FIELD = re.compile(r"\{[^{}]*:")  # of an object that is no JSON: its numbers have names
 _ORDINAL = re.compile(r"^[ \t]*[0-9]{1,2}[.)](?=[ \t]+\S)", re.MULTILINE)
+_INLINE = ("b", "i", "u", "em", "strong", "span", "code", "mark", "sub", "sup", "font", "small", "big")
 _TAG = re.compile(r"<(/?)([A-Za-z][A-Za-z0-9_-]{0,30})((?:\s[^<>]{0,200})?)/?>")
 _THOUGHT = re.compile(r"<(think|thinking|thought|reasoning)>.*?(?:</\1>|\Z)", re.IGNORECASE | re.DOTALL)
 _THOUGHT_END = re.compile(r"</(?:think|thinking|thought|reasoning)>", re.IGNORECASE)
@@ -104,7 +104,7 @@ def number(text: str, low: float, high: float) -> float:
     if len(text) > READ:
         raise NotJudged(f"the reply is longer than {READ} characters", said=text)
     try:
-        found = _of_objects(text) or _of_text(_without_objects(text), high)
+        found = _of_objects(text, high) or _of_text(_without_objects(text), high, low < 0)
     except NotJudged as error:
         raise NotJudged(error.reason, said=text) from None
     if not low <= found.value <= high:
@@ -163,129 +163,112 @@ def _closed(text: str, at: int) -> int:
     return -1
 
 
-def _of_objects(text: str) -> _Found | None:
+def _of_objects(text: str, high: float) -> _Found | None:
+    """What the objects of a text say, on the scale that the text around them names; None where they hold no score."""
     try:
-        return _agreed([found for _, _, value in _objects(text) for found in _of_value(value)], "scores")
+        found = _agreed([found for _, _, value in _objects(text) for found in _of_value(value)], "scores")
     except RecursionError:
         raise NotJudged("the reply's JSON is nested too deeply") from None
+    if found is None:
+        return None
+    around, scale = judge_scale.taken_out(_levelled(_without_objects(text, "{}")))
+    behind = re.search(rf"\{{\}}[\s`]{{0,6}}(?:/{{1,2}}\s?)?(?:(?<=/)|out\s{{1,3}}of\s{{1,3}})(?P<most>{PLAIN})", around)
+    said = [label for label in _labels(around) if label is not None and label.high in (None, high)]
+    if any(label.value != found.value for label in said):
+        raise NotJudged("the reply holds several scores that differ")
+    return _on(found, (scale[0], parsed(behind["most"]) if behind else scale[1]))
 
 
-def _without_objects(text: str) -> str:
-    """The text with blanks for its JSON objects, in which no score was found."""
+def _without_objects(text: str, instead: str = " ") -> str:
+    """The text with something else for its JSON objects."""
     out, last = [], 0
     for begin, end, _ in _objects(text):
-        out += [text[last:begin], " "]
+        out += [text[last:begin], instead]
         last = end
     return "".join([*out, text[last:]])
 
 
-def _key(key: str) -> str:
-    return re.sub(r"[^a-z]", "", key.casefold())
+def _of_value(value: Any, beyond: judge_scale.Scale = (None, None)) -> list[_Found]:
+    """Scores in a value of JSON: those of its own keys, else those within what it holds.  `beyond` is the scale around it.
 
-
-def _of_value(value: Any) -> list[_Found]:
-    """Scores in a value of JSON: those of its own keys, else those within what it holds."""
+    Words without a number, as {"overall": "good"}, are passed over where another key is called a score.
+    """
     if not isinstance(value, _Pairs):
-        return [found for inner in value for found in _of_value(inner)] if isinstance(value, list) else []
-    scale = _scale_of(value)
-    ranks = [(LABELS[_key(key)], inner) for key, inner in value if _key(key) in LABELS]
-    best = max((rank for rank, _ in ranks), default=0)
-    named = [inner for rank, inner in ranks if rank == best]
-    for total in [inner for key, inner in value if best and _key(key) == "total" and inner not in named]:
-        scale = _scale_of(_Pairs([*value, ("max", total)]))  # beside a score it is what the score is out of
+        return [found for inner in value for found in _of_value(inner, beyond)] if isinstance(value, list) else []
+    scale = judge_scale.of_object(value, beyond)
+    keys = [(*judge_scale.of_key(key), inner) for key, inner in value]
+    called = [(LABELS[name], inner, ends) for name, ends, inner in keys if name in LABELS]
+    called = [label for label in called if not _is_remark(label[1])] or called
+    best = max((rank for rank, _, _ in called), default=0)
+    named = [(inner, ends) for rank, inner, ends in called if rank == best]
+    for total in [inner for key, inner in value if best and letters(key) == "total" and inner not in [n for n, _ in named]]:
+        scale = judge_scale.of_object([("max", total)], scale)  # beside a score it is what the score is out of
     if not named:
-        return [found for _, inner in value for found in _of_value(inner)]
-    return [_labelled_value(inner, scale) for inner in named]
+        return [found for _, inner in value for found in _of_value(inner, scale)]
+    return [_on(_labelled_value(inner, scale), ends) for inner, ends in named]
 
 
-def _labelled_value(value: Any, scale: _Found) -> _Found:
+def _is_remark(value: Any) -> bool:
+    """Words, or an object, that hold no score."""
+    if isinstance(value, _Pairs):
+        return not _of_value(value)
+    begin = _BEGINS.match(value := _levelled(value)) if isinstance(value, str) else None
+    return isinstance(value, str) and (begin is None or bool(_COUNTS.match(value, begin.end())))
+
+
+def _labelled_value(value: Any, scale: judge_scale.Scale) -> _Found:
     if isinstance(value, str):
         found = _of_text(value, math.nan)
     elif isinstance(value, _Pairs):
         found = _agreed(_of_value(value), "scores")
         if found is None:
             raise NotJudged("the reply's score holds no number")
-    elif isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(_as_float(value)):
-        found = _Found(_as_float(value))
+    elif isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(as_float(value)):
+        found = _Found(as_float(value))
     else:
         raise NotJudged("the reply's score is no number")
-    if None not in (found.high, scale.high) and found.high != scale.high:
+    return _on(found, scale)
+
+
+def _on(found: _Found, scale: judge_scale.Scale) -> _Found:
+    """A number on the scale that was named beside it."""
+    low, high = scale
+    if None not in (found.high, high) and found.high != high:
         raise NotJudged("the reply names two scales")
-    return _Found(
-        found.value,
-        scale.low if found.low is None else found.low,
-        scale.high if found.high is None else found.high,
-    )
-
-
-def _scale_of(pairs: _Pairs) -> _Found:
-    """The scale that an object names beside its score; `value` means nothing."""
-    low = high = None
-    for key, value in pairs:
-        if _key(key) in (*MOST, *LEAST):
-            numbers = _numbers(value)
-            if len(numbers) == 2:
-                low, high = numbers
-            elif len(numbers) == 1:
-                low, high = (numbers[0], high) if _key(key) in LEAST else (low, numbers[0])
-    return _Found(0.0, low, high)
-
-
-def _numbers(value: Any) -> list[float]:
-    """The numbers of a scale, in whatever form it is said."""
-    if isinstance(value, str):
-        return [_parsed(n) for n in re.findall(r"(?:(?<![0-9\s])-)?[0-9]+(?:\.[0-9]+)?", value.translate(_LIKE_ASCII))]
-    if isinstance(value, _Pairs):
-        return [n for _, inner in value for n in _numbers(inner)]
-    if isinstance(value, list):
-        return [n for inner in value for n in _numbers(inner)]
-    return [_as_float(value)] if isinstance(value, int | float) and not isinstance(value, bool) else []
-
-
-def _as_float(value: float) -> float:
-    try:
-        return float(value)
-    except OverflowError:
-        return math.copysign(math.inf, value)
+    return _Found(found.value, low if found.low is None else found.low, high if found.high is None else found.high)
 
 
 # Text.
 
 
-def _of_text(text: str, high: float) -> _Found:
-    text = _levelled(text)
-    low = most = None
-    for found in _SCALE.finditer(text):
-        low, most = _parsed(found["low"]), _parsed(found["high"])
-    text = _SCALE.sub(" ", text)
-    for found in _MOST.finditer(text):
-        low, most = (_parsed(found["most"]), most) if found["least"] else (low, _parsed(found["most"]))
-    text = _MOST.sub(" ", text)
-    found = _labelled(text) or _agreed([f for f in _all(text) if f.high == high], "numbers") or _only(text)
-    if most is not None and found.high not in (None, most):
-        raise NotJudged("the reply names two scales")
-    return _Found(found.value, low if found.low is None else found.low, most if found.high is None else found.high)
-
-
-def _labelled(text: str) -> _Found | None:
-    """What stands behind the labels of the highest rank."""
-    ranked: dict[int, list[_Found]] = {}
-    for label in _LABELLED.finditer(text):
-        match, name = _OUT_OF.match(text, label.end()), _key(label["name"])
-        found = None if match is None else _read(match)
-        if found is not None and label["scale"]:
-            numbers = _numbers(label["scale"])
-            if len(numbers) == 2:
-                found = _Found(found.value, *numbers)
-            elif len(numbers) == 1 and found.high is None:
-                found = _Found(found.value, None, numbers[0])
-        ranked.setdefault(LABELS.get(name, 2), []).append(found)
-    if not ranked:
-        return None
-    best = ranked[max(ranked)]
-    if None in best:
+def _of_text(text: str, high: float, signed: bool = False) -> _Found:
+    """What a text without objects says; `signed` where its number may be negative, and a dash therefore matters."""
+    text, scale = judge_scale.taken_out(_levelled(text))
+    if signed:
+        text = re.sub(r"(?<![0-9])(?<![0-9]\s)(?:—\s?|-\s)(?=\.?[0-9])", "x", text)
+    labels = _labels(text)
+    if None in labels:
         raise NotJudged("there is no number in the reply that can mean one thing only")
-    return _agreed(best, "scores")
+    out_of = [f for f in _all(text) if f.high == high]
+    return _on(_agreed(labels, "scores") or _agreed(out_of, "numbers") or _only(text), scale)
+
+
+def _labels(text: str) -> list[_Found | None]:
+    """What stands behind the labels of the highest rank; None for what can mean more than one thing."""
+    ranked: dict[int, list[_Found | None]] = {}
+    out_of = any(found.high is not None for found in _all(text))
+    for label in _LABELLED.finditer(text):
+        match, rank = _OUT_OF.match(text, label.end()), LABELS.get(letters(label["name"]), 2)
+        if match and re.search("answer|verdict", label["name"], re.IGNORECASE) and _COUNTS.match(text, match.end()):
+            continue  # it says how many there are
+        found = None if match is None else _read(match)
+        if found and out_of and found.high is None and _COUNTS.match(text, match.end()):
+            found = None  # "Score: 3 circles are there, so 8/10"
+        if found is not None and label["scale"]:
+            low, high = judge_scale.of_words(label["scale"])
+            found = _Found(found.value, low, high if low is not None or found.high is None else found.high)
+        ranked.setdefault(rank, []).append(found)
+    return ranked[max(ranked)] if ranked else []
 
 
 def _only(text: str) -> _Found:
@@ -297,6 +280,8 @@ def _only(text: str) -> _Found:
         raise NotJudged("there is no number in the reply" if not found else "no number in the reply is called the score")
     if len(matches) > 1 or re.search("[0-9]", rest):
         raise NotJudged("the reply holds several numbers, and none is called the score")
+    if _COUNTS.match(text, matches[0].end()):
+        raise NotJudged("the only number in the reply counts something, and is not called the score")
     return found[0]
 
 
@@ -308,21 +293,18 @@ def _read(match: re.Match) -> _Found | None:
     """A number and what it is out of; None for 1,000, which is 1 or a thousand."""
     if _THOUSANDS.fullmatch(match["value"]):
         return None
-    value = _parsed(match["value"])
+    value = parsed(match["value"])
     if match["percent"]:
         return _Found(value, 0.0, 100.0)
-    return _Found(value, None, _parsed(_WORDS.get(match["most"].lower(), match["most"])) if match["most"] else None)
-
-
-def _parsed(words: str) -> float:
-    return float(words.replace(",", "."))
+    return _Found(value, None, parsed(match["most"]) if match["most"] else None)
 
 
 def _levelled(text: str) -> str:
     """The text with markup, tables and numbered lists made plain, and other alphabets' signs as ASCII's."""
     text = html.unescape(text).translate(_LIKE_ASCII)
     foreign = lambda c: c > "\x7f" and unicodedata.category(c) in ("Nd", "Nl", "No")
-    text = "".join("x" if foreign(c) else c for c in text)  # glued to what it belongs to: 7½ is no 7
+    text = "".join("\0" if foreign(c) else c for c in text)
+    text = re.sub("(?<=[0-9]) ?\0|\0", "x", text)  # glued to what it belongs to: neither 7½ nor 7 ½ is 7
     text = re.sub(r"~~[^~\n]*~~", " ", text)
     text = re.sub(r"(?<=[0-9])\s?(?:…|\.{2,})\s?(?=[0-9])", "-", text)
     text = re.sub(r"…|\.{2,}", " ", text)
@@ -345,7 +327,8 @@ def _joins(underscores: re.Match) -> bool:
 def _tag(found: re.Match) -> str:
     """A tag's name where it is a label, else nothing; a label's attributes stay, since they may name a scale."""
     closes, name, attributes = found.groups()
-    return f"\n{name}{attributes}: " if not closes and _key(name) in LABELS else " "
+    kept = not closes and (letters(name) in LABELS or judge_scale.is_end(name))
+    return f"\n{name}{attributes}: " if kept else "\n" if closes and name.lower() not in _INLINE else " "
 
 
 _RULE = re.compile(r"\s*\|?\s*:?-{2,}:?\s*(?:\|\s*:?-{2,}:?\s*)*\|?\s*")
@@ -372,9 +355,11 @@ def _tables(text: str) -> str:
 def _table(header: list[str], rows: list[list[str]]) -> list[str]:
     if not rows:
         return [" | ".join(header)]
-    column = next((i for i, name in enumerate(header) if i and _key(name) in LABELS), 1 if len(header) == 2 else None)
+    is_label = lambda name: judge_scale.of_key(name)[0] in LABELS
+    column = next((i for i, name in enumerate(header) if i and is_label(name)), 1 if len(header) == 2 else None)
     pairs = [f"{name}: {cell}" for name, cell in zip(header, rows[0], strict=False)] if len(rows) == 1 else []
-    first_is_label = len(rows) > 1 or (_key(rows[0][0]) in LABELS and len(header) == 2)
+    first_is_label = len(rows) > 1 or (is_label(rows[0][0]) and len(header) == 2)
     if first_is_label:
-        return [f"{row[0]}: {row[column]}" for row in rows if column is not None and column < len(row)]
+        scale = header[column][len(header[column].split("(")[0]) :] if column is not None else ""
+        return [f"{row[0]} {scale}: {row[column]}" for row in rows if column is not None and column < len(row)]
     return pairs

@@ -268,10 +268,14 @@ def by_round(
 
 
 def by_category(scores: dict[str, np.ndarray], categories: Sequence[str]) -> dict[str, dict[str, float]]:
-    """{score: {"overall": mean, category: mean}}; NaN entries do not count, a mean of nothing is left out."""
+    """{score: {"overall": mean, category: mean}}; NaN entries do not count, a mean of nothing is left out.
+
+    A category that is itself called overall stands there as `overall (category)`.
+    """
     labels, table = np.array(categories), {}
+    called = lambda category: f"{category} (category)" if category == "overall" else category
     for name, values in scores.items():
-        masks = {"overall": np.ones(len(labels), bool)} | {c: labels == c for c in dict.fromkeys(categories) if c}
+        masks = {"overall": np.ones(len(labels), bool)} | {called(c): labels == c for c in dict.fromkeys(categories) if c}
         rows = {key: values[mask & np.isfinite(values)] for key, mask in masks.items()}
         table[name] = {key: round(float(row.mean()), 6) for key, row in rows.items() if row.size}
     return table

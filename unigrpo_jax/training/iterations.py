@@ -306,12 +306,14 @@ class Iterations:
                 yield
         except (RunStopped, PeersMissing):
             raise
-        except (Exception, SystemExit) as error:
+        except BaseException as error:
+            if isinstance(error, KeyboardInterrupt) and self._signals.told == "SIGINT":
+                raise  # a person's, who does not want to wait
             shared = (RewardError, ConfigError, processes.FailedTogether)
             if jax.process_count() > 1 and not isinstance(error, shared):
                 raise
             where = ""
-            if not isinstance(error, shared):
+            if not isinstance(error, shared) or error.__cause__ is not None:  # of a reward's own failure, too
                 where = f"; the traceback is in {self._run_dir / ERROR_FILE}"
                 stacks = traceback.format_exc().encode()
                 self._alone(storage.write_atomically, self._run_dir / ERROR_FILE, stacks)

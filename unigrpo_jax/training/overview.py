@@ -3,6 +3,7 @@
 import jax
 from etils import epath
 
+from unigrpo_jax.foreign_text import visible
 from unigrpo_jax.learning import parameters
 from unigrpo_jax.models import tree
 from unigrpo_jax.training.placement import shown_bytes
@@ -45,6 +46,8 @@ def card(parts: Parts, run_dir: epath.Path, held: int) -> list[tuple[str, str]]:
         ("devices", f"{mesh.size} x {kind}, " + ", ".join(f"{n} {s}" for n, s in mesh.shape.items())),
         ("model", f"{parts.loaded.folder}, compute in {c.model.dtype}"),
         *((("model settings not read", "; ".join(parts.loaded.unknown_settings)),) if parts.loaded.unknown_settings else ()),
+        *((("model files not read", ", ".join(map(visible, parts.loaded.unread_files[:20]))),) if parts.loaded.unread_files
+          else ()),
         *((f"{group} parameters", f"{size:,}, {rate[group]}") for group, size in sizes.items()),
         ("held per device", f"{shown_bytes(held)} (weights, optimizer, reference)"),
         ("episodes per iteration", f"{r.prompts_per_iteration} prompts x {learn.group_size} = {c.episodes}"),
@@ -56,6 +59,7 @@ def card(parts: Parts, run_dir: epath.Path, held: int) -> list[tuple[str, str]]:
         ("prompts; rewards", f"{', '.join(c.prompts)}; {', '.join(c.rewards)}"),
         *((("told to rewards alone", f"{', '.join(parts.world.facts)} (a prompt's picture stands under image)"),)
           if parts.world.facts else ()),
+        *((("fields not read", ", ".join(parts.world.unread)),) if parts.world.unread else ()),
         ("iterations", str(c.iterations)),
         ("results", str(run_dir)),
     ]  # fmt: skip

@@ -11,7 +11,7 @@ from unigrpo_jax.config import ConfigError, MeshConfig, RunConfig
 from unigrpo_jax.config_checks import check
 from unigrpo_jax.config_json import load_run_config
 from unigrpo_jax.learning.update import new_state
-from unigrpo_jax.models.folder import HUB_PATTERN, ROUNDS_BASE, TINY, LoadedModel, load_model
+from unigrpo_jax.models.folder import HUB_PATTERN, ROUNDS_BASE, TINY, LoadedModel, NoModel, load_model
 from unigrpo_jax.models.tree import flatten
 from unigrpo_jax.parallel import kernels
 from unigrpo_jax.parallel import mesh as meshes
@@ -66,9 +66,7 @@ def restore(path: str, bare: RunConfig, devices: int = 1, mesh: MeshConfig = Mes
         model = dataclasses.replace(bare.model, path=None if path == "base" else path)
         try:
             loaded = load_model(model)
-        except ConfigError:
-            if folder.exists() or named:
-                raise
+        except NoModel:
             raise ConfigError(f"{path} is no checkpoint: {EXPECTED}; nor does the Hugging Face hub give one here.") from None
         loaded.check_weights()
         name = "base" if path == "base" else folder.resolve().name

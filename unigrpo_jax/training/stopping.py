@@ -5,6 +5,8 @@ import signal
 import threading
 from collections.abc import Callable
 
+from unigrpo_jax.foreign_text import said
+
 
 class RunStopped(RuntimeError):
     """The run cannot go on; the message says why and what is saved, and what was raised is its cause."""
@@ -23,12 +25,12 @@ def clause(error: BaseException) -> str:
 
     What JAX says of a callback that failed is a whole traceback, whose last line counts.
     """
-    lines = [line for line in str(error).splitlines() if line.strip()] or [""]
+    lines = [line for line in said(error).splitlines() if line.strip()] or [""]
     if any("Traceback (most recent call last)" in line for line in lines):
         lines = [line for line in reversed(lines) if not line.startswith(" ")] or lines
-    said = lines[0].strip()[:500].rstrip(".")
+    words = lines[0].strip()[:500].rstrip(".")
     own = type(error).__module__.startswith("unigrpo_jax.")
-    return said if own and said else f"{type(error).__name__}: {said}" if said else type(error).__name__
+    return words if own and words else f"{type(error).__name__}: {words}" if words else type(error).__name__
 
 
 class Signals:

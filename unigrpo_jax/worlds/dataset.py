@@ -63,8 +63,12 @@ def read_dataset(spec: str) -> Source:
 
     read(0)
     every = range(len(records))
-    return Source(groups=[Picked(read, every)], longest=Picked(read, every[:CHECKED]),
-                  facts=[key for key in plain if key != field][:MOST_NAMES])  # fmt: skip
+    return Source(
+        groups=[Picked(read, every)],
+        longest=Picked(read, every[:CHECKED]),
+        facts=[key for key in plain if key != field][:MOST_NAMES],
+        unread=[key for key in sorted(features) if key not in plain and key != top][:MOST_NAMES],
+    )
 
 
 def _is_plain(feature: Any, tfds) -> bool:

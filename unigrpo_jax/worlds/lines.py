@@ -85,7 +85,7 @@ def _decoded(path: pathlib.Path, line: bytes, offset: int) -> str:
 def json_value(line: str) -> Any:
     """The value of a line of JSON."""
     try:
-        return parse_json(line)
+        return parse_json(line.strip("\r\n"))
     except ValueError as error:
         what = f"{error.msg} at column {error.colno}" if isinstance(error, json.JSONDecodeError) else str(error)
         raise ConfigError(f"not JSON ({what}); write one object per line.") from None

@@ -156,8 +156,10 @@ class Source:
       groups: by category, in order of first appearance; an iteration takes equal shares of each.
       longest: at most `CHECKED` prompts, those likeliest not to fit into their bucket.
       facts: names of the metadata that only rewards read, at most `MOST_NAMES`.
+      unread: names of what stands there and nobody reads, such as a dataset's pictures.
     """
 
     groups: Sequence[Sequence[Prompt]]
     longest: Sequence[Prompt]
     facts: Sequence[str] = ()
+    unread: Sequence[str] = ()

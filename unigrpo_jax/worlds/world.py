@@ -46,6 +46,7 @@ class World:
       longest: of each source the prompts whose length is to be checked before a run.
       judge: the world's own rules, or None where only the reward knows.
       facts: names of the prompts' metadata that only rewards read.
+      unread: names of what comes with the prompts and nobody reads.
     """
 
     train: Callable[[int], Order]
@@ -53,6 +54,7 @@ class World:
     longest: Sequence[Sequence[Prompt]]
     judge: Callable[[RewardBatch], Judgement] | None
     facts: Sequence[str] = ()
+    unread: Sequence[str] = ()
 
 
 def load_world(prompts: Sequence[str], weights: Sequence[float] = (), evaluation: str | None = None,
@@ -81,17 +83,21 @@ def load_world(prompts: Sequence[str], weights: Sequence[float] = (), evaluation
     judged_in = {"evaluation.rounds": evaluation_rounds} if evaluation_rounds else trained
     sources = [read_source(name, rounds=trained | (judged_in if evaluation is None else {})) for name in prompts]
 
+    trained_on = tuple(sources)
+
     def train(seed: int) -> Order:
-        return Mixture([PromptOrder(source.groups, seed, number) for number, source in enumerate(sources)], weights)
+        return Mixture([PromptOrder(source.groups, seed, number) for number, source in enumerate(trained_on)], weights)
 
     if evaluation is None:
         judged = Mixture([InTurn(source.groups) for source in sources], weights)
     else:
-        judged = InTurn(read_source(evaluation, "--evaluation.source", judged_in).groups)
+        sources.append(read_source(evaluation, "--evaluation.source", judged_in))
+        judged = InTurn(sources[-1].groups)
     return World(
         train=train,
         evaluation=lambda n: judged.batch(0, n),
-        longest=[source.longest for source in sources],
+        longest=[source.longest for source in trained_on],
         judge=None,
         facts=tuple(dict.fromkeys(name for source in sources for name in source.facts)),
+        unread=tuple(dict.fromkeys(name for source in sources for name in source.unread)),
     )

@@ -13,6 +13,7 @@ the shapes of the tensors; where a checkpoint was saved without the fixed tables
 import json
 import math
 import pathlib
+from collections.abc import Iterable
 from typing import Any
 
 from unigrpo_jax.models.bagel import rope_settings
@@ -24,8 +25,10 @@ from unigrpo_jax.models.stored import StoredTensors
 FILES = "llm_config.json, vit_config.json, ema.safetensors, ae.safetensors and the tokenizer's files"
 WEIGHT_STEMS = ("ema", "model")  # the release's file, and what trainers call theirs
 SMALL_FILES = ("*.json", "*.txt")  # settings, indices and the tokenizer, on the hub and in an export
-# As peft, MLX and diffusers name them.
-ADAPTER_FILES = ("adapter_model*", "adapters.safetensors", "adapters.npz", "pytorch_lora_weights.*")
+# As peft, MLX and diffusers name them, and trainers of their own.
+ADAPTER_FILES = ("adapter_model*", "adapters.safetensors", "adapters.npz", "pytorch_lora_weights.*", "lora.*", "lora_*",
+                 "*[-_]lora.*")  # fmt: skip
+WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".npz", ".msgpack", ".h5")
 RELEASE_SIDE = 64  # max_latent_size of BAGEL-7B-MoT
 
 # Names of ours, and the defaults of the classes that write these files (Qwen2Config and SiglipVisionConfig, in transformers
@@ -69,6 +72,7 @@ _VIT_ONLY = _ONLY | {
     "num_channels": (3,),
     "rope": (False,),
 }
+_WHOLE_ONLY = {"connector_act": ("gelu_pytorch_tanh", "gelu_new", "gelu_fast"), "interpolate_pos": (False,)}
 # What changes no number here: notes, ids that the tokenizer knows, how weights begin, what generation returns.
 _NO_MATTER = {
     "_attn_implementation", "_attn_implementation_autoset", "_commit_hash", "_name_or_path", "architectures",
@@ -95,6 +99,13 @@ def is_small(path: pathlib.Path) -> bool:
 def adapter_files(folder: pathlib.Path) -> list[str]:
     """Names of the folder's files that belong to an adapter."""
     return sorted({p.name for pattern in ("adapter_config.json", *ADAPTER_FILES) for p in folder.glob(pattern)})
+
+
+def unread_files(folder: pathlib.Path, read: Iterable[pathlib.Path]) -> list[str]:
+    """Names of weights that lie in the folder and are not among those that are read, and of adapters one folder below."""
+    read = {path.name for path in read}
+    weights = [p.name for p in folder.iterdir() if p.suffix in WEIGHT_SUFFIXES and p.name not in read]
+    return sorted([*weights, *(f"{p.parent.name}/{p.name}" for p in folder.glob("*/adapter_config.json"))])
 
 
 def check_no_adapter(folder: pathlib.Path) -> None:
@@ -127,6 +138,10 @@ def read_config(
       ValueError: a file is missing or holds nonsense; the message names it.
     """
     llm_path, vit_path = folder / "llm_config.json", folder / "vit_config.json"
+    if (folder / "config.json").exists():  # of some writers, with settings of the whole that the release's code fixes
+        whole = read_settings(folder / "config.json", FILES)
+        for name, values in _WHOLE_ONLY.items():
+            whole.only(name, *values)
     llm = read_settings(llm_path, FILES)
     for name, values in _LLM_ONLY.items():
         llm.only(name, *values)
@@ -211,7 +226,7 @@ def _vision(path: pathlib.Path, stored: StoredTensors) -> VisionConfig:
             layer_norm_eps=vit.positive("layer_norm_eps", EPSILON),
         )
     except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
+        raise ValueError(str(error) if str(path) in str(error) else f"{path}: {error}") from None
 
 
 def _side(stored: StoredTensors, name: str, default: int) -> int:

@@ -104,16 +104,18 @@ def open_rgb(path: pathlib.Path):
         with warnings.catch_warnings(action="ignore"), Image.open(path, formats=FORMATS) as file:  # large, or odd EXIF
             if file.width * file.height > MOST_PIXELS:
                 raise ValueError(f"it has {file.width} x {file.height} pixels, more than {MOST_PIXELS}")
-            return _rgb(ImageOps.exif_transpose(file))
+            return _rgb(ImageOps.exif_transpose(file), file.format)
     except FileNotFoundError:
         raise ConfigError(f"there is no picture {path}; give an existing file.") from None
     except Exception as error:  # a broken file makes Pillow's decoders raise nearly anything
         raise ConfigError(f"{path} is not a picture that can be read ({error}); give a PNG or JPEG file.") from None
 
 
-def _rgb(image):
+def _rgb(image, kind: str | None):
     from PIL import Image
 
+    if image.mode == "I" and kind != "PNG":  # older versions of Pillow open a PNG of 16 bits so
+        raise ValueError("its 32-bit whole numbers have no white that is known; save it with 8 or 16 bits")
     if image.mode.startswith("I"):  # 16-bit grey, which Pillow would clip instead of scale
         values = np.asarray(image, np.float64)
         grey = Image.fromarray((np.clip(values / 65535, 0, 1) * 255).astype(np.uint8))

@@ -55,7 +55,7 @@ class Settings:
         """A number above 0 and up to `LARGEST_NUMBER`."""
         value = self._data.get(name, default)
         if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value <= LARGEST_NUMBER:
-            raise self.error(name, f"it must be above 0 and at most {LARGEST_NUMBER:g}")
+            raise self.error(name, f"it must be a number above 0 and at most {LARGEST_NUMBER:g}")
         return float(value)
 
     def only(self, name: str, *values: Any) -> None:
