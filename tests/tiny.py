@@ -165,14 +165,17 @@ def spoil(batch, token: int = 9):
     )
     return batch.replace(prompt=prompt, segments=(thinking, drawing))
 
-def assert_updates_agree_in_pieces(batch, advantages, start) -> None:
-    """One update of a batch, whole and in three micro-batches, moves every parameter alike."""
-    outcomes = []
+
+def assert_updates_agree_in_pieces(batch, advantages, start) -> list[dict]:
+    """One update of a batch, whole and in three micro-batches, moves every parameter alike; the metrics of both."""
+    outcomes, measured = [], []
     for count in (1, 3):
         program = update_program(micro_batches=count)
         _, frozen = parameters.split(start, parameters.groups(start, program.config))
         state, metrics = jit(program.__call__)(new_state(start, program.config), frozen, start, batch, advantages)
         assert metrics["update/skipped"] == 0
         outcomes.append(state.trained)
+        measured.append(metrics)
     for path, x in outcomes[0].items():
         np.testing.assert_allclose(x, outcomes[1][path], atol=2e-6, err_msg=path)
+    return measured
