@@ -12,7 +12,6 @@ import pytest
 from tests import oracle, tiny
 from tests.command import run_small
 from unigrpo_jax.episode import Drawing, Look, Thinking, TokenBlock
-from unigrpo_jax.learning.policy import Policy
 from unigrpo_jax.models import tree
 from unigrpo_jax.training.metrics import read_metrics
 from unigrpo_jax.training.samples import load_samples, saved_steps
@@ -114,21 +113,10 @@ def test_both_policies_of_every_round_are_those_of_the_whole_sequence(talks):
                 assert views[index] is None
 
 
-class Told(Policy):
-    """A policy that is its views: what a loss makes of them compiles without the network."""
-
-    def view(self, params, episodes):
-        """What was given as the parameters."""
-        return params
-
-
-TOLD = Told(**{field.name: getattr(tiny.policy(), field.name) for field in dataclasses.fields(Policy)})
-
-
 @functools.cache
 def measured(rounds: int, talks: bool):
     """(advantages, own) -> (loss, metrics) of TRAINED, or (`own`) of START, both having begun at START."""
-    objective, batch = dataclasses.replace(tiny.objective(text_kl_weight=0.1), policy=TOLD), episodes(rounds, talks)
+    objective, batch = tiny.told(tiny.objective(text_kl_weight=0.1)), episodes(rounds, talks)
     start, trained = (tiny.view()(params, batch) for params in (START, TRAINED))
 
     @tiny.jit
@@ -190,7 +178,7 @@ def test_a_later_round_teaches_an_earlier_thinking_only_through_the_context():
 
     def gradient(context_gradient):
         objective = tiny.objective(text_weight=0.0, mse_weight=0.0, context_gradient=context_gradient)
-        anchors = dataclasses.replace(objective, policy=TOLD).anchors(start, start, batch, own_start=True)
+        anchors = tiny.told(objective).anchors(start, start, batch, own_start=True)
 
         def loss(moved):
             return objective(tree.unflatten(flat | moved), batch, anchors, last, True)[0]
