@@ -26,6 +26,7 @@ from tests import shared_programs
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 MAPS = pathlib.Path("/proc/self/maps")
 MANY_MAPS = 10_000  # Linux lets a process have 65530
+gc.set_threshold(200_000, 20, 100)  # tracing makes many objects and little garbage to look for
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_compilation_cache_dir", str(ROOT / ".cache" / "jax"))

@@ -15,6 +15,7 @@ from tests import oracle, tiny
 from tests.command import command, run_small
 from unigrpo_jax.config import ConfigError, JudgingConfig, RolloutConfig
 from unigrpo_jax.episode import Thinking
+from unigrpo_jax.learning.objective import TextAnchor
 from unigrpo_jax.models import tree
 from unigrpo_jax.models.bagel.release import BAGEL_7B
 from unigrpo_jax.rewards.judging import Judging
@@ -86,7 +87,7 @@ def read(batch, row: int, index: int):
 def test_both_policies_are_those_of_the_whole_sequence_with_the_picture_first(rounds):
     """Against one float64 forward pass over picture, prompt, thinking and drawing, of every round."""
     batch, exact = episodes(rounds), oracle.to64(TRAINED)
-    views = tiny.jit(tiny.policy().view)(TRAINED, batch)
+    views = tiny.view()(TRAINED, batch)
     times = oracle.schedule(tiny.ROLLOUT.flow_steps, tiny.ROLLOUT.timestep_shift)
     compared = 0
     for row in (0, 4):
@@ -109,39 +110,49 @@ ADVANTAGES = tiny.advantages(count=B)
 
 
 @functools.cache
-def graded(**changes):
-    objective = tiny.objective(text_kl_weight=0.1, **changes)
+def gaps():
+    """(views, batch) -> the metrics of a policy that has these views."""
+    objective = tiny.told(tiny.objective())
 
-    def run(params, batch, advantages, on_policy, start):
-        anchors = objective.anchors(start, START, batch, own_start=False)
-        return objective(params, batch, anchors, advantages, on_policy)
+    def run(views, batch):
+        return objective(views, batch, objective.anchors(views, views, batch, True), ADVANTAGES, True)[1]
 
-    return tiny.jit(jax.value_and_grad(run, has_aux=True))
+    return tiny.jit(run)
 
 
-def test_ratios_are_exactly_one_on_policy_and_the_rollout_agrees():
-    (_, metrics), _ = graded()(START, episodes(), ADVANTAGES, True, START)
-    for name in ("text/ratio_min", "text/ratio_max", "flow/ratio_min", "flow/ratio_max"):
-        assert metrics[name] == 1, name
-    assert metrics["text/log_prob_gap_max"] < 1e-4 and metrics["flow/log_prob_gap_max"] < 1e-3
-    blind = episodes().replace(picture=None)  # a policy that does not look finds others
-    (_, metrics), _ = graded()(START, blind, ADVANTAGES, True, START)
-    assert metrics["text/log_prob_gap_max"] > 1e-2
+def test_the_rollout_agrees_with_a_policy_that_looks_and_with_no_other():
+    seeing = gaps()(tiny.view()(START, episodes()), episodes())
+    assert seeing["text/log_prob_gap_max"] < 1e-4 and seeing["flow/log_prob_gap_max"] < 1e-3
+    blind = gaps()(tiny.view()(START, episodes().replace(picture=None)), episodes())
+    assert blind["text/log_prob_gap_max"] > 1e-2
 
 
 def test_the_gradient_reaches_how_a_picture_is_read():
     """The thinking alone moves the drawing's expert, through the keys and values of the picture's latents."""
-    for seen, reached in ((True, True), (False, False)):
-        _, grads = graded(flow_weight=0.0, mse_weight=0.0)(START, episodes(seen=seen), ADVANTAGES, True, START)
-        flat = tree.flatten(grads)
-        assert (float(jnp.abs(flat["layers/gen/v_proj/kernel"]).max()) > 0) is reached
-        assert float(jnp.abs(flat["layers/und/v_proj/kernel"]).max()) > 0
+    flat, objective = tree.flatten(START), tiny.objective()
+    for seen in (True, False):
+        batch = episodes(seen=seen)
+        thought = batch.replace(segments=(batch.thinking,))
+
+        def loss(moved, thought=thought):
+            params = tree.unflatten(flat | moved)
+            return objective(params, thought, (TextAnchor(old=None, reference=None),), ADVANTAGES, True)[0]
+
+        kernels = {expert: f"layers/{expert}/v_proj/kernel" for expert in ("gen", "und")}
+        grads = tiny.jit(jax.grad(loss))({path: flat[path] for path in kernels.values()})
+        assert (float(jnp.abs(grads[kernels["gen"]]).max()) > 0) is seen
+        assert float(jnp.abs(grads[kernels["und"]]).max()) > 0
 
 
-def test_rollouts_and_updates_are_the_same_in_pieces():
+def test_rollouts_are_the_same_in_pieces():
     cut = rollout(micro_batches=2)(START, {}, tiny.prompts((2, 4)), 5, 2, 7, PICTURE)
     tiny.assert_episodes_equal(episodes(), cut, 2e-5)
-    tiny.assert_updates_agree_in_pieces(episodes(), ADVANTAGES, START)
+
+
+def test_updates_are_on_policy_and_the_same_in_pieces():
+    for metrics in tiny.assert_updates_agree_in_pieces(episodes(), ADVANTAGES, START):
+        for name in ("text/ratio_min", "text/ratio_max", "flow/ratio_min", "flow/ratio_max"):
+            assert metrics[name] == 1, name
 
 
 def test_a_picture_that_is_not_finite_leaves_its_group_blank_and_no_other_changes():
@@ -152,9 +163,8 @@ def test_a_picture_that_is_not_finite_leaves_its_group_blank_and_no_other_change
     assert all(np.isfinite(np.asarray(x, np.float64)).all() for x in jax.tree.leaves(batch))
     rows = lambda b: jax.tree.map(lambda x: x[:GROUP], b)
     tiny.assert_trees_equal(rows(batch), rows(episodes()))
-    advantages = ADVANTAGES.at[GROUP:].set(0.0)
-    (loss, _), grads = graded()(TRAINED, batch, advantages, False, START)
-    assert all(np.isfinite(np.asarray(x)).all() for x in jax.tree.leaves((loss, grads)))
+    state, metrics = tiny.updated(batch, ADVANTAGES.at[GROUP:].set(0.0), TRAINED, START, micro_batches=1)
+    assert metrics["update/skipped"] == 0 and all(np.isfinite(x).all() for x in jax.tree.leaves((state.trained, metrics)))
 
 
 # What a reward sees.
@@ -303,7 +313,7 @@ def test_a_run_sees_its_pictures_trains_evaluates_and_goes_on(tiny_model, edits,
         outcome = run_small(tiny_model, tmp_path / "cut", *given(edits), *more)
         assert outcome.code == 0, outcome.err
     assert lines(tmp_path / "cut") == found
-    settings = ["--evaluation.prompts", 2, "--evaluation.batch", 2, "--evaluation.flow-steps", 2, "--devices", 1]
+    settings = ["--evaluation.prompts", 6, "--evaluation.batch", 6, "--evaluation.flow-steps", 2, "--devices", 1]
     outcome = command("experiments.evaluate", tmp_path / "whole", "--out", tmp_path / "table.json", *settings)
     assert outcome.code == 0, outcome.err
     assert json.loads((tmp_path / "table.json").read_text())["table"]["same"]["overall"] == 1
@@ -329,7 +339,7 @@ def test_a_picture_that_goes_away_stops_the_run_with_a_checkpoint(tiny_model, ed
 
 def test_a_model_with_a_vision_encoder_and_an_autoencoder_edits_in_training(edits, tmp_path):
     small = (
-        "--evaluation.prompts", 2, "--evaluation.batch", 2, "--evaluation.flow-steps", 2, "--rollout.thinking-tokens", 6,
+        "--evaluation.prompts", 2, "--evaluation.batch", 2, "--evaluation.no-thinking", "--rollout.thinking-tokens", 6,
         "--rollout.prompts-per-iteration", 2, "--learning.group-size", 4, "--devices", 1, "--iterations", 1,
     )  # fmt: skip
     for name in ("red", "blue"):

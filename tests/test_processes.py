@@ -1,5 +1,6 @@
 """Several processes as one program: how they are found, and that two of them train as one does."""
 
+import contextlib
 import json
 import os
 import pathlib
@@ -15,6 +16,7 @@ import pytest
 from tests.command import REWARD, SMALL, run_small
 from tests.conftest import ROOT
 from tests.quick import FLAGS
+from tests.runs_of_a_process import ENDED
 from tests.test_resume import metrics, state_at, steps
 from unigrpo_jax.config import ConfigError, ProcessConfig
 from unigrpo_jax.parallel import mesh as meshes
@@ -112,26 +114,42 @@ def free_port() -> int:
         return server.getsockname()[1]
 
 
-class Pair:
-    """Processes of `experiments.run` with one CPU device each."""
+class Processes:
+    """Processes with one CPU device each that do the same runs of `experiments.run`, one after the other."""
 
-    def __init__(
-        self, folder: pathlib.Path, model: pathlib.Path, run_dir: pathlib.Path, *arguments, count=2, own=lambda i: ()
-    ):
+    def __init__(self, folder: pathlib.Path, model: pathlib.Path, *arguments, count=2, own=lambda i: ()):
         (folder / "tiny_reward.py").write_text(REWARD)
-        (folder / "hanging_reward.py").write_text("import time\n\ndef score(batch):\n    time.sleep(600)\n")
         flags = f"--xla_force_host_platform_device_count=1 {FLAGS}"
         environment = os.environ | {
-            "XLA_FLAGS": flags, "PYTHONPATH": f"{ROOT}{os.pathsep}{folder}", "JAX_DEFAULT_MATMUL_PRECISION": "highest",
+            "XLA_FLAGS": flags, "PYTHONPATH": f"{ROOT}{os.pathsep}{folder}",
             "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".cache" / "jax")}  # fmt: skip
-        port = free_port()
+        coordinator = f"127.0.0.1:{free_port()}"
+        self.folder, self.ended = folder, False
+        self._words = []
         self.children = []
         for i in range(count):
-            place = ["--processes.count", count, "--processes.index", i, "--processes.coordinator", f"127.0.0.1:{port}"]
-            words = ["smoke", "--model.path", model, "--run-dir", run_dir, *SMALL, "--devices", 0, *OTHERWISE, *arguments]
-            words += (place if count > 1 else []) + list(own(i))
-            self.children.append(subprocess.Popen([sys.executable, "-m", "experiments.run", *map(str, words)], cwd=folder,
-                                 env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True))  # fmt: skip
+            place = ["--processes.count", count, "--processes.index", i, "--processes.coordinator", coordinator]
+            words = ["smoke", "--model.path", model, *SMALL, "--devices", 0, *OTHERWISE, *arguments, *own(i)]
+            self._words.append(words + (place if count > 1 else []))
+            self.children.append(subprocess.Popen([sys.executable, "-m", "tests.runs_of_a_process"], cwd=folder,
+                                 env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                                 text=True))  # fmt: skip
+
+    def _tell(self, first: tuple[str, ...], arguments) -> None:
+        for child, words in zip(self.children, self._words, strict=True):
+            child.stdin.write(json.dumps([*first, *map(str, [*words, *arguments])]) + "\n")
+            child.stdin.flush()
+
+    def run(self, run_dir: pathlib.Path, *arguments) -> list[tuple[int, str, str]]:
+        """(exit code, stdout, stderr) of a run in each, after which they are ready for another."""
+        self._tell((), ["--run-dir", run_dir, *arguments])
+        answers = [next(line for line in child.stdout if line.startswith(ENDED)) for child in self.children]
+        return [tuple(json.loads(answer.removeprefix(ENDED))) for answer in answers]
+
+    def begin_last(self, run_dir: pathlib.Path, *arguments) -> None:
+        """Begins the run that the processes end with."""
+        self.ended = True
+        self._tell(("last",), ["--run-dir", run_dir, *arguments])
 
     def until(self, happened) -> None:
         deadline = time.monotonic() + 300
@@ -140,12 +158,20 @@ class Pair:
             time.sleep(0.1)
 
     def wait(self) -> list[tuple[int, str, str]]:
-        """(exit code, stdout, stderr) of each."""
+        """(exit code, stdout, stderr) of each process."""
         out = []
         for child in self.children:
             stdout, stderr = child.communicate(timeout=500)
             out.append((child.returncode, stdout, stderr))
         return out
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exception):
+        for child in self.children:
+            child.kill()
+            child.communicate()
 
 
 @pytest.fixture(scope="module")
@@ -168,6 +194,27 @@ def alone(tiny_model, reward, tmp_path_factory) -> pathlib.Path:
     return run_dir
 
 
+@pytest.fixture(scope="module")
+def living(tiny_model, tmp_path_factory):
+    """Two processes that one test after the other asks for a run; others where a test has ended them."""
+    with contextlib.ExitStack() as stack:
+        begun = []
+
+        def give() -> Processes:
+            if not begun or begun[-1].ended:
+                begun.append(stack.enter_context(Processes(tmp_path_factory.mktemp("two"), tiny_model)))
+            return begun[-1]
+
+        yield give
+
+
+@pytest.fixture(scope="module")
+def trained(living, tmp_path_factory):
+    """The folder of a run of four iterations, and how it ended in each of two processes."""
+    run_dir = tmp_path_factory.mktemp("trained") / "run"
+    return run_dir, living().run(run_dir, "--iterations", 4)
+
+
 def assert_same_run(one: pathlib.Path, other: pathlib.Path, step: int):
     """Parameters and moments within rounding of sums over devices, metrics too."""
     leaves = zip(jax.tree.leaves(state_at(one, step)), jax.tree.leaves(state_at(other, step)), strict=True)
@@ -181,10 +228,9 @@ def assert_same_run(one: pathlib.Path, other: pathlib.Path, step: int):
             np.testing.assert_allclose(a[name], b[name], rtol=1e-4, atol=1e-5, err_msg=name)
 
 
-def test_two_processes_train_as_one_and_one_goes_on_from_their_checkpoint(tiny_model, alone, tmp_path):
+def test_two_processes_train_as_one_and_one_goes_on_from_their_checkpoint(trained, tiny_model, alone, tmp_path):
     """Two processes over loopback do iterations 1 to 4; then one process resumes to 6."""
-    run_dir = tmp_path / "run"
-    (code, out, err), (other_code, other_out, other_err) = Pair(tmp_path, tiny_model, run_dir, "--iterations", 4).wait()
+    run_dir, ((code, out, err), (other_code, other_out, other_err)) = trained
     assert code == 0 and other_code == 0, err + other_err
     assert "2 x cpu" in out and "reward" in out
     assert "step 4/4" in out and "step" not in other_out  # one speaks for all
@@ -201,25 +247,39 @@ def test_two_processes_train_as_one_and_one_goes_on_from_their_checkpoint(tiny_m
 
 def test_processes_with_other_settings_do_not_start(tiny_model, tmp_path):
     own = lambda i: ["--learning.flow-clip", "1e-4"] if i else []
-    for code, out, err in Pair(tmp_path, tiny_model, tmp_path / "run", own=own).wait():
-        assert code == 2 and out == "" and err.count("\n") == 1, (out, err)
-        assert "process 1 has learning.flow_clip = 0.0001 (process 0: 1.2e-05)" in err
+    with Processes(tmp_path, tiny_model, own=own) as two:
+        two.begin_last(tmp_path / "run")
+        for code, out, err in two.wait():
+            assert code == 2 and out == "" and err.count("\n") == 1, (out, err)
+            assert "process 1 has learning.flow_clip = 0.0001 (process 0: 1.2e-05)" in err
     assert not (tmp_path / "run").exists()
 
 
-def test_a_reward_that_fails_in_one_process_stops_both_in_one_sentence(tiny_model, tmp_path):
-    (tmp_path / "failing.py").write_text(
+def test_a_reward_that_fails_in_one_process_stops_both_in_one_sentence(living, tmp_path):
+    two = living()
+    (two.folder / "failing.py").write_text(
         "import jax\ncalls = 0\n\ndef score(batch):\n    global calls\n    calls += 1\n"
         "    if jax.process_index() == 1 and calls >= 3:\n        raise OSError('no disk')\n"
         "    return batch.images[..., 0].mean((1, 2)) / 255\n")  # fmt: skip
     run_dir = tmp_path / "run"
-    outcomes = Pair(tmp_path, tiny_model, run_dir, "--rewards", "failing:score", "--judging.backoff-seconds", "0.01",
-                    *DRAWN).wait()  # fmt: skip
+    outcomes = two.run(run_dir, "--rewards", "failing:score", "--judging.backoff-seconds", "0.01")
     for index, (code, _, err) in enumerate(outcomes):
         assert code == 1 and "process 1: the reward function failing:score raised OSError: no disk" in err, err
         with np.load(run_dir / "unjudged" / "000002" / f"process-{index}" / "images.npz") as arrays:
             np.testing.assert_array_equal(arrays["episodes"], np.arange(4) + 4 * index)
     assert steps(run_dir) == [1]
+
+
+def test_a_signal_to_one_process_saves_in_both_and_asks_for_a_restart(living, tmp_path):
+    """SIGTERM, as a preemption sends it; the other process hears of it at the iteration's end."""
+    two, run_dir = living(), tmp_path / "run"
+    two.begin_last(run_dir, "--iterations", 2000, "--checkpoint.every", 1000)
+    lines = run_dir / "metrics.jsonl"
+    two.until(lambda: lines.exists() and lines.read_text().count("\n"))
+    two.children[1].terminate()
+    outcomes = two.wait()
+    assert [code for code, _, _ in outcomes] == [75, 75], outcomes
+    assert len(steps(run_dir)) == 1 and steps(run_dir)[0] == len(metrics(run_dir)) >= 1
 
 
 def test_a_disk_that_is_full_for_one_process_ends_both_in_one_sentence(tiny_model, tmp_path):
@@ -230,34 +290,27 @@ def test_a_disk_that_is_full_for_one_process_ends_both_in_one_sentence(tiny_mode
         "        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\n"
         "    return batch.images[..., 0].mean((1, 2)) / 255\n")  # fmt: skip
     run_dir = tmp_path / "run"
-    for code, _, err in Pair(tmp_path, tiny_model, run_dir, "--rewards", "filling:score", *DRAWN).wait():
-        assert code == 1 and f"{run_dir} cannot be written: File too large" in err and "Traceback" not in err, err
-
-
-def test_a_signal_to_one_process_saves_in_both_and_asks_for_a_restart(tiny_model, tmp_path):
-    """SIGTERM, as a preemption sends it; the other process hears of it at the iteration's end."""
-    run_dir = tmp_path / "run"
-    pair = Pair(tmp_path, tiny_model, run_dir, "--iterations", 2000, "--checkpoint.every", 1000, *DRAWN)
-    lines = run_dir / "metrics.jsonl"
-    pair.until(lambda: lines.exists() and lines.read_text().count("\n"))
-    pair.children[1].terminate()
-    outcomes = pair.wait()
-    assert [code for code, _, _ in outcomes] == [75, 75], outcomes
-    assert len(steps(run_dir)) == 1 and steps(run_dir)[0] == len(metrics(run_dir)) >= 1
+    with Processes(tmp_path, tiny_model, *DRAWN) as two:
+        two.begin_last(run_dir, "--rewards", "filling:score")
+        for code, _, err in two.wait():
+            assert code == 1 and f"{run_dir} cannot be written: File too large" in err and "Traceback" not in err, err
 
 
 def test_a_process_that_is_killed_ends_the_other_which_asks_for_a_restart(tiny_model, tmp_path):
     """SIGKILL, as a lost machine; the other has nobody to add gradients with."""
     run_dir = tmp_path / "run"
-    pair = Pair(tmp_path, tiny_model, run_dir, "--iterations", 2000, "--checkpoint.every", 1, *DRAWN)
-    pair.until(lambda: (run_dir / "checkpoints").exists() and steps(run_dir))
-    pair.children[1].kill()
-    (code, _, err), _ = pair.wait()
+    with Processes(tmp_path, tiny_model, *DRAWN) as two:
+        two.begin_last(run_dir, "--iterations", 2000, "--checkpoint.every", 1)
+        two.until(lambda: (run_dir / "checkpoints").exists() and steps(run_dir))
+        two.children[1].kill()
+        (code, _, err), _ = two.wait()
     assert code == 75 and "another process was lost" in err, (code, err)
 
 
 def test_a_step_that_hangs_prints_stacks_and_ends(tiny_model, tmp_path):
-    arguments = ["--rewards", "hanging_reward:score", "--processes.hang-seconds", "20", *DRAWN]
-    ((code, _, err),) = Pair(tmp_path, tiny_model, tmp_path / "run", *arguments, count=1).wait()
+    (tmp_path / "hanging_reward.py").write_text("import time\n\ndef score(batch):\n    time.sleep(600)\n")
+    with Processes(tmp_path, tiny_model, *DRAWN, count=1) as one:
+        one.begin_last(tmp_path / "run", "--rewards", "hanging_reward:score", "--processes.hang-seconds", "20")
+        ((code, _, err),) = one.wait()
     assert code == 75, err
     assert "hanging_reward.py" in err and "in score" in err and "processes.hang_seconds" in err

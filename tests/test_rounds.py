@@ -64,7 +64,7 @@ def test_what_is_looked_at_is_the_image_that_was_drawn():
 
 
 def test_rounds_draw_their_own_randomness():
-    batch = episodes(3, talks=False)
+    batch = episodes(3)
     noise = [np.asarray(d.noise).reshape(B, -1) for d in batch.drawings]
     rows = np.concatenate(noise)
     assert np.abs(np.corrcoef(rows) - np.eye(len(rows))).max() < 0.35
@@ -91,7 +91,7 @@ def read(batch, row: int, upto: int):
 def test_both_policies_of_every_round_are_those_of_the_whole_sequence(talks):
     """Against one float64 forward pass over everything that was read: positions, masks and experts of all blocks."""
     batch = episodes(3 if talks else 2, talks)
-    views = tiny.jit(tiny.policy().view)(TRAINED, batch)
+    views = tiny.view()(TRAINED, batch)
     exact = oracle.to64(TRAINED)
     times = oracle.schedule(tiny.ROLLOUT.flow_steps, tiny.ROLLOUT.timestep_shift)
     for row in (0, 4):
@@ -114,65 +114,76 @@ def test_both_policies_of_every_round_are_those_of_the_whole_sequence(talks):
 
 
 @functools.cache
-def measured(graded: bool = False):
-    """(params, batch, advantages, on_policy, start) -> (loss, metrics), and the gradient where asked for."""
-    objective = tiny.objective(text_kl_weight=0.1)
+def measured(rounds: int, talks: bool):
+    """(advantages, own) -> (loss, metrics) of TRAINED, or (`own`) of START, both having begun at START."""
+    objective, batch = tiny.told(tiny.objective(text_kl_weight=0.1)), episodes(rounds, talks)
+    start, trained = (tiny.view()(params, batch) for params in (START, TRAINED))
 
-    def run(params, batch, advantages, on_policy, start):
-        anchors = objective.anchors(start, START, batch, own_start=False)
-        return objective(params, batch, anchors, advantages, on_policy)
+    @tiny.jit
+    def run(views, advantages, on_policy):
+        anchors = objective.anchors(start, start, batch, own_start=False)
+        return objective(views, batch, anchors, advantages, on_policy)
 
-    return tiny.jit(jax.value_and_grad(run, has_aux=True) if graded else run)
+    return lambda advantages, own=False: run(start if own else trained, advantages, own)
+
+
+def loss_of_two(advantages):
+    """(loss, metrics) of episodes of two rounds, off-policy."""
+    return measured(2, talks=False)(advantages)
 
 
 ADVANTAGES = tiny.advantages(count=B)
 
 
-def test_ratios_of_every_round_are_exactly_one_on_policy_and_the_rollout_agrees():
-    (_, metrics), _ = measured(graded=True)(START, episodes(3), ADVANTAGES, True, START)
-    for name in ("text/ratio_min", "text/ratio_max", "flow/ratio_min", "flow/ratio_max"):
-        assert metrics[name] == 1, name
-    assert metrics["text/log_prob_gap_max"] < 1e-4 and metrics["flow/log_prob_gap_max"] < 1e-3
-
-
 def test_the_loss_of_rounds_is_the_mean_of_their_losses():
     """One round's advantage alone, and then the other's: one advantage per round is what each of its actions gets."""
     same = jnp.repeat(ADVANTAGES[:, None], 2, axis=1)
-    batch = episodes(2)
-    shared, _ = measured()(TRAINED, batch, ADVANTAGES, False, START)
-    spread, _ = measured()(TRAINED, batch, same, False, START)
+    shared, spread = loss_of_two(ADVANTAGES)[0], loss_of_two(same)[0]
     np.testing.assert_allclose(spread, shared, rtol=1e-6)
     alone = [jnp.zeros((B, 2)).at[:, r].set(ADVANTAGES) for r in range(2)]
-    none, *each = [measured()(TRAINED, batch, a, False, START)[0] for a in (jnp.zeros((B, 2)), *alone)]
+    none, *each = [loss_of_two(a)[0] for a in (jnp.zeros((B, 2)), *alone)]
     np.testing.assert_allclose(sum(x - none for x in each), shared - none, rtol=1e-4, atol=1e-6)
     assert len({round(float(x), 6) for x in each}) == 2
 
 
 def test_a_thinking_and_a_drawing_may_have_their_own_advantages():
     """A segment's own advantage is all that its ratio sees: zero for one of the two leaves the other's loss alone."""
-    batch, zero = episodes(2), jnp.zeros((B, 2))
-    per_round = jnp.stack([ADVANTAGES, ADVANTAGES[::-1]], axis=1)
-    loss = lambda thinking, drawing: measured()(TRAINED, batch, jnp.stack([thinking, drawing], axis=2), False, START)
+    zero, per_round = jnp.zeros((B, 2)), jnp.stack([ADVANTAGES, ADVANTAGES[::-1]], axis=1)
+    loss = lambda thinking, drawing: loss_of_two(jnp.stack([thinking, drawing], axis=2))
     (none, _), (text, at_text) = loss(zero, zero), loss(per_round, zero)
     (flow, at_flow), (both, _) = loss(zero, per_round), loss(per_round, per_round)
-    np.testing.assert_allclose(both, measured()(TRAINED, batch, per_round, False, START)[0], rtol=1e-6)
+    np.testing.assert_allclose(both, loss_of_two(per_round)[0], rtol=1e-6)
     np.testing.assert_allclose(text - none + flow - none, both - none, rtol=1e-4, atol=1e-6)
     assert at_text["flow/loss"] == 0 == at_flow["text/loss"] and at_text["text/loss"] != 0 != at_flow["flow/loss"]
     same = jnp.repeat(ADVANTAGES[:, None], 2, axis=1)
     np.testing.assert_allclose(loss(ADVANTAGES[:, None], zero[:, :1])[0], loss(same, zero)[0], rtol=1e-6)
 
 
+def test_the_rollout_agrees_with_the_policy_of_every_round():
+    _, metrics = measured(3, talks=True)(ADVANTAGES, own=True)
+    assert metrics["text/log_prob_gap_max"] < 1e-4 and metrics["flow/log_prob_gap_max"] < 1e-3
+
+
+def test_updates_of_rounds_are_on_policy_and_the_same_in_pieces():
+    for metrics in tiny.assert_updates_agree_in_pieces(episodes(2, talks=False), ADVANTAGES, START):
+        for name in ("text/ratio_min", "text/ratio_max", "flow/ratio_min", "flow/ratio_max"):
+            assert metrics[name] == 1, name
+
+
 def test_a_later_round_teaches_an_earlier_thinking_only_through_the_context():
     """Advantage in round 2 alone: with `stop` the flow's gradient stays in its own expert."""
-    batch, last = episodes(2), jnp.zeros((B, 2)).at[:, 1].set(ADVANTAGES)
+    batch, last = episodes(2, talks=False), jnp.zeros((B, 2)).at[:, 1].set(ADVANTAGES)
+    start, flat = tiny.view()(START, batch), tree.flatten(START)
+    asked = ("embed/embedding", "layers/und/k_proj/kernel", "layers/gen/q_proj/kernel")
 
     def gradient(context_gradient):
         objective = tiny.objective(text_weight=0.0, mse_weight=0.0, context_gradient=context_gradient)
+        anchors = tiny.told(objective).anchors(start, start, batch, own_start=True)
 
-        def loss(params):
-            return objective(params, batch, objective.anchors(START, START, batch, False), last, True)[0]
+        def loss(moved):
+            return objective(tree.unflatten(flat | moved), batch, anchors, last, True)[0]
 
-        return tree.flatten(tiny.jit(jax.grad(loss))(START))
+        return tiny.jit(jax.grad(loss))({path: flat[path] for path in asked})
 
     full, stop = gradient("full"), gradient("stop")
     largest = lambda grads: float(jnp.abs(grads["layers/und/k_proj/kernel"]).max())
@@ -181,15 +192,9 @@ def test_a_later_round_teaches_an_earlier_thinking_only_through_the_context():
     assert touched(full) > 0 and touched(stop) == 0
 
 
-def test_updates_of_rounds_are_the_same_in_pieces():
-    tiny.assert_updates_agree_in_pieces(episodes(2), ADVANTAGES, START)
-
-
 def test_rollouts_of_rounds_are_the_same_in_pieces():
-    prompt = tiny.prompts((2, 4))
-    whole = rollout(2)(START, {}, prompt, 5, 2, 7, None, TURNS[:1])
-    cut = rollout(2, micro_batches=2)(START, {}, prompt, 5, 2, 7, None, TURNS[:1])
-    tiny.assert_episodes_equal(whole, cut, 2e-5)
+    cut = rollout(3, micro_batches=2)(START, {}, tiny.prompts((2, 4)), 5, 2, 7, None, TURNS)
+    tiny.assert_episodes_equal(episodes(3), cut, 2e-5)
 
 
 def test_turns_that_do_not_fit_the_rounds_are_refused():

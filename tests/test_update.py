@@ -74,19 +74,17 @@ def test_a_reference_that_lies_on_the_host_changes_no_bit(once):
     tiny.assert_trees_equal((state, metrics), once)
 
 
-def test_scanned_windows_and_pieces_of_logits_change_no_update(once, monkeypatch):
-    """Nor the first ratios, which are exactly 1."""
-    monkeypatch.setattr(policies, "LOGITS", 50)
-    state, metrics = update(window_steps="scanned")
-    for path, value in flat(state).items():
-        np.testing.assert_allclose(value, flat(once[0])[path], rtol=0, atol=2e-7, err_msg=path)
+COOLED = {"micro_batches": 2, "cooldown": (8, 12)}
+SMALLEST = {"micro_batches": 4, "window_steps": "scanned"}
+
+
+@pytest.mark.parametrize("settings", [COOLED, SMALLEST], ids=["halves", "quarters, steps and pieces of logits"])
+def test_neither_micro_batches_nor_scanned_windows_nor_pieces_of_logits_change_an_update(once, monkeypatch, settings):
+    """Nor the first ratios, which are exactly 1, nor a cooldown that has not begun."""
+    monkeypatch.setattr(policies, "LOGITS", 50 if settings is SMALLEST else policies.LOGITS)
+    state, metrics = update(**settings)
     for name in ("text", "flow"):
         assert float(metrics[f"{name}/ratio_min"]) == float(metrics[f"{name}/ratio_max"]) == 1.0
-
-
-@pytest.mark.parametrize("micro_batches", [2, 4])
-def test_micro_batches_change_no_update(once, micro_batches):
-    state, metrics = update(micro_batches=micro_batches)
     for path, value in flat(state).items():
         np.testing.assert_allclose(value, flat(once[0])[path], rtol=0, atol=2e-7, err_msg=path)
     assert metrics.keys() == once[1].keys()
@@ -292,10 +290,9 @@ def test_metrics_of_pieces_combine_by_their_names():
 @pytest.mark.parametrize(("step", "share"), [(0, 1.0), (7, 1.0), (8, 1.0), (9, 0.75), (11, 0.25), (12, 0.0)])
 def test_in_a_cooldown_the_step_is_a_share_of_what_it_was(once, step, share):
     """Rates fall on a line from iteration 8 to 12; moments are those of the full rate."""
-    state = fresh().replace(step=jnp.int32(step))
-    cooled, _ = update(state, cooldown=(8, 12))
+    first, cooled = (update(fresh().replace(step=jnp.int32(at)), **COOLED)[0] for at in (0, step))
     for path, x in once[0].trained.items():
         before = np.asarray(tree.flatten(START)[path], np.float64)
         full, found = np.asarray(x, np.float64) - before, np.asarray(cooled.trained[path], np.float64) - before
         np.testing.assert_allclose(found, share * full, rtol=1e-3, atol=1e-6, err_msg=path)
-    tiny.assert_trees_equal(cooled.opt_state, once[0].opt_state)
+    tiny.assert_trees_equal(cooled.opt_state, first.opt_state)

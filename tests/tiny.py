@@ -103,6 +103,20 @@ def objective(rule: str = "flow_sde", noise_level: float = 0.8, **changes) -> Ob
     return Objective(policy=policy(config.context_gradient, rule, noise_level, config.window_steps), config=config)
 
 
+class Told(Policy):
+    """A policy that is its views: what is made of them compiles without the network."""
+
+    def view(self, params, episodes):
+        """What was given as the parameters."""
+        return params
+
+
+def told(loss: Objective) -> Objective:
+    """The same loss, given views (`view`) wherever it takes parameters."""
+    fields = {field.name: getattr(loss.policy, field.name) for field in dataclasses.fields(Policy)}
+    return dataclasses.replace(loss, policy=Told(**fields))
+
+
 def update_program(**changes) -> UpdateProgram:
     """The update with single settings changed."""
     loss = objective(**changes)
@@ -165,14 +179,25 @@ def spoil(batch, token: int = 9):
     )
     return batch.replace(prompt=prompt, segments=(thinking, drawing))
 
-def assert_updates_agree_in_pieces(batch, advantages, start) -> None:
-    """One update of a batch, whole and in three micro-batches, moves every parameter alike."""
-    outcomes = []
-    for count in (1, 3):
-        program = update_program(micro_batches=count)
-        _, frozen = parameters.split(start, parameters.groups(start, program.config))
-        state, metrics = jit(program.__call__)(new_state(start, program.config), frozen, start, batch, advantages)
-        assert metrics["update/skipped"] == 0
-        outcomes.append(state.trained)
-    for path, x in outcomes[0].items():
-        np.testing.assert_allclose(x, outcomes[1][path], atol=2e-6, err_msg=path)
+
+@functools.cache
+def _update(**changes):
+    return jit(update_program(**changes).__call__)
+
+
+def updated(batch, advantages, start, reference=None, **changes):
+    """One update of `start`: (state, metrics); the leash holds to `start` where no reference is given."""
+    config = update_program(**changes).config
+    _, frozen = parameters.split(start, parameters.groups(start, config))
+    reference = start if reference is None else reference
+    return _update(**changes)(new_state(start, config), frozen, reference, batch, advantages)
+
+
+def assert_updates_agree_in_pieces(batch, advantages, start) -> list[dict]:
+    """One update of a batch, whole and in three micro-batches, moves every parameter alike; the metrics of both."""
+    outcomes = [updated(batch, advantages, start, micro_batches=count) for count in (1, 3)]
+    assert all(metrics["update/skipped"] == 0 for _, metrics in outcomes)
+    (one, _), (other, _) = outcomes
+    for path, x in one.trained.items():
+        np.testing.assert_allclose(x, other.trained[path], atol=2e-6, err_msg=path)
+    return [metrics for _, metrics in outcomes]
