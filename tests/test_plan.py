@@ -86,7 +86,7 @@ def test_targets_have_the_chips_they_are_named_after():
 
 def cpus(memory: float = 30.0) -> Target:
     """Eight fake devices with some chip's numbers."""
-    from launch.planning.chips import CHIPS
+    from unigrpo_jax.parallel.chips import CHIPS
 
     return Target("v6e:2x4", CHIPS["v6e"], 8, jax.devices(), None, int(memory * GIB))
 

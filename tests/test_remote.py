@@ -17,6 +17,7 @@ from unigrpo_jax.rewards.judging import Judging
 from unigrpo_jax.rewards.load import load_reward
 from unigrpo_jax.rewards.protocol import Reward
 from unigrpo_jax.rewards.remote import Judge, fill
+from unigrpo_jax.training.trainer import build
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 OTHER_SECRETS = {name: f"secret-value-of-{name}" for name in ("HF_TOKEN", "WANDB_API_KEY", "AWS_SECRET_ACCESS_KEY")}
@@ -138,9 +139,11 @@ def test_an_exam_without_questions_is_refused_before_anything_runs(tmp_path):
     path.write_text("\n".join(map(json.dumps, lines)))
     made = dataclasses.replace(config("https://h/v1", form="exam", questions_key="marks"), prompts=(str(path),))
     with pytest.raises(ConfigError, match=r"'a\\x1b\[31m cross' has no list of questions under 'marks'; add it"):
-        load_reward("judge", made)
-    path.write_text(json.dumps(lines[0]))
-    load_reward("judge", made)
+        build(made)
+    judging = Judging({"judge": load_reward("judge", made)}, made.judging)
+    judging.check(["a circle"], lines[:1])
+    with pytest.raises(ConfigError, match="'a square' has no list of questions"):
+        judging.check(["a circle", "a square"], [lines[0], {}])
 
 
 def test_failed_episodes_are_nan_and_asked_again_by_the_run(caplog):

@@ -6,12 +6,12 @@ import pytest
 
 from experiments.presets import bagel_7b
 from launch.planning import roofline, sweep
-from launch.planning.chips import CHIPS, Chip
 from launch.planning.roofline import Phase, Split
 from tests import tiny
 from unigrpo_jax.config import MeshConfig, RunConfig
 from unigrpo_jax.models.bagel import flops
 from unigrpo_jax.models.bagel.release import BAGEL_7B
+from unigrpo_jax.parallel.chips import CHIPS, Chip
 
 CHIP = Chip(kind="gpu", flops=100.0, memory=1.0, bandwidth=10.0, links=5.0, network=1.0, source="made up")
 RUN = RunConfig(rollout=tiny.ROLLOUT, learning=tiny.LEARNING)

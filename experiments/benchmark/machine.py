@@ -12,12 +12,12 @@ import jax
 import jax.numpy as jnp
 
 from experiments.benchmark.timing import seconds
-from launch.planning.chips import CHIPS
+from unigrpo_jax.parallel.chips import CHIPS
 
 MATRICES = ((512, 512, 512), (1024, 1024, 1024), (2048, 2048, 2048), (2048, 512, 1408))
 LASTS = 0.2  # seconds of a measurement of a limit
 BYTES = 2**28  # of the array that is read for the bandwidth: more than any cache holds
-# `device_kind` as JAX gives it, in lower case, to the chip in `launch.planning.chips`; the first that is part of it counts.
+# `device_kind` as JAX gives it, in lower case, to the chip in `parallel.chips`; the first that is part of it counts.
 KINDS = {
     "v5 lite": "v5e", "v5e": "v5e", "v5p": "v5p", "tpu v5": "v5p", "v6": "v6e", "tpu7x": "tpu7x", "v4": "v4",
     "a100": "a100", "h100": "h100", "h200": "h200", "b200": "b200",
@@ -88,7 +88,7 @@ def bandwidth_limit(repeats: int = 3, size: int = BYTES) -> Limit:
 
 
 def published(device) -> str | None:
-    """The device's name in `launch.planning.chips`, or None where there is none, as for a CPU."""
+    """The device's name in `unigrpo_jax.parallel.chips`, or None where there is none, as for a CPU."""
     if device.platform == "cpu":
         return None
     kind = device.device_kind.lower()

@@ -13,11 +13,11 @@ from collections.abc import Sequence
 
 import jax.numpy as jnp
 
-from launch.planning.chips import Chip
 from unigrpo_jax.config import RunConfig
 from unigrpo_jax.models.bagel import flops
 from unigrpo_jax.models.bagel.config import BagelConfig
 from unigrpo_jax.models.bagel.flops import Flops, Lengths
+from unigrpo_jax.parallel.chips import Chip
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,11 +11,11 @@ from collections.abc import Callable, Iterator
 
 from launch.planning import roofline
 from launch.planning.advice import with_section, works
-from launch.planning.chips import Chip
 from launch.planning.compile import factorings
 from unigrpo_jax.config import MeshConfig, ModelConfig, RunConfig
 from unigrpo_jax.models.bagel.config import BagelConfig
 from unigrpo_jax.models.bagel.flops import Lengths
+from unigrpo_jax.parallel.chips import Chip
 
 
 @dataclasses.dataclass(frozen=True)

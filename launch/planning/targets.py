@@ -14,10 +14,10 @@ import sys
 import tempfile
 from typing import Any
 
-from launch.planning.chips import CHIPS, Chip
 from launch.planning.compiler import check_fits
 from unigrpo_jax.config import ConfigError, require
 from unigrpo_jax.foreign_text import quoted
+from unigrpo_jax.parallel.chips import CHIPS, Chip
 
 # Slices that can be rented, all of them accepted by libtpu 0.0.42.1 (which takes any multiples of 2 x 2 and of 2 x 2 x 1).
 PLANES = ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")

@@ -9,13 +9,14 @@ import json
 import queue
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
 from unigrpo_jax.config import JudgingConfig
 from unigrpo_jax.foreign_text import said
-from unigrpo_jax.rewards.protocol import ABSTAIN, RewardBatch, RewardFunction
+from unigrpo_jax.rewards.protocol import ABSTAIN, CheckingReward, RewardBatch, RewardFunction
 
 Columns = dict[str, np.ndarray]
 
@@ -111,6 +112,12 @@ class Judging:
             return columns
 
         return finish
+
+    def check(self, prompts: Sequence[str], metadata: Sequence[Mapping[str, Any]]) -> None:
+        """ConfigError where a reward says that it cannot judge images of these prompts."""
+        for reward in self._rewards.values():
+            if isinstance(reward, CheckingReward):
+                reward.check(prompts, metadata)
 
     def __call__(self, batch: RewardBatch) -> Columns:
         """Judges B episodes."""

@@ -11,7 +11,7 @@ from unigrpo_jax.rewards.protocol import RewardFunction
 
 # name -> where a function (argument, config) -> reward stands; the argument is what follows "name:" on the command line.
 BUILT_IN: dict[str, str] = {
-    "shapes": "unigrpo_jax.worlds.shapes.judge:load",
+    "shapes": "unigrpo_jax.worlds.shapes.reward:load",
     "shapes_thoughts": "unigrpo_jax.worlds.shapes.thoughts:load",
     "shapes_scorer": "unigrpo_jax.worlds.shapes.scorer:load",
     "colourfulness": "unigrpo_jax.rewards.colourfulness:load",

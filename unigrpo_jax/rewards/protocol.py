@@ -90,6 +90,14 @@ class Reward(Protocol):
 
 
 @runtime_checkable
+class CheckingReward(Protocol):
+    """A reward that looks at prompts before anything compiles; a reward may be one beside whatever else it is."""
+
+    def check(self, prompts: Sequence[str], metadata: Sequence[Mapping[str, Any]]) -> None:
+        """ConfigError, in one sentence, where it cannot judge images of these prompts."""
+
+
+@runtime_checkable
 class DifferentiableReward(Reward, Protocol):
     """A reward that also has a gradient with respect to the pictures, for training straight through it."""
 

@@ -24,7 +24,7 @@ import io
 import json
 import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -61,27 +61,13 @@ DEADLINE = 0.9  # of judging.timeout_seconds: what is not judged by then is give
 
 
 def load(argument: str, config: RunConfig) -> RewardFunction:
-    """The reward `judge` or `judge:thinking`; ConfigError where the key cannot be sent, or an exam has no questions.
-
-    Of each source the prompts that are also checked for their length are looked at; another one without questions is found
-    when its episodes cannot be judged.
-    """
+    """The reward `judge` or `judge:thinking`; ConfigError where the key cannot be sent."""
     require(argument in ("", "thinking"), f"rewards: judge:{argument}: it is judge, or judge:thinking; see --judge.url.")
     read_key(config.judge)
     if argument:
         require(config.judge.form in ABOUT_THINKING,
                 "rewards: judge:thinking asks one question, and judge.form = 'exam' many; use yes or number.")  # fmt: skip
         return Judge(config, about_thinking=True)
-    if config.judge.form == "exam":
-        from unigrpo_jax.worlds.world import load_world
-
-        world = load_world(config.prompts, config.prompt_weights, rounds=config.rollout.rounds)
-        for prompt in (prompt for source in world.longest for prompt in source):
-            require(
-                bool(exam_points(prompt.metadata, config.judge.questions_key)),
-                f"judge.form = 'exam', but the prompt {shown(prompt.text)} has no list of questions under "
-                f"{config.judge.questions_key!r}; add it to the prompt file, or name another judge.questions_key.",
-            )
     return Judge(config)
 
 
@@ -100,6 +86,16 @@ class Judge:
         decisive = [s.url, s.model, s.form, self._question, s.low, s.high, s.questions_key, s.top_logprobs, s.max_tokens]
         digest = hashlib.sha256(json.dumps(decisive).encode()).hexdigest()
         self.identity = "" if s.temperature else f"judge {digest}"
+
+    def check(self, prompts: Sequence[str], metadata: Sequence[Mapping[str, Any]]) -> None:
+        """ConfigError where a prompt of an exam has no questions."""
+        key = self._settings.questions_key
+        for prompt, facts in zip(prompts, metadata, strict=True):
+            require(
+                self._settings.form != "exam" or bool(exam_points(facts, key)),
+                f"judge.form = 'exam', but the prompt {shown(prompt)} has no list of questions under {key!r}; add it to the "
+                "prompt file, or name another judge.questions_key.",
+            )
 
     def __call__(self, batch: RewardBatch) -> dict[str, np.ndarray]:
         """{"judge" or "thought": float64 [B]}, NaN where an episode was not judged.

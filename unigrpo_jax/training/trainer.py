@@ -72,6 +72,8 @@ def build(config: RunConfig) -> Parts:
         followed = next((r for r in rewards.values() if isinstance(r, DifferentiableReward)), None)
         require(followed is not None, f"learning.method = 'refl' follows the gradient of a reward, but {config.rewards} has "
                                       "none; use --rewards shapes_scorer, or one of your own.")  # fmt: skip
+    for prompts in world.longest:  # of each source
+        judging.check([p.text for p in prompts], [p.metadata for p in prompts])
     loaded = load_model(config.model)  # last, since a model on the hub takes long to fetch
     loaded.check_image_size(config.rollout)
     for name, module in (("tensorboard", "tensorboardX"), ("wandb", "wandb")):

@@ -20,8 +20,7 @@ from typing import Any
 import numpy as np
 from scipy.optimize import linear_sum_assignment
 
-from unigrpo_jax.config import RunConfig, require
-from unigrpo_jax.rewards.protocol import RewardBatch, RewardFunction
+from unigrpo_jax.rewards.protocol import RewardBatch
 from unigrpo_jax.worlds.shapes.checker import Findings, find_objects_batch
 from unigrpo_jax.worlds.shapes.requirement import Wanted, from_metadata
 from unigrpo_jax.worlds.shapes.scene import Object, parse_plan
@@ -108,11 +107,3 @@ def judge_images(images: np.ndarray, metadata: Sequence[Mapping[str, Any]]) -> l
 def reward(batch: RewardBatch) -> dict[str, np.ndarray]:
     """The grade of each episode's image, float32 [B], under the name `graded`; the thinking is not read."""
     return {"graded": np.array([v.graded for v in judge_images(batch.images, batch.metadata)], np.float32)}
-
-
-def load(argument: str, config: RunConfig) -> RewardFunction:
-    """The reward `shapes`: the grade by the rules of the shapes world that the prompts come from."""
-    require(not argument, f"rewards: shapes:{argument}: shapes takes no argument; leave it out.")
-    from unigrpo_jax.worlds.shapes import edit, story  # which are built upon this module
-
-    return {("shapes_edit",): edit.reward, ("shapes_story",): story.reward}.get(config.prompts, reward)

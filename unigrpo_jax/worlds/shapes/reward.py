@@ -1,0 +1,11 @@
+"""The reward `shapes`: the grade by the rules of the shapes world that the prompts come from."""
+
+from unigrpo_jax.config import RunConfig, require
+from unigrpo_jax.rewards.protocol import RewardFunction
+from unigrpo_jax.worlds.shapes import edit, judge, story
+
+
+def load(argument: str, config: RunConfig) -> RewardFunction:
+    """The reward function; ConfigError where it is given an argument."""
+    require(not argument, f"rewards: shapes:{argument}: shapes takes no argument; leave it out.")
+    return {("shapes_edit",): edit.reward, ("shapes_story",): story.reward}.get(config.prompts, judge.reward)
