@@ -1,0 +1,49 @@
+"""Dependencies point one way: no circle of files, none of rooms, and nothing below imports what a person runs."""
+
+import ast
+import graphlib
+import pathlib
+
+import pytest
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+TOPS = ("unigrpo_jax", "experiments", "launch")
+FILES = {".".join(path.relative_to(ROOT).with_suffix("").parts): path for top in TOPS for path in (ROOT / top).rglob("*.py")}
+
+
+def imported(name: str) -> set[str]:
+    """The files of ours that a file imports, at its head or inside a function."""
+    found = set()
+    for node in ast.walk(ast.parse(FILES[name].read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            found |= {f"{node.module}.{alias.name}" for alias in node.names} | {node.module}
+        elif isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+    return {other for other in found if other in FILES} - {name}
+
+
+def room(name: str) -> str:
+    """unigrpo_jax.models for a file below it, the file itself beside the rooms; `experiments` and `launch` are one each."""
+    parts = name.split(".")
+    return parts[0] if parts[0] != "unigrpo_jax" else ".".join(parts[:2])
+
+
+IMPORTS = {name: imported(name) for name in FILES}
+
+
+def test_the_files_make_no_circle():
+    assert len(IMPORTS) > 100 and "unigrpo_jax.rewards.protocol" in IMPORTS["unigrpo_jax.worlds.shapes.judge"]
+    tuple(graphlib.TopologicalSorter(IMPORTS).static_order())  # CycleError names the circle
+
+
+def test_the_rooms_make_no_circle():
+    rooms = {}
+    for name, others in IMPORTS.items():
+        rooms.setdefault(room(name), set()).update(room(other) for other in others)
+    tuple(graphlib.TopologicalSorter({own: others - {own} for own, others in rooms.items()}).static_order())
+    assert rooms["experiments"].isdisjoint({"launch"})
+
+
+def test_a_circle_is_found():
+    with pytest.raises(graphlib.CycleError):
+        tuple(graphlib.TopologicalSorter(IMPORTS | {"unigrpo_jax.config": {"unigrpo_jax.training.loop"}}).static_order())
