@@ -81,10 +81,10 @@ class RolloutConfig:
     """Denoising transitions T (BAGEL counts points: its N is N - 1 here)."""
     timestep_shift: float = 3.0
     """Shift of the schedule, t = s u / (1 + (s - 1) u)."""
-    step_rule: Literal["flow_sde", "dance_sde", "cps", "ode"] = "flow_sde"
+    step_rule: Literal["flow_sde", "dance_sde", "cps", "ddim", "ode"] = "flow_sde"
     """Transition inside the window; outside it is always the Euler ODE step."""
     noise_level: float = 0.8
-    """`a` of the step rule."""
+    """`a` of the step rule; eta of `ddim`."""
     window_size: int = 3
     """Stochastic, trained transitions per episode."""
     window_range: tuple[int, int] = (0, 5)

@@ -117,13 +117,15 @@ def check(config: RunConfig) -> None:
     require(
         learn.method != "grpo" or (r.step_rule != "ode" and r.noise_level > 0),
         f"rollout.step_rule = {r.step_rule!r} with noise_level = {r.noise_level} draws without noise, so there is no "
-        "ratio to learn from; use flow_sde, dance_sde or cps with a noise_level above 0.",
+        "ratio to learn from; use flow_sde, dance_sde, cps or ddim with a noise_level above 0.",
     )
     require(r.step_rule != "cps" or r.noise_level < 2,
             f"rollout.noise_level = {r.noise_level}, but it must be below 2 for cps.")  # fmt: skip
+    require(r.step_rule != "ddim" or r.noise_level <= 1,
+            f"rollout.noise_level = {r.noise_level}, but for ddim it is eta, at most 1.")  # fmt: skip
     require(
-        r.step_rule != "cps" or end < r.flow_steps,
-        f"rollout.window_range = [{first}, {end}) holds the schedule's last transition, where cps has no noise; "
+        r.step_rule not in ("cps", "ddim") or end < r.flow_steps,
+        f"rollout.window_range = [{first}, {end}) holds the schedule's last transition, where {r.step_rule} has no noise; "
         f"let the range end at {r.flow_steps - 1}.",
     )
     for name in ("ema_decay", "adam_b1", "adam_b2"):

@@ -222,8 +222,7 @@ class Objective:
         if c.latent_kl_weight > 0:
             times = self.policy.flow.times()
             t, t_next = times[drawing.steps], times[drawing.steps + 1]
-            move = lambda x, v, t, t_next: rule.transition(x, v, t, t_next, times[1])[0]
-            mean = jax.vmap(jax.vmap(move))(drawing.x, anchor.reference, t, t_next)
+            mean, _ = jax.vmap(jax.vmap(self.policy.flow.transition))(drawing.x, anchor.reference, t, t_next)
             kl = jnp.mean(square(self._held(mean, view.mean, moved)))
             metrics["flow/latent_kl"] = kl
             total = total + c.latent_kl_weight * kl

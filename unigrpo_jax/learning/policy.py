@@ -145,6 +145,5 @@ class Policy:
         else:
             again = jax.checkpoint(at, prevent_cse=False)
             velocity = jax.lax.map(lambda step: again(*step), (drawing.x.swapaxes(0, 1), t.T)).swapaxes(0, 1)
-        rule = lambda x, v, t, t_next: self.flow.rule.transition(x, v, t, t_next, times[1])
-        mean, std = jax.vmap(jax.vmap(rule))(drawing.x, velocity, t, t_next)
+        mean, std = jax.vmap(jax.vmap(self.flow.transition))(drawing.x, velocity, t, t_next)
         return FlowView(velocity=velocity, mean=mean, std=std)

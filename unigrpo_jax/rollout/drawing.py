@@ -14,6 +14,7 @@ from unigrpo_jax.models.bagel.guidance import Guidance
 from unigrpo_jax.models.bagel.network import Bagel
 from unigrpo_jax.rollout import randomness
 from unigrpo_jax.rollout.not_finite import finite_rows
+from unigrpo_jax.rollout.paths import RECTIFIED, Path, Prediction
 from unigrpo_jax.rollout.schedule import timesteps
 from unigrpo_jax.rollout.step_rules import ODE, StepRule
 
@@ -24,14 +25,16 @@ DECODED_PIXELS = 512 * 512
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class FlowSampler:
-    """A schedule and a step rule.
+    """A path, a schedule on it, and a step rule.
 
     Attributes:
       steps: transitions T.
       shift: timestep shift of the schedule.
-      rule: the transition inside the window.
+      rule: the transition inside the window; outside it is the rule without noise.
       grid: latent tokens (rows, columns).
       guidance: None for none, as in UniGRPO, where an episode stays linear.
+      path: where the latents lie.
+      prediction: what the network predicts.
     """
 
     steps: int
@@ -39,6 +42,16 @@ class FlowSampler:
     rule: StepRule
     grid: tuple[int, int]
     guidance: Guidance | None = None
+    path: Path = RECTIFIED
+    prediction: Prediction = "velocity"
+
+    def transition(self, x_BNC, output_BNC, t, t_next) -> tuple[jax.Array, jax.Array]:
+        """Mean [B, N, C] and standard deviation [] of the next latent inside the window; `StepRule.transition`."""
+        return self.rule.transition(x_BNC, output_BNC, t, t_next, self.times()[1], self.path, self.prediction)
+
+    def noiseless(self, x_BNC, output_BNC, t, t_next) -> jax.Array:
+        """The next latent [B, N, C] outside the window."""
+        return ODE().transition(x_BNC, output_BNC, t, t_next, t, self.path, self.prediction)[0]
 
     def times(self) -> jax.Array:
         """The schedule, float32 [T + 1]."""
@@ -79,11 +92,11 @@ def denoise(model: Bagel, params, context, x_BNC, noise_keys_B, window_W, sample
         x, kept = carry
         t, t_next = times[step], times[step + 1]
         v = velocity(x, t)
-        mean, _ = ODE().transition(x, v, t, t_next, times[1])
+        mean = sampler.noiseless(x, v, t, t_next)
         if not width:
             return (mean, kept), None
         inside = jnp.any(step == window_W)
-        mean_in, std = sampler.rule.transition(x, v, t, t_next, times[1])
+        mean_in, std = sampler.transition(x, v, t, t_next)
         mean = jnp.where(inside, mean_in, mean)
         noise = randomness.normal(noise_keys_B, step, tuple(shape))
         x_next = mean + jnp.where(inside, std, 0.0) * noise

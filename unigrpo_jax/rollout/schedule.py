@@ -1,4 +1,7 @@
-"""The flow sampler's times: a shifted schedule from t = 1 (noise) to t = 0 (data)."""
+"""A sampler's times from t = 1 (noise) to t = 0 (data): shifted for flows, spaced as Stable Diffusion's for diffusions."""
+
+import math
+from typing import Literal
 
 import numpy as np
 
@@ -21,3 +24,32 @@ def timesteps(steps: int, shift: float) -> np.ndarray:
         raise ValueError(f"shift = {shift}: it must be above 0; 1 gives evenly spaced times.")
     u = np.linspace(1.0, 0.0, steps + 1, dtype=np.float64)
     return (shift * u / (1 + (shift - 1) * u)).astype(np.float32)
+
+
+def resolution_shift(tokens: int, base: tuple[int, float] = (256, 0.5), largest: tuple[int, float] = (4096, 1.15)) -> float:
+    """FLUX's shift for an image of so many latent tokens, exp(mu), where mu is a line through two (tokens, mu)."""
+    (first, low), (last, high) = base, largest
+    return math.exp(low + (tokens - first) * (high - low) / (last - first))
+
+
+def diffusion_times(
+    steps: int, train_steps: int, spacing: Literal["leading", "trailing"] = "leading", offset: int = 1, to_data: bool = False
+) -> np.ndarray:
+    """The times of DDIM over a diffusion that was trained in K steps, k / K, float32 [steps + 1].
+
+    Args:
+      steps: transitions T, a divisor of K.
+      train_steps: K.
+      spacing: "leading" counts up from the data, k - 1 = offset, offset + K / T, ...; "trailing" down from the noise, k = K,
+        K - K / T, ...
+      offset: of "leading", Stable Diffusion's `steps_offset`; fewer than K / T.
+      to_data: whether the last transition ends in the data (`set_alpha_to_one`) or after the first of the K steps.
+    """
+    if steps < 1 or train_steps % steps:
+        raise ValueError(f"steps = {steps}: it must divide the {train_steps} steps of the training.")
+    stride = train_steps // steps
+    if not 0 <= offset < stride:
+        raise ValueError(f"steps_offset = {offset}: it must be at least 0 and below {train_steps} / {steps} = {stride}.")
+    first = offset + 1 if spacing == "leading" else stride
+    k = np.array([*range(first + (steps - 1) * stride, 0, -stride), 0 if to_data else 1])
+    return (k / train_steps).astype(np.float32)
