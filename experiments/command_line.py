@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 
 from unigrpo_jax.caches import cache_folder
 from unigrpo_jax.config import ConfigError, RunConfig, require
-from unigrpo_jax.foreign_text import is_unicode, quoted, tell
+from unigrpo_jax.foreign_text import is_unicode, quoted, silence, tell
 from unigrpo_jax.parallel.host_memory import keep_freed
 from unigrpo_jax.rewards.judging import RewardError
 
@@ -46,12 +46,32 @@ def interrupted() -> NoReturn:
 
 
 def given_arguments() -> list[str]:
-    """The command line's arguments; ConfigError where one is not text, which could be neither shown nor stored."""
+    """The command line's arguments; ConfigError where one is not text, which could be neither shown nor stored.
+
+    Comes first in every program, and so also lets standard streams that its caller closed lead nowhere.
+    """
+    _open_streams()
     arguments = sys.argv[1:]
     for argument in arguments:
         require(is_unicode(argument), f"the argument {quoted(argument)} is not UTF-8 text; write it in UTF-8, and rename a "
                                       "file of such a name.")  # fmt: skip
     return arguments
+
+
+def _open_streams() -> None:
+    """Opens what is closed of the standard streams, lest a file gets its number, and with it what libraries print."""
+    while (number := os.open(os.devnull, os.O_RDWR)) <= 2:
+        pass
+    os.close(number)
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode))
+
+
+def unheard() -> NoReturn:
+    """Exits where nobody reads what a program prints, and printing is all that it had left to do."""
+    silence(sys.stdout)
+    sys.exit(1)
 
 
 def configure_jax() -> None:
@@ -116,6 +136,8 @@ def command_line(main: Callable[..., Any]) -> Callable[[], Any]:
         except RewardError as error:
             say(name, f"{error}.")
             sys.exit(1)
+        except BrokenPipeError:
+            unheard()
         except OSError as error:  # a disk that is full, or a file that went away meanwhile
             if error.errno is None or error.filename is None:
                 raise

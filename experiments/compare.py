@@ -22,9 +22,10 @@ from typing import Annotated
 
 import tyro
 
-from experiments.command_line import complain, given_arguments, preset
+from experiments.command_line import complain, given_arguments, preset, unheard
 from experiments.destination import folder_to_write
 from unigrpo_jax.config import ConfigError, RunConfig, require
+from unigrpo_jax.foreign_text import tell
 
 SEEDS = {"table": (0, 1, 2), "ablations": (0,), "rounds": (0, 1, 2)}
 ITERATIONS = {"table": 100, "ablations": 40, "rounds": None}
@@ -74,6 +75,8 @@ def main() -> None:
         sys.exit(compare(what, read(config), lambda config: read(config).config))
     except ConfigError as error:
         complain(error, "experiments.compare")
+    except BrokenPipeError:
+        unheard()
     except KeyboardInterrupt:
         sys.exit(130)
 
@@ -97,7 +100,7 @@ def compare(what: str, arguments: Arguments, with_settings: Callable[[RunConfig]
         base, arms, pages = {"table": _table, "ablations": _ablations}[what](arguments, updates, out)
     missing = 0 if arguments.pages else _run(_jobs(what, arms, base, seeds, out), arguments.jobs, out)
     pages()
-    print(f"Wrote {out / (what + '.md')} and {out / (what + '.html')}")
+    tell(f"Wrote {out / (what + '.md')} and {out / (what + '.html')}")
     return 1 if missing else 0
 
 
@@ -219,15 +222,15 @@ def _run(jobs: list, beside: int, out: pathlib.Path) -> int:
             code = process.wait()
         places.put(own)
         told = f"failed with exit code {code}, see {log}" if code else f"{time.monotonic() - begin:.0f} s"
-        print(f"{number}/{len(left)} {name}: {told}; {(time.monotonic() - began) / 60:.0f} min in all", flush=True)
+        tell(f"{number}/{len(left)} {name}: {told}; {(time.monotonic() - began) / 60:.0f} min in all")
         return code == 0
 
     with concurrent.futures.ThreadPoolExecutor(beside) as executor:
         good = list(executor.map(execute, range(1, len(left) + 1), left))
     failed = [job.record.stem for job, fine in zip(left, good, strict=True) if not fine]
     if failed:
-        print(
-            f"{len(failed)} of {len(left)} failed: {', '.join(failed)}; the same command tries them again.", file=sys.stderr
+        tell(
+            f"{len(failed)} of {len(left)} failed: {', '.join(failed)}; the same command tries them again.", sys.stderr
         )
     return len(failed)
 

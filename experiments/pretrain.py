@@ -16,6 +16,7 @@ import numpy as np
 
 from experiments.command_line import command_line
 from experiments.destination import folder_to_write
+from unigrpo_jax.foreign_text import tell
 
 SIZE, THINKING_TOKENS, PROMPT_TOKENS = 24, 26, 18
 # A patch is a cell of the drawing, so that a token is an object.
@@ -182,9 +183,9 @@ def main(config: PretrainConfig) -> None:
         state, metrics = step(state, jax.device_put(drawn, meshes.spread(mesh)), number)
         if number % 100 == 0 or number == steps - 1:
             values = "   ".join("  ".join(f"{n} {float(v):.4f}" for n, v in found.items()) for found in metrics)
-            print(f"step {number:5d}  {values}  {time.monotonic() - began:6.0f} s", flush=True)
+            tell(f"step {number:5d}  {values}  {time.monotonic() - began:6.0f} s")
     save_model(out, model_config, state[2])
-    print(f"wrote {out}")
+    tell(f"wrote {out}")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,7 +11,17 @@ from typing import Annotated
 
 import tyro
 
-from experiments.command_line import complain, configure_jax, given_arguments, interrupted, leave, preset, presets, say
+from experiments.command_line import (
+    complain,
+    configure_jax,
+    given_arguments,
+    interrupted,
+    leave,
+    preset,
+    presets,
+    say,
+    unheard,
+)
 from unigrpo_jax.config import ConfigError, RunConfig
 
 
@@ -56,6 +66,8 @@ def main() -> None:
             sys.exit(RESTART if isinstance(error, Preempted) else 1)
     except ConfigError as error:
         complain(error, "experiments.run")
+    except BrokenPipeError:
+        unheard()
     except KeyboardInterrupt:
         interrupted()
 

@@ -19,6 +19,7 @@ import tyro
 
 from experiments.command_line import command_line
 from experiments.destination import file_to_write, folder_to_write
+from unigrpo_jax.foreign_text import tell
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,7 +61,7 @@ def main(arguments: Arguments) -> None:
             count = min(arguments.faults, 3) if arguments.quick else arguments.faults
             result = torture(place, count, arguments.seed, console.message)
         except Failed as error:
-            print(f"experiments.torture: {error}", file=sys.stderr)
+            tell(f"experiments.torture: {error}", sys.stderr)
             sys.exit(1)
         finally:
             if folder is None:

@@ -12,6 +12,7 @@ import time
 from experiments.command_line import command_line
 from experiments.destination import file_to_write
 from unigrpo_jax.config import require
+from unigrpo_jax.foreign_text import tell
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -78,7 +79,7 @@ def main(config: ScorerConfig) -> None:
     for number in range(config.steps):
         state, value = step(state, *scenes(config.batch, config.noise * rng.random(config.batch)))
         if number % 100 == 0 or number == config.steps - 1:
-            print(f"step {number:4d}  loss {value:.4f}  {time.monotonic() - start:4.0f} s", flush=True)
+            tell(f"step {number:4d}  loss {value:.4f}  {time.monotonic() - start:4.0f} s")
     out.parent.mkdir(parents=True, exist_ok=True)
     tensors = ((name, np.asarray(state[0][name])) for name in scorer.WEIGHTS)
     stored.write(out.parent, out.stem, scorer.WEIGHTS, tensors, "float16")
@@ -87,8 +88,8 @@ def main(config: ScorerConfig) -> None:
     for share in (0, 0.5, 1, 2):
         images, classes = scenes(500, np.full(500, share * config.noise))
         right = (classify(params, images).argmax(-1) == classes).mean()
-        print(f"noise {share * config.noise:.2f}: {right:.4%} of {classes.size} cells are read right")
-    print(f"wrote {out}")
+        tell(f"noise {share * config.noise:.2f}: {right:.4%} of {classes.size} cells are read right")
+    tell(f"wrote {out}")
 
 
 if __name__ == "__main__":

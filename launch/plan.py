@@ -18,7 +18,8 @@ from typing import Annotated, Any
 
 import tyro
 
-from experiments.command_line import complain, given_arguments, interrupted, preset_file, presets, say
+from experiments.command_line import complain, given_arguments, interrupted, preset_file, presets, say, unheard
+from experiments.destination import file_to_write
 from launch.planning.given import Given, Said, find_given
 from unigrpo_jax import foreign_text
 from unigrpo_jax.config import ConfigError, RunConfig, require
@@ -265,6 +266,8 @@ def main() -> None:
         for path in (arguments.json, arguments.html):
             require(path is None or path.absolute().parent.is_dir(),
                     f"{path} cannot be written: its folder does not exist; make it first.")  # fmt: skip
+            if path is not None and (path.is_file() or not path.exists()):  # a device or a pipe takes what comes
+                file_to_write(path, "the file")
         require(arguments.sweep_limit >= 1, f"sweep-limit = {arguments.sweep_limit}, but it must be at least 1.")
         os.environ["JAX_PLATFORMS"] = os.environ.get("JAX_PLATFORMS") or "cpu"
         config = arguments.config
@@ -275,6 +278,8 @@ def main() -> None:
             numbers["sweep"] = swept(config, arguments.topology, numbers, arguments.sweep_limit, given)
     except ConfigError as error:
         complain(error, "launch.plan")
+    except BrokenPipeError:
+        unheard()
     except KeyboardInterrupt:
         interrupted()
     foreign_text.tell("\n".join(show(numbers)))

@@ -26,7 +26,7 @@ from typing import ClassVar, TypeVar
 import tyro
 
 import experiments.run
-from experiments.command_line import complain, given_arguments, interrupted, preset, say
+from experiments.command_line import complain, given_arguments, interrupted, preset, say, unheard
 from launch.external import LaunchError
 from unigrpo_jax.config import ConfigError, RunConfig, require
 from unigrpo_jax.config_checks import check, check_devices, mesh_sizes
@@ -107,6 +107,8 @@ def program(kind: type[L], start: Callable[[L, Training], int], module: str, des
     except LaunchError as error:
         say(module, error)
         sys.exit(1)
+    except BrokenPipeError:
+        unheard()
     except KeyboardInterrupt:
         interrupted()
 

@@ -3,9 +3,12 @@
 import io
 import os
 import re
+import subprocess
+import sys
 
 import pytest
 
+from unigrpo_jax.foreign_text import tell
 from unigrpo_jax.training.console import Console, format_seconds
 
 
@@ -72,3 +75,27 @@ def test_a_stream_whose_reader_has_gone_falls_silent(terminal):
             console.message("words")
             console.iteration(1, 2, {"reward/mean": 0.5})
             console.table("Scores", ["score", "overall"], [["exact", "0.4"]])
+
+
+CLOSED = """
+import os, sys
+from experiments.command_line import given_arguments
+given_arguments()
+print("to nobody"); print("to nobody", file=sys.stderr); assert sys.stdin.read() == ""
+assert os.open(os.devnull, os.O_RDONLY) > 2
+os._exit(7)
+"""
+
+
+def test_standard_streams_that_are_closed_lead_nowhere_and_no_file_gets_their_numbers():
+    closing = ["sh", "-c", 'exec "$0" -c "$1" <&- >&- 2>&-', sys.executable, CLOSED]
+    assert subprocess.run(closing, timeout=120).returncode == 7
+
+
+def test_what_is_told_to_a_pipe_that_nobody_reads_breaks_nothing():
+    reader, writer = os.pipe()
+    os.close(reader)
+    with open(writer, "w") as stream:
+        tell("a", stream)
+        tell("b", stream)
+        print("c", file=stream, flush=True)

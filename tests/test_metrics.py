@@ -4,12 +4,14 @@ import io
 import json
 import math
 import struct
+import sys
 import types
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from unigrpo_jax.config import ConfigError
 from unigrpo_jax.training.metrics import MetricsWriter, read_metrics
 from unigrpo_jax.training.samples import Moment, Sample, draw_grid
 
@@ -190,3 +192,15 @@ def test_ctrl_c_inside_a_logger_is_not_swallowed(tmp_path, monkeypatch):
         run.log = interrupt
         with pytest.raises(KeyboardInterrupt):
             writer.write(1, {"a": 1})
+
+
+def test_a_logger_that_ends_the_program_ends_nothing(tmp_path, monkeypatch):
+    fake_wandb(monkeypatch, run := FakeRun())
+    said = []
+    with MetricsWriter(tmp_path, wandb=True, say=said.append) as writer:
+        run.log = lambda *_, **__: sys.exit(3)
+        writer.write(1, {"a": 1})
+    assert "failed at step 1 (it wanted to end the program, with 3); the run goes on" in said[0]
+    monkeypatch.setattr(sys.modules["wandb"], "init", lambda **_: sys.exit("no key"))
+    with pytest.raises(ConfigError, match="logging.wandb: it cannot be opened .it wanted to end the program, with 'no key'"):
+        MetricsWriter(tmp_path / "new", wandb=True)

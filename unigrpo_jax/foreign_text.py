@@ -5,7 +5,9 @@ control characters (a terminal's escape sequences begin with one), characters th
 hide letters, halves of surrogate pairs, and line separators.  The two joiners stay, which Persian and many emoji need.
 """
 
+import contextlib
 import html
+import os
 import sys
 import unicodedata
 from typing import Any, TextIO
@@ -37,9 +39,20 @@ def for_stream(text: Any, stream: TextIO, keep: str = "\n") -> str:
 
 
 def tell(text: Any, stream: TextIO | None = None, keep: str = "\n") -> None:
-    """Prints the text, on standard output unless told."""
+    """Prints the text, on standard output unless told; a stream that breaks falls silent, and breaks nothing."""
     stream = sys.stdout if stream is None else stream
-    print(for_stream(text, stream, keep), file=stream, flush=True)
+    try:
+        print(for_stream(text, stream, keep), file=stream, flush=True)
+    except OSError:
+        silence(stream)
+
+
+def silence(stream: TextIO) -> None:
+    """Lets what is written from here on go nowhere, and what stands in buffers, with which Python would fail at its end."""
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, stream.fileno())
+        os.close(nowhere)
 
 
 def said(error: BaseException) -> str:

@@ -8,14 +8,13 @@ import collections
 import contextlib
 import functools
 import math
-import os
 import statistics
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TextIO
 
-from unigrpo_jax.foreign_text import for_stream
+from unigrpo_jax.foreign_text import for_stream, silence
 
 # column title, the metrics it may show (the first that a line holds), format
 COLUMNS = (
@@ -177,12 +176,9 @@ class Console:
         self.close()
 
     def _fall_silent(self) -> None:
-        """Prints nothing from here on; what stands in buffers goes nowhere, since Python would fail with it at its end."""
+        """Prints nothing from here on."""
         self._quiet, self._rich, self._live = True, None, None
-        with contextlib.suppress(OSError, ValueError, AttributeError):
-            nowhere = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(nowhere, self._stream.fileno())
-            os.close(nowhere)
+        silence(self._stream)
 
     def _plain(self, lines: Sequence[str]) -> None:
         self._stream.write("".join(f"{line}\n" for line in lines))

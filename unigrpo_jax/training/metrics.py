@@ -123,7 +123,7 @@ class MetricsWriter:
     def _open(self, logger: Callable[[], Any], name: str, mend: str) -> None:
         try:
             self._loggers.append(logger())
-        except Exception as error:  # as in `_log`
+        except (Exception, SystemExit) as error:  # as in `_log`
             self._log("its end", lambda opened: opened.close())
             raise ConfigError(f"logging.{name}: it cannot be opened ({_first_line(error)}); {mend}.") from error
 
@@ -132,7 +132,7 @@ class MetricsWriter:
         for logger in self._loggers:
             try:
                 log(logger)
-            except Exception as error:  # a service's own client may raise anything
+            except (Exception, SystemExit) as error:  # a service's own client may raise anything, or leave
                 if logger.name in self._told:
                     continue
                 self._told.add(logger.name)
@@ -146,7 +146,9 @@ class MetricsWriter:
         self.close()
 
 
-def _first_line(error: Exception) -> str:
+def _first_line(error: BaseException) -> str:
+    if isinstance(error, SystemExit):
+        return f"it wanted to end the program, with {error.code!r}"
     return next(iter(str(error).strip().splitlines()), type(error).__name__)[:200].rstrip(".")
 
 

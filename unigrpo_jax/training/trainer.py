@@ -30,6 +30,7 @@ from unigrpo_jax.training.evaluation import by_round
 from unigrpo_jax.training.given import check_pictures, given_pictures
 from unigrpo_jax.training.image_statistics import colour_entropy, edge_density
 from unigrpo_jax.training.programs import Followed, Inputs, Programs
+from unigrpo_jax.training.stopping import clause
 from unigrpo_jax.worlds.order import Order
 from unigrpo_jax.worlds.prompt import Prompt, pictured, said_later, turns_of
 from unigrpo_jax.worlds.world import World, load_world
@@ -81,7 +82,9 @@ def build(config: RunConfig) -> Parts:
             try:
                 importlib.import_module(module)
             except Exception as error:  # missing, or too broken to be imported
-                raise ConfigError(f"logging.{name} needs {module}: pip install 'unigrpo_jax[{name}]'.") from error
+                missing = isinstance(error, ModuleNotFoundError) and error.name == module
+                why = "" if missing else f", whose import fails ({clause(error)})"
+                raise ConfigError(f"logging.{name} needs {module}{why}: pip install 'unigrpo_jax[{name}]'.") from error
     loaded.check_weights()
     for path, x in tree.flatten(loaded.abstract_params()).items():
         layout.parameter(path, x.shape)
