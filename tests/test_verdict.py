@@ -50,6 +50,7 @@ READ = [
     ("分数：8", 8), ("the GPT4 judge says 5", 5), ("GPT-4 says 5", 5), ("v2.0.1 gives 6", 6), ("score8 is 5", 5),
     ("8 stars", 8), ("8. It is fine.", 8), ("&nbsp;8", 8),
     # What the scale is called, and words beside the number.
+    ('{"rating": "8/10", "score": 8}', 8), ("Score: 8. Score: 8/10", 8),
     ('{"score_out_of_10": 8}', 8), ('{"Score (0-10)": 8}', 8), ('{"score": 8, "max_possible_score": 10}', 8),
     ('Score (0-10):\n{"score": 8}', 8), ('{"score": 8}/10', 8), ("Score: 8 (0-10)", 8), ("On a 0-10 scale: 8", 8),
     ("Score: 8 on a 10-point scale", 8), ("Score: 8 out of a possible 10", 8), ("Score: 8, where 10 is the best", 8),

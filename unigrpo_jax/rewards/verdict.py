@@ -123,10 +123,11 @@ def spoken(text: str) -> str:
 
 
 def _agreed(found: list[_Found], what: str) -> _Found | None:
-    """The one thing that all say."""
-    if len(set(found)) > 1:
+    """The one thing that all say, a scale that only some name included."""
+    said = [set(values) - {None} for values in zip(*found, strict=True)]
+    if any(len(values) > 1 for values in said):
         raise NotJudged(f"the reply holds several {what} that differ")
-    return found[0] if found else None
+    return _Found(*(next(iter(values), None) for values in said)) if found else None
 
 
 # Objects: pairs are kept as a list, so that a key that stands there twice is seen.
