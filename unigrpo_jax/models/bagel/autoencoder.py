@@ -12,6 +12,8 @@ from collections.abc import Iterator
 import jax
 import jax.numpy as jnp
 
+from unigrpo_jax.models.building.flat import convolution, convolution_shapes, doubled, group_norm, norm_shapes
+
 GROUPS = 32  # of every GroupNorm
 
 
@@ -56,27 +58,26 @@ class FluxAutoencoder:
 
     def moments(self, params, image_BHWC):
         """Mean and log-variance of the posterior, [B, h, w, channels] each, before the scale."""
-        h = _convolution(params, "encoder.conv_in", image_BHWC)
+        h = convolution(params, "encoder.conv_in", image_BHWC)
         last = len(self.multipliers) - 1
         for level in range(last + 1):
             for block in range(self.blocks):
                 h = _residual(params, f"encoder.down.{level}.block.{block}", h)
             if level < last:
                 padded = jnp.pad(h, ((0, 0), (0, 1), (0, 1), (0, 0)))
-                h = _convolution(params, f"encoder.down.{level}.downsample.conv", padded, stride=2, padding=0)
+                h = convolution(params, f"encoder.down.{level}.downsample.conv", padded, stride=2, padding=0)
         h = _last(params, "encoder", _middle(params, "encoder", h))
         return jnp.split(h, 2, axis=-1)
 
     def decode(self, params, latent_BHWC):
         """Images of latents, not clipped."""
-        h = _convolution(params, "decoder.conv_in", latent_BHWC / self.scale + self.shift)
+        h = convolution(params, "decoder.conv_in", latent_BHWC / self.scale + self.shift)
         h = _middle(params, "decoder", h)
         for level in reversed(range(len(self.multipliers))):
             for block in range(self.blocks + 1):
                 h = _residual(params, f"decoder.up.{level}.block.{block}", h)
             if level:
-                h = jnp.repeat(jnp.repeat(h, 2, axis=1), 2, axis=2)
-                h = _convolution(params, f"decoder.up.{level}.upsample.conv", h)
+                h = convolution(params, f"decoder.up.{level}.upsample.conv", doubled(h))
         return _last(params, "decoder", h)
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
@@ -86,30 +87,30 @@ class FluxAutoencoder:
     def _shapes(self) -> Iterator[tuple[str, tuple[int, ...]]]:
         sizes = [self.width * m for m in self.multipliers]
         deep, last = sizes[-1], len(sizes) - 1
-        yield from _convolution_shapes("encoder.conv_in", 3, self.width, 3)
+        yield from convolution_shapes("encoder.conv_in", 3, self.width, 3)
         size = self.width
         for level, out in enumerate(sizes):
             for block in range(self.blocks):
                 yield from _residual_shapes(f"encoder.down.{level}.block.{block}", size, out)
                 size = out
             if level < last:
-                yield from _convolution_shapes(f"encoder.down.{level}.downsample.conv", size, size, 3)
-        yield from _convolution_shapes("decoder.conv_in", self.channels, deep, 3)
+                yield from convolution_shapes(f"encoder.down.{level}.downsample.conv", size, size, 3)
+        yield from convolution_shapes("decoder.conv_in", self.channels, deep, 3)
         for half in ("encoder", "decoder"):
             for block in ("block_1", "block_2"):
                 yield from _residual_shapes(f"{half}.mid.{block}", deep, deep)
-            yield from _norm_shapes(f"{half}.mid.attn_1.norm", deep)
+            yield from norm_shapes(f"{half}.mid.attn_1.norm", deep)
             for name in ("q", "k", "v", "proj_out"):
-                yield from _convolution_shapes(f"{half}.mid.attn_1.{name}", deep, deep, 1)
+                yield from convolution_shapes(f"{half}.mid.attn_1.{name}", deep, deep, 1)
         for level in reversed(range(last + 1)):
             for block in range(self.blocks + 1):
                 yield from _residual_shapes(f"decoder.up.{level}.block.{block}", size, sizes[level])
                 size = sizes[level]
             if level:
-                yield from _convolution_shapes(f"decoder.up.{level}.upsample.conv", size, size, 3)
+                yield from convolution_shapes(f"decoder.up.{level}.upsample.conv", size, size, 3)
         for half, width, out in (("encoder", deep, 2 * self.channels), ("decoder", sizes[0], 3)):
-            yield from _norm_shapes(f"{half}.norm_out", width)
-            yield from _convolution_shapes(f"{half}.conv_out", width, out, 3)
+            yield from norm_shapes(f"{half}.norm_out", width)
+            yield from convolution_shapes(f"{half}.conv_out", width, out, 3)
 
 
 def sizes_of(shapes: dict[str, tuple[int, ...]]) -> FluxAutoencoder:
@@ -128,31 +129,15 @@ def sizes_of(shapes: dict[str, tuple[int, ...]]) -> FluxAutoencoder:
     return FluxAutoencoder(width=width, multipliers=tuple(n // width for n in out), blocks=blocks, channels=channels)
 
 
-def _convolution(params, name: str, x_BHWC, stride: int = 1, padding: int | None = None):
-    """Same-size convolution unless told otherwise."""
-    kernel = params[f"{name}.weight"]
-    padding = kernel.shape[-1] // 2 if padding is None else padding
-    out = jax.lax.conv_general_dilated(
-        x_BHWC, kernel, (stride, stride), [(padding, padding)] * 2, dimension_numbers=("NHWC", "OIHW", "NHWC")
-    )
-    return out + params[f"{name}.bias"].reshape(1, 1, 1, -1)
-
-
 def _norm(params, name: str, x_BHWC):
-    """GroupNorm with eps 1e-6, the statistics over pixels and the group's channels."""
-    batch, height, width, channels = x_BHWC.shape
-    x = x_BHWC.reshape(batch, height * width, GROUPS, channels // GROUPS)
-    mean = jnp.mean(x, axis=(1, 3), keepdims=True)
-    variance = jnp.mean((x - mean) ** 2, axis=(1, 3), keepdims=True)
-    x = ((x - mean) * jax.lax.rsqrt(variance + 1e-6)).reshape(x_BHWC.shape)
-    return x * params[f"{name}.weight"].reshape(1, 1, 1, -1) + params[f"{name}.bias"].reshape(1, 1, 1, -1)
+    return group_norm(params, name, x_BHWC, GROUPS, 1e-6)
 
 
 def _residual(params, name: str, x):
-    h = _convolution(params, f"{name}.conv1", jax.nn.silu(_norm(params, f"{name}.norm1", x)))
-    h = _convolution(params, f"{name}.conv2", jax.nn.silu(_norm(params, f"{name}.norm2", h)))
+    h = convolution(params, f"{name}.conv1", jax.nn.silu(_norm(params, f"{name}.norm1", x)))
+    h = convolution(params, f"{name}.conv2", jax.nn.silu(_norm(params, f"{name}.norm2", h)))
     shortcut = f"{name}.nin_shortcut"
-    return h + (_convolution(params, shortcut, x) if f"{shortcut}.weight" in params else x)
+    return h + (convolution(params, shortcut, x) if f"{shortcut}.weight" in params else x)
 
 
 def _middle(params, half: str, x):
@@ -160,30 +145,20 @@ def _middle(params, half: str, x):
     x = _residual(params, f"{half}.mid.block_1", x)
     batch, height, width, channels = x.shape
     h = _norm(params, f"{half}.mid.attn_1.norm", x)
-    project = lambda name: _convolution(params, f"{half}.mid.attn_1.{name}", h).reshape(batch, -1, 1, channels)
+    project = lambda name: convolution(params, f"{half}.mid.attn_1.{name}", h).reshape(batch, -1, 1, channels)
     attended = jax.nn.dot_product_attention(project("q"), project("k"), project("v"))
-    x = x + _convolution(params, f"{half}.mid.attn_1.proj_out", attended.reshape(x.shape))
+    x = x + convolution(params, f"{half}.mid.attn_1.proj_out", attended.reshape(x.shape))
     return _residual(params, f"{half}.mid.block_2", x)
 
 
 def _last(params, half: str, x):
-    return _convolution(params, f"{half}.conv_out", jax.nn.silu(_norm(params, f"{half}.norm_out", x)))
-
-
-def _convolution_shapes(name: str, width: int, out: int, kernel: int):
-    yield f"{name}.weight", (out, width, kernel, kernel)
-    yield f"{name}.bias", (out,)
-
-
-def _norm_shapes(name: str, width: int):
-    yield f"{name}.weight", (width,)
-    yield f"{name}.bias", (width,)
+    return convolution(params, f"{half}.conv_out", jax.nn.silu(_norm(params, f"{half}.norm_out", x)))
 
 
 def _residual_shapes(name: str, width: int, out: int):
-    yield from _norm_shapes(f"{name}.norm1", width)
-    yield from _convolution_shapes(f"{name}.conv1", width, out, 3)
-    yield from _norm_shapes(f"{name}.norm2", out)
-    yield from _convolution_shapes(f"{name}.conv2", out, out, 3)
+    yield from norm_shapes(f"{name}.norm1", width)
+    yield from convolution_shapes(f"{name}.conv1", width, out, 3)
+    yield from norm_shapes(f"{name}.norm2", out)
+    yield from convolution_shapes(f"{name}.conv2", out, out, 3)
     if width != out:
-        yield from _convolution_shapes(f"{name}.nin_shortcut", width, out, 1)
+        yield from convolution_shapes(f"{name}.nin_shortcut", width, out, 1)

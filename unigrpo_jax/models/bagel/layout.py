@@ -19,7 +19,7 @@ from typing import Any
 from unigrpo_jax.models.bagel import rope_settings
 from unigrpo_jax.models.bagel.autoencoder import FluxAutoencoder
 from unigrpo_jax.models.bagel.config import BagelConfig, VisionConfig
-from unigrpo_jax.models.bagel.settings import read_settings
+from unigrpo_jax.models.settings import read_settings
 from unigrpo_jax.models.stored import StoredTensors
 
 FILES = "llm_config.json, vit_config.json, ema.safetensors, ae.safetensors and the tokenizer's files"
