@@ -73,6 +73,20 @@ class Settings:
             raise self.error(name, f"it must be a number above 0 and at most {LARGEST_NUMBER:g}")
         return float(value)
 
+    def number(self, name: str, default: float) -> float:
+        """Any number up to `LARGEST_NUMBER`, with a sign."""
+        value = self._data.get(name, default)
+        if not isinstance(value, int | float) or isinstance(value, bool) or not abs(value) <= LARGEST_NUMBER:
+            raise self.error(name, f"it must be a number of at most {LARGEST_NUMBER:g}")
+        return float(value)
+
+    def flag(self, name: str, default: bool) -> bool:
+        """True or false."""
+        value = self._data.get(name, default)
+        if not isinstance(value, bool):
+            raise self.error(name, "it must be true or false")
+        return value
+
     def only(self, name: str, *values: Any) -> None:
         """ValueError where the name has another value than one of these; with none of them, where it is there at all."""
         if name in self and self._data[name] not in values:

@@ -1,7 +1,7 @@
-"""The FLUX autoencoder between pixels and latents, never trained here.
+"""The autoencoder of FLUX, BAGEL and Stable Diffusion between pictures and latents, never trained here.
 
-Its parameters are the tensors of `ae.safetensors` under their own names and in their own layout (convolutions
-[out, in, height, width]), as a flat dict, so that nothing is renamed on the way in.  Always float32.
+Its parameters are the tensors of FLUX's own `ae.safetensors` under their names and in their layout (convolutions
+[out, in, height, width]), as a flat dict; `diffusers` knows the other names of the same tensors.  Always float32.
 
 Images are float32 [B, height, width, 3] in [-1, 1]; latents [B, height / downsample, width / downsample, channels].
 """
@@ -14,11 +14,11 @@ import jax.numpy as jnp
 
 from unigrpo_jax.models.building.flat import convolution, convolution_shapes, doubled, group_norm, norm_shapes
 
-GROUPS = 32  # of every GroupNorm
+EPS = 1e-6  # of every GroupNorm
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class FluxAutoencoder:
+class ImageAutoencoder:
     """Sizes, and the verbs `encode` and `decode`.
 
     A batch of images of different size is padded with zeros to the largest, encoded, and the latents are cropped; the
@@ -31,6 +31,8 @@ class FluxAutoencoder:
       channels: of the latent.
       scale: latents are scale * (z - shift).
       shift: see scale.
+      groups: of every GroupNorm.
+      quant: whether a 1 x 1 convolution comes after the encoder, and another before the decoder (Stable Diffusion).
     """
 
     width: int
@@ -39,6 +41,8 @@ class FluxAutoencoder:
     channels: int
     scale: float = 0.3611
     shift: float = 0.1159
+    groups: int = 32
+    quant: bool = False
 
     @property
     def downsample(self) -> int:
@@ -62,23 +66,46 @@ class FluxAutoencoder:
         last = len(self.multipliers) - 1
         for level in range(last + 1):
             for block in range(self.blocks):
-                h = _residual(params, f"encoder.down.{level}.block.{block}", h)
+                h = self._residual(params, f"encoder.down.{level}.block.{block}", h)
             if level < last:
                 padded = jnp.pad(h, ((0, 0), (0, 1), (0, 1), (0, 0)))
                 h = convolution(params, f"encoder.down.{level}.downsample.conv", padded, stride=2, padding=0)
-        h = _last(params, "encoder", _middle(params, "encoder", h))
-        return jnp.split(h, 2, axis=-1)
+        h = self._last(params, "encoder", self._middle(params, "encoder", h))
+        return jnp.split(convolution(params, "quant_conv", h) if self.quant else h, 2, axis=-1)
 
     def decode(self, params, latent_BHWC):
         """Images of latents, not clipped."""
-        h = convolution(params, "decoder.conv_in", latent_BHWC / self.scale + self.shift)
-        h = _middle(params, "decoder", h)
+        z = latent_BHWC / self.scale + self.shift
+        h = convolution(params, "decoder.conv_in", convolution(params, "post_quant_conv", z) if self.quant else z)
+        h = self._middle(params, "decoder", h)
         for level in reversed(range(len(self.multipliers))):
             for block in range(self.blocks + 1):
-                h = _residual(params, f"decoder.up.{level}.block.{block}", h)
+                h = self._residual(params, f"decoder.up.{level}.block.{block}", h)
             if level:
                 h = convolution(params, f"decoder.up.{level}.upsample.conv", doubled(h))
-        return _last(params, "decoder", h)
+        return self._last(params, "decoder", h)
+
+    def _norm(self, params, name: str, x):
+        return group_norm(params, name, x, self.groups, EPS)
+
+    def _residual(self, params, name: str, x):
+        h = convolution(params, f"{name}.conv1", jax.nn.silu(self._norm(params, f"{name}.norm1", x)))
+        h = convolution(params, f"{name}.conv2", jax.nn.silu(self._norm(params, f"{name}.norm2", h)))
+        shortcut = f"{name}.nin_shortcut"
+        return h + (convolution(params, shortcut, x) if f"{shortcut}.weight" in params else x)
+
+    def _middle(self, params, half: str, x):
+        """Residual block, one head of attention over all pixels, residual block."""
+        x = self._residual(params, f"{half}.mid.block_1", x)
+        batch, height, width, channels = x.shape
+        h = self._norm(params, f"{half}.mid.attn_1.norm", x)
+        project = lambda name: convolution(params, f"{half}.mid.attn_1.{name}", h).reshape(batch, -1, 1, channels)
+        attended = jax.nn.dot_product_attention(project("q"), project("k"), project("v"))
+        x = x + convolution(params, f"{half}.mid.attn_1.proj_out", attended.reshape(x.shape))
+        return self._residual(params, f"{half}.mid.block_2", x)
+
+    def _last(self, params, half: str, x):
+        return convolution(params, f"{half}.conv_out", jax.nn.silu(self._norm(params, f"{half}.norm_out", x)))
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Every tensor of the file and its shape."""
@@ -111,9 +138,12 @@ class FluxAutoencoder:
         for half, width, out in (("encoder", deep, 2 * self.channels), ("decoder", sizes[0], 3)):
             yield from norm_shapes(f"{half}.norm_out", width)
             yield from convolution_shapes(f"{half}.conv_out", width, out, 3)
+        if self.quant:
+            yield from convolution_shapes("quant_conv", 2 * self.channels, 2 * self.channels, 1)
+            yield from convolution_shapes("post_quant_conv", self.channels, self.channels, 1)
 
 
-def sizes_of(shapes: dict[str, tuple[int, ...]]) -> FluxAutoencoder:
+def sizes_of(shapes: dict[str, tuple[int, ...]]) -> ImageAutoencoder:
     """The autoencoder that tensors of these shapes belong to; ValueError where they cannot be one's.
 
     FLUX's scale and shift stand in no file; they are this class's defaults.
@@ -126,33 +156,7 @@ def sizes_of(shapes: dict[str, tuple[int, ...]]) -> FluxAutoencoder:
         channels = shapes["decoder.conv_in.weight"][1]
     except (KeyError, IndexError, ValueError):
         raise ValueError("it does not hold the tensors of a FLUX autoencoder (encoder.conv_in.weight, ...).") from None
-    return FluxAutoencoder(width=width, multipliers=tuple(n // width for n in out), blocks=blocks, channels=channels)
-
-
-def _norm(params, name: str, x_BHWC):
-    return group_norm(params, name, x_BHWC, GROUPS, 1e-6)
-
-
-def _residual(params, name: str, x):
-    h = convolution(params, f"{name}.conv1", jax.nn.silu(_norm(params, f"{name}.norm1", x)))
-    h = convolution(params, f"{name}.conv2", jax.nn.silu(_norm(params, f"{name}.norm2", h)))
-    shortcut = f"{name}.nin_shortcut"
-    return h + (convolution(params, shortcut, x) if f"{shortcut}.weight" in params else x)
-
-
-def _middle(params, half: str, x):
-    """Residual block, one head of attention over all pixels, residual block."""
-    x = _residual(params, f"{half}.mid.block_1", x)
-    batch, height, width, channels = x.shape
-    h = _norm(params, f"{half}.mid.attn_1.norm", x)
-    project = lambda name: convolution(params, f"{half}.mid.attn_1.{name}", h).reshape(batch, -1, 1, channels)
-    attended = jax.nn.dot_product_attention(project("q"), project("k"), project("v"))
-    x = x + convolution(params, f"{half}.mid.attn_1.proj_out", attended.reshape(x.shape))
-    return _residual(params, f"{half}.mid.block_2", x)
-
-
-def _last(params, half: str, x):
-    return convolution(params, f"{half}.conv_out", jax.nn.silu(_norm(params, f"{half}.norm_out", x)))
+    return ImageAutoencoder(width=width, multipliers=tuple(n // width for n in out), blocks=blocks, channels=channels)
 
 
 def _residual_shapes(name: str, width: int, out: int):
