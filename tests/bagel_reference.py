@@ -12,9 +12,9 @@ import numpy as np
 
 from unigrpo_jax.config import ModelConfig
 from unigrpo_jax.episode import TokenBlock
+from unigrpo_jax.models.autoencoders.image import ImageAutoencoder
 from unigrpo_jax.models.bagel import Bagel, BagelConfig, weights
 from unigrpo_jax.models.bagel import context as contexts
-from unigrpo_jax.models.bagel.autoencoder import FluxAutoencoder
 from unigrpo_jax.models.folder import LoadedModel, load_model
 from unigrpo_jax.models.tree import flatten
 from unigrpo_jax.rollout.drawing import FlowSampler, denoise
@@ -83,7 +83,7 @@ class Reference:
         return self.loaded.network.config
 
     @property
-    def autoencoder(self) -> FluxAutoencoder:
+    def autoencoder(self) -> ImageAutoencoder:
         return self.loaded.autoencoder
 
     @contextlib.contextmanager

@@ -96,7 +96,7 @@ def hollow(path: pathlib.Path, shapes: dict[str, tuple[int, ...]], dtype: str, s
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> pathlib.Path:
-    from unigrpo_jax.models.bagel.autoencoder import FluxAutoencoder
+    from unigrpo_jax.models.autoencoders.image import ImageAutoencoder
 
     folder = tmp_path_factory.mktemp("release") / "BAGEL-7B-MoT"
     folder.mkdir()
@@ -109,7 +109,7 @@ def folder(tmp_path_factory) -> pathlib.Path:
     (folder / "llm_config.json").write_text(json.dumps(llm))
     (folder / "vit_config.json").write_text(json.dumps(vit))
     hollow(folder / "ema.safetensors", network_shapes(), "BF16", 2)
-    release = FluxAutoencoder(width=128, multipliers=(1, 2, 4, 4), blocks=2, channels=16)
+    release = ImageAutoencoder(width=128, multipliers=(1, 2, 4, 4), blocks=2, channels=16)
     hollow(folder / "ae.safetensors", release.shapes(), "F32", 4)
     save_tokenizer(folder)
     return folder

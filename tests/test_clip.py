@@ -8,7 +8,8 @@ from jax.sharding import Mesh
 
 from tests import clip_oracle
 from tests.clip_oracle import END, START, Oracle, make_folder, pictures
-from unigrpo_jax.rewards import clip, clip_scores
+from unigrpo_jax.models.text_encoders import clip
+from unigrpo_jax.rewards import clip_scores
 from unigrpo_jax.rewards.clip_images import ImageRule, pixel_values
 from unigrpo_jax.rewards.clip_weights import DEVICES, open_clip_folder
 

@@ -11,7 +11,7 @@ from PIL import Image
 
 from tests.clip_oracle import Oracle, normalised, pictures, prepared
 from unigrpo_jax.config import ConfigError
-from unigrpo_jax.rewards import clip
+from unigrpo_jax.models.text_encoders import clip
 from unigrpo_jax.rewards.clip_images import ImageRule, pixel_values, read_rule
 from unigrpo_jax.rewards.clip_weights import DEVICES, open_clip_folder
 

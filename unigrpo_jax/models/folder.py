@@ -17,8 +17,8 @@ from unigrpo_jax.config import ConfigError, ModelConfig, RolloutConfig, require
 from unigrpo_jax.foreign_files import is_inside, named
 from unigrpo_jax.models import hub
 from unigrpo_jax.models import stored as stores
+from unigrpo_jax.models.autoencoders.image import ImageAutoencoder, sizes_of
 from unigrpo_jax.models.bagel import Bagel, BagelConfig, Params, latents, layout, lora, weights
-from unigrpo_jax.models.bagel.autoencoder import FluxAutoencoder, sizes_of
 from unigrpo_jax.models.bagel.text import TextCodec, check_vocabulary, load_tokenizer, special_tokens
 from unigrpo_jax.models.stored import StoredTensors
 from unigrpo_jax.models.tree import flatten, unflatten
@@ -53,7 +53,7 @@ class LoadedModel:
     folder: pathlib.Path
     config: ModelConfig
     network: Bagel
-    autoencoder: FluxAutoencoder | latents.PixelAutoencoder
+    autoencoder: ImageAutoencoder | latents.PixelAutoencoder
     codec: TextCodec
     stored: StoredTensors
     autoencoder_stored: StoredTensors | None

@@ -14,8 +14,8 @@ import numpy as np
 import unigrpo_jax
 from unigrpo_jax import caches
 from unigrpo_jax.models import stored
+from unigrpo_jax.models.autoencoders.image import ImageAutoencoder
 from unigrpo_jax.models.bagel import Bagel, BagelConfig, VisionConfig, layout, weights
-from unigrpo_jax.models.bagel.autoencoder import FluxAutoencoder
 from unigrpo_jax.models.bagel.text import load_tokenizer, special_tokens
 
 SPECIAL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>")
@@ -23,7 +23,7 @@ SPECIAL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start
 PIECES = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
-AUTOENCODER = FluxAutoencoder(width=32, multipliers=(1, 1), blocks=1, channels=4)
+AUTOENCODER = ImageAutoencoder(width=32, multipliers=(1, 1), blocks=1, channels=4)
 
 
 def tiny_folder() -> pathlib.Path:

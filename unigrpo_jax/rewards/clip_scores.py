@@ -22,7 +22,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from unigrpo_jax.config import RunConfig, require
 from unigrpo_jax.foreign_files import named
 from unigrpo_jax.models.stored import checksum
-from unigrpo_jax.rewards import clip
+from unigrpo_jax.models.text_encoders import clip
 from unigrpo_jax.rewards.aesthetic import HeadFile, rating
 from unigrpo_jax.rewards.clip_images import ImageRule, pixel_values, read_rule
 from unigrpo_jax.rewards.clip_text import TOKENIZER_FILES, Text, TextCoder, open_coder

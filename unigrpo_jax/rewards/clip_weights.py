@@ -19,8 +19,8 @@ from unigrpo_jax.foreign_text import quoted
 from unigrpo_jax.models import named
 from unigrpo_jax.models.named import TABLE, Tensor
 from unigrpo_jax.models.stored import StoredTensors, faults
+from unigrpo_jax.models.text_encoders.clip import ACTIVATIONS, ClipConfig, TowerConfig
 from unigrpo_jax.models.tree import unflatten
-from unigrpo_jax.rewards.clip import ACTIVATIONS, ClipConfig, TowerConfig
 
 # (ours, theirs, input axes of ours as in `named.Tensor`, axes): D width, H heads, K head dim, F between the MLP's layers,
 # E the common space, V vocabulary, L tokens, N patches and the class token, C colours, S side of a patch.

@@ -16,10 +16,10 @@ import pathlib
 from collections.abc import Iterable
 from typing import Any
 
+from unigrpo_jax.models.autoencoders.image import ImageAutoencoder
 from unigrpo_jax.models.bagel import rope_settings
-from unigrpo_jax.models.bagel.autoencoder import FluxAutoencoder
 from unigrpo_jax.models.bagel.config import BagelConfig, VisionConfig
-from unigrpo_jax.models.bagel.settings import read_settings
+from unigrpo_jax.models.settings import read_settings
 from unigrpo_jax.models.stored import StoredTensors
 
 FILES = "llm_config.json, vit_config.json, ema.safetensors, ae.safetensors and the tokenizer's files"
@@ -124,7 +124,7 @@ def check_no_adapter(folder: pathlib.Path) -> None:
 
 
 def read_config(
-    folder: pathlib.Path, stored: StoredTensors, autoencoder: FluxAutoencoder | None, special_tokens: dict[str, int]
+    folder: pathlib.Path, stored: StoredTensors, autoencoder: ImageAutoencoder | None, special_tokens: dict[str, int]
 ) -> BagelConfig:
     """The config of a folder.
 

@@ -1,11 +1,11 @@
 """BAGEL-7B-MoT's sizes, for what is computed from sizes alone; a run reads its folder."""
 
-from unigrpo_jax.models.bagel.autoencoder import FluxAutoencoder
+from unigrpo_jax.models.autoencoders.image import ImageAutoencoder
 from unigrpo_jax.models.bagel.config import BagelConfig, VisionConfig
 
 HUB_NAME = "ByteDance-Seed/BAGEL-7B-MoT"
 SYSTEM_TOKENS = 64  # room for the generation system prompt, whose exact number the tokenizer's files decide
-AUTOENCODER = FluxAutoencoder(width=128, multipliers=(1, 2, 4, 4), blocks=2, channels=16)
+AUTOENCODER = ImageAutoencoder(width=128, multipliers=(1, 2, 4, 4), blocks=2, channels=16)
 BAGEL_7B = BagelConfig(
     vocab_size=152064,
     hidden_size=3584,

@@ -1,6 +1,7 @@
 """The settings in a JSON file that somebody else's program wrote, each checked as it is read; null means absent."""
 
 import pathlib
+from collections.abc import Sequence
 from typing import Any
 
 from unigrpo_jax import foreign_files
@@ -44,6 +45,20 @@ class Settings:
             raise self.error(name, f"it must be a whole number from 1 to {LARGEST_SIZE}")
         return value
 
+    def wholes(self, name: str, default: Sequence[int]) -> tuple[int, ...]:
+        """A list of whole numbers, at least one."""
+        values = self._data.get(name, list(default))
+        if not isinstance(values, list) or not values:
+            raise self.error(name, "it must be a list of whole numbers")
+        return tuple(Settings(self.path, {name: value}, self._place).whole(name) for value in values)
+
+    def words(self, name: str, default: Sequence[str], *known: str) -> tuple[str, ...]:
+        """A list of words, each of them known."""
+        values = self._data.get(name, list(default))
+        if not isinstance(values, list) or any(value not in known for value in values):
+            raise self.error(name, f"it must be a list of {' and '.join(known)}")
+        return tuple(values)
+
     def side(self, name: str, default: int) -> int:
         """A whole number, or a list of two equal ones: height and width of a square."""
         value = self._data.get(name)
@@ -57,6 +72,20 @@ class Settings:
         if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value <= LARGEST_NUMBER:
             raise self.error(name, f"it must be a number above 0 and at most {LARGEST_NUMBER:g}")
         return float(value)
+
+    def number(self, name: str, default: float) -> float:
+        """Any number up to `LARGEST_NUMBER`, with a sign."""
+        value = self._data.get(name, default)
+        if not isinstance(value, int | float) or isinstance(value, bool) or not abs(value) <= LARGEST_NUMBER:
+            raise self.error(name, f"it must be a number of at most {LARGEST_NUMBER:g}")
+        return float(value)
+
+    def flag(self, name: str, default: bool) -> bool:
+        """True or false."""
+        value = self._data.get(name, default)
+        if not isinstance(value, bool):
+            raise self.error(name, "it must be true or false")
+        return value
 
     def only(self, name: str, *values: Any) -> None:
         """ValueError where the name has another value than one of these; with none of them, where it is there at all."""
@@ -89,7 +118,7 @@ def read_settings(path: pathlib.Path, files: str) -> Settings:
     try:
         data = foreign_files.read_json(path)
     except OSError as error:
-        raise ValueError(f"{path} cannot be read ({error.strerror}); a BAGEL folder holds {files}.") from None
+        raise ValueError(f"{path} cannot be read ({error.strerror}); the folder of such a model holds {files}.") from None
     except ValueError as error:
         raise ValueError(f"{error}; download or copy it again.") from None
     if not isinstance(data, dict):

@@ -88,12 +88,26 @@ def text_embeddings(params: dict, config: ClipConfig, ids_BL: jax.Array, mask_BL
       mask_BL: nonzero where a token is not padding.
       hold: says where a residual stream [B, L, D] lies.
     """
-    p, length = params["text"], ids_BL.shape[1]
+    p = params["text"]
+    return _unit(text_states(p, config.text, config.eos, ids_BL, mask_BL, hold)[1] @ p["projection"]["kernel"])
+
+
+def text_states(p: dict, tower: TowerConfig, eos: int, ids_BL: jax.Array, mask_BL: jax.Array, hold: Hold = lambda x: x):
+    """States [B, L, D] after the last norm, and that of each text's end, [B, D], before any projection.
+
+    Args:
+      p: parameters of the text tower.
+      tower: its sizes.
+      eos: id of the token that ends a text, or `OLD_EOS`.
+      ids_BL: int token ids.
+      mask_BL: nonzero where a token is seen; Stable Diffusion and FLUX let all be seen, padding included.
+      hold: says where a residual stream [B, L, D] lies.
+    """
+    length = ids_BL.shape[1]
     x = p["token_embedding"][ids_BL] + p["position_embedding"][None, :length]
     seen = jnp.tril(jnp.ones((length, length), bool))[None, None] & (mask_BL != 0)[:, None, None]
-    x = _norm(_layers(p["layers"], config.text, hold(x), seen, hold), p["final_norm"], config.text)
-    x = jnp.take_along_axis(x, end_of_text(ids_BL, config.eos)[:, None, None], axis=1)[:, 0]
-    return _unit(x @ p["projection"]["kernel"])
+    x = _norm(_layers(p["layers"], tower, hold(x), seen, hold), p["final_norm"], tower)
+    return x, jnp.take_along_axis(x, end_of_text(ids_BL, eos)[:, None, None], axis=1)[:, 0]
 
 
 def image_embeddings(params: dict, config: ClipConfig, pixels_BHWC: jax.Array, hold: Hold = lambda x: x):

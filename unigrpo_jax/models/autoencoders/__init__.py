@@ -1,0 +1,1 @@
+"""Autoencoders between media and latents, never trained here."""

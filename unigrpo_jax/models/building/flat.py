@@ -1,0 +1,72 @@
+"""Layers over flat parameters {name: array}, named and laid out as PyTorch stores them, so that nothing is renamed.
+
+A linear weight is [out, in], a convolution's [out, in, height, width]; pixels are [B, height, width, channels].  Each layer
+has its shapes beside it, {name: shape} of what it reads.
+"""
+
+from collections.abc import Iterator, Mapping
+
+import jax
+import jax.numpy as jnp
+
+Params = Mapping[str, jax.Array]
+Shapes = Iterator[tuple[str, tuple[int, ...]]]
+
+
+def linear(params: Params, name: str, x):
+    """x W^T + b, x [..., in]; without a bias where there is none."""
+    y = jnp.einsum("...i,oi->...o", x, params[f"{name}.weight"])
+    bias = params.get(f"{name}.bias")
+    return y if bias is None else y + bias.reshape((1,) * (y.ndim - 1) + (-1,))
+
+
+def linear_shapes(name: str, width: int, out: int, bias: bool = True) -> Shapes:
+    """Of `linear`."""
+    yield f"{name}.weight", (out, width)
+    if bias:
+        yield f"{name}.bias", (out,)
+
+
+def convolution(params: Params, name: str, x_BHWC, stride: int = 1, padding: int | None = None):
+    """Same-size convolution unless told otherwise."""
+    kernel = params[f"{name}.weight"]
+    padding = kernel.shape[-1] // 2 if padding is None else padding
+    out = jax.lax.conv_general_dilated(
+        x_BHWC, kernel, (stride, stride), [(padding, padding)] * 2, dimension_numbers=("NHWC", "OIHW", "NHWC")
+    )
+    return out + params[f"{name}.bias"].reshape(1, 1, 1, -1)
+
+
+def convolution_shapes(name: str, width: int, out: int, kernel: int) -> Shapes:
+    """Of `convolution`."""
+    yield f"{name}.weight", (out, width, kernel, kernel)
+    yield f"{name}.bias", (out,)
+
+
+def group_norm(params: Params, name: str, x_BHWC, groups: int, eps: float):
+    """The statistics over pixels and the group's channels."""
+    batch, height, width, channels = x_BHWC.shape
+    x = x_BHWC.reshape(batch, height * width, groups, channels // groups)
+    mean = jnp.mean(x, axis=(1, 3), keepdims=True)
+    variance = jnp.mean((x - mean) ** 2, axis=(1, 3), keepdims=True)
+    x = ((x - mean) * jax.lax.rsqrt(variance + eps)).reshape(x_BHWC.shape)
+    return x * params[f"{name}.weight"].reshape(1, 1, 1, -1) + params[f"{name}.bias"].reshape(1, 1, 1, -1)
+
+
+def layer_norm(params: Params, name: str, x, eps: float):
+    """The statistics over the last axis of x [..., D]."""
+    centred = x - jnp.mean(x, axis=-1, keepdims=True)
+    x = centred * jax.lax.rsqrt(jnp.mean(centred**2, axis=-1, keepdims=True) + eps)
+    along = lambda p: p.reshape((1,) * (x.ndim - 1) + (-1,))
+    return x * along(params[f"{name}.weight"]) + along(params[f"{name}.bias"])
+
+
+def norm_shapes(name: str, width: int) -> Shapes:
+    """Of `group_norm` and `layer_norm`."""
+    yield f"{name}.weight", (width,)
+    yield f"{name}.bias", (width,)
+
+
+def doubled(x_BHWC):
+    """Twice as many pixels along each side, each repeated."""
+    return jnp.repeat(jnp.repeat(x_BHWC, 2, axis=1), 2, axis=2)

@@ -1,0 +1,1 @@
+"""Frozen networks that read a text, before anything is drawn."""
