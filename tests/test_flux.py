@@ -1,0 +1,165 @@
+"""The transformer of FLUX against diffusers: passes with and without told guidance, runs, gradients, and names."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from unigrpo_jax.models.flux.transformer import FluxTransformer, rotary
+from unigrpo_jax.rollout.step_rules import ODE, DanceSDE
+
+
+def read(folder):
+    """The network that a folder's config describes, and its parameters."""
+    data, stored = json.loads((folder / "config.json").read_text()), load_file(next(folder.glob("*.safetensors")))
+    network = FluxTransformer(
+        channels=data["in_channels"], double=data["num_layers"], single=data["num_single_layers"],
+        heads=data["num_attention_heads"], axes=tuple(data["axes_dims_rope"]), text_width=data["joint_attention_dim"],
+        pooled_width=data["pooled_projection_dim"], guidance=data["guidance_embeds"],
+    )  # fmt: skip
+    names = {name: network.stored_names(name) for name in network.shapes()}
+    assert sorted(name for own in names.values() for name in own) == sorted(stored)
+    pick = lambda own, shape: np.stack([stored[name] for name in own]) if own[0] not in names else stored[own[0]]
+    params = {name: pick(names[name], shape) for name, shape in network.shapes().items()}
+    assert {name: x.shape for name, x in params.items()} == network.shapes()
+    return network, params
+
+
+@pytest.fixture(scope="module")
+def recorded(fixtures):
+    """A reader of the recorded arrays, the network that is told its guidance, and the other one."""
+    folder = fixtures / "flux"
+    return (
+        lambda name: dict(np.load(folder / f"{name}.npz")),
+        read(folder / "pipeline" / "transformer"),
+        read(folder / "no_guidance" / "transformer"),
+    )
+
+
+def grid_of(ids):
+    """Rows and columns of recorded ids [N, 3]."""
+    return int(ids[:, 1].max()) + 1, int(ids[:, 2].max()) + 1
+
+
+def runner(network, found, batch):
+    """(params, x, t, scale) -> velocity, upon the recorded texts."""
+    text, pooled = (found[name][:batch] for name in ("encoder_hidden_states", "pooled_projections"))
+    grid = grid_of(found["img_ids"])
+    return jax.jit(lambda p, x, t, scale: network(p, x, jnp.full(batch, t), text, pooled, grid, jnp.full(batch, scale)))
+
+
+def test_single_passes(recorded, assert_close):
+    load, (network, params), (plain, plain_params) = recorded
+    found = load("transformer")
+    given = (found["packed"], found["timestep"], found["encoder_hidden_states"], found["pooled_projections"])
+    grid = grid_of(found["img_ids"])
+    cos, sin = rotary(grid, len(found["txt_ids"]), network.axes)
+    assert_close(np.repeat(cos, 2, axis=1), found["dev_stage/pos_embed.0"], name="cos")
+    assert_close(np.repeat(sin, 2, axis=1), found["dev_stage/pos_embed.1"], name="sin")
+    condition = jax.jit(network.condition)(params, found["timestep"], found["pooled_projections"], found["guidance"])
+    assert_close(condition, jax.nn.silu(found["dev_stage/time_text_embed"]), name="condition")
+    told = jax.jit(lambda p, *given: network(p, *given, grid, found["guidance"]))
+    assert_close(told(params, *given), found["dev_out"], name="told")
+    assert_close(jax.jit(lambda p, *given: plain(p, *given, grid))(plain_params, *given), found["noguid_out"], name="plain")
+
+
+def test_stages(recorded, assert_close):
+    """Text and picture after each block of the recorded ones."""
+    load, (network, params), _ = recorded
+    found = load("transformer")
+    grid, length = grid_of(found["img_ids"]), len(found["txt_ids"])
+    turn = rotary(grid, length, network.axes)
+    layer = lambda stack, i: {n.removeprefix(f"{stack}."): x[i] for n, x in params.items() if n.startswith(f"{stack}.")}
+    condition = network.condition(params, found["timestep"], found["pooled_projections"], found["guidance"])
+    text, picture = found["dev_stage/context_embedder"], found["dev_stage/x_embedder"]
+    block = jax.jit(network.double_block)
+    for i in range(network.double):
+        text, picture = block(layer("transformer_blocks", i), text, picture, condition, turn)
+        assert_close(text, found[f"dev_stage/transformer_blocks.{i}.0"], name=f"text {i}")
+        assert_close(picture, found[f"dev_stage/transformer_blocks.{i}.1"], name=f"picture {i}")
+    h, block = np.concatenate([text, picture], axis=1), jax.jit(network.single_block)
+    for i in range(network.single):
+        h = block(layer("single_transformer_blocks", i), h, condition, turn)
+        assert_close(h[:, :length], found[f"dev_stage/single_transformer_blocks.{i}.0"], name=f"text of one {i}")
+        assert_close(h[:, length:], found[f"dev_stage/single_transformer_blocks.{i}.1"], name=f"picture of one {i}")
+
+
+@pytest.mark.parametrize("kind", ["dev", "noguid"])
+def test_whole_runs(recorded, assert_close, kind):
+    load, told, plain = recorded
+    network, params = told if kind == "dev" else plain
+    run, times = load("euler"), load("euler")["sigmas"]
+    x, velocity = run["init"], runner(network, load("transformer"), len(run["init"]))
+    for i in range(len(times) - 1):
+        v = velocity(params, x, times[i], run["guidance"])
+        assert_close(v, run[f"{kind}_v"][i], limit=2e-4, name=f"velocity {i}")
+        x, _ = ODE().transition(x, v, times[i], times[i + 1], times[1])
+        assert_close(x, run[f"{kind}_x"][i], limit=2e-4, name=f"tokens {i}")
+
+
+def check_gradient(network, loss, params, arrays, norms, assert_close):
+    value, gradient = jax.jit(jax.value_and_grad(loss))({name: jnp.asarray(x) for name, x in params.items()})
+    assert_close(value, arrays["loss"], name="loss")
+    found = {}
+    for name, g in gradient.items():
+        own = network.stored_names(name)
+        found |= dict(zip(own, g if len(own) > 1 or g.shape[0] == 1 and own[0] != name else [g], strict=True))
+    for name in (name for name in arrays if name.startswith("grad/")):
+        assert_close(found[name.removeprefix("grad/")], arrays[name], name=name)
+    assert norms.keys() == found.keys()
+    largest = max(norms.values())
+    for name, norm in norms.items():
+        np.testing.assert_allclose(np.linalg.norm(found[name]), norm, rtol=5e-5, atol=1e-6 * largest, err_msg=name)
+
+
+def test_the_gradient_of_the_error_in_the_velocity(recorded, fixtures, assert_close):
+    load, (network, params), _ = recorded
+    given, found, scale = load("mse_inputs"), load("transformer"), load("euler")["guidance"]
+    text, pooled = found["encoder_hidden_states"], found["pooled_projections"]
+    told = jnp.full(len(text), scale)
+
+    def loss(p):
+        v = network(p, given["noisy"], given["sigma"], text, pooled, grid_of(found["img_ids"]), told)
+        return jnp.mean((v - (given["noise"] - given["clean"])) ** 2)
+
+    norms = json.loads((fixtures / "flux" / "grad_mse_norms.json").read_text())["norms"]
+    check_gradient(network, loss, params, load("grad_mse"), norms, assert_close)
+
+
+def test_the_gradient_of_a_transitions_log_probability(recorded, fixtures, assert_close):
+    load, (network, params), _ = recorded
+    run, step, scale = load("dance"), 2, load("euler")["guidance"]
+    velocity, times = runner(network, load("transformer"), run["x"].shape[1]), run["sigmas"]
+    rule = DanceSDE(noise_level=float(run["eta"]))
+
+    def loss(p):
+        v = velocity(p, run["x"][step], run["timestep_fed"][step], scale)
+        mean, std = rule.transition(run["x"][step], v, times[step], times[step + 1], times[1])
+        return jnp.sum(rule.log_prob(run["x"][step + 1], mean, std))
+
+    norms = json.loads((fixtures / "flux" / "grad_logprob_norms.json").read_text())["norms"]
+    check_gradient(network, loss, params, load("grad_logprob"), norms, assert_close)
+
+
+def test_every_name_and_shape_of_the_published_size(fixtures):
+    published = json.loads((fixtures / "flux" / "param_shapes_full.json").read_text())["shapes"]["transformer"]
+    network = FluxTransformer(channels=64, double=19, single=38, heads=24, axes=(16, 56, 56), text_width=4096,
+                              pooled_width=768, guidance=True)  # fmt: skip
+    found = {}
+    for name, shape in network.shapes().items():
+        own = network.stored_names(name)
+        found |= dict.fromkeys(own, list(shape if own == (name,) else shape[1:]))
+    assert found == published
+
+
+def test_bfloat16_stays_within_two_percent(recorded):
+    load, (network, params), _ = recorded
+    found = load("transformer")
+    rough = {name: jnp.asarray(x, jnp.bfloat16) for name, x in params.items()}
+    given = (found["packed"], found["timestep"], found["encoder_hidden_states"], found["pooled_projections"])
+    out = jax.jit(lambda p, *given: network(p, *given, grid_of(found["img_ids"]), found["guidance"]))(rough, *given)
+    assert out.dtype == jnp.float32
+    assert np.sqrt(np.mean((np.asarray(out) - found["dev_out"]) ** 2)) < 0.02 * np.sqrt(np.mean(found["dev_out"] ** 2))
