@@ -1,0 +1,63 @@
+"""T5's encoder against transformers: states after every block, with and without a mask, and names."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from unigrpo_jax.models.text_encoders.t5 import T5Encoder
+
+
+@pytest.fixture(scope="module")
+def recorded(fixtures):
+    """The encoder of FLUX's folder, its parameters, and what was recorded of it."""
+    folder = fixtures / "flux" / "pipeline" / "text_encoder_2"
+    data, stored = json.loads((folder / "config.json").read_text()), load_file(next(folder.glob("*.safetensors")))
+    encoder = T5Encoder(
+        vocabulary=data["vocab_size"], width=data["d_model"], heads=data["num_heads"], head_dim=data["d_kv"],
+        mlp=data["d_ff"], layers=data["num_layers"], buckets=data["relative_attention_num_buckets"],
+        farthest=data["relative_attention_max_distance"], norm_eps=data["layer_norm_epsilon"],
+    )  # fmt: skip
+    names = {name: encoder.stored_names(name) for name in encoder.shapes()}
+    assert sorted(name for own in names.values() for name in own) == sorted(stored)
+    read = lambda own: stored[own[0]] if own[0] in names else np.stack([stored[name] for name in own])
+    params = {name: read(own) for name, own in names.items()}
+    assert {name: x.shape for name, x in params.items()} == encoder.shapes()
+    return encoder, params, dict(np.load(fixtures / "flux" / "text.npz"))
+
+
+def test_recorded_states(recorded, assert_close):
+    encoder, params, found = recorded
+    ids, run = found["t5_input_ids"], jax.jit(encoder.__call__)
+    last, states = run(params, ids)
+    assert_close(last, found["t5_last_hidden_state"], name="last")
+    for layer, state in enumerate(found["t5_hidden_states"][:-1]):
+        assert_close(states[layer], state, name=f"after {layer} blocks")
+    masked, _ = run(params, ids, found["t5_attention_mask"])
+    assert_close(masked, found["t5_last_hidden_state_masked"], name="masked")
+
+
+def bucket_by_hand(away, buckets=32, farthest=128):
+    half = buckets // 2
+    exact, far = half // 2, abs(away)
+    if far >= exact:
+        far = min(half - 1, exact + int(np.log(far / exact) / np.log(farthest / exact) * (half - exact)))
+    return far + (half if away > 0 else 0)
+
+
+def test_buckets_of_distances():
+    found = T5Encoder(vocabulary=1, width=1, heads=1, head_dim=1, mlp=1, layers=1).bucket(300)
+    assert found.min() == 0 and found.max() == 31
+    assert all(found[200, 200 + away] == bucket_by_hand(away) for away in range(-200, 100))
+
+
+def test_every_name_and_shape_of_the_published_size(fixtures):
+    published = json.loads((fixtures / "flux" / "param_shapes_full.json").read_text())["shapes"]["text_encoder_2"]
+    encoder = T5Encoder(vocabulary=32128, width=4096, heads=64, head_dim=64, mlp=10240, layers=24)
+    found = {}
+    for name, shape in encoder.shapes().items():
+        own = encoder.stored_names(name)
+        found |= dict.fromkeys(own, list(shape if own == (name,) else shape[1:]))
+    assert found == published
