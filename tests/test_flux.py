@@ -6,25 +6,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from safetensors.numpy import load_file
 
+from unigrpo_jax.models import component
 from unigrpo_jax.models.flux.transformer import FluxTransformer, rotary
 from unigrpo_jax.rollout.step_rules import ODE, DanceSDE
 
 
 def read(folder):
     """The network that a folder's config describes, and its parameters."""
-    data, stored = json.loads((folder / "config.json").read_text()), load_file(next(folder.glob("*.safetensors")))
+    data = json.loads((folder / "config.json").read_text())
     network = FluxTransformer(
         channels=data["in_channels"], double=data["num_layers"], single=data["num_single_layers"],
         heads=data["num_attention_heads"], axes=tuple(data["axes_dims_rope"]), text_width=data["joint_attention_dim"],
         pooled_width=data["pooled_projection_dim"], guidance=data["guidance_embeds"],
     )  # fmt: skip
-    names = {name: network.stored_names(name) for name in network.shapes()}
-    assert sorted(name for own in names.values() for name in own) == sorted(stored)
-    pick = lambda own, shape: np.stack([stored[name] for name in own]) if own[0] not in names else stored[own[0]]
-    params = {name: pick(names[name], shape) for name, shape in network.shapes().items()}
-    assert {name: x.shape for name, x in params.items()} == network.shapes()
+    params = component.read(component.open_weights(folder, component.DIFFUSERS, network), network, np.float32)
     return network, params
 
 
@@ -148,11 +144,8 @@ def test_every_name_and_shape_of_the_published_size(fixtures):
     published = json.loads((fixtures / "flux" / "param_shapes_full.json").read_text())["shapes"]["transformer"]
     network = FluxTransformer(channels=64, double=19, single=38, heads=24, axes=(16, 56, 56), text_width=4096,
                               pooled_width=768, guidance=True)  # fmt: skip
-    found = {}
-    for name, shape in network.shapes().items():
-        own = network.stored_names(name)
-        found |= dict.fromkeys(own, list(shape if own == (name,) else shape[1:]))
-    assert found == published
+    assert component.wanted(network) == {name: tuple(shape) for name, shape in published.items()}
+    assert component.count(network) == 11_901_408_320
 
 
 def test_bfloat16_stays_within_two_percent(recorded):

@@ -5,8 +5,8 @@ import json
 import jax
 import numpy as np
 import pytest
-from safetensors.numpy import load_file
 
+from unigrpo_jax.models import component
 from unigrpo_jax.models.text_encoders.t5 import T5Encoder
 
 
@@ -14,17 +14,13 @@ from unigrpo_jax.models.text_encoders.t5 import T5Encoder
 def recorded(fixtures):
     """The encoder of FLUX's folder, its parameters, and what was recorded of it."""
     folder = fixtures / "flux" / "pipeline" / "text_encoder_2"
-    data, stored = json.loads((folder / "config.json").read_text()), load_file(next(folder.glob("*.safetensors")))
+    data = json.loads((folder / "config.json").read_text())
     encoder = T5Encoder(
         vocabulary=data["vocab_size"], width=data["d_model"], heads=data["num_heads"], head_dim=data["d_kv"],
         mlp=data["d_ff"], layers=data["num_layers"], buckets=data["relative_attention_num_buckets"],
         farthest=data["relative_attention_max_distance"], norm_eps=data["layer_norm_epsilon"],
     )  # fmt: skip
-    names = {name: encoder.stored_names(name) for name in encoder.shapes()}
-    assert sorted(name for own in names.values() for name in own) == sorted(stored)
-    read = lambda own: stored[own[0]] if own[0] in names else np.stack([stored[name] for name in own])
-    params = {name: read(own) for name, own in names.items()}
-    assert {name: x.shape for name, x in params.items()} == encoder.shapes()
+    params = component.read(component.open_weights(folder, component.TRANSFORMERS, encoder), encoder, np.float32)
     return encoder, params, dict(np.load(fixtures / "flux" / "text.npz"))
 
 
@@ -56,8 +52,4 @@ def test_buckets_of_distances():
 def test_every_name_and_shape_of_the_published_size(fixtures):
     published = json.loads((fixtures / "flux" / "param_shapes_full.json").read_text())["shapes"]["text_encoder_2"]
     encoder = T5Encoder(vocabulary=32128, width=4096, heads=64, head_dim=64, mlp=10240, layers=24)
-    found = {}
-    for name, shape in encoder.shapes().items():
-        own = encoder.stored_names(name)
-        found |= dict.fromkeys(own, list(shape if own == (name,) else shape[1:]))
-    assert found == published
+    assert component.wanted(encoder) == {name: tuple(shape) for name, shape in published.items()}

@@ -124,6 +124,10 @@ class UNet:
         """Every tensor of the file and its shape."""
         return dict(self._shapes())
 
+    def stored_names(self, name: str) -> tuple[str, ...]:
+        """The file's name of a parameter: its own."""
+        return (name,)
+
     def _shapes(self) -> Shapes:
         first, last = self.widths[0], len(self.widths) - 1
         yield from convolution_shapes("conv_in", self.channels, first, 3)
