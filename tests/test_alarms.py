@@ -61,7 +61,7 @@ def saturated(batch):
 HACKED = """
     smoke --devices 1 --rewards my_module:saturated --iterations 16 --learning.reasoning-lr 0 --learning.denoising-lr 3e-4
     --rollout.flow-steps 6 --rollout.window-range 1 5 --evaluation.prompts 6 --evaluation.batch 6 --evaluation.flow-steps 2
-    --logging.samples-every 0 --checkpoint.every 100 --alarms.action stop --alarms.compared 7
+    --evaluation.no-thinking --logging.samples-every 0 --checkpoint.every 100 --alarms.action stop --alarms.compared 7
 """.split()
 
 

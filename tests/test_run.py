@@ -17,8 +17,7 @@ from tests.command import REWARD, SMALL, command, run_small
 from tests.judge_server import always, expects, serving
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-_PAIRS = zip(SMALL, [*SMALL[1:], ""], strict=True)
-EVALUATION = ["--devices", "1", *(word for pair in _PAIRS if pair[0].startswith("--evaluation") for word in pair)]
+EVALUATION = "--devices 1 --evaluation.prompts 6 --evaluation.batch 6 --evaluation.flow-steps 2".split()
 METRICS = {
     "reward/mean", "reward/std", "reward/zero_variance_share", "reward/graded/mean", "reward/graded/std",
     "judge/exact", "judge/graded", "judge/plan_exact", "text/ratio_mean", "text/entropy", "text/length",
@@ -45,8 +44,8 @@ def process(module: str, *arguments, cwd: pathlib.Path, stdout=subprocess.PIPE) 
 def finished(tiny_model, tmp_path_factory) -> tuple[pathlib.Path, str]:
     """A run of the shapes world's own reward, and what it printed."""
     folder = tmp_path_factory.mktemp("runs")
-    small = [*SMALL, *"--rewards shapes --iterations 3 --logging.samples-every 2 --evaluation.every 2".split()]
-    done = process("experiments.run", "smoke", "--model.path", tiny_model, *small, cwd=folder)
+    own = "--rewards shapes --iterations 3 --logging.samples-every 2 --evaluation.every 2 --evaluation.thinking".split()
+    done = process("experiments.run", "smoke", "--model.path", tiny_model, *SMALL, *own, cwd=folder)
     assert done.stderr == ""
     return folder / "runs" / "smoke", done.stdout
 
@@ -215,7 +214,7 @@ def test_a_damaged_metrics_file_is_one_sentence(copy, tiny_model):
     (copy / "metrics.jsonl").write_text("{\n{}\n")
     record = json.loads((copy / "config.json").read_text())
     outcome = run_small(tiny_model, copy, "--resume", "--rewards", "shapes", "--iterations", 4,
-                        "--evaluation.every", record["evaluation"]["every"])  # fmt: skip
+                        "--evaluation.every", record["evaluation"]["every"], "--evaluation.thinking")  # fmt: skip
     assert outcome.code == 2 and "metrics.jsonl, line 1" in outcome.err and outcome.err.count("\n") == 1, outcome
 
 
@@ -253,7 +252,7 @@ def test_a_damaged_summary_is_one_sentence(copy, tiny_model):
     for content in ("{", "[]", '{"before": [1]}', '{"before": {"a": {"b": "c"}}, "seconds": 1}', '{"seconds": 1}'):
         (copy / "summary.json").write_text(content)
         outcome = run_small(tiny_model, copy, "--resume", "--rewards", "shapes", "--iterations", 4,
-                            "--evaluation.every", record["evaluation"]["every"])  # fmt: skip
+                            "--evaluation.every", record["evaluation"]["every"], "--evaluation.thinking")  # fmt: skip
         assert outcome.code == 2 and "summary.json is no" in outcome.err and outcome.err.count("\n") == 1, outcome
 
 
