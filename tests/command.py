@@ -20,6 +20,8 @@ SMALL = """
     --logging.samples-every 0 --logging.samples 2
     --judging.retries 0 --checkpoint.every 2 --checkpoint.keep 10 --learning.reasoning-lr 1e-3 --learning.denoising-lr 1e-3
 """.split()
+# For runs whose subject is not what is learned: the heads alone are trained, and no gradient of a layer is compiled.
+HEADS = ("--learning.frozen", "layers", "embed", "time_embedder", "vae2llm")
 
 REWARD = """
 import numpy as np
