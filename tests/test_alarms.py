@@ -6,7 +6,7 @@ import pathlib
 import numpy as np
 import pytest
 
-from tests.command import REWARD, command, run_small
+from tests.command import HEADS, REWARD, command, run_small
 from unigrpo_jax.training.metrics import read_metrics
 
 QUICK = ["--alarms.compared", 2, "--alarms.window", 4, "--alarms.sigmas", 2, "--alarms.fall", 0.2,
@@ -33,7 +33,7 @@ def lines(run_dir: pathlib.Path) -> list[dict]:
 
 
 def test_a_run_tells_its_alarms_and_one_that_stops_goes_on_alike(tiny_model, reward, tmp_path):
-    own = [*QUICK, "--rewards", "alarming_reward:score"]
+    own = [*QUICK, *HEADS, "--rewards", "alarming_reward:score"]
     warned = run_small(tiny_model, tmp_path / "warned", *own)
     assert warned.code == 0, warned.err
     told = [line for line in warned.out.splitlines() if ": alarm " in line]

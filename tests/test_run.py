@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from tests.clip_oracle import make_folder
-from tests.command import REWARD, SMALL, command, run_small
+from tests.command import HEADS, REWARD, SMALL, command, run_small
 from tests.judge_server import always, expects, serving
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -149,7 +149,7 @@ def test_own_prompts_and_own_reward_from_the_current_folder(tiny_model, tmp_path
         "import numpy as np\n\n\ndef score(batch):\n"
         "    return np.array([i[..., m['wanted']].mean() for i, m in zip(batch.images, batch.metadata)])\n"
     )
-    own = ["--prompts", "mine.jsonl", "--rewards", "my_reward:score", "--iterations", 1]
+    own = [*HEADS, "--prompts", "mine.jsonl", "--rewards", "my_reward:score", "--iterations", 1]
     reader, writer = os.pipe()
     os.close(reader)  # as `| head` does after a few lines
     with open(writer, "w") as broken:
@@ -261,7 +261,7 @@ def test_a_run_with_a_rule_and_a_clip_reward(tiny_model, tmp_path, monkeypatch):
     make_folder(tmp_path / "clip")
     rewards = ["--rewards", "shapes", "pickscore:clip", "--learning.reward-weights", "pickscore", "0.5", "--iterations", 2]
     monkeypatch.chdir(tmp_path)
-    outcome = run_small(tiny_model, tmp_path / "runs" / "smoke", *rewards)
+    outcome = run_small(tiny_model, tmp_path / "runs" / "smoke", *HEADS, *rewards)
     assert outcome.code == 0, outcome.err
     lines = [json.loads(line) for line in (tmp_path / "runs" / "smoke" / "metrics.jsonl").read_text().splitlines()]
     for line in lines:
@@ -279,5 +279,6 @@ def test_a_run_that_has_ended_holds_no_programs(tiny_model, tmp_path):
         return sum(isinstance(x, jax.stages.Compiled) for x in gc.get_objects())
 
     before = held()
-    assert run_small(tiny_model, tmp_path / "run", "--rewards", "colourfulness", "--iterations", 1, share=False).code == 0
+    own = [*HEADS, "--rewards", "colourfulness", "--iterations", 1]
+    assert run_small(tiny_model, tmp_path / "run", *own, share=False).code == 0
     assert held() == before
