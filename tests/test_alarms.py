@@ -59,15 +59,16 @@ def saturated(batch):
     return {"saturated": (images.max(axis=-1) - images.min(axis=-1)).mean(axis=(1, 2))}
 """
 HACKED = """
-    smoke --devices 1 --rewards my_module:saturated --iterations 16 --learning.reasoning-lr 0 --learning.denoising-lr 3e-4
-    --rollout.flow-steps 6 --rollout.window-range 1 5 --evaluation.prompts 6 --evaluation.batch 6 --evaluation.flow-steps 2
-    --evaluation.no-thinking --logging.samples-every 0 --checkpoint.every 100 --alarms.action stop --alarms.compared 7
+    smoke --devices 1 --rewards my_module:saturated --iterations 16 --learning.denoising-lr 3e-4
+    --learning.frozen layers/und embed norm_und lm_head --rollout.flow-steps 6 --rollout.window-range 1 5
+    --evaluation.prompts 6 --evaluation.batch 6 --evaluation.flow-steps 2 --evaluation.no-thinking
+    --logging.samples-every 0 --checkpoint.every 100 --alarms.action stop --alarms.compared 7
 """.split()
 
 
 def test_a_reward_that_can_be_hacked_rings_without_the_regulariser_and_not_with_it(tmp_path, monkeypatch):
     """It likes vivid colours, whatever is drawn: without the leash every image becomes a field of them.  The thinking is
-    held, since the velocity MSE does not hold it: it would learn to plan more objects."""
+    frozen, since the velocity MSE does not hold it: it would learn to plan more objects."""
     (tmp_path / "my_module.py").write_text(SATURATED)
     monkeypatch.syspath_prepend(tmp_path)
     train = lambda name, *words: command("experiments.run", *HACKED, "--run-dir", tmp_path / name, *words)
