@@ -6,7 +6,7 @@ import pathlib
 import numpy as np
 import pytest
 
-from tests.command import REWARD, command, run_small
+from tests.command import HEADS, REWARD, command, run_small
 from unigrpo_jax.training.metrics import read_metrics
 
 QUICK = ["--alarms.compared", 2, "--alarms.window", 4, "--alarms.sigmas", 2, "--alarms.fall", 0.2,
@@ -33,7 +33,7 @@ def lines(run_dir: pathlib.Path) -> list[dict]:
 
 
 def test_a_run_tells_its_alarms_and_one_that_stops_goes_on_alike(tiny_model, reward, tmp_path):
-    own = [*QUICK, "--rewards", "alarming_reward:score"]
+    own = [*QUICK, *HEADS, "--rewards", "alarming_reward:score"]
     warned = run_small(tiny_model, tmp_path / "warned", *own)
     assert warned.code == 0, warned.err
     told = [line for line in warned.out.splitlines() if ": alarm " in line]
@@ -59,15 +59,16 @@ def saturated(batch):
     return {"saturated": (images.max(axis=-1) - images.min(axis=-1)).mean(axis=(1, 2))}
 """
 HACKED = """
-    smoke --devices 1 --rewards my_module:saturated --iterations 16 --learning.reasoning-lr 0 --learning.denoising-lr 3e-4
-    --rollout.flow-steps 6 --rollout.window-range 1 5 --evaluation.prompts 6 --evaluation.batch 6 --evaluation.flow-steps 2
+    smoke --devices 1 --rewards my_module:saturated --iterations 16 --learning.denoising-lr 3e-4
+    --learning.frozen layers/und embed norm_und lm_head --rollout.flow-steps 6 --rollout.window-range 1 5
+    --evaluation.prompts 6 --evaluation.batch 6 --evaluation.flow-steps 2 --evaluation.no-thinking
     --logging.samples-every 0 --checkpoint.every 100 --alarms.action stop --alarms.compared 7
 """.split()
 
 
 def test_a_reward_that_can_be_hacked_rings_without_the_regulariser_and_not_with_it(tmp_path, monkeypatch):
     """It likes vivid colours, whatever is drawn: without the leash every image becomes a field of them.  The thinking is
-    held, since the velocity MSE does not hold it: it would learn to plan more objects."""
+    frozen, since the velocity MSE does not hold it: it would learn to plan more objects."""
     (tmp_path / "my_module.py").write_text(SATURATED)
     monkeypatch.syspath_prepend(tmp_path)
     train = lambda name, *words: command("experiments.run", *HACKED, "--run-dir", tmp_path / name, *words)

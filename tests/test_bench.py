@@ -15,7 +15,7 @@ from experiments.benchmark import machine, rounds, rows, timing, workload
 from experiments.benchmark.variants import OneForwardPerStep, one_forward_per_step, one_prefill_per_episode
 from experiments.presets import smoke
 from tests import tiny
-from tests.command import command
+from tests.command import HEADS, command
 from unigrpo_jax.episode import Thinking
 from unigrpo_jax.learning.objective import Objective
 
@@ -31,7 +31,7 @@ EXPECTED = {
 
 @pytest.fixture(scope="module")
 def small(tiny_model):
-    """A run of the tiny model, 8 episodes of at most 4 tokens and 4 flow steps."""
+    """A run of the tiny model that trains its heads, 8 episodes of at most 4 tokens and 4 flow steps."""
     full = smoke.config()
     return dataclasses.replace(
         full,
@@ -39,7 +39,7 @@ def small(tiny_model):
         rollout=dataclasses.replace(
             full.rollout, prompts_per_iteration=2, thinking_tokens=4, flow_steps=4, window_size=2, window_range=(0, 3)
         ),
-        learning=dataclasses.replace(full.learning, group_size=4),
+        learning=dataclasses.replace(full.learning, group_size=4, frozen=HEADS[1:]),
     )
 
 
@@ -47,6 +47,7 @@ def test_the_command_prints_its_tables_and_saves_every_row(small, tmp_path, monk
     monkeypatch.setitem(workload.SIZES, "small", lambda: workload.of_config(small))
     monkeypatch.setattr(rows, "costs", functools.partial(rows.costs, factors=(0.5,)))
     monkeypatch.setattr(machine, "MATRICES", ((64, 64, 64), (512, 512, 512)))
+    monkeypatch.setattr(machine, "LASTS", 0.05)
     outcome = command("experiments.bench", "--sizes", "small", "--repeats", "2", "--json", tmp_path / "bench.json",
                       "--tables", "speed", "savings", "loop", "costs")  # fmt: skip
     assert outcome.code == 0, outcome.err

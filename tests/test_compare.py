@@ -13,7 +13,7 @@ from experiments import compare
 from experiments.comparison import arms as all_arms
 from experiments.comparison.execute import Job
 from experiments.presets import shapes
-from tests.command import JobHere, command
+from tests.command import HEADS, JobHere, command
 from tests.conftest import ROOT
 from unigrpo_jax.config_checks import check
 
@@ -82,6 +82,7 @@ SMALL = """
     --learning.group-size 4 --rollout.thinking-tokens 4 --rollout.flow-steps 4 --rollout.window-size 2
     --rollout.window-range 0 3 --evaluation.prompts 12 --evaluation.batch 12 --evaluation.flow-steps 2 --logging.samples 4
 """.split()
+SMALL += HEADS
 
 
 def started(folder, model, *arguments) -> subprocess.CompletedProcess:

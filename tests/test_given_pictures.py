@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from tests import oracle, tiny
-from tests.command import command, run_small
+from tests.command import HEADS, command, run_small
 from unigrpo_jax.config import ConfigError, JudgingConfig, RolloutConfig
 from unigrpo_jax.episode import Thinking
 from unigrpo_jax.learning.objective import TextAnchor
@@ -281,7 +281,7 @@ def edits(tmp_path, monkeypatch):
 
 
 def given(edits):
-    return ["--prompts", edits, "--rewards", "edit_reward:score"]
+    return ["--prompts", edits, "--rewards", "edit_reward:score", *HEADS]
 
 
 def test_a_file_names_pictures_that_are_read_when_they_are_asked_for(edits):
@@ -313,8 +313,9 @@ def test_a_run_sees_its_pictures_trains_evaluates_and_goes_on(tiny_model, edits,
         outcome = run_small(tiny_model, tmp_path / "cut", *given(edits), *more)
         assert outcome.code == 0, outcome.err
     assert lines(tmp_path / "cut") == found
-    settings = ["--evaluation.prompts", 6, "--evaluation.batch", 6, "--evaluation.flow-steps", 2, "--devices", 1]
-    outcome = command("experiments.evaluate", tmp_path / "whole", "--out", tmp_path / "table.json", *settings)
+    settings = ["--evaluation.prompts", 6, "--evaluation.batch", 6, "--evaluation.flow-steps", 2, "--evaluation.no-thinking"]
+    settings += ["--devices", 1, "--out", tmp_path / "table.json"]
+    outcome = command("experiments.evaluate", tmp_path / "whole", *settings)
     assert outcome.code == 0, outcome.err
     assert json.loads((tmp_path / "table.json").read_text())["table"]["same"]["overall"] == 1
 

@@ -29,7 +29,7 @@ from launch.planning.compile import (
 from launch.planning.given import Given, find_given
 from launch.planning.page import COLOURS, MEANING, page
 from launch.planning.targets import PLANES, SHAPES, Target, find_target
-from tests.command import command
+from tests.command import HEADS, command
 from unigrpo_jax.config import ConfigError, MeshConfig
 from unigrpo_jax.parallel import mesh as meshes
 
@@ -470,7 +470,7 @@ def test_two_rounds_with_pictures_and_turns_compile_for_tpus(tiny_model, tmp_pat
     with jax.default_matmul_precision("default"):
         outcome = command("launch.plan", "smoke", "--model.path", tiny_model, "--topology", "v5e:1x1", "--rollout.rounds", 2,
                           "--rollout.flow-steps", 3, "--rollout.window-range", 0, 2, "--pictures", "yes", "--turns", "yes",
-                          "--json", tmp_path / "plan.json")  # fmt: skip
+                          "--json", tmp_path / "plan.json", *HEADS)  # fmt: skip
     assert outcome.code == 0, outcome.err
     got = json.loads((tmp_path / "plan.json").read_text())
     assert got["given"] == {"pictures": True, "turns": True} and all(p["fits"] for p in got["programs"].values())

@@ -13,7 +13,7 @@ import jax
 import numpy as np
 import pytest
 
-from tests.command import REWARD, SMALL, run_small
+from tests.command import HEADS, REWARD, SMALL, run_small
 from tests.conftest import ROOT
 from tests.quick import FLAGS
 from tests.runs_of_a_process import ENDED
@@ -106,7 +106,7 @@ def test_alone_everything_is_the_identity():
 # An epsilon far above rounding, which Adam would otherwise blow up to whole steps.
 OTHERWISE = ("--learning.adam-eps", 0.01)
 # How processes end has nothing to do with what they train; without thinking there is less to compile.
-DRAWN = ("--rollout.no-thinking", "--evaluation.no-thinking")
+DRAWN = ("--rollout.no-thinking", *HEADS)
 
 
 def free_port() -> int:

@@ -10,7 +10,7 @@ import sys
 import numpy as np
 import pytest
 
-from tests.command import SMALL
+from tests.command import HEADS, SMALL
 from tests.judge_server import KEY, YES, Answer, always, batch, config, expects, image_of, judge, says, serving, text_of
 from unigrpo_jax.config import ConfigError, JudgingConfig
 from unigrpo_jax.rewards.judging import Judging
@@ -191,7 +191,7 @@ def test_a_run_is_judged_by_the_server_and_keeps_the_key_to_itself(tiny_model, t
         environment = os.environ | {"PYTHONPATH": str(ROOT), "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".cache" / "jax"),
                                     "UNIGRPO_JUDGE_KEY": KEY, **OTHER_SECRETS}  # fmt: skip
         done = subprocess.run(
-            [sys.executable, "-m", "experiments.run", "smoke", "--model.path", str(tiny_model), *SMALL, *flags],
+            [sys.executable, "-m", "experiments.run", "smoke", "--model.path", str(tiny_model), *SMALL, *HEADS, *flags],
             cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300,
         )  # fmt: skip
     assert done.returncode == 0, done.stderr

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from tests import oracle, tiny
-from tests.command import run_small
+from tests.command import HEADS, run_small
 from unigrpo_jax.episode import Drawing, Look, Thinking, TokenBlock
 from unigrpo_jax.models import tree
 from unigrpo_jax.training.metrics import read_metrics
@@ -225,7 +225,7 @@ def lines(run_dir):
 
 
 def test_a_run_of_two_rounds_hears_looks_is_rewarded_by_round_and_goes_on(tiny_model, talk, tmp_path):
-    own = [*talk, "--learning.round-reward", "gain", "--learning.credit", "round"]
+    own = [*talk, *HEADS, "--learning.round-reward", "gain", "--learning.credit", "round"]
     whole = run_small(tiny_model, tmp_path / "whole", *own, "--iterations", 4)
     assert whole.code == 0, whole.err
     found = lines(tmp_path / "whole")

@@ -13,12 +13,11 @@ import pytest
 from PIL import Image
 
 from tests.clip_oracle import make_folder
-from tests.command import REWARD, SMALL, command, run_small
+from tests.command import HEADS, REWARD, SMALL, command, run_small
 from tests.judge_server import always, expects, serving
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-_PAIRS = zip(SMALL, [*SMALL[1:], ""], strict=True)
-EVALUATION = ["--devices", "1", *(word for pair in _PAIRS if pair[0].startswith("--evaluation") for word in pair)]
+EVALUATION = "--devices 1 --evaluation.prompts 6 --evaluation.batch 6 --evaluation.flow-steps 2".split()
 METRICS = {
     "reward/mean", "reward/std", "reward/zero_variance_share", "reward/graded/mean", "reward/graded/std",
     "judge/exact", "judge/graded", "judge/plan_exact", "text/ratio_mean", "text/entropy", "text/length",
@@ -45,8 +44,8 @@ def process(module: str, *arguments, cwd: pathlib.Path, stdout=subprocess.PIPE) 
 def finished(tiny_model, tmp_path_factory) -> tuple[pathlib.Path, str]:
     """A run of the shapes world's own reward, and what it printed."""
     folder = tmp_path_factory.mktemp("runs")
-    small = [*SMALL, *"--rewards shapes --iterations 3 --logging.samples-every 2 --evaluation.every 2".split()]
-    done = process("experiments.run", "smoke", "--model.path", tiny_model, *small, cwd=folder)
+    own = "--rewards shapes --iterations 3 --logging.samples-every 2 --evaluation.every 2 --evaluation.thinking".split()
+    done = process("experiments.run", "smoke", "--model.path", tiny_model, *SMALL, *own, cwd=folder)
     assert done.stderr == ""
     return folder / "runs" / "smoke", done.stdout
 
@@ -150,7 +149,7 @@ def test_own_prompts_and_own_reward_from_the_current_folder(tiny_model, tmp_path
         "import numpy as np\n\n\ndef score(batch):\n"
         "    return np.array([i[..., m['wanted']].mean() for i, m in zip(batch.images, batch.metadata)])\n"
     )
-    own = ["--prompts", "mine.jsonl", "--rewards", "my_reward:score", "--iterations", 1]
+    own = [*HEADS, "--prompts", "mine.jsonl", "--rewards", "my_reward:score", "--iterations", 1]
     reader, writer = os.pipe()
     os.close(reader)  # as `| head` does after a few lines
     with open(writer, "w") as broken:
@@ -215,7 +214,7 @@ def test_a_damaged_metrics_file_is_one_sentence(copy, tiny_model):
     (copy / "metrics.jsonl").write_text("{\n{}\n")
     record = json.loads((copy / "config.json").read_text())
     outcome = run_small(tiny_model, copy, "--resume", "--rewards", "shapes", "--iterations", 4,
-                        "--evaluation.every", record["evaluation"]["every"])  # fmt: skip
+                        "--evaluation.every", record["evaluation"]["every"], "--evaluation.thinking")  # fmt: skip
     assert outcome.code == 2 and "metrics.jsonl, line 1" in outcome.err and outcome.err.count("\n") == 1, outcome
 
 
@@ -253,7 +252,7 @@ def test_a_damaged_summary_is_one_sentence(copy, tiny_model):
     for content in ("{", "[]", '{"before": [1]}', '{"before": {"a": {"b": "c"}}, "seconds": 1}', '{"seconds": 1}'):
         (copy / "summary.json").write_text(content)
         outcome = run_small(tiny_model, copy, "--resume", "--rewards", "shapes", "--iterations", 4,
-                            "--evaluation.every", record["evaluation"]["every"])  # fmt: skip
+                            "--evaluation.every", record["evaluation"]["every"], "--evaluation.thinking")  # fmt: skip
         assert outcome.code == 2 and "summary.json is no" in outcome.err and outcome.err.count("\n") == 1, outcome
 
 
@@ -262,7 +261,7 @@ def test_a_run_with_a_rule_and_a_clip_reward(tiny_model, tmp_path, monkeypatch):
     make_folder(tmp_path / "clip")
     rewards = ["--rewards", "shapes", "pickscore:clip", "--learning.reward-weights", "pickscore", "0.5", "--iterations", 2]
     monkeypatch.chdir(tmp_path)
-    outcome = run_small(tiny_model, tmp_path / "runs" / "smoke", *rewards)
+    outcome = run_small(tiny_model, tmp_path / "runs" / "smoke", *HEADS, *rewards)
     assert outcome.code == 0, outcome.err
     lines = [json.loads(line) for line in (tmp_path / "runs" / "smoke" / "metrics.jsonl").read_text().splitlines()]
     for line in lines:
@@ -280,5 +279,6 @@ def test_a_run_that_has_ended_holds_no_programs(tiny_model, tmp_path):
         return sum(isinstance(x, jax.stages.Compiled) for x in gc.get_objects())
 
     before = held()
-    assert run_small(tiny_model, tmp_path / "run", "--rewards", "colourfulness", "--iterations", 1, share=False).code == 0
+    own = [*HEADS, "--rewards", "colourfulness", "--iterations", 1]
+    assert run_small(tiny_model, tmp_path / "run", *own, share=False).code == 0
     assert held() == before

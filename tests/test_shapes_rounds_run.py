@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from tests.command import command, run_small
+from tests.command import HEADS, command, run_small
 from unigrpo_jax.models.folder import find_folder
 from unigrpo_jax.training.metrics import read_metrics
 from unigrpo_jax.training.samples import load_samples
@@ -18,7 +18,7 @@ KINDS = {"recolour", "move", "add", "remove", "count"}
 def of_world(world, *arguments):
     """A run of four iterations rewarded by the world's own rules, and by what they say of the thoughts."""
     return ["--prompts", world, "--rollout.rounds", ROUNDS[world], "--rewards", "shapes", "shapes_thoughts",
-            "--rollout.prompts-per-iteration", 2, "--iterations", 2, *arguments]  # fmt: skip
+            "--rollout.prompts-per-iteration", 2, "--iterations", 2, *HEADS, *arguments]  # fmt: skip
 
 
 @pytest.mark.parametrize("world", ROUNDS)

@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from tests.command import REWARD, run_small
+from tests.command import HEADS, REWARD, run_small
 from unigrpo_jax.config import ConfigError
 from unigrpo_jax.parallel import processes
 from unigrpo_jax.rewards.judging import RewardError
@@ -31,7 +31,7 @@ def small(tiny_model, tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
     sys.modules.pop("tiny_reward", None)
     settings = ["--iterations", 3, "--checkpoint.every", 100, "--logging.samples-every", 1, "--evaluation.every", 1]
-    yield lambda *arguments: run_small(tiny_model, tmp_path / "run", *settings, *arguments)
+    yield lambda *arguments: run_small(tiny_model, tmp_path / "run", *settings, *HEADS, *arguments)
     sys.modules.pop("tiny_reward", None)
 
 
