@@ -3,12 +3,14 @@
 Models, autoencoders, grids, lengths, samplers and system prompts are static arguments.
 """
 
-from tests.tiny import jit
+from jax import jit
+
 from unigrpo_jax.models.bagel import Bagel
 from unigrpo_jax.models.bagel.autoencoder import FluxAutoencoder
 from unigrpo_jax.rollout import dialogue as dialogues
 from unigrpo_jax.rollout import drawing, thinking
 
+init = jit(Bagel.init, static_argnums=0)
 prefill, decode_token = jit(Bagel.prefill, static_argnums=0), jit(Bagel.decode, static_argnums=0)
 text_logits, velocity = jit(Bagel.text_logits, static_argnums=0), jit(Bagel.velocity, static_argnums=(0, 4))
 begin = jit(dialogues.begin, static_argnums=(0, 2, 3))
