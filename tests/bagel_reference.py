@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import json
 import pathlib
 from collections.abc import Iterator
@@ -10,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from tests import verbs
 from unigrpo_jax.config import ModelConfig
 from unigrpo_jax.episode import TokenBlock
 from unigrpo_jax.models.autoencoders.image import ImageAutoencoder
@@ -17,7 +19,7 @@ from unigrpo_jax.models.bagel import Bagel, BagelConfig, weights
 from unigrpo_jax.models.bagel import context as contexts
 from unigrpo_jax.models.folder import LoadedModel, load_model
 from unigrpo_jax.models.tree import flatten
-from unigrpo_jax.rollout.drawing import FlowSampler, denoise
+from unigrpo_jax.rollout.drawing import FlowSampler
 from unigrpo_jax.rollout.schedule import timesteps
 from unigrpo_jax.rollout.step_rules import ODE
 
@@ -58,6 +60,16 @@ class Recorded:
         return self._arrays[name]
 
 
+@functools.cache
+def _applied(network, method):
+    return jax.jit(lambda params, *args: network.apply({"params": params}, *args, method=method))
+
+
+@functools.cache
+def _captured(network, method):
+    return jax.jit(lambda params, *args: network.apply({"params": params}, *args, method=method, mutable="intermediates"))
+
+
 @dataclasses.dataclass(frozen=True)
 class Reference:
     """The recorded system.
@@ -95,15 +107,11 @@ class Reference:
 
     def apply(self, method, *args, params=None):
         """A method of the Linen module, or a function of it."""
-        run = jax.jit(lambda params, *args: self.model.network.apply({"params": params}, *args, method=method))
-        return run(self.params if params is None else params, *args)
+        return _applied(self.model.network, method)(self.params if params is None else params, *args)
 
     def captured(self, method, *args, params=None):
         """Outputs of a pass, and the residual stream after every layer, per stream."""
-        apply = lambda params, *args: self.model.network.apply(
-            {"params": params}, *args, method=method, mutable="intermediates"
-        )
-        out, state = jax.jit(apply)(self.params if params is None else params, *args)
+        out, state = _captured(self.model.network, method)(self.params if params is None else params, *args)
         return out, state["intermediates"]["layers"]["hidden"][0]
 
     def block(self, ids) -> TokenBlock:
@@ -116,7 +124,7 @@ class Reference:
         context, hidden = self.model.empty(1) if context is None else context, None
         for ids in texts:
             block = self.block(ids)
-            hidden, new = self.model.prefill(self.params, block.tokens, block.valid, context)
+            hidden, new = verbs.prefill(self.model, self.params, block.tokens, block.valid, context)
             context = contexts.extend(context, new)
         return context, hidden
 
@@ -124,11 +132,10 @@ class Reference:
         """Decodes from a fresh BOS with a reserved cache; the tokens read, their logits, and the cache."""
         batch, first = context.valid.shape[0], context.slots
         context = contexts.reserve(context, forward_calls)
-        step = jax.jit(self.model.decode)
         token, inputs, logits = jnp.full(batch, self.config.bos_token), [], []
         for i in range(forward_calls):
             inputs.append(np.asarray(token))
-            out, new = step(self.params, token, jnp.ones(batch, bool), context)
+            out, new = verbs.decode_token(self.model, self.params, token, jnp.ones(batch, bool), context)
             context = contexts.write(context, new, first + i)
             token = jnp.argmax(out, axis=-1)
             logits.append(np.asarray(out))
@@ -188,11 +195,10 @@ def channels_first(images) -> np.ndarray:
 
 def euler(reference, context, others, guidance, x, grid, shift, points):
     """States and guided velocities of every step, and the end, step by step; `denoise` must reach the same end."""
-    model, states, velocities, times = reference.model, [], [], timesteps(points - 1, shift)
+    model, params, states, velocities, times = reference.model, reference.params, [], [], timesteps(points - 1, shift)
 
-    @jax.jit
     def velocity(x, t):
-        v, *rest = (model.velocity(reference.params, x, t[None], grid, c) for c in (context, *others))
+        v, *rest = (verbs.velocity(model, params, x, t[None], grid, c) for c in (context, *others))
         return jnp.where(guidance.acts(t), guidance.apply(v, *rest), v) if guidance.active else v
 
     start = x
@@ -201,7 +207,6 @@ def euler(reference, context, others, guidance, x, grid, shift, points):
         velocities.append(velocity(x, jnp.float32(t))[0])
         x = x + velocities[-1][None] * (t_next - t)
     sampler = FlowSampler(steps=len(times) - 1, shift=shift, rule=ODE(), grid=grid, guidance=guidance)
-    window = jnp.zeros(0, jnp.int32)
-    end, _ = jax.jit(lambda x: denoise(model, reference.params, context, x, None, window, sampler, others))(start)
+    end, _ = verbs.denoise(model, params, context, start, None, jnp.zeros(0, jnp.int32), sampler, others)
     np.testing.assert_allclose(end, x, atol=2e-5 * float(jnp.max(jnp.abs(x))))
     return np.stack(states), np.stack(velocities), end[0]

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tests import tiny
+from tests import tiny, verbs
 from tests.bagel_reference import channels_first, channels_last, final_norms, image_rows
 from unigrpo_jax.models.bagel import context as contexts
 from unigrpo_jax.models.bagel import latents
@@ -37,6 +37,11 @@ class Walk:
     positions: np.ndarray
     allowed: np.ndarray
     ids: tuple[np.ndarray, np.ndarray]
+
+
+def read_velocity(network, hidden):
+    """Of `gen`'s stream after its norm."""
+    return network.llm2vae(hidden)
 
 
 def walk(reference, params, d) -> Walk:
@@ -70,7 +75,7 @@ def walk(reference, params, d) -> Walk:
                 "latent_block", x, jnp.asarray(t), jnp.asarray(ids), context, params=params
             )
             normed = reference.apply(final_norms, *streams, params=params)
-            velocities.append(reference.apply(lambda n, h: n.llm2vae(h), normed[1], params=params)[0])
+            velocities.append(reference.apply(read_velocity, normed[1], params=params)[0])
             order = jnp.array([0, *range(2, length), 1])  # our streams: start, end, then the latents
             joined = lambda pair, order=order: jnp.concatenate(pair, axis=-2)[..., order, :]
             layers.append(joined(hidden)[:, 0])
@@ -122,14 +127,21 @@ def cross_entropy(reference, params, final, d):
 
 def test_text_forward(reference, assert_close):
     with reference.all_of("text_forward") as d:
-        out = walk(reference, reference.params, d)
+        static = []  # the walk's numpy parts
+
+        def forward(params):
+            out = walk(reference, params, d)
+            static.append(out)
+            logits, ce = reference.model.text_logits(params, out.final), cross_entropy(reference, params, out.final, d)[1]
+            return dict(layers=out.layers, final=out.final), logits, ce
+
+        arrays, logits, ce = tiny.jit(forward)(reference.params)
+        out = dataclasses.replace(static[0], **arrays)
         np.testing.assert_array_equal(out.positions, d["packed_position_ids"])
         np.testing.assert_array_equal(out.allowed, d["attention_allowed"])
         assert_close(out.layers, d["layer_hidden"], name="layer_hidden")
         assert_close(out.final, d["final_hidden"], name="final_hidden")
-        logits = reference.model.text_logits(reference.params, out.final)
         assert_close(logits, d["logits"], name="logits")
-        _, ce = cross_entropy(reference, reference.params, out.final, d)
         assert_close(ce, d["ce_per_token"], name="ce_per_token")
         assert_close(ce.mean(), d["ce_mean"], name="ce_mean")
         w = d["ce_loss_weights"]
@@ -210,7 +222,7 @@ def check_training(reference, d, assert_close, gradients) -> Walk:
 def test_train_t2i(reference, assert_close):
     with reference.all_of("train_t2i") as d:
         images = channels_last(d["padded_images"])
-        latent = reference.autoencoder.encode(reference.autoencoder_params, images)
+        latent = verbs.encode(reference.autoencoder, reference.autoencoder_params, images)
         assert_close(channels_first(latent), d["padded_latent"], name="padded_latent")
         check_noise(reference, d, assert_close)
         check_training(reference, d, assert_close, "train_t2i_gradnorms.json")

@@ -7,31 +7,32 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests import tiny
+from tests import tiny, verbs
 from unigrpo_jax.episode import TokenBlock
 from unigrpo_jax.learning.policy import Policy
+from unigrpo_jax.models.bagel import Bagel, latents
 from unigrpo_jax.models.bagel import context as contexts
-from unigrpo_jax.models.bagel import latents
 from unigrpo_jax.models.bagel.guidance import Guidance
 from unigrpo_jax.models.bagel.pictures import Picture
 from unigrpo_jax.rollout import dialogue as dialogues
 from unigrpo_jax.rollout import randomness
-from unigrpo_jax.rollout.drawing import FlowSampler, denoise
+from unigrpo_jax.rollout.drawing import FlowSampler
 from unigrpo_jax.rollout.program import RolloutProgram
 from unigrpo_jax.rollout.step_rules import ODE
-from unigrpo_jax.rollout.thinking import TokenSampler, think
+from unigrpo_jax.rollout.thinking import TokenSampler
 
 PARAMS, MODEL = tiny.params(), tiny.MODEL
 SYSTEM = (tiny.BOS, 9, 11, 7, tiny.EOS)
+see_latents = tiny.jit(Bagel.see_latents, static_argnums=(0, 3))
 
 
 def read(context, *blocks):
     """The definition: every block upon what was read before."""
     for block in blocks:
         if isinstance(block, TokenBlock):
-            new = MODEL.prefill(PARAMS, block.tokens, block.valid, context)[1]
+            new = verbs.prefill(MODEL, PARAMS, block.tokens, block.valid, context)[1]
         else:
-            new = MODEL.see_latents(PARAMS, block.reshape(block.shape[0], -1, block.shape[-1]), block.shape[1:3], context)
+            new = see_latents(MODEL, PARAMS, block.reshape(block.shape[0], -1, block.shape[-1]), block.shape[1:3], context)
         context = contexts.extend(context, new)
     return context
 
@@ -45,11 +46,16 @@ def test_each_version_has_read_its_own_blocks():
     first, second = tiny.prompts(seed=1), tiny.prompts(seed=2)
     system = TokenBlock(tokens=jnp.array([SYSTEM] * 4), valid=jnp.ones((4, len(SYSTEM)), bool))
     image = jax.random.normal(jax.random.key(0), (4, *tiny.GRID, tiny.CONFIG.latent_width))
-    d = dialogues.begin(MODEL, PARAMS, SYSTEM, 4)
-    d = dialogues.hear(MODEL, PARAMS, d, first)
-    assert d.without_images is d.full  # no image yet: read once, held once
-    d = dialogues.look(MODEL, PARAMS, d, latent=image)
-    d = dialogues.hear(MODEL, PARAMS, d, second)
+
+    @tiny.jit
+    def dialogue(params):
+        d = dialogues.begin(MODEL, params, SYSTEM, 4)
+        d = dialogues.hear(MODEL, params, d, first)
+        assert d.without_images is d.full  # no image yet: read once, held once
+        d = dialogues.look(MODEL, params, d, latent=image)
+        return dialogues.hear(MODEL, params, d, second)
+
+    d = dialogue(PARAMS)
     empty = MODEL.empty(4)
     same(d.full, read(empty, system, first, image, second))
     same(d.without_text, read(empty, system, first, image))
@@ -100,24 +106,24 @@ def test_the_program_reads_a_picture_before_the_prompt(reference, thinking):
         model=model, autoencoder=ae, group_size=1, thinking_tokens=thinking, tokens=tokens, flow=flow, window=None,
     )  # fmt: skip
     prompt = reference.block([5, 6, 7])
-    got = tiny.jit(program.__call__)(params, reference.autoencoder_params, prompt, 3, 0, 0, picture)
+    run = tiny.jit(program.__call__)
+    got = run(params, reference.autoencoder_params, prompt, 3, 0, 0, picture)
 
     key = lambda stream: randomness.sample_keys(randomness.stream_key(3, 0, stream), jnp.arange(1))
-    latent = ae.encode(reference.autoencoder_params, picture.pixels, key(randomness.PICTURE))
+    latent = verbs.encode(ae, reference.autoencoder_params, picture.pixels, key(randomness.PICTURE))
     latent = latents.patchify(latent, c.latent_patch)
     d = dialogues.begin(model, params, (), 1)
-    d = dialogues.look(model, params, d, latent.reshape(1, 2, 2, -1), picture.patches)
-    d = dialogues.hear(model, params, d, prompt)
+    d = verbs.look(model, params, d, latent.reshape(1, 2, 2, -1), picture.patches)
+    d = verbs.hear(model, params, d, prompt)
     full = d.full
     if thinking:
-        thought, full = think(model, params, full, key(randomness.TOKENS), thinking, tokens)
+        thought, full = verbs.think(model, params, full, key(randomness.TOKENS), thinking, tokens)
         np.testing.assert_array_equal(got.thinking.tokens, thought.tokens)
     x = randomness.normal(key(randomness.INITIAL_NOISE), 0, (4, c.latent_width))
     others = (d.without_text, d.without_images)
-    drawn, _ = tiny.jit(
-        lambda full, others: denoise(model, params, full, x, None, jnp.zeros(0, jnp.int32), flow, others)
-    )(full, others)
-    want = latents.to_uint8(ae.decode(reference.autoencoder_params, latents.unpatchify(drawn, (2, 2), c.latent_patch)))
+    drawn, _ = verbs.denoise(model, params, full, x, None, jnp.zeros(0, jnp.int32), flow, others)
+    drawn = latents.unpatchify(drawn, (2, 2), c.latent_patch)
+    want = latents.to_uint8(verbs.decode_latent(ae, reference.autoencoder_params, drawn))
     assert np.abs(np.asarray(got.drawing.image, int) - np.asarray(want, int)).max() <= 1
-    blind = tiny.jit(program.__call__)(params, reference.autoencoder_params, prompt, 3, 0, 0)
-    assert (blind.drawing.image != got.drawing.image).any()
+    other = run(params, reference.autoencoder_params, prompt, 3, 0, 0, jax.tree.map(jnp.negative, picture))
+    assert (other.drawing.image != got.drawing.image).any()

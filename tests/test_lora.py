@@ -1,23 +1,22 @@
 """Adapters: nothing at the start, W + scale A B afterwards, a reference without a copy."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from tests import tiny
-from tests.command import REWARD, run_small
-from unigrpo_jax.config import LearningConfig
-from unigrpo_jax.config_json import load_run_config
+from unigrpo_jax.config import LearningConfig, MeshConfig
 from unigrpo_jax.learning import parameters
 from unigrpo_jax.learning.objective import Objective
 from unigrpo_jax.learning.policy import Policy
 from unigrpo_jax.learning.update import UpdateProgram, new_state
 from unigrpo_jax.models import tree
 from unigrpo_jax.models.bagel import Bagel, lora, weights
-from unigrpo_jax.models.folder import load_model
 from unigrpo_jax.parallel import mesh as meshes
-from unigrpo_jax.training.checkpoint import Checkpoints, abstract
+from unigrpo_jax.parallel.rules import Layout
 
 RANK, SCALE = 3, 1.7
 ALL = ("layers/(und|gen)/(q|k|v|o|gate|up|down)_proj",)
@@ -56,14 +55,21 @@ ADAPTED = lora.attach(BASE, RANK, ALL, jax.random.key(1))
 look_at = tiny.jit(look)
 
 
-def program_of(**changes):
+def program_of(model=MODEL, **changes):
     base = tiny.update_program(**changes)
-    policy = Policy(model=MODEL, tokens=base.objective.policy.tokens, flow=base.objective.policy.flow)
+    policy = Policy(model=model, tokens=base.objective.policy.tokens, flow=base.objective.policy.flow)
     return UpdateProgram(objective=Objective(policy=policy, config=base.config), config=base.config)
 
 
 START = trained(ADAPTED, 0.05)
 FROZEN = parameters.split(START, parameters.groups(START, LearningConfig()))[1]
+PROGRAM = program_of()
+run = tiny.jit(PROGRAM.__call__)
+
+
+def updated(params):
+    """One update of these adapters."""
+    return run(new_state(params, PROGRAM.config), FROZEN, BASE, tiny.episodes(), tiny.advantages())
 
 
 def test_fresh_adapters_change_no_bit():
@@ -109,16 +115,14 @@ def test_adapters_alone_are_trained_in_their_experts_groups():
 
 def test_an_update_moves_the_adapters_and_is_on_policy():
     """The reference is the tree without adapters; the frozen weights are given once and come back nowhere."""
-    program = program_of()
-    state = new_state(START, program.config)
+    state = new_state(START, PROGRAM.config)
     assert set(FROZEN) == set(tree.flatten(BASE)) and all(map(lora.is_adapter, state.trained))
-    run = tiny.jit(program.__call__)
-    after, metrics = run(state, FROZEN, BASE, tiny.episodes(), tiny.advantages())
+    after, metrics = updated(START)
     for name in ("text", "flow"):
         assert float(metrics[f"{name}/ratio_min"]) == float(metrics[f"{name}/ratio_max"]) == 1.0
     assert float(metrics["flow/velocity_mse"]) > 1e-8 and float(metrics["update/skipped"]) == 0
     assert {path for path, x in after.trained.items() if (x != state.trained[path]).any()} == set(state.trained)
-    _, metrics = run(new_state(ADAPTED, program.config), FROZEN, BASE, tiny.episodes(), tiny.advantages())
+    _, metrics = updated(ADAPTED)
     assert float(metrics["flow/velocity_mse"]) < 1e-10  # adapters that do nothing are the reference
 
 
@@ -135,15 +139,13 @@ def test_stored_tensors_have_the_adapters_folded_in():
 
 def test_gradients_are_those_of_the_kernels_by_the_chain_rule():
     """dL/dA = scale dL/dW B^T, dL/dB = scale A^T dL/dW, with dL/dW taken at the folded weights, which hold no adapter."""
-    objective = program_of().objective
-    episodes, advantages = tiny.episodes(), tiny.advantages()
 
-    def gradient(params):
-        anchors = objective.anchors(params, BASE, episodes, True)
-        return jax.grad(lambda p: objective(p, episodes, anchors, advantages, True)[0])(params)
+    def loss(params):
+        logits, velocities = look(params)
+        return jnp.mean(jnp.sin(3 * logits)) + jnp.mean(jnp.sin(2 * velocities))
 
-    own = tree.flatten(tiny.jit(gradient)(START))
-    whole = tree.flatten(tiny.jit(gradient)(folded(START)))
+    gradient = tiny.jit(jax.grad(loss))
+    own, whole = tree.flatten(gradient(START)), tree.flatten(gradient(folded(START)))
     flat = {path: np.asarray(x, np.float64) for path, x in tree.flatten(START).items()}
     for path in [p for p in flat if p.endswith("/lora_a")]:
         place = path.removesuffix("lora_a")
@@ -158,36 +160,18 @@ def test_gradients_are_those_of_the_kernels_by_the_chain_rule():
 
 
 def test_micro_batches_and_devices_change_no_update():
-    """One piece on one device, four pieces, and eight devices."""
-    results = []
-    for devices, micro_batches in ((1, 1), (1, 4), (8, 1)):
-        program, mesh = program_of(micro_batches=micro_batches), meshes.make_mesh(devices)
-        everywhere, spread = meshes.replicated(mesh), meshes.spread(mesh)
-        state, frozen, base = jax.device_put((new_state(START, program.config), FROZEN, BASE), everywhere)
-        episodes, advantages = jax.device_put((tiny.episodes(), tiny.advantages()), spread)
-        results.append(tiny.jit(program.__call__)(state, frozen, base, episodes, advantages))
-    for state, metrics in results[1:]:
-        for path, value in state.trained.items():
-            np.testing.assert_allclose(value, results[0][0].trained[path], atol=1e-6, err_msg=path)
-        assert float(metrics["text/ratio_min"]) == float(metrics["flow/ratio_max"]) == 1.0
-
-
-def test_a_run_with_adapters_resumes_in_the_same_bits(tiny_model, tmp_path, monkeypatch):
-    """Two iterations straight, and one, then one more; the checkpoints hold adapters alone."""
-    (tmp_path / "tiny_reward.py").write_text(REWARD)
-    monkeypatch.syspath_prepend(tmp_path)
-    own = ("--model.lora.rank", 2, "--model.lora.alpha", 3)
-    folders = [tmp_path / name for name in ("straight", "stopped")]
-    for folder, *more in ((folders[0], "--iterations", 2), (folders[1], "--iterations", 1),
-                          (folders[1], "--iterations", 2, "--resume")):  # fmt: skip
-        outcome = run_small(tiny_model, folder, *own, *more)
-        assert outcome.code == 0, outcome
-    config = load_run_config(folders[0] / "config.json")
-    loaded = load_model(config.model)
-    assert loaded.network.lora_scale == 1.5
-    like = jax.eval_shape(lambda p: new_state(p, config.learning), loaded.abstract_params())
-    assert like.trained and all(map(lora.is_adapter, like.trained))
-    place = abstract(like, jax.sharding.SingleDeviceSharding(jax.devices()[0]))
-    states = [Checkpoints(folder / "checkpoints").load(2, place) for folder in folders]
-    tiny.assert_trees_equal(*states)
-    assert any(np.asarray(x).any() for path, x in states[0].trained.items() if path.endswith("lora_b"))
+    """One piece on one device, and four pieces on four devices, over two of which each adapter is cut."""
+    mesh = meshes.make_mesh(4, MeshConfig(tensor=2))
+    layout, spread = Layout(mesh), meshes.spread(mesh)
+    program = program_of(dataclasses.replace(MODEL, hold=layout.activations), micro_batches=4)
+    state = new_state(START, program.config)
+    state = jax.device_put(state, layout.like_parameters(state))
+    lay = lambda flat: {path: jax.device_put(x, layout.parameter(path, x.shape)) for path, x in flat.items()}
+    given = lay(FROZEN), tree.unflatten(lay(tree.flatten(BASE)))
+    episodes, advantages = jax.device_put((tiny.episodes(), tiny.advantages()), spread)
+    state, metrics = tiny.jit(program.__call__)(state, *given, episodes, advantages)
+    cut = state.trained["layers/und/up_proj/lora_b"]
+    assert cut.addressable_shards[0].data.size * 2 == cut.size
+    for path, x in updated(START)[0].trained.items():
+        np.testing.assert_allclose(state.trained[path], x, atol=1e-6, err_msg=path)
+    assert float(metrics["text/ratio_min"]) == float(metrics["flow/ratio_max"]) == 1.0

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests import verbs
 from tests.equations import equations
 from unigrpo_jax.models.bagel import Bagel, BagelConfig, latents
 from unigrpo_jax.models.bagel import context as contexts
@@ -17,21 +18,13 @@ CONFIG = BagelConfig(
     image_start_token=3, image_end_token=4, pad_token=0, latent_channels=3, latent_patch=2, max_latent_size=6,
 )  # fmt: skip
 GRID = (3, 2)
-prefill, decode = (jax.jit(f, static_argnums=0) for f in (Bagel.prefill, Bagel.decode))
-text_logits, velocity_of = jax.jit(Bagel.text_logits, static_argnums=0), jax.jit(Bagel.velocity, static_argnums=(0, 4))
 
 
 @pytest.fixture(scope="module")
 def params():
     """Random weights, the flow head included, which starts at zero."""
-
-    @jax.jit
-    def noisy():
-        leaves, tree = jax.tree.flatten(Bagel(CONFIG).init(jax.random.key(0)))
-        keys = jax.random.split(jax.random.key(1), len(leaves))
-        return jax.tree.unflatten(tree, [x + 0.1 * jax.random.normal(k, x.shape) for x, k in zip(leaves, keys, strict=True)])
-
-    return noisy()
+    rng, fresh = np.random.default_rng(1), verbs.init(Bagel(CONFIG), jax.random.key(0))
+    return jax.tree.map(lambda x: jnp.asarray(x + 0.1 * rng.standard_normal(x.shape, np.float32)), fresh)
 
 
 @pytest.fixture(scope="module")
@@ -43,13 +36,13 @@ def inputs():
 
 
 def velocity(model, params, tokens, x, t):
-    _, context = prefill(model, params, tokens, jnp.ones(tokens.shape, bool), model.empty(2))
-    return velocity_of(model, params, x, t, GRID, context)
+    _, context = verbs.prefill(model, params, tokens, jnp.ones(tokens.shape, bool), model.empty(2))
+    return verbs.velocity(model, params, x, t, GRID, context)
 
 
 def test_fresh_flow_head_predicts_zero(inputs):
     model = Bagel(CONFIG)
-    assert not velocity(model, jax.jit(model.init)(jax.random.key(0)), *inputs).any()
+    assert not velocity(model, verbs.init(model, jax.random.key(0)), *inputs).any()
 
 
 def test_remat_and_unroll_change_neither_output_nor_gradient(params, inputs):
@@ -60,7 +53,7 @@ def test_remat_and_unroll_change_neither_output_nor_gradient(params, inputs):
 
     both = jax.jit(jax.value_and_grad(loss), static_argnums=1)
     plain = both(params, Bagel(CONFIG))
-    for change in ({"remat": "full"}, {"remat": "dots"}, {"unroll": 3}):
+    for change in ({"remat": "full"}, {"remat": "dots", "unroll": 3}):
         for expected, found in zip(plain, both(params, Bagel(CONFIG, **change)), strict=True):
             scale = max(float(jnp.max(jnp.abs(x))) for x in jax.tree.leaves(expected))
             error = jax.tree.map(lambda a, b: float(jnp.max(jnp.abs(a - b))), expected, found)
@@ -90,15 +83,15 @@ def test_bfloat16_stays_within_two_percent(params, inputs):
 def test_one_block_equals_two_blocks_equals_token_by_token(params, inputs):
     tokens, _, _ = inputs
     model, valid = Bagel(CONFIG), jnp.ones((2, 7), bool)
-    hidden, whole = prefill(model, params, tokens, valid, model.empty(2))
-    first, block = prefill(model, params, tokens[:, :3], valid[:, :3], model.empty(2))
-    second, rest = prefill(model, params, tokens[:, 3:], valid[:, 3:], block)
+    hidden, whole = verbs.prefill(model, params, tokens, valid, model.empty(2))
+    first, block = verbs.prefill(model, params, tokens[:, :3], valid[:, :3], model.empty(2))
+    second, rest = verbs.prefill(model, params, tokens[:, 3:], valid[:, 3:], block)
     np.testing.assert_allclose(np.concatenate([first, second], axis=1), hidden, atol=2e-5)
     written = contexts.reserve(block, 6)  # two slots more than are needed
     for i in range(3, 7):
-        logits, one = decode(model, params, tokens[:, i], valid[:, i], written)
+        logits, one = verbs.decode_token(model, params, tokens[:, i], valid[:, i], written)
         written = contexts.write(written, one, jnp.int32(i))
-        np.testing.assert_allclose(logits, text_logits(model, params, hidden[:, i]), atol=5e-5)
+        np.testing.assert_allclose(logits, verbs.text_logits(model, params, hidden[:, i]), atol=5e-5)
     for context in (contexts.extend(block, rest), written):
         np.testing.assert_allclose(context.keys[:, :, :, :7], whole.keys, atol=2e-5)
         np.testing.assert_array_equal(context.rope, whole.rope)
@@ -112,8 +105,8 @@ def test_padding_on_either_side_changes_nothing(params, inputs):
     for left, right in ((3, 0), (0, 4), (2, 2)):
         garbage = jnp.pad(tokens, ((0, 0), (left, right)), constant_values=17)
         valid = jnp.pad(jnp.ones((2, 7), bool), ((0, 0), (left, right)))
-        _, context = prefill(model, params, garbage, valid, model.empty(2))
-        got = velocity_of(model, params, x, t, GRID, context)
+        _, context = verbs.prefill(model, params, garbage, valid, model.empty(2))
+        got = verbs.velocity(model, params, x, t, GRID, context)
         np.testing.assert_allclose(got, want, atol=2e-5)
 
 
@@ -121,9 +114,9 @@ def test_a_row_of_nothing_but_padding_stays_finite(params, inputs):
     tokens, x, t = inputs
     model = Bagel(CONFIG)
     valid = jnp.zeros((2, 7), bool).at[0].set(True)
-    _, context = prefill(model, params, tokens, valid, model.empty(2))
-    got = velocity_of(model, params, x, t, GRID, context)
-    np.testing.assert_allclose(got[1], velocity_of(model, params, x, t, GRID, model.empty(2))[1], atol=2e-5)
+    _, context = verbs.prefill(model, params, tokens, valid, model.empty(2))
+    got = verbs.velocity(model, params, x, t, GRID, context)
+    np.testing.assert_allclose(got[1], verbs.velocity(model, params, x, t, GRID, model.empty(2))[1], atol=2e-5)
 
 
 def test_every_image_token_sees_every_other_and_the_whole_context(params, inputs):
@@ -139,8 +132,8 @@ def test_every_image_token_sees_every_other_and_the_whole_context(params, inputs
 def test_text_sees_no_later_token(params, inputs):
     tokens, _, _ = inputs
     model, valid = Bagel(CONFIG), jnp.ones((2, 7), bool)
-    before, _ = prefill(model, params, tokens, valid, model.empty(2))
-    after, _ = prefill(model, params, tokens.at[:, 4].set(39), valid, model.empty(2))
+    before, _ = verbs.prefill(model, params, tokens, valid, model.empty(2))
+    after, _ = verbs.prefill(model, params, tokens.at[:, 4].set(39), valid, model.empty(2))
     np.testing.assert_array_equal(before[:, :4], after[:, :4])
     assert (before[:, 4:] != after[:, 4:]).any(axis=-1).all()
 

@@ -36,14 +36,20 @@ def compiled(**settings):
 
 @functools.cache
 def value(**settings):
-    """As `compiled`, without gradients."""
+    """As `compiled`, without weights and gradients: losses of views, which one program makes for every setting."""
     objective = tiny.objective(**settings)
+    view = tiny.jit(objective.policy.view) if "rule" in settings else tiny.view()
+    loss = tiny.told(objective)
 
+    @tiny.jit
     def run(params, reference, start, episodes, advantages, on_policy):
-        anchors = objective.anchors(start, reference, episodes, own_start=False)
-        return objective(params, episodes, anchors, advantages, on_policy)
+        anchors = loss.anchors(start, reference, episodes, own_start=False)
+        return loss(params, episodes, anchors, advantages, on_policy)
 
-    return tiny.jit(run)
+    def measure(params, reference, start, episodes, advantages, on_policy):
+        return run(*(view(p, episodes) for p in (params, reference, start)), episodes, advantages, on_policy)
+
+    return measure
 
 
 def weights(text=1.0, flow=1.0, mse=0.3):

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests import verbs
 from unigrpo_jax.config import ConfigError, EvaluationConfig, ModelConfig, RolloutConfig
 from unigrpo_jax.episode import TokenBlock
 from unigrpo_jax.models.folder import load_model
@@ -52,15 +53,16 @@ def test_it_draws_upon_the_words_and_records_the_tokens(toy):
     assert np.abs(np.asarray(sampled.drawing.latent - first.latent)).max() > 1e-2
     assert np.asarray(second.finite).all()
     plain, params = dataclasses.replace(program(toy), thinking_tokens=0), toy.params()
+    act = jax.jit(plain.act)
     whole = lambda ids: TokenBlock(tokens=jnp.array([ids], jnp.int32), valid=jnp.ones((1, len(ids)), bool))
-    hear = lambda dialogue, ids: dialogues.hear(toy.network, params, dialogue, whole(ids))
+    hear = lambda dialogue, ids: verbs.hear(toy.network, params, dialogue, whole(ids))
     for row, text in enumerate(TEXTS):
         block = by_hand(toy, np.asarray(thinking.tokens[row])[np.asarray(thinking.mask[row])])
         assert len(block) - 2 > int(thinking.mask[row].sum())  # random bytes are no characters
         dialogue = hear(dialogues.begin(toy.network, params, (), 1), toy.codec.ids(text))
         dialogue = dialogue.replace(full=hear(dialogue, block).full)
         given = (dialogue, jnp.array([row]), plain.steps(3, 0, 0), 3, 0, 0)
-        (drawing,) = plain.act(params, toy.autoencoder_params(), *given)[1]
+        (drawing,) = act(params, toy.autoencoder_params(), *given)[1]
         np.testing.assert_allclose(first.latent[row], drawing.latent[0], atol=2e-5)
 
 
