@@ -6,7 +6,7 @@ import tracemalloc
 
 import pytest
 
-from tests.command import HEADS, SMALL, command, run_small
+from tests.command import SMALL, command, run_small
 from unigrpo_jax.config import ConfigError
 from unigrpo_jax.worlds.prompt import CHECKED
 from unigrpo_jax.worlds.source import read_source
@@ -272,8 +272,8 @@ def test_the_command_line_refuses_in_one_sentence(tiny_model, tmp_path, monkeypa
 
 def lines_of_three_kinds(path):
     """4097 prompts of kind a with more letters than the one of kind c, which has more tokens; kinds take turns."""
-    many = [{"prompt": "triangles " * 4, "category": "a"}] * CHECKED
-    few = [{"prompt": "circle", "category": "b"}, {"prompt": "a " * 18, "category": "c"}]
+    many = [{"prompt": "triangles " * 3, "category": "a"}] * CHECKED
+    few = [{"prompt": "circle", "category": "b"}, {"prompt": "a " * 9, "category": "c"}]
     path.write_text("\n".join(map(json.dumps, [*many[:1], *few, *many])))
 
 
@@ -282,10 +282,11 @@ def test_a_prompt_that_is_found_too_long_during_the_run_stops_it_with_a_checkpoi
     path = tmp_path / "prompts.jsonl"
     lines_of_three_kinds(path)
     (tmp_path / "held_out.txt").write_text("a circle")
-    own = ["--prompts", path, "--evaluation.source", tmp_path / "held_out.txt", "--rewards", "colourfulness"]
-    outcome = run_small(tiny_model, tmp_path / "run", *HEADS, *own)
+    own = ["--prompts", path, "--evaluation.source", tmp_path / "held_out.txt", "--rewards", "colourfulness",
+           "--rollout.prompt-tokens", 9]  # fmt: skip
+    outcome = run_small(tiny_model, tmp_path / "run", *own)
     assert outcome.code == 1, outcome
-    assert f"({path}, line 3) has 20 tokens" in outcome.err and "rollout.prompt_tokens = 20" in outcome.err
+    assert f"({path}, line 3) has 11 tokens" in outcome.err and "rollout.prompt_tokens = 11" in outcome.err
     assert "stopped after iteration 1 with a checkpoint" in outcome.err and outcome.err.count("\n") == 1
     assert (tmp_path / "run" / "checkpoints" / "1").is_dir()
 
@@ -296,7 +297,7 @@ def test_a_run_on_a_mixture_uses_both_sources(tiny_model, tmp_path):
     (tmp_path / "b.jsonl").write_text('{"prompt": "a square", "category": "square"}')
     own = ["--prompts", tmp_path / "a.txt", tmp_path / "b.jsonl", "--prompt-weights", 2, 1, "--rewards", "colourfulness",
            "--logging.samples", 6, "--iterations", 1]  # fmt: skip
-    outcome = run_small(tiny_model, tmp_path / "run", *HEADS, *own)
+    outcome = run_small(tiny_model, tmp_path / "run", *own)
     assert outcome.code == 0, outcome
     shown = [sample["prompt"] for sample in json.loads((tmp_path / "run" / "samples" / "000001.json").read_text())]
     assert sorted(shown) == ["a circle"] * 4 + ["a square"] * 2
@@ -304,6 +305,6 @@ def test_a_run_on_a_mixture_uses_both_sources(tiny_model, tmp_path):
     assert config["prompt_weights"] == [2.0, 1.0] and len(config["prompts"]) == 2
     table = tmp_path / "table.json"
     outcome = command("experiments.evaluate", tmp_path / "run", "--evaluation.prompts", 6, "--evaluation.batch", 6,
-                      "--evaluation.flow-steps", 2, "--evaluation.no-thinking", "--out", table)  # fmt: skip
+                      "--evaluation.flow-steps", 2, "--out", table)  # fmt: skip
     assert outcome.code == 0, outcome
     assert json.loads(table.read_text())["prompts"] == [str(tmp_path / "a.txt"), str(tmp_path / "b.jsonl")]
