@@ -98,13 +98,12 @@ class TextCodec:
     def prompts(self, texts: Sequence[str], length: int, place: Callable[[int], object] | None = None) -> TokenBlock:
         """Left-padded blocks [P, length] of prompts; ConfigError where one does not fit, `place` as in `check_lengths`."""
         self.check_lengths(texts, length, place)
-        return self._left_padded(texts, length)
+        return self._left_padded([self.ids(text) for text in texts], length)
 
-    def _left_padded(self, texts: Sequence[str], length: int) -> TokenBlock:
-        tokens = np.full((len(texts), length), self.config.pad_token, np.int32)
-        valid = np.zeros((len(texts), length), bool)
-        for row, text in enumerate(texts):
-            ids = self.ids(text)
+    def _left_padded(self, blocks: Sequence[list[int]], length: int) -> TokenBlock:
+        tokens = np.full((len(blocks), length), self.config.pad_token, np.int32)
+        valid = np.zeros((len(blocks), length), bool)
+        for row, ids in enumerate(blocks):
             tokens[row, length - len(ids) :] = ids
             valid[row, length - len(ids) :] = True
         return TokenBlock(tokens=tokens, valid=valid)
@@ -112,7 +111,8 @@ class TextCodec:
     def again(self, tokens_BM, mask_BM, length: int) -> TokenBlock:
         """Blocks [B, length] of B thinkings' words, encoded again, as PyTorch's BAGEL makes them before it draws.
 
-        The words are those before the first word that closes or opens a block, which is BOS when it was sampled inside.
+        The words are those before the first word that closes or opens a block, which is BOS when it was sampled inside.  Other
+        control tokens are encoded as such, since the model sampled them.
 
         Args:
           tokens_BM: sampled tokens, the stop token among them or not.
@@ -122,10 +122,12 @@ class TextCodec:
         rows = [row[kept].tolist() for row, kept in zip(np.asarray(tokens_BM), np.asarray(mask_BM), strict=True)]
         texts = [self.tokenizer.decode(row, skip_special_tokens=False) for row in rows]
         texts = [text.split(SPECIAL_TOKENS["eos_token"])[0].split(SPECIAL_TOKENS["bos_token"])[0] for text in texts]
-        most = max(len(self.ids(text)) for text in texts)
+        encode = lambda text: self.tokenizer.encode(text, add_special_tokens=False)
+        blocks = [[self.config.bos_token, *encode(text), self.config.eos_token] for text in texts]
+        most = max(map(len, blocks))
         require(most <= length, f"a thinking has {most} tokens when its words are encoded again, more than the {length} "
                 "that are kept for it; leave thinking_as_text out.")  # fmt: skip
-        return self._left_padded(texts, length)
+        return self._left_padded(blocks, length)
 
     def thoughts(self, thinking: Thinking | None, batch: int) -> list[str]:
         """The words of B thinkings, without the stop token; empty texts where there is no thinking."""
