@@ -111,8 +111,8 @@ class TextCodec:
     def again(self, tokens_BM, mask_BM, length: int) -> TokenBlock:
         """Blocks [B, length] of B thinkings' words, encoded again, as PyTorch's BAGEL makes them before it draws.
 
-        The words are those before the first word that closes or opens a block, which is BOS when it was sampled inside.  Other
-        control tokens are encoded as such, since the model sampled them.
+        The words are those before the first word that closes or opens a block, which is BOS when it was sampled inside.
+        Other control tokens are encoded as such, since the model sampled them.
 
         Args:
           tokens_BM: sampled tokens, the stop token among them or not.
