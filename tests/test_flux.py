@@ -8,18 +8,14 @@ import numpy as np
 import pytest
 
 from unigrpo_jax.models import component
-from unigrpo_jax.models.flux.transformer import FluxTransformer, rotary
+from unigrpo_jax.models.flux.config import read_transformer
+from unigrpo_jax.models.flux.transformer import rotary
 from unigrpo_jax.rollout.step_rules import ODE, DanceSDE
 
 
 def read(folder):
     """The network that a folder's config describes, and its parameters."""
-    data = json.loads((folder / "config.json").read_text())
-    network = FluxTransformer(
-        channels=data["in_channels"], double=data["num_layers"], single=data["num_single_layers"],
-        heads=data["num_attention_heads"], axes=tuple(data["axes_dims_rope"]), text_width=data["joint_attention_dim"],
-        pooled_width=data["pooled_projection_dim"], guidance=data["guidance_embeds"],
-    )  # fmt: skip
+    network = read_transformer(folder / "config.json")
     params = component.read(component.open_weights(folder, component.DIFFUSERS, network), network, np.float32)
     return network, params
 
@@ -140,10 +136,10 @@ def test_the_gradient_of_a_transitions_log_probability(recorded, fixtures, asser
     check_gradient(network, loss, params, load("grad_logprob"), norms, assert_close)
 
 
-def test_every_name_and_shape_of_the_published_size(fixtures):
+def test_every_name_and_shape_of_the_published_size(fixtures, tmp_path):
     published = json.loads((fixtures / "flux" / "param_shapes_full.json").read_text())["shapes"]["transformer"]
-    network = FluxTransformer(channels=64, double=19, single=38, heads=24, axes=(16, 56, 56), text_width=4096,
-                              pooled_width=768, guidance=True)  # fmt: skip
+    (tmp_path / "config.json").write_text(json.dumps({"guidance_embeds": True}))
+    network = read_transformer(tmp_path / "config.json")
     assert component.wanted(network) == {name: tuple(shape) for name, shape in published.items()}
     assert component.count(network) == 11_901_408_320
 
@@ -156,3 +152,20 @@ def test_bfloat16_stays_within_two_percent(recorded):
     out = jax.jit(lambda p, *given: network(p, *given, grid_of(found["img_ids"]), found["guidance"]))(rough, *given)
     assert out.dtype == jnp.float32
     assert np.sqrt(np.mean((np.asarray(out) - found["dev_out"]) ** 2)) < 0.02 * np.sqrt(np.mean(found["dev_out"] ** 2))
+
+
+@pytest.mark.parametrize(
+    "data, words",
+    [
+        ({"patch_size": 2}, "patch_size = 2, but this network knows only 1"),
+        ({"out_channels": 32}, "out_channels = 32, but this network knows only 64"),
+        ({"axes_dims_rope": [16, 56]}, "three even widths whose sum is attention_head_dim = 128"),
+        ({"axes_dims_rope": [16, 57, 55]}, "three even widths"),
+        ({"guidance_embeds": 1}, "guidance_embeds = 1, but it must be true or false"),
+    ],
+)
+def test_what_would_be_another_network_is_refused(tmp_path, data, words):
+    (tmp_path / "config.json").write_text(json.dumps(data))
+    with pytest.raises(ValueError) as error:
+        read_transformer(tmp_path / "config.json")
+    assert words in str(error.value)

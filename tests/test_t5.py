@@ -7,19 +7,14 @@ import numpy as np
 import pytest
 
 from unigrpo_jax.models import component
-from unigrpo_jax.models.text_encoders.t5 import T5Encoder
+from unigrpo_jax.models.text_encoders.t5 import T5Encoder, read_t5
 
 
 @pytest.fixture(scope="module")
 def recorded(fixtures):
     """The encoder of FLUX's folder, its parameters, and what was recorded of it."""
     folder = fixtures / "flux" / "pipeline" / "text_encoder_2"
-    data = json.loads((folder / "config.json").read_text())
-    encoder = T5Encoder(
-        vocabulary=data["vocab_size"], width=data["d_model"], heads=data["num_heads"], head_dim=data["d_kv"],
-        mlp=data["d_ff"], layers=data["num_layers"], buckets=data["relative_attention_num_buckets"],
-        farthest=data["relative_attention_max_distance"], norm_eps=data["layer_norm_epsilon"],
-    )  # fmt: skip
+    encoder = read_t5(folder / "config.json", "text_encoder_2")
     params = component.read(component.open_weights(folder, component.TRANSFORMERS, encoder), encoder, np.float32)
     return encoder, params, dict(np.load(fixtures / "flux" / "text.npz"))
 
@@ -53,3 +48,20 @@ def test_every_name_and_shape_of_the_published_size(fixtures):
     published = json.loads((fixtures / "flux" / "param_shapes_full.json").read_text())["shapes"]["text_encoder_2"]
     encoder = T5Encoder(vocabulary=32128, width=4096, heads=64, head_dim=64, mlp=10240, layers=24)
     assert component.wanted(encoder) == {name: tuple(shape) for name, shape in published.items()}
+
+
+@pytest.mark.parametrize(
+    "data, words",
+    [
+        ({"model_type": "mt5"}, "model_type = 'mt5', but this network knows only 't5'"),
+        ({}, "feed_forward_proj = None, but only 'gated-gelu' is built"),
+        ({"feed_forward_proj": "relu"}, "feed_forward_proj = 'relu'"),
+        ({"feed_forward_proj": "gated-gelu", "relative_attention_num_buckets": 30}, "it must divide by 4"),
+        ({"feed_forward_proj": "gated-gelu", "d_model": 0}, "d_model = 0"),
+    ],
+)
+def test_what_would_be_another_encoder_is_refused(tmp_path, data, words):
+    (tmp_path / "config.json").write_text(json.dumps(data))
+    with pytest.raises(ValueError) as error:
+        read_t5(tmp_path / "config.json", "config.json")
+    assert words in str(error.value)

@@ -6,12 +6,14 @@ those of the parameters; norms and softmax are float32.  Letters: B texts, L tok
 """
 
 import dataclasses
+import pathlib
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from unigrpo_jax.models.building.flat import Params, Shapes, linear, linear_shapes
+from unigrpo_jax.models.settings import read_settings
 
 BLOCK = "encoder.block"
 TABLE = f"{BLOCK}.0.layer.0.SelfAttention.relative_attention_bias.weight"  # of the first block, and read in all
@@ -121,3 +123,31 @@ class T5Encoder:
         yield from linear_shapes("layer.1.DenseReluDense.wo", self.mlp, self.width, bias=False)
         for which in ("layer.0", "layer.1"):
             yield f"{which}.layer_norm.weight", (self.width,)
+
+
+def read_t5(path: pathlib.Path, files: str) -> T5Encoder:
+    """The encoder that a `config.json` of transformers describes; `files` says what its folder holds, for messages.
+
+    A name that is left out has the default of the class.  ValueError where the file asks for what is not built.
+    """
+    found = read_settings(path, files)
+    found.only("model_type", "t5")
+    projection = "feed_forward_proj"
+    if projection not in found:
+        raise found.error(projection, "only 'gated-gelu' is built, and without it the class means 'relu'")
+    found.only(projection, "gated-gelu")
+    buckets = found.whole("relative_attention_num_buckets", 32)
+    farthest = found.whole("relative_attention_max_distance", 128)
+    if buckets % 4 or farthest <= buckets // 4:
+        raise found.error("relative_attention_num_buckets", "it must divide by 4, and a quarter of it be below the farthest")
+    return T5Encoder(
+        vocabulary=found.whole("vocab_size", 32128),
+        width=found.whole("d_model", 512),
+        heads=found.whole("num_heads", 8),
+        head_dim=found.whole("d_kv", 64),
+        mlp=found.whole("d_ff", 2048),
+        layers=found.whole("num_layers", 6),
+        buckets=buckets,
+        farthest=farthest,
+        norm_eps=found.positive("layer_norm_epsilon", 1e-6),
+    )
