@@ -17,6 +17,7 @@ SETTINGS = f"""
     --model.path tiny --devices 1 --rewards experiments.survival.reward:score --rollout.prompts-per-iteration 2
     --learning.group-size 2 --rollout.thinking-tokens 2 --rollout.flow-steps 2 --rollout.window-size 1
     --rollout.window-range 0 1 --evaluation.prompts 2 --evaluation.batch 2 --evaluation.flow-steps 1 --evaluation.every 5
+    --evaluation.no-thinking
     --learning.reasoning-lr 1e-3 --learning.denoising-lr 1e-3 --learning.ema-decay 0.9
     --logging.samples-every 0 --logging.samples 1 --checkpoint.every {EVERY} --checkpoint.keep 3
 """.split()
