@@ -7,7 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests import recorded_gradients
 from unigrpo_jax.models import component
+from unigrpo_jax.models.building.flat import of_stack
 from unigrpo_jax.models.flux.config import read_transformer
 from unigrpo_jax.models.flux.transformer import rotary
 from unigrpo_jax.rollout.step_rules import ODE, DanceSDE
@@ -64,7 +66,7 @@ def test_stages(recorded, assert_close):
     found = load("transformer")
     grid, length = grid_of(found["img_ids"]), len(found["txt_ids"])
     turn = rotary(grid, length, network.axes)
-    layer = lambda stack, i: {n.removeprefix(f"{stack}."): x[i] for n, x in params.items() if n.startswith(f"{stack}.")}
+    layer = lambda stack, i: {name: x[i] for name, x in of_stack(params, stack).items()}
     condition = network.condition(params, found["timestep"], found["pooled_projections"], found["guidance"])
     text, picture = found["dev_stage/context_embedder"], found["dev_stage/x_embedder"]
     block = jax.jit(network.double_block)
@@ -92,21 +94,6 @@ def test_whole_runs(recorded, assert_close, kind):
         assert_close(x, run[f"{kind}_x"][i], limit=2e-4, name=f"tokens {i}")
 
 
-def check_gradient(network, loss, params, arrays, norms, assert_close):
-    value, gradient = jax.jit(jax.value_and_grad(loss))({name: jnp.asarray(x) for name, x in params.items()})
-    assert_close(value, arrays["loss"], name="loss")
-    found = {}
-    for name, g in gradient.items():
-        own = network.stored_names(name)
-        found |= dict(zip(own, g if len(own) > 1 or g.shape[0] == 1 and own[0] != name else [g], strict=True))
-    for name in (name for name in arrays if name.startswith("grad/")):
-        assert_close(found[name.removeprefix("grad/")], arrays[name], name=name)
-    assert norms.keys() == found.keys()
-    largest = max(norms.values())
-    for name, norm in norms.items():
-        np.testing.assert_allclose(np.linalg.norm(found[name]), norm, rtol=5e-5, atol=1e-6 * largest, err_msg=name)
-
-
 def test_the_gradient_of_the_error_in_the_velocity(recorded, fixtures, assert_close):
     load, (network, params), _ = recorded
     given, found, scale = load("mse_inputs"), load("transformer"), load("euler")["guidance"]
@@ -117,8 +104,7 @@ def test_the_gradient_of_the_error_in_the_velocity(recorded, fixtures, assert_cl
         v = network(p, given["noisy"], given["sigma"], text, pooled, grid_of(found["img_ids"]), told)
         return jnp.mean((v - (given["noise"] - given["clean"])) ** 2)
 
-    norms = json.loads((fixtures / "flux" / "grad_mse_norms.json").read_text())["norms"]
-    check_gradient(network, loss, params, load("grad_mse"), norms, assert_close)
+    recorded_gradients.check(loss, params, network.stored_names, fixtures / "flux", "grad_mse", assert_close)
 
 
 def test_the_gradient_of_a_transitions_log_probability(recorded, fixtures, assert_close):
@@ -132,8 +118,7 @@ def test_the_gradient_of_a_transitions_log_probability(recorded, fixtures, asser
         mean, std = rule.transition(run["x"][step], v, times[step], times[step + 1], times[1])
         return jnp.sum(rule.log_prob(run["x"][step + 1], mean, std))
 
-    norms = json.loads((fixtures / "flux" / "grad_logprob_norms.json").read_text())["norms"]
-    check_gradient(network, loss, params, load("grad_logprob"), norms, assert_close)
+    recorded_gradients.check(loss, params, network.stored_names, fixtures / "flux", "grad_logprob", assert_close)
 
 
 def test_every_name_and_shape_of_the_published_size(fixtures, tmp_path):

@@ -145,6 +145,7 @@ def test_times_of_a_diffusion():
     np.testing.assert_allclose(diffusion_times(5, 20, offset=1), np.array([18, 14, 10, 6, 2, 1]) / 20)
     np.testing.assert_allclose(diffusion_times(5, 20, offset=0, to_data=True), np.array([17, 13, 9, 5, 1, 0]) / 20)
     np.testing.assert_allclose(diffusion_times(5, 20, "trailing", to_data=True), np.array([20, 16, 12, 8, 4, 0]) / 20)
+    np.testing.assert_allclose(diffusion_times(4, 4, "trailing"), np.array([4, 3, 2, 1, 1]) / 4)
     for steps, offset, words in ((3, 0, "must divide the 20"), (0, 0, "must divide"), (5, 4, "below 20 / 5 = 4")):
         with pytest.raises(ValueError, match=words):
             diffusion_times(steps, 20, offset=offset)

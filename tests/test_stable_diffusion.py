@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests import recorded_gradients
 from unigrpo_jax.models import component
 from unigrpo_jax.models.stable_diffusion.config import read_unet
 from unigrpo_jax.models.stable_diffusion.unet import UNet
@@ -26,12 +27,6 @@ def recorded(fixtures):
     weights = component.open_weights(folder / "pipeline" / "unet", component.DIFFUSERS, unet)
     params = component.read(weights, unet, np.float32)
     return lambda name: dict(np.load(folder / f"{name}.npz")), unet, params
-
-
-@pytest.fixture(scope="module")
-def norms(fixtures):
-    """Recorded gradient norms by the loss's name."""
-    return lambda name: json.loads((fixtures / "sd" / f"{name}_norms.json").read_text())["norms"]
 
 
 def test_every_name_and_shape_of_the_published_size(fixtures):
@@ -74,26 +69,15 @@ def test_single_passes(recorded, assert_close):
         assert_close(said[ours], there if there.ndim == 2 else np.moveaxis(there, 1, -1), name=name)
 
 
-def check_gradient(loss, params, recorded_arrays, recorded_norms, assert_close):
-    value, gradient = jax.jit(jax.value_and_grad(loss))({name: jnp.asarray(x) for name, x in params.items()})
-    assert_close(value, recorded_arrays["loss"], name="loss")
-    for name in (name for name in recorded_arrays if name.startswith("grad/")):
-        assert_close(gradient[name.removeprefix("grad/")], recorded_arrays[name], name=name)
-    assert recorded_norms.keys() == gradient.keys()
-    largest = max(recorded_norms.values())
-    for name, norm in recorded_norms.items():
-        np.testing.assert_allclose(np.linalg.norm(gradient[name]), norm, rtol=5e-5, atol=1e-6 * largest, err_msg=name)
-
-
-def test_the_gradient_of_the_error_in_the_noise(recorded, norms, assert_close):
+def test_the_gradient_of_the_error_in_the_noise(recorded, fixtures, assert_close):
     read, unet, params = recorded
     given = read("mse_inputs")
     x, noise = pixels(given["noisy"]), pixels(given["noise"])
     loss = lambda p: jnp.mean((unet(p, x, given["timestep"], given["encoder_hidden_states"]) - noise) ** 2)
-    check_gradient(loss, params, read("grad_mse"), norms("grad_mse"), assert_close)
+    recorded_gradients.check(loss, params, unet.stored_names, fixtures / "sd", "grad_mse", assert_close)
 
 
-def test_a_guided_run_and_the_gradient_of_a_transitions_log_probability(recorded, norms, fixtures, assert_close):
+def test_a_guided_run_and_the_gradient_of_a_transitions_log_probability(recorded, fixtures, assert_close):
     """Conditional and unconditional pass are both part of the policy."""
     read, unet, params = recorded
     run, settings = read("ddim"), json.loads((fixtures / "sd" / "settings.json").read_text())
@@ -114,8 +98,7 @@ def test_a_guided_run_and_the_gradient_of_a_transitions_log_probability(recorded
         mean, std = rule.transition(x, guided(p, x, step), times[step], times[step + 1], times[1], path, "noise")
         return jnp.sum(rule.log_prob(states[step + 1], mean, std))
 
-    recorded_arrays = read("grad_logprob")
-    check_gradient(loss, params, recorded_arrays, norms("grad_logprob"), assert_close)
+    recorded_gradients.check(loss, params, unet.stored_names, fixtures / "sd", "grad_logprob", assert_close)
 
 
 def test_bfloat16_stays_within_two_percent(recorded):

@@ -48,7 +48,7 @@ def diffusion_times(
     if steps < 1 or train_steps % steps:
         raise ValueError(f"steps = {steps}: it must divide the {train_steps} steps of the training.")
     stride = train_steps // steps
-    if not 0 <= offset < stride:
+    if spacing == "leading" and not 0 <= offset < stride:
         raise ValueError(f"steps_offset = {offset}: it must be at least 0 and below {train_steps} / {steps} = {stride}.")
     first = offset + 1 if spacing == "leading" else stride
     k = np.array([*range(first + (steps - 1) * stride, 0, -stride), 0 if to_data else 1])

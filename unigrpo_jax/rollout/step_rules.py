@@ -134,7 +134,7 @@ class FlowSDE(_EulerMaruyama):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DanceSDE(_EulerMaruyama):
-    """w = a on a rectified flow, w = a g on a diffusion: constant noise level (DanceGRPO, arXiv 2505.07818, eq. 5 and 7).
+    """w = a on a rectified flow, w = a g on a diffusion: constant noise level (DanceGRPO, arXiv 2505.07818).
 
     Attributes:
       noise_level: `a`, 0.3 in the paper; 0 gives the ODE.

@@ -4,10 +4,12 @@ A linear weight is [out, in], a convolution's [out, in, height, width]; pixels a
 has its shapes beside it, {name: shape} of what it reads.
 """
 
+import math
 from collections.abc import Iterator, Mapping
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 Params = Mapping[str, jax.Array]
 Shapes = Iterator[tuple[str, tuple[int, ...]]]
@@ -59,6 +61,32 @@ def layer_norm(params: Params, name: str, x, eps: float):
     x = centred * jax.lax.rsqrt(jnp.mean(centred**2, axis=-1, keepdims=True) + eps)
     along = lambda p: p.reshape((1,) * (x.ndim - 1) + (-1,))
     return x * along(params[f"{name}.weight"]) + along(params[f"{name}.bias"])
+
+
+def rms_norm(params: Params, name: str, x, eps: float):
+    """x / sqrt(mean(x^2) + eps) along the last axis, in float32, times a weight."""
+    h = x.astype(jnp.float32)
+    h = h * jax.lax.rsqrt(jnp.mean(h * h, axis=-1, keepdims=True) + eps)
+    return h.astype(x.dtype) * params[f"{name}.weight"].reshape((1,) * (x.ndim - 1) + (-1,))
+
+
+def sinusoid(x_B, width: int):
+    """[cos(x f_i), sin(x f_i)], f_i = 10000^(-2 i / width), float32 [B, width]."""
+    half = width // 2
+    # To the last bit, since x is up to a thousand.
+    frequency = np.exp(np.float64(np.float32(-math.log(10000.0)) * np.arange(half, dtype=np.float32) / np.float32(half)))
+    angle = jnp.asarray(x_B, jnp.float32)[:, None] * frequency.astype(np.float32)[None]
+    return jnp.concatenate([jnp.cos(angle), jnp.sin(angle)], axis=-1)
+
+
+def layer_names(name: str, stack: str, layers: int) -> tuple[str, ...]:
+    """The file's names of a scanned parameter, `stack.0.x` and so on of `stack.x`."""
+    return tuple(name.replace(f"{stack}.", f"{stack}.{layer}.", 1) for layer in range(layers))
+
+
+def of_stack(params: Params, stack: str) -> dict[str, jax.Array]:
+    """The parameters of scanned blocks, without the stack's name."""
+    return {name.removeprefix(f"{stack}."): p for name, p in params.items() if name.startswith(f"{stack}.")}
 
 
 def norm_shapes(name: str, width: int) -> Shapes:

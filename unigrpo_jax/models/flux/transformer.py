@@ -8,13 +8,21 @@ Letters: B pictures, L text tokens, N latent tokens, D width, H heads, K head di
 """
 
 import dataclasses
-import math
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from unigrpo_jax.models.building.flat import Params, Shapes, linear, linear_shapes
+from unigrpo_jax.models.building.flat import (
+    Params,
+    Shapes,
+    layer_names,
+    linear,
+    linear_shapes,
+    of_stack,
+    rms_norm,
+    sinusoid,
+)
 
 EPS, MLP, SINUSOID, THETA = 1e-6, 4, 256, 10000.0
 DOUBLE, SINGLE = "transformer_blocks", "single_transformer_blocks"
@@ -66,11 +74,10 @@ class FluxTransformer:
         text = linear(params, "context_embedder", text_BLD.astype(dtype))
         picture = linear(params, "x_embedder", x_BNC.astype(dtype))
         turn = rotary(grid, length, self.axes)
-        part = lambda stack: {n.removeprefix(f"{stack}."): p for n, p in params.items() if n.startswith(f"{stack}.")}
         double = lambda streams, p: (self.double_block(p, *streams, condition, turn), None)
-        (text, picture), _ = jax.lax.scan(double, (text, picture), part(DOUBLE))
+        (text, picture), _ = jax.lax.scan(double, (text, picture), of_stack(params, DOUBLE))
         single = lambda h, p: (self.single_block(p, h, condition, turn), None)
-        h, _ = jax.lax.scan(single, jnp.concatenate([text, picture], axis=1), part(SINGLE))
+        h, _ = jax.lax.scan(single, jnp.concatenate([text, picture], axis=1), of_stack(params, SINGLE))
         factor, shift = jnp.split(linear(params, "norm_out.linear", condition)[:, None], 2, axis=-1)  # in this order, here
         return linear(params, "proj_out", _norm(h[:, length:]) * (1 + factor) + shift).astype(jnp.float32)
 
@@ -78,9 +85,9 @@ class FluxTransformer:
         """SiLU of what time, text and scale of guidance say together, [B, D], which every block is modulated by."""
         two = lambda name, h: linear(params, f"{name}.linear_2", jax.nn.silu(linear(params, f"{name}.linear_1", h)))
         dtype = params["x_embedder.weight"].dtype
-        h = two("time_text_embed.timestep_embedder", sinusoid(1000 * t_B).astype(dtype))
+        h = two("time_text_embed.timestep_embedder", sinusoid(1000 * t_B, SINUSOID).astype(dtype))
         if self.guidance:
-            h = h + two("time_text_embed.guidance_embedder", sinusoid(1000 * scale_B).astype(dtype))
+            h = h + two("time_text_embed.guidance_embedder", sinusoid(1000 * scale_B, SINUSOID).astype(dtype))
         return jax.nn.silu(h + two("time_text_embed.text_embedder", pooled_BP.astype(dtype)))
 
     def double_block(self, p: Params, text, picture, condition, turn):
@@ -112,7 +119,7 @@ class FluxTransformer:
     def _heads(self, p: Params, h, project: str, norm: str):
         """Queries and keys, normed, and values, [B, L, H, K]."""
         q, k, v = (linear(p, project.format(which), h).reshape(*h.shape[:2], self.heads, -1) for which in "qkv")
-        return *(_rms(x, p[f"{norm.format(which)}.weight"]) for x, which in ((q, "q"), (k, "k"))), v
+        return *(rms_norm(p, norm.format(which), x, EPS) for x, which in ((q, "q"), (k, "k"))), v
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Every parameter and its shape."""
@@ -122,7 +129,7 @@ class FluxTransformer:
         """The file's names of a parameter, one per layer where it is scanned."""
         for stack, layers in ((DOUBLE, self.double), (SINGLE, self.single)):
             if name.startswith(f"{stack}."):
-                return tuple(name.replace(f"{stack}.", f"{stack}.{layer}.", 1) for layer in range(layers))
+                return layer_names(name, stack, layers)
         return (name,)
 
     def _shapes(self) -> Shapes:
@@ -162,15 +169,6 @@ class FluxTransformer:
             yield f"attn.{name}.weight", (sum(self.axes),)
 
 
-def sinusoid(value_B):
-    """[cos(x f_i), sin(x f_i)], f_i = 10000^(-2 i / 256), float32 [B, 256]."""
-    half = SINUSOID // 2
-    # To the last bit, since x is in the thousands.
-    frequency = np.exp(np.float64(np.float32(-math.log(10000.0)) * np.arange(half, dtype=np.float32) / np.float32(half)))
-    angle = jnp.asarray(value_B, jnp.float32)[:, None] * frequency.astype(np.float32)[None]
-    return jnp.concatenate([jnp.cos(angle), jnp.sin(angle)], axis=-1)
-
-
 def rotary(grid: tuple[int, int], length: int, axes: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
     """Cosines and sines [L + N, K / 2], float32, of tokens at (0, row, column); text is at (0, 0, 0) and does not turn."""
     rows, columns = np.meshgrid(*map(np.arange, grid), indexing="ij")
@@ -201,9 +199,3 @@ def _norm(x):
     h = x.astype(jnp.float32)
     centred = h - jnp.mean(h, axis=-1, keepdims=True)
     return (centred * jax.lax.rsqrt(jnp.mean(centred**2, axis=-1, keepdims=True) + EPS)).astype(x.dtype)
-
-
-def _rms(x, weight):
-    """Mean square 1 along the last axis, in float32, times a weight."""
-    h = x.astype(jnp.float32)
-    return (h * jax.lax.rsqrt(jnp.mean(h * h, axis=-1, keepdims=True) + EPS)).astype(x.dtype) * weight.reshape(1, 1, 1, -1)

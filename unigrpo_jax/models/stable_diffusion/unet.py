@@ -5,7 +5,6 @@ a flat dict.  Pixels are [B, height, width, channels]; dtypes are those of the p
 """
 
 import dataclasses
-import math
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +20,7 @@ from unigrpo_jax.models.building.flat import (
     linear,
     linear_shapes,
     norm_shapes,
+    sinusoid,
 )
 
 RESIDUAL_EPS, ATTENTION_EPS, LAYER_EPS = 1e-5, 1e-6, 1e-5  # of the norms of residual blocks, attentions and their layers
@@ -82,11 +82,8 @@ class UNet:
         return convolution(params, "conv_out", h).astype(jnp.float32)
 
     def time(self, params: Params, step_B, dtype=jnp.float32):
-        """Embedding [B, 4 widths[0]] of steps: [cos(k f_i), sin(k f_i)], f_i = 10000^(-2 i / width), and two layers."""
-        half = self.widths[0] // 2
-        frequency = jnp.exp(-math.log(10000.0) * jnp.arange(half, dtype=jnp.float32) / half)
-        angle = step_B.astype(jnp.float32)[:, None] * frequency[None]
-        h = jnp.concatenate([jnp.cos(angle), jnp.sin(angle)], axis=-1).astype(dtype)
+        """Embedding [B, 4 widths[0]] of steps: their sinusoid and two layers."""
+        h = sinusoid(step_B, self.widths[0]).astype(dtype)
         return linear(params, "time_embedding.linear_2", jax.nn.silu(linear(params, "time_embedding.linear_1", h)))
 
     def _block(self, params, name: str, block: int, h, time, text, attends: bool):

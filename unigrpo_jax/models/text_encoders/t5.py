@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from unigrpo_jax.models.building.flat import Params, Shapes, linear, linear_shapes
+from unigrpo_jax.models.building.flat import Params, Shapes, layer_names, linear, linear_shapes, of_stack, rms_norm
 from unigrpo_jax.models.settings import read_settings
 
 BLOCK = "encoder.block"
@@ -58,12 +58,11 @@ class T5Encoder:
         bias = params[TABLE].astype(jnp.float32)[places].transpose(2, 0, 1)[None]  # [1, H, L, L]
         if mask_BL is not None:
             bias = bias + jnp.where(mask_BL[:, None, None] != 0, 0.0, jnp.finfo(jnp.float32).min)
-        start = f"{BLOCK}.layer."
-        blocks = {name.removeprefix(f"{BLOCK}."): p for name, p in params.items() if name.startswith(start)}
+        blocks = {name: p for name, p in of_stack(params, BLOCK).items() if name.startswith("layer.")}
         block = lambda x, p: (self._block(p, x, bias),) * 2
         x, after = jax.lax.scan(block, x, blocks)
         states = jnp.concatenate([params["shared.weight"][ids_BL][None], after])
-        return self._norm(params["encoder.final_layer_norm.weight"], x), states
+        return rms_norm(params, "encoder.final_layer_norm", x, self.norm_eps), states
 
     def bucket(self, length: int) -> np.ndarray:
         """int [L, L]: which bucket the distance from a query to a key falls into.
@@ -80,21 +79,15 @@ class T5Encoder:
         return np.where(away > 0, half, 0) + np.where(far < exact, far, wide)
 
     def _block(self, p: Params, x, bias):
-        h = self._norm(p["layer.0.layer_norm.weight"], x)
+        h = rms_norm(p, "layer.0.layer_norm", x, self.norm_eps)
         name = "layer.0.SelfAttention"
         q, k, v = (linear(p, f"{name}.{which}", h).reshape(*h.shape[:2], self.heads, -1) for which in "qkv")
         scores = jnp.einsum("blhk,bmhk->bhlm", q, k, preferred_element_type=jnp.float32) + bias  # not divided by sqrt(K)
         mixed = jnp.einsum("bhlm,bmhk->blhk", jax.nn.softmax(scores).astype(v.dtype), v)
         x = x + linear(p, f"{name}.o", mixed.reshape(*h.shape[:2], -1))
-        h, name = self._norm(p["layer.1.layer_norm.weight"], x), "layer.1.DenseReluDense"
+        h, name = rms_norm(p, "layer.1.layer_norm", x, self.norm_eps), "layer.1.DenseReluDense"
         gate = jax.nn.gelu(linear(p, f"{name}.wi_0", h), approximate=True)
         return x + linear(p, f"{name}.wo", gate * linear(p, f"{name}.wi_1", h))
-
-    def _norm(self, weight, x):
-        """Mean square 1 along the last axis, in float32, times a weight."""
-        h = x.astype(jnp.float32)
-        h = h * jax.lax.rsqrt(jnp.mean(h * h, axis=-1, keepdims=True) + self.norm_eps)
-        return h.astype(x.dtype) * weight.reshape(1, 1, -1)
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Every parameter and its shape."""
@@ -104,7 +97,7 @@ class T5Encoder:
         """The file's names of a parameter, one per layer where it is scanned."""
         if not name.startswith(f"{BLOCK}.layer."):
             return (name,)
-        return tuple(name.replace(f"{BLOCK}.", f"{BLOCK}.{layer}.", 1) for layer in range(self.layers))
+        return layer_names(name, BLOCK, self.layers)
 
     def _shapes(self) -> Shapes:
         yield "shared.weight", (self.vocabulary, self.width)

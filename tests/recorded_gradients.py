@@ -1,0 +1,29 @@
+"""Gradients of a network with flat parameters against recorded ones: some whole, and the norm of each."""
+
+import json
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+def check(loss, params, names, folder: pathlib.Path, which: str, assert_close) -> None:
+    """`loss` of the parameters, and its gradient under the file's names, against `which`.npz and `which`_norms.json.
+
+    `names` gives the file's names of a parameter, one per layer of its leading axis where they are not its own.
+    """
+    arrays = dict(np.load(folder / f"{which}.npz"))
+    norms = json.loads((folder / f"{which}_norms.json").read_text())["norms"]
+    value, gradient = jax.jit(jax.value_and_grad(loss))({name: jnp.asarray(x) for name, x in params.items()})
+    assert_close(value, arrays["loss"], name="loss")
+    found = {}
+    for name, g in gradient.items():
+        own = names(name)
+        found |= {name: g} if own == (name,) else dict(zip(own, g, strict=True))
+    for name in (name for name in arrays if name.startswith("grad/")):
+        assert_close(found[name.removeprefix("grad/")], arrays[name], name=name)
+    assert norms.keys() == found.keys()
+    largest = max(norms.values())
+    for name, norm in norms.items():
+        np.testing.assert_allclose(np.linalg.norm(found[name]), norm, rtol=5e-5, atol=1e-6 * largest, err_msg=name)
