@@ -128,9 +128,10 @@ def checked(arguments: Arguments, restored, picture) -> tuple[EvaluationConfig, 
 
 def look_at(path: pathlib.Path, restored):
     """A file as the network looks at it; ConfigError where it is no picture."""
+    from unigrpo_jax import picture_files
     from unigrpo_jax.models.bagel import pictures
 
-    return pictures.picture(pictures.open_rgb(path), restored.loaded.network.config)
+    return pictures.picture(picture_files.open_rgb(path), restored.loaded.network.config)
 
 
 @command_line

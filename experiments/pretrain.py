@@ -89,8 +89,9 @@ def main(config: PretrainConfig) -> None:
     from unigrpo_jax.config import MeshConfig, ModelConfig, require
     from unigrpo_jax.learning.supervised import SupervisedObjective
     from unigrpo_jax.models.bagel import Bagel, BagelConfig, VisionConfig
-    from unigrpo_jax.models.bagel.text import TextCodec, load_tokenizer, special_tokens
+    from unigrpo_jax.models.bagel.text import TextCodec, special_tokens
     from unigrpo_jax.models.folder import load_model, save_model
+    from unigrpo_jax.models.text_encoders.tokenizer import load_tokenizer
     from unigrpo_jax.parallel import mesh as meshes
     from unigrpo_jax.worlds.shapes import tokenizer
 
@@ -227,11 +228,12 @@ def batch(group: Group, codec, config: PretrainConfig, rng: np.random.Generator)
     """Examples (`rounds_supervised.RoundsExample`) of one world as the objective takes them, a `Round` for each round."""
     from unigrpo_jax.episode import Look, Thinking
     from unigrpo_jax.learning.supervised import Round
-    from unigrpo_jax.models.bagel import latents
+    from unigrpo_jax.models.autoencoders.pixels import from_uint8
+    from unigrpo_jax.models.building.patches import patchify
 
     drawn, pad, patch, seen = group.examples, codec.config.pad_token, codec.config.latent_patch, None
-    pixels_of = lambda images: np.asarray(latents.from_uint8(np.stack(images)))
-    cut = lambda pixels, side: np.asarray(latents.patchify(pixels, side), np.float32)
+    pixels_of = lambda images: np.asarray(from_uint8(np.stack(images)))
+    cut = lambda pixels, side: np.asarray(patchify(pixels, side), np.float32)
 
     def look(images):
         pixels = pixels_of(images)

@@ -16,11 +16,11 @@ from unigrpo_jax.config import ModelConfig
 from unigrpo_jax.episode import TokenBlock
 from unigrpo_jax.models.autoencoders.image import ImageAutoencoder
 from unigrpo_jax.models.bagel import Bagel, BagelConfig, weights
-from unigrpo_jax.models.bagel import context as contexts
+from unigrpo_jax.models.building import context as contexts
 from unigrpo_jax.models.folder import LoadedModel, load_model
+from unigrpo_jax.models.schedule import timesteps
 from unigrpo_jax.models.tree import flatten
 from unigrpo_jax.rollout.drawing import FlowSampler
-from unigrpo_jax.rollout.schedule import timesteps
 from unigrpo_jax.rollout.step_rules import ODE
 
 

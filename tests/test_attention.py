@@ -17,8 +17,9 @@ from tests import tiny
 from tests.equations import equations
 from unigrpo_jax.config import ConfigError, MeshConfig, ModelConfig
 from unigrpo_jax.models import tree
-from unigrpo_jax.models.bagel import Bagel, BagelConfig, attention
-from unigrpo_jax.models.bagel.attention import Visibility
+from unigrpo_jax.models.bagel import Bagel, BagelConfig
+from unigrpo_jax.models.building import attention
+from unigrpo_jax.models.building.attention import Visibility
 from unigrpo_jax.parallel import kernels
 from unigrpo_jax.parallel import mesh as meshes
 from unigrpo_jax.parallel.rules import Layout

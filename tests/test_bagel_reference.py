@@ -32,10 +32,12 @@ import pytest
 
 from tests.bagel_reference import channels_first, channels_last, euler, final_norms, image_rows
 from unigrpo_jax.models.bagel import latents, weights
-from unigrpo_jax.models.bagel.guidance import Guidance
-from unigrpo_jax.models.bagel.layers import RMSNorm, rotary_table
 from unigrpo_jax.models.bagel.network import time_sinusoid
-from unigrpo_jax.rollout.schedule import timesteps
+from unigrpo_jax.models.building.guidance import Guidance
+from unigrpo_jax.models.building.norms import RMSNorm
+from unigrpo_jax.models.building.patches import patchify, unpatchify
+from unigrpo_jax.models.building.rotary import rotary_table
+from unigrpo_jax.models.schedule import timesteps
 
 
 def test_the_folder_says_what_the_recorded_config_says(reference):
@@ -72,10 +74,10 @@ def test_components(reference, assert_close):
         assert_close(cos, d["rope_cos"], name="rope_cos")
         assert_close(sin, d["rope_sin"], name="rope_sin")
         latent = channels_last(d["latent"])[None]
-        tokens = latents.patchify(latent, config.latent_patch)
+        tokens = patchify(latent, config.latent_patch)
         assert_close(tokens[0], d["latent_patchified"], name="latent_patchified")
         grid = (latent.shape[1] // config.latent_patch, latent.shape[2] // config.latent_patch)
-        assert_close(latents.unpatchify(tokens, grid, config.latent_patch), latent, limit=0)
+        assert_close(unpatchify(tokens, grid, config.latent_patch), latent, limit=0)
         lifted = reference.apply(lambda n, x: n.vae2llm(x), tokens)
         assert_close(lifted[0], d["latent_vae2llm"], name="latent_vae2llm")
         ids = latents.position_ids(config.grid(*map(int, d["image_hw"])), config.max_latent_size)
@@ -185,7 +187,7 @@ def test_euler(reference, assert_close):
             if name == "cfg1":
                 assert_close(x, d["cfg1_x"], name="cfg1_x")
             if f"{name}_decoded" in d.names:
-                latent = latents.unpatchify(jnp.asarray(end)[None], grid, reference.config.latent_patch)
+                latent = unpatchify(jnp.asarray(end)[None], grid, reference.config.latent_patch)
                 assert_close(channels_first(latent)[0], d[f"{name}_latent_chw"], name=f"{name}_latent_chw")
                 image = reference.autoencoder.decode(reference.autoencoder_params, latent)
                 assert_close(channels_first(image)[0], d[f"{name}_decoded"], name=f"{name}_decoded")

@@ -11,10 +11,12 @@ import numpy as np
 
 from tests import verbs
 from tests.bagel_reference import channels_first, channels_last, euler, final_norms, image_rows, image_slots
+from unigrpo_jax.models.autoencoders.pixels import from_uint8, to_uint8
 from unigrpo_jax.models.bagel import latents
-from unigrpo_jax.models.bagel.guidance import Guidance
+from unigrpo_jax.models.building.guidance import Guidance
+from unigrpo_jax.models.building.patches import patchify, unpatchify
+from unigrpo_jax.models.schedule import timesteps
 from unigrpo_jax.rollout.drawing import FlowSampler
-from unigrpo_jax.rollout.schedule import timesteps
 from unigrpo_jax.rollout.step_rules import ODE
 from unigrpo_jax.rollout.thinking import TokenSampler
 
@@ -22,7 +24,7 @@ from unigrpo_jax.rollout.thinking import TokenSampler
 def patches_of(reference, image):
     """Patches [1, rows, columns, P] of an image [3, H, W]."""
     vision = reference.config.vision
-    tokens = latents.patchify(channels_last(image)[None], vision.patch)
+    tokens = patchify(channels_last(image)[None], vision.patch)
     return tokens.reshape(1, *vision.grid(*image.shape[1:]), vision.patch_width)
 
 
@@ -30,7 +32,7 @@ def latent_tokens(reference, latent):
     """Latent tokens [1, rows, columns, C] of a latent [1, h, w, c]."""
     patch = reference.config.latent_patch
     grid = (latent.shape[1] // patch, latent.shape[2] // patch)
-    return latents.patchify(latent, patch).reshape(1, *grid, reference.config.latent_width)
+    return patchify(latent, patch).reshape(1, *grid, reference.config.latent_width)
 
 
 def test_vit(reference, assert_close):
@@ -191,8 +193,8 @@ def test_end_to_end(reference, assert_close):
     with reference.all_of("e2e") as d:
         system = tuple(np.asarray(reference.block(d["gen_system_ids"]).tokens[0]).tolist())
         u8 = d["input_edit_image_u8"]
-        assert_close(latents.from_uint8(u8), np.moveaxis(d["input_edit_image_vae"], 0, -1), name="input_edit_image_vae")
-        latent = verbs.encode(reference.autoencoder, reference.autoencoder_params, latents.from_uint8(u8)[None])
+        assert_close(from_uint8(u8), np.moveaxis(d["input_edit_image_vae"], 0, -1), name="input_edit_image_vae")
+        latent = verbs.encode(reference.autoencoder, reference.autoencoder_params, from_uint8(u8)[None])
         patches = patches_of(reference, d["input_edit_image_vit"])
         length = int(d["common_max_think_token_n"]) - 1  # the original counts forward calls
         assert not d["common_do_sample"]
@@ -225,8 +227,8 @@ def test_end_to_end(reference, assert_close):
             noise = jnp.asarray(d[f"{name}_init_noise"])[None]
             tokens, _ = verbs.denoise(model, params, full, noise, None, jnp.zeros(0, jnp.int32), flow, others)
             assert_close(tokens[0], d[f"{name}_final_latent_tokens"], name=f"{name}_final_latent_tokens")
-            drawn = latents.unpatchify(tokens, flow.grid, config.latent_patch)
-            image = latents.to_uint8(verbs.decode_latent(reference.autoencoder, reference.autoencoder_params, drawn))[0]
+            drawn = unpatchify(tokens, flow.grid, config.latent_patch)
+            image = to_uint8(verbs.decode_latent(reference.autoencoder, reference.autoencoder_params, drawn))[0]
             assert np.abs(np.asarray(image, int) - d[f"{name}_image_u8"]).max() <= 1, name
 
 

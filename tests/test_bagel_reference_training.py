@@ -14,8 +14,9 @@ import numpy as np
 
 from tests import tiny, verbs
 from tests.bagel_reference import channels_first, channels_last, final_norms, image_rows
-from unigrpo_jax.models.bagel import context as contexts
 from unigrpo_jax.models.bagel import latents
+from unigrpo_jax.models.building import context as contexts
+from unigrpo_jax.models.building.patches import patchify
 
 
 @dataclasses.dataclass
@@ -154,7 +155,7 @@ def check_noise(reference, d, assert_close):
     for latent, (h, w) in zip(d["padded_latent"], d["patchified_vae_latent_shapes"], strict=True):
         own = channels_last(latent)[None, : h * patch, : w * patch]  # the padding of the batch is cropped
         rows = slice(start, start + int(h) * int(w))
-        assert_close(latents.patchify(own, patch)[0], d["latent_clean"][rows], name="latent_clean")
+        assert_close(patchify(own, patch)[0], d["latent_clean"][rows], name="latent_clean")
         start = rows.stop
     with np.errstate(over="ignore"):
         s = 1 / (1 + np.exp(-d["timestep_logits"].astype(np.float64)))

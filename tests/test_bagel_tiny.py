@@ -19,9 +19,9 @@ from tests.command import command
 from unigrpo_jax.config import ModelConfig
 from unigrpo_jax.config_json import load_run_config
 from unigrpo_jax.learning.update import new_state
-from unigrpo_jax.models.bagel import lora
-from unigrpo_jax.models.bagel.text import load_tokenizer
+from unigrpo_jax.models.building import lora
 from unigrpo_jax.models.folder import load_model
+from unigrpo_jax.models.text_encoders.tokenizer import load_tokenizer
 from unigrpo_jax.models.tiny import make_tiny
 from unigrpo_jax.models.tree import flatten
 from unigrpo_jax.training.checkpoint import Checkpoints, abstract

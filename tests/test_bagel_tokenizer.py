@@ -26,10 +26,10 @@ from unigrpo_jax.models.bagel.text import (
     UNDERSTANDING_SYSTEM_PROMPT,
     TextCodec,
     check_vocabulary,
-    load_tokenizer,
     special_tokens,
 )
 from unigrpo_jax.models.folder import find_folder
+from unigrpo_jax.models.text_encoders.tokenizer import load_tokenizer
 
 # Two of them are not among those that the package asks for, so that the ids are not simply consecutive.
 ADDED = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|box_start|>", "<|vision_start|>", "<|vision_end|>", "<tool_call>")
@@ -408,7 +408,8 @@ def refuse(*arguments, **_):
     raise OSError
 
 socket.socket.connect = socket.getaddrinfo = refuse
-from unigrpo_jax.models.bagel.text import load_tokenizer, special_tokens
+from unigrpo_jax.models.text_encoders.tokenizer import load_tokenizer
+from unigrpo_jax.models.bagel.text import special_tokens
 assert "transformers" not in sys.modules, "imported before it is needed"
 for folder in map(pathlib.Path, sys.argv[1:]):
     tokenizer = load_tokenizer(folder)

@@ -13,7 +13,7 @@ from unigrpo_jax.learning.objective import Objective
 from unigrpo_jax.learning.policy import Policy
 from unigrpo_jax.learning.update import UpdateProgram, new_state
 from unigrpo_jax.models.bagel import Bagel
-from unigrpo_jax.models.bagel import context as contexts
+from unigrpo_jax.models.building import context as contexts
 
 ROUGH = Bagel(tiny.CONFIG, "bfloat16")
 

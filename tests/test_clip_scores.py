@@ -9,7 +9,7 @@ from safetensors.numpy import load_file, save_file
 
 from tests.clip_oracle import END, ID, LETTERS, START, Oracle, make_folder, normalised, pictures
 from unigrpo_jax.config import JudgingConfig, MeshConfig, RunConfig
-from unigrpo_jax.models.bagel.text import load_tokenizer
+from unigrpo_jax.models.text_encoders.tokenizer import load_tokenizer
 from unigrpo_jax.rewards import clip_scores
 from unigrpo_jax.rewards.clip_text import TextCoder, open_coder
 from unigrpo_jax.rewards.clip_weights import open_clip_folder

@@ -20,9 +20,9 @@ from experiments import terminal_pictures
 from tests import tiny
 from tests.command import command
 from unigrpo_jax.config import ConfigError, EvaluationConfig, ModelConfig, RolloutConfig
-from unigrpo_jax.models.bagel import context as contexts
-from unigrpo_jax.models.bagel.context import Context
 from unigrpo_jax.models.bagel.pictures import picture
+from unigrpo_jax.models.building import context as contexts
+from unigrpo_jax.models.building.context import Context
 from unigrpo_jax.models.folder import load_model
 from unigrpo_jax.models.tiny import make_tiny
 from unigrpo_jax.rollout import conversation as module

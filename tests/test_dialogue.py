@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 
 from tests import tiny, verbs
-from unigrpo_jax.episode import TokenBlock
+from unigrpo_jax.episode import Picture, TokenBlock
 from unigrpo_jax.learning.policy import Policy
-from unigrpo_jax.models.bagel import Bagel, latents
-from unigrpo_jax.models.bagel import context as contexts
-from unigrpo_jax.models.bagel.guidance import Guidance
-from unigrpo_jax.models.bagel.pictures import Picture
+from unigrpo_jax.models.autoencoders.pixels import to_uint8
+from unigrpo_jax.models.bagel import Bagel
+from unigrpo_jax.models.building import context as contexts
+from unigrpo_jax.models.building.guidance import Guidance
+from unigrpo_jax.models.building.patches import patchify, unpatchify
 from unigrpo_jax.rollout import dialogue as dialogues
 from unigrpo_jax.rollout import randomness
 from unigrpo_jax.rollout.drawing import FlowSampler
@@ -111,7 +112,7 @@ def test_the_program_reads_a_picture_before_the_prompt(reference, thinking):
 
     key = lambda stream: randomness.sample_keys(randomness.stream_key(3, 0, stream), jnp.arange(1))
     latent = verbs.encode(ae, reference.autoencoder_params, picture.pixels, key(randomness.PICTURE))
-    latent = latents.patchify(latent, c.latent_patch)
+    latent = patchify(latent, c.latent_patch)
     d = dialogues.begin(model, params, (), 1)
     d = verbs.look(model, params, d, latent.reshape(1, 2, 2, -1), picture.patches)
     d = verbs.hear(model, params, d, prompt)
@@ -122,8 +123,8 @@ def test_the_program_reads_a_picture_before_the_prompt(reference, thinking):
     x = randomness.normal(key(randomness.INITIAL_NOISE), 0, (4, c.latent_width))
     others = (d.without_text, d.without_images)
     drawn, _ = verbs.denoise(model, params, full, x, None, jnp.zeros(0, jnp.int32), flow, others)
-    drawn = latents.unpatchify(drawn, (2, 2), c.latent_patch)
-    want = latents.to_uint8(verbs.decode_latent(ae, reference.autoencoder_params, drawn))
+    drawn = unpatchify(drawn, (2, 2), c.latent_patch)
+    want = to_uint8(verbs.decode_latent(ae, reference.autoencoder_params, drawn))
     assert np.abs(np.asarray(got.drawing.image, int) - np.asarray(want, int)).max() <= 1
     other = run(params, reference.autoencoder_params, prompt, 3, 0, 0, jax.tree.map(jnp.negative, picture))
     assert (other.drawing.image != got.drawing.image).any()

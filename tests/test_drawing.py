@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from tests import oracle, tiny
-from unigrpo_jax.models.bagel import latents
+from unigrpo_jax.models.autoencoders.pixels import from_uint8, to_uint8
 from unigrpo_jax.rollout import randomness
 from unigrpo_jax.rollout.drawing import in_turn
 from unigrpo_jax.rollout.windows import Window
@@ -138,8 +138,8 @@ def test_another_rule_at_every_transition(plain):
 def test_pixels_are_truncated_not_rounded():
     level = lambda k: 2 * k / 255 - 1
     values = jnp.array([-9.0, -1.0, level(0.999), level(1.001), level(127.99), level(254.99), 1.0, 9.0])
-    assert latents.to_uint8(values).tolist() == [0, 0, 0, 1, 127, 254, 255, 255]
-    assert latents.to_uint8(latents.from_uint8(jnp.array([0, 255], jnp.uint8))).tolist() == [0, 255]
+    assert to_uint8(values).tolist() == [0, 0, 0, 1, 127, 254, 255, 255]
+    assert to_uint8(from_uint8(jnp.array([0, 255], jnp.uint8))).tolist() == [0, 255]
 
 
 @pytest.mark.parametrize(

@@ -16,8 +16,8 @@ from unigrpo_jax.models import tree
 from unigrpo_jax.models.bagel import Bagel, flops
 from unigrpo_jax.models.bagel.config import VisionConfig
 from unigrpo_jax.models.bagel.flops import Flops
-from unigrpo_jax.models.bagel.guidance import Guidance
 from unigrpo_jax.models.bagel.release import BAGEL_7B
+from unigrpo_jax.models.building.guidance import Guidance
 from unigrpo_jax.training.given import picture_shapes
 
 DENSE, SEEN = Flops(tiny.CONFIG, executed=True), Flops(tiny.CONFIG)

@@ -9,12 +9,12 @@ import pytest
 from PIL import Image
 
 from tests.fuzzing import EVIL_TEXTS
-from unigrpo_jax import foreign_files
+from unigrpo_jax import foreign_files, picture_files
 from unigrpo_jax.config import ConfigError, ModelConfig, RunConfig
 from unigrpo_jax.config_checks import check, nearest_divisors
 from unigrpo_jax.config_json import from_dict, load_run_config
 from unigrpo_jax.foreign_text import quoted
-from unigrpo_jax.models.bagel import layout, pictures
+from unigrpo_jax.models.bagel import layout
 from unigrpo_jax.models.folder import HUB_PATTERN, export_model, find_folder, load_model
 from unigrpo_jax.models.stored import MOST_FAULTS, StoredTensors, faults
 from unigrpo_jax.training.metrics import LONGEST_LINE, read_metrics
@@ -208,7 +208,7 @@ def test_a_small_file_of_a_huge_picture_is_one_sentence(tmp_path):
     path = tmp_path / "a.png"
     Image.new("1", (10_000, 10_000)).save(path)
     assert path.stat().st_size < 10**5
-    assert "it has 10000 x 10000 pixels, more than 67108864" in refusal(pictures.open_rgb, path, error=ConfigError)
+    assert "it has 10000 x 10000 pixels, more than 67108864" in refusal(picture_files.open_rgb, path, error=ConfigError)
 
 
 def test_what_pillow_would_give_to_another_program_is_no_picture(tmp_path):
@@ -216,16 +216,16 @@ def test_what_pillow_would_give_to_another_program_is_no_picture(tmp_path):
     Image.new("RGB", (4, 4)).save(path, "EPS")
     with Image.open(path) as file:
         assert file.format == "EPS", "Pillow goes by what a file holds, not by its name"
-    assert "is not a picture" in refusal(pictures.open_rgb, path, error=ConfigError)
+    assert "is not a picture" in refusal(picture_files.open_rgb, path, error=ConfigError)
 
 
 def test_a_picture_is_known_by_what_it_holds(tmp_path):
     path = tmp_path / "a.txt"
     Image.new("RGB", (4, 4), "red").save(path, "WEBP", lossless=True)
-    assert np.asarray(pictures.open_rgb(path)).reshape(-1, 3).tolist() == [[255, 0, 0]] * 16
+    assert np.asarray(picture_files.open_rgb(path)).reshape(-1, 3).tolist() == [[255, 0, 0]] * 16
 
 
 def test_of_an_animation_the_first_picture_counts(tmp_path):
     first, second = Image.new("RGB", (4, 4), "red"), Image.new("RGB", (4, 4), "blue")
     first.save(tmp_path / "a.gif", save_all=True, append_images=[second])
-    assert np.asarray(pictures.open_rgb(tmp_path / "a.gif"))[0, 0].tolist() == [255, 0, 0]
+    assert np.asarray(picture_files.open_rgb(tmp_path / "a.gif"))[0, 0].tolist() == [255, 0, 0]

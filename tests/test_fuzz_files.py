@@ -12,6 +12,7 @@ from PIL import Image
 
 from tests.fuzzing import as_json, changed_bytes, changed_json, fuzz, survives, texts, values
 from tests.test_foreign_page import Page
+from unigrpo_jax import picture_files
 from unigrpo_jax.config import ConfigError, ModelConfig
 from unigrpo_jax.models.bagel import layout, pictures
 from unigrpo_jax.models.folder import load_model
@@ -167,7 +168,7 @@ def test_a_picture_is_read_or_refused(tmp_path, data):
     path.write_bytes(data)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(pictures, "MOST_PIXELS", 10**6)  # so that no damaged size takes long
-        image = survives("pictures", pictures.open_rgb, path, clean=ConfigError)
+        image = survives("pictures", picture_files.open_rgb, path, clean=ConfigError)
     assert image is None or (image.mode == "RGB" and image.width * image.height <= 10**6)
 
 
@@ -224,6 +225,6 @@ def test_what_is_changed_is_read_where_it_is_not(tmp_path):
     assert read_clip_config(tmp_path / "config.json").vocabulary == 99
     for data in PICTURES:
         (tmp_path / "a.png").write_bytes(data)
-        assert pictures.open_rgb(tmp_path / "a.png").size == (7, 9)
+        assert picture_files.open_rgb(tmp_path / "a.png").size == (7, 9)
     (tmp_path / "metrics.jsonl").write_bytes(as_lines(list(METRICS)))
     assert len(read_metrics(tmp_path / "metrics.jsonl")) == 2

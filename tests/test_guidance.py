@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from unigrpo_jax.models.bagel.guidance import Guidance
+from unigrpo_jax.models.building.guidance import Guidance
 
 
 @pytest.mark.parametrize("prefix", ["sq", "ns"])

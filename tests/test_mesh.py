@@ -15,7 +15,8 @@ from unigrpo_jax.learning.objective import Objective
 from unigrpo_jax.learning.policy import Policy
 from unigrpo_jax.learning.update import UpdateProgram, new_state
 from unigrpo_jax.models import tree
-from unigrpo_jax.models.bagel import Bagel, lora
+from unigrpo_jax.models.bagel import Bagel
+from unigrpo_jax.models.building import lora
 from unigrpo_jax.parallel import mesh as meshes
 from unigrpo_jax.parallel.rules import PARAMETERS, Layout
 from unigrpo_jax.rollout import drawing

@@ -16,7 +16,7 @@ from unigrpo_jax.learning.imitation import Imitation
 from unigrpo_jax.learning.refl import RewardGradient
 from unigrpo_jax.learning.update import UpdateProgram, new_state
 from unigrpo_jax.models import tree
-from unigrpo_jax.models.bagel.guidance import Guidance
+from unigrpo_jax.models.building.guidance import Guidance
 
 START = tiny.params()
 TRAINED = tiny.nearby(START, 0.02)

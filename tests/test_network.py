@@ -9,9 +9,11 @@ import pytest
 
 from tests import verbs
 from tests.equations import equations
-from unigrpo_jax.models.bagel import Bagel, BagelConfig, latents
-from unigrpo_jax.models.bagel import context as contexts
+from unigrpo_jax.models.autoencoders.pixels import PixelAutoencoder, from_uint8, to_uint8
+from unigrpo_jax.models.bagel import Bagel, BagelConfig
 from unigrpo_jax.models.bagel.config import VisionConfig
+from unigrpo_jax.models.building import context as contexts
+from unigrpo_jax.models.building.patches import patchify, unpatchify
 
 CONFIG = BagelConfig(
     vocab_size=40, hidden_size=32, intermediate_size=48, layers=3, heads=4, kv_heads=2, bos_token=1, eos_token=2,
@@ -164,9 +166,9 @@ def test_images_wider_than_the_position_table_are_refused():
 
 def test_pixels_survive_the_way_to_latents_and_back():
     images = np.random.default_rng(0).integers(0, 256, (2, 4, 6, 3), np.uint8)
-    auto = latents.PixelAutoencoder()
-    tokens = latents.patchify(auto.encode({}, latents.from_uint8(images)), 2)
-    back = latents.to_uint8(auto.decode({}, latents.unpatchify(tokens, (2, 3), 2)))
+    auto = PixelAutoencoder()
+    tokens = patchify(auto.encode({}, from_uint8(images)), 2)
+    back = to_uint8(auto.decode({}, unpatchify(tokens, (2, 3), 2)))
     assert np.abs(np.asarray(back, int) - images).max() <= 1  # uint8 is truncated, as in the original
 
 

@@ -12,7 +12,7 @@ from tests import tiny
 from unigrpo_jax.learning.advantages import group_advantages, zero_variance_share
 from unigrpo_jax.learning.update import UpdateProgram, new_state
 from unigrpo_jax.models import tree
-from unigrpo_jax.models.bagel.latents import PixelAutoencoder
+from unigrpo_jax.models.autoencoders.pixels import PixelAutoencoder
 from unigrpo_jax.rollout.drawing import in_turn
 from unigrpo_jax.rollout.not_finite import blank, finite_rows
 from unigrpo_jax.rollout.program import training_rollout

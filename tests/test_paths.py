@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from unigrpo_jax.rollout.paths import RECTIFIED, VariancePreserving, estimates, scaled_linear, target
-from unigrpo_jax.rollout.schedule import diffusion_times, resolution_shift, timesteps
+from unigrpo_jax.models.paths import RECTIFIED, VariancePreserving, estimates, scaled_linear, target
+from unigrpo_jax.models.schedule import diffusion_times, resolution_shift, timesteps
 from unigrpo_jax.rollout.step_rules import CPS, DDIM, ODE, DanceSDE, FlowSDE, StepRule
 
 DIFFUSION = scaled_linear(0.00085, 0.012, 1000)

@@ -10,7 +10,8 @@ from PIL import Image
 
 from unigrpo_jax.config import ConfigError
 from unigrpo_jax.models.bagel.config import BagelConfig, VisionConfig
-from unigrpo_jax.models.bagel.pictures import PIXEL_CAP, ResizeRule, autoencoder_rule, open_rgb, picture, vision_rule
+from unigrpo_jax.models.bagel.pictures import PIXEL_CAP, ResizeRule, autoencoder_rule, picture, vision_rule
+from unigrpo_jax.picture_files import open_rgb
 
 DRAWN = (16, 1024, 512)  # stride, longest, shortest before the autoencoder
 SEEN = (14, 980, 224)  # and before the vision encoder

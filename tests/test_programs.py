@@ -10,7 +10,7 @@ from launch.planning.collectives import collectives
 from tests import tiny
 from unigrpo_jax.config import MeshConfig, ModelConfig, RunConfig
 from unigrpo_jax.models import tree
-from unigrpo_jax.models.bagel.latents import PixelAutoencoder
+from unigrpo_jax.models.autoencoders.pixels import PixelAutoencoder
 from unigrpo_jax.parallel import mesh as meshes
 from unigrpo_jax.parallel.rules import Layout
 from unigrpo_jax.training.programs import Programs

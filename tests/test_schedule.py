@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from unigrpo_jax.rollout.schedule import timesteps
+from unigrpo_jax.models.schedule import timesteps
 
 
 def test_the_first_times_of_the_papers_setting():

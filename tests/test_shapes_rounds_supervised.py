@@ -13,9 +13,11 @@ from experiments.pretrain import VISION, PretrainConfig, batch, examples
 from tests import shapes_reader
 from tests.scenes import CELLS, COLOURS, SHAPES
 from unigrpo_jax.config import RolloutConfig
-from unigrpo_jax.models.bagel import BagelConfig, VisionConfig, latents
+from unigrpo_jax.models.bagel import BagelConfig, VisionConfig
 from unigrpo_jax.models.bagel.pictures import see_again
-from unigrpo_jax.models.bagel.text import TextCodec, load_tokenizer
+from unigrpo_jax.models.bagel.text import TextCodec
+from unigrpo_jax.models.building.patches import patchify
+from unigrpo_jax.models.text_encoders.tokenizer import load_tokenizer
 from unigrpo_jax.worlds.shapes import edit, rounds_supervised, story, tokenizer
 from unigrpo_jax.worlds.shapes.change_judge import judge_change, judge_changed_plan
 from unigrpo_jax.worlds.shapes.checker import Findings, find_objects, find_objects_batch
@@ -300,7 +302,7 @@ def test_a_batch_shows_each_image_as_a_rollout_reads_it(folder):
                     assert one.seen is None
                     continue
                 pixels, patches = see_again(np.stack(images), config)
-                latent = latents.patchify(pixels, 4).reshape(3, 6, 6, -1)
+                latent = patchify(pixels, 4).reshape(3, 6, 6, -1)
                 np.testing.assert_allclose(one.seen.latent, latent, atol=1e-6)
                 if patches is None:
                     assert one.seen.patches is None

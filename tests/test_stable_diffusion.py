@@ -10,9 +10,9 @@ import pytest
 
 from tests import recorded_gradients
 from unigrpo_jax.models import component
+from unigrpo_jax.models.paths import scaled_linear
 from unigrpo_jax.models.stable_diffusion.config import read_unet
 from unigrpo_jax.models.stable_diffusion.unet import UNet
-from unigrpo_jax.rollout.paths import scaled_linear
 from unigrpo_jax.rollout.step_rules import DDIM
 
 pixels = lambda x: jnp.asarray(np.moveaxis(x, -3, -1))

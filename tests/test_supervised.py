@@ -15,8 +15,8 @@ from tests.verbs import velocity as velocity_of
 from unigrpo_jax.episode import Look, Thinking, TokenBlock
 from unigrpo_jax.learning.supervised import Round, SupervisedObjective
 from unigrpo_jax.models.bagel import Bagel, VisionConfig
-from unigrpo_jax.models.bagel import context as contexts
 from unigrpo_jax.models.bagel.latents import position_ids
+from unigrpo_jax.models.building import context as contexts
 from unigrpo_jax.rollout.thinking import thinking_block
 
 

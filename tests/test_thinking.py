@@ -11,7 +11,7 @@ import pytest
 from tests import oracle, tiny
 from tests.tiny import EOS, PAD
 from unigrpo_jax.models.bagel import Bagel
-from unigrpo_jax.models.bagel import context as contexts
+from unigrpo_jax.models.building import context as contexts
 from unigrpo_jax.rollout import randomness
 from unigrpo_jax.rollout.thinking import TokenSampler, think, thinking_block
 

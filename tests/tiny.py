@@ -17,8 +17,8 @@ from unigrpo_jax.learning import parameters
 from unigrpo_jax.learning.objective import Objective
 from unigrpo_jax.learning.policy import Policy
 from unigrpo_jax.learning.update import UpdateProgram, new_state
+from unigrpo_jax.models.autoencoders.pixels import PixelAutoencoder
 from unigrpo_jax.models.bagel import Bagel, BagelConfig
-from unigrpo_jax.models.bagel.latents import PixelAutoencoder
 from unigrpo_jax.rollout.drawing import FlowSampler
 from unigrpo_jax.rollout.program import RolloutProgram, training_rollout
 from unigrpo_jax.rollout.step_rules import step_rule

@@ -10,6 +10,7 @@ from typing import Any
 
 import flax.struct
 import jax
+import numpy as np
 
 
 @flax.struct.dataclass
@@ -23,6 +24,24 @@ class TokenBlock:
 
     tokens: jax.Array
     valid: jax.Array
+
+
+@flax.struct.dataclass
+class Picture:
+    """A batch of pictures of one size, as they come with prompts.
+
+    Attributes:
+      pixels: float32 [B, height, width, 3] in [-1, 1], for the autoencoder.
+      patches: float32 [B, rows, columns, patch_width], for the vision encoder; None where the model has none.
+    """
+
+    pixels: jax.Array
+    patches: jax.Array | None
+
+    @property
+    def levels(self) -> np.ndarray:
+        """The numbers 0 to 255 that `pixels` were made of, uint8 [B, height, width, 3] on the host."""
+        return np.rint((np.asarray(self.pixels) + 1) * 127.5).astype(np.uint8)
 
 
 @flax.struct.dataclass

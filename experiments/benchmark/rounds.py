@@ -16,7 +16,7 @@ from experiments.benchmark.rows import Row
 from experiments.benchmark.timing import alternate, ratios, spread
 from experiments.benchmark.workload import Workload
 from unigrpo_jax.models.bagel import flops
-from unigrpo_jax.models.bagel.guidance import Guidance
+from unigrpo_jax.models.building.guidance import Guidance
 
 MOST = 4
 MIB = 2**20

@@ -11,14 +11,14 @@ import numpy as np
 
 from experiments.command_line import preset
 from unigrpo_jax.config import LearningConfig, ModelConfig, RolloutConfig, RunConfig
-from unigrpo_jax.episode import Episodes, TokenBlock
+from unigrpo_jax.episode import Episodes, Picture, TokenBlock
 from unigrpo_jax.learning import parameters
 from unigrpo_jax.learning.objective import Objective
 from unigrpo_jax.learning.policy import Policy
 from unigrpo_jax.learning.update import UpdateProgram, new_state
+from unigrpo_jax.models.autoencoders.pixels import PixelAutoencoder
 from unigrpo_jax.models.bagel import Bagel, BagelConfig
-from unigrpo_jax.models.bagel.latents import PixelAutoencoder
-from unigrpo_jax.models.bagel.pictures import Picture, see_again
+from unigrpo_jax.models.bagel.pictures import see_again
 from unigrpo_jax.parallel import kernels
 from unigrpo_jax.parallel import mesh as meshes
 from unigrpo_jax.parallel.rules import Layout

@@ -6,7 +6,7 @@ import jax
 import optax
 
 from unigrpo_jax.config import ConfigError, LearningConfig
-from unigrpo_jax.models.bagel.lora import is_adapter
+from unigrpo_jax.models.building.lora import is_adapter
 from unigrpo_jax.models.tree import flatten
 
 REASONING, DENOISING, FROZEN = "reasoning", "denoising", "frozen"

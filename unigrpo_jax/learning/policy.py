@@ -11,8 +11,8 @@ import jax
 import jax.numpy as jnp
 
 from unigrpo_jax.episode import Drawing, Episodes, Look, Thinking
-from unigrpo_jax.models.bagel import context as contexts
 from unigrpo_jax.models.bagel.network import Bagel
+from unigrpo_jax.models.building import context as contexts
 from unigrpo_jax.rollout.dialogue import begin, hear, look
 from unigrpo_jax.rollout.drawing import FlowSampler
 from unigrpo_jax.rollout.thinking import TokenSampler, thinking_block

@@ -15,9 +15,9 @@ import jax
 import jax.numpy as jnp
 
 from unigrpo_jax.episode import Look, Thinking, TokenBlock
-from unigrpo_jax.models.bagel import context as contexts
-from unigrpo_jax.models.bagel.context import Context
 from unigrpo_jax.models.bagel.network import Bagel
+from unigrpo_jax.models.building import context as contexts
+from unigrpo_jax.models.building.context import Context
 from unigrpo_jax.rollout.dialogue import read_image
 from unigrpo_jax.rollout.thinking import thinking_block
 

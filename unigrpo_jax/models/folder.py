@@ -18,9 +18,12 @@ from unigrpo_jax.foreign_files import is_inside, named
 from unigrpo_jax.models import hub
 from unigrpo_jax.models import stored as stores
 from unigrpo_jax.models.autoencoders.image import ImageAutoencoder, sizes_of
-from unigrpo_jax.models.bagel import Bagel, BagelConfig, Params, latents, layout, lora, weights
-from unigrpo_jax.models.bagel.text import TextCodec, check_vocabulary, load_tokenizer, special_tokens
+from unigrpo_jax.models.autoencoders.pixels import PixelAutoencoder
+from unigrpo_jax.models.bagel import Bagel, BagelConfig, Params, latents, layout, weights
+from unigrpo_jax.models.bagel.text import TextCodec, check_vocabulary, special_tokens
+from unigrpo_jax.models.building import lora
 from unigrpo_jax.models.stored import StoredTensors
+from unigrpo_jax.models.text_encoders.tokenizer import load_tokenizer
 from unigrpo_jax.models.tree import flatten, unflatten
 
 SHAPES_BASE = pathlib.Path(__file__).resolve().parent.parent / "worlds" / "shapes" / "base"
@@ -53,7 +56,7 @@ class LoadedModel:
     folder: pathlib.Path
     config: ModelConfig
     network: Bagel
-    autoencoder: ImageAutoencoder | latents.PixelAutoencoder
+    autoencoder: ImageAutoencoder | PixelAutoencoder
     codec: TextCodec
     stored: StoredTensors
     autoencoder_stored: StoredTensors | None
@@ -201,7 +204,7 @@ def load_model(config: ModelConfig) -> LoadedModel:
     try:
         stored = StoredTensors(folder, stem)
         autoencoder_stored = StoredTensors(folder, "ae") if (folder / "ae.safetensors").exists() else None
-        autoencoder = latents.PixelAutoencoder()
+        autoencoder = PixelAutoencoder()
         if autoencoder_stored is not None:
             shapes = {name: autoencoder_stored.shape(name) for name in autoencoder_stored.names()}
             try:

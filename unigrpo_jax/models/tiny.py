@@ -16,7 +16,8 @@ from unigrpo_jax import caches
 from unigrpo_jax.models import stored
 from unigrpo_jax.models.autoencoders.image import ImageAutoencoder
 from unigrpo_jax.models.bagel import Bagel, BagelConfig, VisionConfig, layout, weights
-from unigrpo_jax.models.bagel.text import load_tokenizer, special_tokens
+from unigrpo_jax.models.bagel.text import special_tokens
+from unigrpo_jax.models.text_encoders.tokenizer import load_tokenizer
 
 SPECIAL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>")
 # Where Qwen2 cuts a text before it merges bytes.

@@ -11,7 +11,7 @@ import jax
 from jax.sharding import Mesh, PartitionSpec
 
 from unigrpo_jax.config import ModelConfig, require
-from unigrpo_jax.models.bagel import attention
+from unigrpo_jax.models.building import attention
 from unigrpo_jax.parallel.mesh import BATCH, TENSOR, batch_size
 
 GPU = ("gpu", "cuda")  # both are said of NVIDIA's, and the first of AMD's, too

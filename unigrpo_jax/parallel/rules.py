@@ -12,7 +12,7 @@ import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from unigrpo_jax.config import ConfigError
-from unigrpo_jax.models.bagel.context import Context
+from unigrpo_jax.models.building.context import Context
 from unigrpo_jax.parallel.mesh import BATCH, FSDP, TENSOR, batch_size
 
 RULES = {

@@ -10,8 +10,8 @@ import numpy as np
 
 from unigrpo_jax.config import require
 from unigrpo_jax.foreign_tokens import control_ids, ids_of
-from unigrpo_jax.models.bagel.text import load_tokenizer
 from unigrpo_jax.models.text_encoders.clip import OLD_EOS, ClipConfig, end_of_text
+from unigrpo_jax.models.text_encoders.tokenizer import load_tokenizer
 
 # Files that say how a text becomes ids.
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt", "special_tokens_map.json",

@@ -16,10 +16,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from unigrpo_jax.config import ConfigError, require
-from unigrpo_jax.models.bagel import context as contexts
-from unigrpo_jax.models.bagel.context import Context
-from unigrpo_jax.models.bagel.pictures import Picture, see_again
+from unigrpo_jax.episode import Picture
+from unigrpo_jax.models.bagel.pictures import see_again
 from unigrpo_jax.models.bagel.text import TextCodec
+from unigrpo_jax.models.building import context as contexts
+from unigrpo_jax.models.building.context import Context
 from unigrpo_jax.rollout import randomness
 from unigrpo_jax.rollout.dialogue import Dialogue, begin, hear
 from unigrpo_jax.rollout.not_finite import finite_rows

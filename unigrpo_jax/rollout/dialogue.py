@@ -11,9 +11,9 @@ import flax.struct
 import jax.numpy as jnp
 
 from unigrpo_jax.episode import TokenBlock
-from unigrpo_jax.models.bagel import context as contexts
-from unigrpo_jax.models.bagel.context import Context
 from unigrpo_jax.models.bagel.network import Bagel
+from unigrpo_jax.models.building import context as contexts
+from unigrpo_jax.models.building.context import Context
 
 
 @flax.struct.dataclass

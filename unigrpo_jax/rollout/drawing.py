@@ -9,13 +9,14 @@ import jax
 import jax.numpy as jnp
 
 from unigrpo_jax.episode import Drawing
-from unigrpo_jax.models.bagel import latents
-from unigrpo_jax.models.bagel.guidance import Guidance
+from unigrpo_jax.models.autoencoders.pixels import to_uint8
 from unigrpo_jax.models.bagel.network import Bagel
+from unigrpo_jax.models.building.guidance import Guidance
+from unigrpo_jax.models.building.patches import unpatchify
+from unigrpo_jax.models.paths import RECTIFIED, Path, Prediction
+from unigrpo_jax.models.schedule import timesteps
 from unigrpo_jax.rollout import randomness
 from unigrpo_jax.rollout.not_finite import finite_rows
-from unigrpo_jax.rollout.paths import RECTIFIED, Path, Prediction
-from unigrpo_jax.rollout.schedule import timesteps
 from unigrpo_jax.rollout.step_rules import ODE, StepRule
 
 # Pixels that a device decodes at a time.  A decoder's activations are many times an image (in BAGEL's, a gibibyte for each
@@ -142,12 +143,12 @@ def draw(
     with jax.named_scope("drawing"):
         tokens, (x, noise, mean) = denoise(model, params, context, hold(x_BNC), noise_keys_B, window_W, sampler, others)
     with jax.named_scope("images"):
-        latent = latents.unpatchify(tokens, sampler.grid, model.config.latent_patch)
+        latent = unpatchify(tokens, sampler.grid, model.config.latent_patch)
         _, height, width, _ = jax.eval_shape(decode, latent[:1]).shape
 
         def picture(latent):
             image = decode(hold(latent))
-            return latents.to_uint8(image), finite_rows(image)
+            return to_uint8(image), finite_rows(image)
 
         image, finite = in_turn(picture, latent, parts, DECODED_PIXELS // (height * width))
     steps = jnp.broadcast_to(window_W, x.shape[:2])

@@ -8,14 +8,14 @@ import jax
 import jax.numpy as jnp
 
 from unigrpo_jax.config import RolloutConfig
-from unigrpo_jax.episode import Drawing, Episodes, Look, Segment, Thinking, TokenBlock
-from unigrpo_jax.models.bagel import context as contexts
-from unigrpo_jax.models.bagel.context import Context
-from unigrpo_jax.models.bagel.guidance import Guidance
-from unigrpo_jax.models.bagel.latents import patchify
+from unigrpo_jax.episode import Drawing, Episodes, Look, Picture, Segment, Thinking, TokenBlock
 from unigrpo_jax.models.bagel.network import Bagel
-from unigrpo_jax.models.bagel.pictures import Picture, see_again
+from unigrpo_jax.models.bagel.pictures import see_again
 from unigrpo_jax.models.bagel.text import TextCodec
+from unigrpo_jax.models.building import context as contexts
+from unigrpo_jax.models.building.context import Context
+from unigrpo_jax.models.building.guidance import Guidance
+from unigrpo_jax.models.building.patches import patchify
 from unigrpo_jax.rollout import randomness
 from unigrpo_jax.rollout.dialogue import Dialogue, begin, hear, look
 from unigrpo_jax.rollout.drawing import FlowSampler, draw

@@ -19,7 +19,7 @@ from typing import Literal, get_args
 import jax
 import jax.numpy as jnp
 
-from unigrpo_jax.rollout.paths import RECTIFIED, Estimates, Path, Prediction, RectifiedFlow, estimates
+from unigrpo_jax.models.paths import RECTIFIED, Estimates, Path, Prediction, RectifiedFlow, estimates
 
 
 class StepRule(abc.ABC):

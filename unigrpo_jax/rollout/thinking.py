@@ -11,8 +11,8 @@ import jax
 import jax.numpy as jnp
 
 from unigrpo_jax.episode import Thinking, TokenBlock
-from unigrpo_jax.models.bagel import context as contexts
 from unigrpo_jax.models.bagel.network import Bagel
+from unigrpo_jax.models.building import context as contexts
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -12,8 +12,8 @@ import numpy as np
 
 from unigrpo_jax.config import ConfigError, EvaluationConfig, RolloutConfig, require
 from unigrpo_jax.episode import Episodes
-from unigrpo_jax.models.bagel.guidance import Guidance
 from unigrpo_jax.models.bagel.text import TextCodec
+from unigrpo_jax.models.building.guidance import Guidance
 from unigrpo_jax.models.folder import LoadedModel
 from unigrpo_jax.parallel import mesh as meshes
 from unigrpo_jax.parallel import processes

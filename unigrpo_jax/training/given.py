@@ -12,8 +12,9 @@ import numpy as np
 from PIL import Image
 
 from unigrpo_jax.config import RolloutConfig, require
+from unigrpo_jax.episode import Picture
 from unigrpo_jax.models.bagel.config import BagelConfig
-from unigrpo_jax.models.bagel.pictures import Picture, picture, see_again
+from unigrpo_jax.models.bagel.pictures import picture, see_again
 from unigrpo_jax.worlds.prompt import Prompt, pictured
 
 CHECKED = 64  # pictures of a source that are read before a run, to see their size

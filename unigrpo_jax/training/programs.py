@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from unigrpo_jax.config import RunConfig, require
-from unigrpo_jax.episode import TokenBlock
+from unigrpo_jax.episode import Picture, TokenBlock
 from unigrpo_jax.learning import parameters
 from unigrpo_jax.learning.credit import advantage_shape
 from unigrpo_jax.learning.imitation import Imitation
@@ -21,9 +21,10 @@ from unigrpo_jax.learning.policy import Policy
 from unigrpo_jax.learning.refl import RewardGradient
 from unigrpo_jax.learning.update import TrainState, UpdateProgram, new_state
 from unigrpo_jax.models import tree
-from unigrpo_jax.models.bagel import Bagel, latents
-from unigrpo_jax.models.bagel.pictures import Picture
+from unigrpo_jax.models.autoencoders.pixels import PixelAutoencoder
+from unigrpo_jax.models.bagel import Bagel
 from unigrpo_jax.models.bagel.weights import FIXED_TABLES
+from unigrpo_jax.models.building.patches import unpatchify
 from unigrpo_jax.parallel import mesh as meshes
 from unigrpo_jax.parallel.rules import Layout
 from unigrpo_jax.rewards.protocol import DifferentiableReward
@@ -131,11 +132,11 @@ class Programs:
         if learning.method == "grpo":
             return Objective(policy=policy, config=learning)
         require(self._followed is not None, "learning.method = 'refl' follows a reward, and none was read; use grpo.")
-        require(isinstance(autoencoder, latents.PixelAutoencoder), "learning.method = 'refl' follows a reward into pixels, "
+        require(isinstance(autoencoder, PixelAutoencoder), "learning.method = 'refl' follows a reward into pixels, "
                 "but not yet through an autoencoder, which this model has; use grpo.")  # fmt: skip
 
         def decode(tokens_BNC):
-            latent = latents.unpatchify(tokens_BNC, policy.flow.grid, policy.model.config.latent_patch)
+            latent = unpatchify(tokens_BNC, policy.flow.grid, policy.model.config.latent_patch)
             return autoencoder.decode({}, latent)
 
         return RewardGradient(policy=policy, config=learning, decode=decode, score=self._followed.score)

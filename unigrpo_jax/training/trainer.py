@@ -11,13 +11,12 @@ import numpy as np
 
 from unigrpo_jax.config import ConfigError, RolloutConfig, RunConfig, require
 from unigrpo_jax.config_checks import check, check_devices
-from unigrpo_jax.episode import Episodes, TokenBlock
+from unigrpo_jax.episode import Episodes, Picture, TokenBlock
 from unigrpo_jax.learning import credit, parameters
 from unigrpo_jax.learning.advantages import extremes, zero_variance_share
 from unigrpo_jax.learning.update import TrainState, new_state
 from unigrpo_jax.models import tree
-from unigrpo_jax.models.bagel.lora import is_adapter
-from unigrpo_jax.models.bagel.pictures import Picture
+from unigrpo_jax.models.building.lora import is_adapter
 from unigrpo_jax.models.folder import LoadedModel, load_model
 from unigrpo_jax.parallel import kernels, processes
 from unigrpo_jax.parallel import mesh as meshes

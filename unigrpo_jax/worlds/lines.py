@@ -22,7 +22,7 @@ import numpy as np
 from unigrpo_jax.config import ConfigError, require
 from unigrpo_jax.foreign_files import is_inside, named, parse_json
 from unigrpo_jax.foreign_text import is_unicode, quoted
-from unigrpo_jax.models.bagel.pictures import open_rgb
+from unigrpo_jax.picture_files import open_rgb
 from unigrpo_jax.worlds import geneval
 from unigrpo_jax.worlds.prompt import (
     CHECKED,

@@ -19,8 +19,8 @@ from collections.abc import Callable
 
 from unigrpo_jax.config import RunConfig
 from unigrpo_jax.models.bagel.config import BagelConfig
-from unigrpo_jax.models.bagel.guidance import Guidance
 from unigrpo_jax.models.bagel.pictures import vision_rule
+from unigrpo_jax.models.building.guidance import Guidance
 
 MARKERS = 2  # image_start and image_end go through the `und` expert
 

@@ -11,39 +11,11 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from unigrpo_jax.models.bagel import attention
-from unigrpo_jax.models.bagel.attention import Visibility
 from unigrpo_jax.models.bagel.config import BagelConfig
-
-
-def rotary_table(positions, head_dim: int, theta: float):
-    """Cosines and sines [..., head_dim], float32, of integer positions [...]: two equal halves (RoFormer, half-split)."""
-    inverse_frequency = theta ** (-jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
-    angles = jnp.einsum("...,k->...k", positions.astype(jnp.float32), inverse_frequency, precision="highest")
-    angles = jnp.concatenate([angles, angles], axis=-1)
-    return jnp.cos(angles), jnp.sin(angles)
-
-
-def rotate(x_BLHK, cos_BLK, sin_BLK):
-    """Applies the rotary embedding in float32 and returns x's dtype."""
-    x = x_BLHK.astype(jnp.float32)
-    first, second = jnp.split(x, 2, axis=-1)
-    turned = jnp.concatenate([-second, first], axis=-1)
-    return (x * cos_BLK[:, :, None] + turned * sin_BLK[:, :, None]).astype(x_BLHK.dtype)
-
-
-class RMSNorm(nn.Module):
-    """y = scale * x / sqrt(mean(x^2) + eps); the statistic in float32, cast to x's dtype before the scale."""
-
-    eps: float
-
-    @nn.compact
-    def __call__(self, x):
-        """Normalises the last axis of x [..., D]."""
-        scale = self.param("scale", nn.initializers.ones, (x.shape[-1],), jnp.float32)
-        x32 = x.astype(jnp.float32)
-        normed = x32 * jax.lax.rsqrt(jnp.mean(x32 * x32, axis=-1, keepdims=True) + self.eps)
-        return normed.astype(x.dtype) * jnp.broadcast_to(scale.astype(x.dtype), x.shape)
+from unigrpo_jax.models.building import attention
+from unigrpo_jax.models.building.attention import Visibility
+from unigrpo_jax.models.building.norms import RMSNorm
+from unigrpo_jax.models.building.rotary import rotate
 
 
 class Projection(nn.DenseGeneral):

@@ -16,13 +16,16 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from unigrpo_jax.models.bagel import attention, latents
-from unigrpo_jax.models.bagel import context as contexts
-from unigrpo_jax.models.bagel.attention import Visibility
+from unigrpo_jax.models.bagel import latents
 from unigrpo_jax.models.bagel.config import BagelConfig
-from unigrpo_jax.models.bagel.context import Context
-from unigrpo_jax.models.bagel.layers import DecoderLayer, RMSNorm, rotary_table
+from unigrpo_jax.models.bagel.layers import DecoderLayer
 from unigrpo_jax.models.bagel.vision import Connector, VisionEncoder
+from unigrpo_jax.models.building import attention
+from unigrpo_jax.models.building import context as contexts
+from unigrpo_jax.models.building.attention import Visibility
+from unigrpo_jax.models.building.context import Context
+from unigrpo_jax.models.building.norms import RMSNorm
+from unigrpo_jax.models.building.rotary import rotary_table
 
 Params = dict[str, Any]
 Remat = Literal["none", "full", "dots"]
@@ -156,7 +159,7 @@ class Network(nn.Module):
     def everything(self):
         """Touches every parameter once; only for `init`."""
         c, one = self.config, jnp.zeros(1, jnp.int32)
-        hidden, block = self.text(one[None], jnp.ones((1, 1), bool), contexts.empty(c, 1, self.dtype))
+        hidden, block = self.text(one[None], jnp.ones((1, 1), bool), contexts.empty(c.layers, c.kv_heads, c.head_dim, 1, self.dtype))
         seen = None if c.vision is None else self.patch_block(jnp.zeros((1, 1, c.vision.patch_width)), one, block)
         return self.logits(hidden), self.flow(jnp.zeros((1, 1, c.latent_width)), jnp.zeros(1), one, block), seen
 
@@ -220,7 +223,8 @@ class Bagel:
 
     def empty(self, batch: int) -> Context:
         """A context of `batch` samples that have read nothing."""
-        return contexts.empty(self.config, batch, jnp.dtype(self.dtype))
+        c = self.config
+        return contexts.empty(c.layers, c.kv_heads, c.head_dim, batch, jnp.dtype(self.dtype))
 
     def prefill(self, params: Params, tokens_BL, valid_BL, context: Context) -> tuple[jax.Array, Context]:
         """Reads a text block upon a context.
@@ -276,7 +280,7 @@ class Bagel:
 
         Args:
           params: the parameters.
-          patches_BNP: patches of the image in [-1, 1], as `latents.patchify` cuts them.
+          patches_BNP: patches of the image in [-1, 1], as `patchify` cuts them.
           grid: patches (rows, columns).
           context: what was read before.
         """

@@ -6,7 +6,6 @@ The tokenizer files of a model folder are read by transformers, which is importe
 import dataclasses
 import functools
 import itertools
-import os
 import pathlib
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -24,7 +23,6 @@ SPECIAL_TOKENS = {
     "image_start_token": "<|vision_start|>",
     "image_end_token": "<|vision_end|>",
 }
-LARGEST_FILE = 2**28  # bytes; BAGEL's tokenizer.json has 7 MB
 # What BAGEL reads before everything else when it is to think before it draws, and before it answers.  The blanks before
 # the line breaks belong to it.
 GENERATION_SYSTEM_PROMPT = (
@@ -137,27 +135,6 @@ class TextCodec:
         keep = mask & (tokens != self.config.eos_token)
         rows = [row[kept].tolist() for row, kept in zip(tokens, keep, strict=True)]
         return [self.tokenizer.decode(row, skip_special_tokens=False) for row in rows]
-
-
-def load_tokenizer(folder: pathlib.Path) -> Any:
-    """The tokenizer of a model folder; ConfigError where it holds none that can be read."""
-    if not (folder / "tokenizer.json").exists() and not (folder / "vocab.json").exists():
-        raise ConfigError(f"{folder} holds no tokenizer (tokenizer.json); copy the tokenizer files of the model there.")
-    for name in ("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt"):
-        path = folder / name
-        require(not path.exists() or path.stat().st_size <= LARGEST_FILE,
-                f"{path} is larger than {LARGEST_FILE >> 20} MiB, so it is no tokenizer's; copy it again.")  # fmt: skip
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # it would warn that there is no PyTorch, which is meant
-    from transformers import AutoTokenizer
-
-    try:
-        return AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
-    except Exception as error:  # the Rust library under it raises plain Exception
-        first = next(iter(str(error).splitlines()), type(error).__name__).rstrip(" .:")
-        raise ConfigError(
-            f"the tokenizer in {folder} cannot be read ({first}); copy the tokenizer files of the model there again."
-        ) from None
 
 
 def special_tokens(tokenizer: Any, folder: pathlib.Path) -> dict[str, int]:

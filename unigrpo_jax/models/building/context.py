@@ -1,4 +1,4 @@
-"""What the network has read so far: keys and values of every layer, as an explicit pytree.
+"""What a decoder has read so far: keys and values of every layer, as an explicit pytree.
 
 The order of what was read never changes.  A slot that holds padding, or that is reserved and not yet written, is not
 `valid` and nobody attends to it, so one rectangular cache serves prompts and thoughts of different length.
@@ -7,8 +7,6 @@ The order of what was read never changes.  A slot that holds padding, or that is
 import flax.struct
 import jax
 import jax.numpy as jnp
-
-from unigrpo_jax.models.bagel.config import BagelConfig
 
 
 @flax.struct.dataclass
@@ -34,9 +32,9 @@ class Context:
         return self.valid.shape[1]
 
 
-def empty(config: BagelConfig, batch: int, dtype=jnp.float32) -> Context:
+def empty(layers: int, kv_heads: int, head_dim: int, batch: int, dtype=jnp.float32) -> Context:
     """A context that has read nothing: zero slots, rotary position 0."""
-    kv = jnp.zeros((config.layers, batch, config.kv_heads, 0, config.head_dim), dtype)
+    kv = jnp.zeros((layers, batch, kv_heads, 0, head_dim), dtype)
     return Context(keys=kv, values=kv, valid=jnp.zeros((batch, 0), bool), rope=jnp.zeros(batch, jnp.int32))
 
 

@@ -1,0 +1,118 @@
+"""What every family's folder gives once it has been found and checked; the weights stay in their files until asked for."""
+
+import pathlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Protocol
+
+import jax
+import numpy as np
+
+from unigrpo_jax.config import ModelConfig, RolloutConfig
+from unigrpo_jax.models.verbs import Painter, Params
+
+Place = Callable[[str, tuple[int, ...]], jax.sharding.Sharding]
+
+
+class Codec(Protocol):
+    """Between words and what a network reads."""
+
+    def system(self, rollout: RolloutConfig) -> tuple[int, ...]:
+        """Tokens of the block that is read before the prompt; () where there is none."""
+
+    def bucket(self, texts: Iterable[str]) -> int:
+        """The smallest `length` that holds them all."""
+
+    def check_lengths(self, texts: Iterable[str], length: int, place: Callable[[int], object] | None = None) -> None:
+        """ConfigError names the longest text where it does not fit into `length` tokens; `place` says where one stands."""
+
+    def unknown_words(self, texts: Iterable[str]) -> list[str]:
+        """The words, sorted, that the model does not know."""
+
+    def prepare(self, texts: Iterable[str]) -> None:
+        """Does once what is slow: whatever later `prompts` of these texts would have to encode.  Holds few at a time."""
+
+    def prompts(self, texts: Sequence[str], length: int, place: Callable[[int], object] | None = None) -> Any:
+        """P texts as a network reads them: a pytree of arrays of the host, batch first; ConfigError as `check_lengths`."""
+
+    def shapes(self, count: int, length: int) -> Any:
+        """Shapes and dtypes of `prompts` of so many texts."""
+
+    def thoughts(self, thinking: Any, batch: int) -> list[str]:
+        """The words of B thinkings; empty texts where there is none."""
+
+
+class Autoencoder(Protocol):
+    """Between images in [-1, 1] and latents.
+
+    Attributes:
+      downsample: image pixels along the side of a latent pixel.
+      channels: of a latent.
+    """
+
+    downsample: int
+    channels: int
+
+    def encode(self, params, image_BHWC, keys_B=None) -> jax.Array:
+        """Latents; samples of the posterior where there are keys."""
+
+    def decode(self, params, latent_BHWC) -> jax.Array:
+        """Images, not clipped."""
+
+    def shapes(self) -> Mapping[str, tuple[int, ...]]:
+        """Every parameter and its shape; {} where there are none."""
+
+
+class Loaded(Protocol):
+    """A model folder.
+
+    Attributes:
+      family: its name, as in `models.families`.
+      folder: where it was read.
+      config: the settings that it was read with.
+      network: the network's verbs.
+      autoencoder: between images and latents.
+      codec: between words and what the network reads; None where only sizes are known.
+      unknown_settings: what its config files hold that nothing here knows, a phrase a file.
+      unread_files: names of weights beside those that are read.
+      stored_dtype: of its matrices, such as "bfloat16".
+    """
+
+    family: str
+    folder: pathlib.Path
+    config: ModelConfig
+    network: Painter
+    autoencoder: Autoencoder
+    codec: Codec | None
+    unknown_settings: tuple[str, ...]
+    unread_files: tuple[str, ...]
+    stored_dtype: str
+
+    def placed(self, hold, attend) -> "Loaded":
+        """The same with a network for a mesh."""
+
+    def stored_params(self) -> Params:
+        """Shapes and dtypes of the parameters that the file holds."""
+
+    def abstract_params(self) -> Params:
+        """Shapes and dtypes of all parameters, with the adapters where the config asks for them."""
+
+    def with_adapters(self, params: Params) -> Params:
+        """The parameters with fresh adapters, or as they are where the config asks for none."""
+
+    def check_weights(self) -> None:
+        """ConfigError that names everything in which the weights do not fit the config; reads headers only."""
+
+    def params(self, place: Place | None = None, wanted: Callable[[str], bool] = lambda path: True) -> Params:
+        """Reads the stored weights (no adapters), each parameter laid out by `place`; ConfigError where they do not fit."""
+
+    def autoencoder_params(self, sharding: jax.sharding.Sharding | None = None) -> Mapping[str, jax.Array]:
+        """Reads the autoencoder's weights, float32; {} where latents are pixels."""
+
+    def check_image_size(self, rollout: RolloutConfig) -> None:
+        """ConfigError where an image of this size cannot be drawn."""
+
+    def checksum(self) -> str:
+        """Of the weight files, to recognise the reference after a resume."""
+
+    def export(self, params: Mapping[str, np.ndarray], folder: pathlib.Path, dtype: str) -> list[pathlib.Path]:
+        """Writes trained parameters, adapters folded in, beside copies of everything else; the files written."""

@@ -1,0 +1,30 @@
+"""The tokenizer files of a folder, read by transformers, which is imported when they are."""
+
+import os
+import pathlib
+from typing import Any
+
+from unigrpo_jax.config import ConfigError, require
+
+LARGEST_FILE = 2**28  # bytes; BAGEL's tokenizer.json has 7 MB
+
+
+def load_tokenizer(folder: pathlib.Path) -> Any:
+    """The tokenizer of a model folder; ConfigError where it holds none that can be read."""
+    if not (folder / "tokenizer.json").exists() and not (folder / "vocab.json").exists():
+        raise ConfigError(f"{folder} holds no tokenizer (tokenizer.json); copy the tokenizer files of the model there.")
+    for name in ("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt"):
+        path = folder / name
+        require(not path.exists() or path.stat().st_size <= LARGEST_FILE,
+                f"{path} is larger than {LARGEST_FILE >> 20} MiB, so it is no tokenizer's; copy it again.")  # fmt: skip
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # it would warn that there is no PyTorch, which is meant
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
+    except Exception as error:  # the Rust library under it raises plain Exception
+        first = next(iter(str(error).splitlines()), type(error).__name__).rstrip(" .:")
+        raise ConfigError(
+            f"the tokenizer in {folder} cannot be read ({first}); copy the tokenizer files of the model there again."
+        ) from None

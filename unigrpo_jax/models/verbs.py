@@ -1,0 +1,108 @@
+"""What the house may ask of a generator, whatever its family: the verbs of a painter, and those of a thinker in addition.
+
+Rollout, learning, training and planning are written against these words alone; a family is found by `models.families`.
+Every verb is a pure function of `params`.  A *condition* is whatever a family draws upon, a pytree that knows to repeat its
+samples: a key-value cache, or the states of a text.  A *text* is what a codec makes of prompts, a pytree with the batch first.
+A latent is a pytree of modalities, tokens [B, N, C] each; an image is the case of one array.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
+
+import jax
+
+from unigrpo_jax.config import LoraConfig
+from unigrpo_jax.models.paths import Path, Prediction
+
+Params = Mapping[str, Any]
+Latent = Any
+
+
+class Condition(Protocol):
+    """What a drawing is conditioned on, of B samples."""
+
+    def repeat(self, times: int) -> "Condition":
+        """Every sample `times` times in a row."""
+
+
+class Painter(Protocol):
+    """A network that draws by denoising; frozen and hashable, so that it can be static in a jitted program.
+
+    Attributes:
+      path: between noise and data.
+      prediction: what `predict` says of a latent on it.
+      dtype: compute dtype, "float32" or "bfloat16".
+      hold: applied to activations with the batch first, to hold them to their place on a mesh; None leaves them free.
+      attend: the attention, with the signature of `building.attention.xla`.
+      axes: (pattern, names): which axis of which parameter is what, for `parallel.rules`; the first pattern that matches a
+        path whole counts.
+      trained_by: {group: pattern}: which parameter is trained at which rate; no pattern matches what never is.
+      float32_paths: pattern of the parameters that stay float32 whatever `dtype` is.
+    """
+
+    path: Path
+    prediction: Prediction
+    dtype: str
+    hold: Callable[[jax.Array], jax.Array] | None
+    attend: Callable[..., jax.Array]
+    axes: tuple[tuple[str, tuple[str | None, ...]], ...]
+    trained_by: Mapping[str, str]
+    float32_paths: str
+
+    def init(self, key: jax.Array) -> Params:
+        """Fresh parameters, float32."""
+
+    def empty(self, batch: int) -> Condition:
+        """The condition of B samples that have read nothing."""
+
+    def read(self, params: Params, text, condition: Condition) -> Condition:
+        """The condition after a text."""
+
+    def unread(self, params: Params, text, condition: Condition) -> Condition:
+        """What guidance compares `read` with: the condition without this text."""
+
+    def predict(self, params: Params, x: Latent, t_B: jax.Array, grid: tuple[int, int], condition: Condition) -> Latent:
+        """The network's output, float32 like x, of a latent at time t upon a condition, which stays as it is."""
+
+    def grid(self, height: int, width: int) -> tuple[int, int]:
+        """Latent tokens (rows, columns) of an image; ValueError where it cannot be drawn."""
+
+    def latent_shape(self, grid: tuple[int, int]) -> Any:
+        """Shape (N, C) of each modality of one sample's latent."""
+
+    def to_tokens(self, latent_BHWC: jax.Array) -> jax.Array:
+        """Latents as tokens [B, N, C]."""
+
+    def to_latent(self, tokens_BNC: jax.Array, grid: tuple[int, int]) -> jax.Array:
+        """Tokens as latents [B, h, w, channels], for the autoencoder."""
+
+    def adapted(self, params: Params, lora: LoraConfig, key: jax.Array) -> Params:
+        """The parameters with fresh adapters; ValueError where a target hits nothing."""
+
+
+class Thinker(Painter, Protocol):
+    """A painter that reads and writes tokens, too; its conditions are `building.context.Context`.
+
+    Attributes:
+      config: sizes and special tokens.
+    """
+
+    config: Any
+
+    def cut(self, params: Params) -> tuple["Thinker", Params]:
+        """The same network and parameters, laid out for decoding."""
+
+    def prefill(self, params: Params, tokens_BL, valid_BL, context) -> tuple[jax.Array, Any]:
+        """Hidden states [B, L, D] of a text block, and the block."""
+
+    def decode(self, params: Params, token_B, valid_B, context) -> tuple[jax.Array, Any]:
+        """Logits [B, V] of the next token, and the block of this one."""
+
+    def text_logits(self, params: Params, hidden) -> jax.Array:
+        """Hidden [..., D] to float32 logits [..., V]."""
+
+    def see_latents(self, params: Params, x_BNC, grid: tuple[int, int], context):
+        """The block of an image's clean latent tokens."""
+
+    def see_patches(self, params: Params, patches_BNP, grid: tuple[int, int], context):
+        """The block of an image's patches."""
