@@ -24,8 +24,9 @@ from unigrpo_jax.config import ConfigError, ModelConfig, RunConfig
 from unigrpo_jax.config_checks import check, check_devices
 from unigrpo_jax.models import tree
 from unigrpo_jax.models.bagel import flops
+from unigrpo_jax.models.bagel.folder import BagelFolder, make_network
 from unigrpo_jax.models.bagel.release import AUTOENCODER, BAGEL_7B, HUB_NAME, SYSTEM_TOKENS
-from unigrpo_jax.models.folder import LoadedModel, load_model, make_network
+from unigrpo_jax.models.families import load_model
 from unigrpo_jax.parallel import kernels
 from unigrpo_jax.parallel import mesh as meshes
 from unigrpo_jax.parallel.rules import Layout
@@ -83,7 +84,7 @@ class Setting:
     config: RunConfig
     target: Target
     mesh: jax.sharding.Mesh
-    model: LoadedModel
+    model: BagelFolder
     system: int
     programs: Programs
     inputs: Inputs
@@ -111,13 +112,13 @@ class Setting:
         return self.mesh.shape[meshes.TENSOR]
 
 
-def find_model(config: ModelConfig) -> LoadedModel:
+def find_model(config: ModelConfig) -> BagelFolder:
     """The model of a config: the release by its known sizes, anything else from its folder."""
     if config.path != HUB_NAME:
         return load_model(config)
     # The release without its files: shapes are known, and whatever would read words or weights is not used.
     network = make_network(config, BAGEL_7B)
-    return LoadedModel(pathlib.Path(HUB_NAME), config, network, AUTOENCODER, None, None, None)
+    return BagelFolder(pathlib.Path(HUB_NAME), config, network, AUTOENCODER, None, None, None)
 
 
 def prepare(config: RunConfig, target: Target, given: Given = Given()) -> Setting:  # noqa: B008 (frozen)
@@ -139,7 +140,7 @@ def prepare(config: RunConfig, target: Target, given: Given = Given()) -> Settin
         raise ConfigError(f"{str(error).removesuffix('.')}; as settings are, {devices} devices divide as {words}.") from None
 
 
-def _prepare(config: RunConfig, target: Target, model: LoadedModel, given: Given) -> Setting:
+def _prepare(config: RunConfig, target: Target, model: BagelFolder, given: Given) -> Setting:
     mesh = meshes.make_mesh(0, config.mesh, target.devices)
     check_devices(config, meshes.batch_size(mesh))
     layout = Layout(mesh)
@@ -155,14 +156,14 @@ def _prepare(config: RunConfig, target: Target, model: LoadedModel, given: Given
     return Setting(config, target, mesh, model, len(system), programs, inputs, given)
 
 
-def system_tokens(config: RunConfig, model: LoadedModel) -> tuple[int, ...]:
+def system_tokens(config: RunConfig, model: BagelFolder) -> tuple[int, ...]:
     """The system prompt's block; of the release, whose tokenizer is not read, only its length is right."""
     if model.codec is not None:
         return model.codec.system(config.rollout)
     return tuple(range(SYSTEM_TOKENS)) if config.rollout.thinking and config.rollout.system_prompt else ()
 
 
-def factorings(config: RunConfig, devices: int, model: LoadedModel) -> list[tuple[int, int, int]]:
+def factorings(config: RunConfig, devices: int, model: BagelFolder) -> list[tuple[int, int, int]]:
     """Meshes (data, fsdp, tensor) over which the episodes, the heads and the width divide; the most fsdp first."""
     c, out = model.network.config, []
     vision = c.vision.hidden_size if c.vision else 0
