@@ -2,7 +2,7 @@
 
 Rollout, learning, training and planning are written against these words alone; a family is found by `models.families`.
 Every verb is a pure function of `params`.  A *condition* is whatever a family draws upon, a pytree that knows to repeat its
-samples: a key-value cache, or the states of a text.  A *text* is what a codec makes of prompts, a pytree with the batch first.
+samples: a key-value cache, or the states of a text.  A *text* is what a codec makes of prompts, a pytree, the batch first.
 A latent is a pytree of modalities, tokens [B, N, C] each; an image is the case of one array.
 """
 

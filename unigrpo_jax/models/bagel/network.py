@@ -159,7 +159,8 @@ class Network(nn.Module):
     def everything(self):
         """Touches every parameter once; only for `init`."""
         c, one = self.config, jnp.zeros(1, jnp.int32)
-        hidden, block = self.text(one[None], jnp.ones((1, 1), bool), contexts.empty(c.layers, c.kv_heads, c.head_dim, 1, self.dtype))
+        nothing = contexts.empty(c.layers, c.kv_heads, c.head_dim, 1, self.dtype)
+        hidden, block = self.text(one[None], jnp.ones((1, 1), bool), nothing)
         seen = None if c.vision is None else self.patch_block(jnp.zeros((1, 1, c.vision.patch_width)), one, block)
         return self.logits(hidden), self.flow(jnp.zeros((1, 1, c.latent_width)), jnp.zeros(1), one, block), seen
 
