@@ -63,6 +63,10 @@ class LoadedModel:
     unknown_settings: tuple[str, ...] = ()
     unread_files: tuple[str, ...] = ()
 
+    def placed(self, hold, attend) -> "LoadedModel":
+        """The same with a network for a mesh."""
+        return dataclasses.replace(self, network=dataclasses.replace(self.network, hold=hold, attend=attend))
+
     def stored_params(self) -> Params:
         """Shapes and dtypes of the parameters that the file holds; the fixed tables stay float32."""
         return self._stored_params
