@@ -19,6 +19,7 @@ from unigrpo_jax.learning.update import UpdateProgram, new_state
 from unigrpo_jax.models.autoencoders.pixels import PixelAutoencoder
 from unigrpo_jax.models.bagel import Bagel, BagelConfig
 from unigrpo_jax.models.bagel.pictures import see_again
+from unigrpo_jax.models.work import Work
 from unigrpo_jax.parallel import kernels
 from unigrpo_jax.parallel import mesh as meshes
 from unigrpo_jax.parallel.rules import Layout
@@ -57,6 +58,11 @@ class Workload:
     prompt: TokenBlock
     parts_of_run: Any = None
     picture: Picture | None = None
+
+    @property
+    def work(self) -> Work:
+        """What its episodes cost, with full buckets."""
+        return self.network.work(self.config, len(self.system), pictures=self.picture is not None)
 
     def pictured(self) -> "Workload":
         """The same with a picture before each prompt, as an edit has; of random pixels.  Its `parts` do not read it."""

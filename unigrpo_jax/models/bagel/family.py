@@ -5,7 +5,7 @@ import pathlib
 from unigrpo_jax.config import ModelConfig
 from unigrpo_jax.models.bagel import layout
 from unigrpo_jax.models.bagel.folder import BagelFolder, load, make_network
-from unigrpo_jax.models.bagel.release import AUTOENCODER, BAGEL_7B, HUB_NAME
+from unigrpo_jax.models.bagel.release import AUTOENCODER, BAGEL_7B, HUB_NAME, ReleaseCodec
 from unigrpo_jax.models.bagel.tiny import tiny_folder
 
 FILES = layout.FILES
@@ -23,4 +23,5 @@ def known(config: ModelConfig) -> BagelFolder | None:
     """The release without its files, where its hub name is asked for: shapes alone, neither words nor weights."""
     if config.path != HUB_NAME:
         return None
-    return BagelFolder(pathlib.Path(HUB_NAME), config, make_network(config, BAGEL_7B), AUTOENCODER, None, None, None)
+    network = make_network(config, BAGEL_7B)
+    return BagelFolder(pathlib.Path(HUB_NAME), config, network, AUTOENCODER, ReleaseCodec(), None, None)

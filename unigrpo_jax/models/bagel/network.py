@@ -18,14 +18,15 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from unigrpo_jax.config import LoraConfig
+from unigrpo_jax.config import LoraConfig, RunConfig
 from unigrpo_jax.episode import Picture, TokenBlock
-from unigrpo_jax.models.bagel import latents
+from unigrpo_jax.models.bagel import flops, latents
 from unigrpo_jax.models.bagel.axes import AXES
 from unigrpo_jax.models.bagel.config import BagelConfig
 from unigrpo_jax.models.bagel.layers import DecoderLayer
 from unigrpo_jax.models.bagel.pictures import picture, see_again
 from unigrpo_jax.models.bagel.vision import Connector, VisionEncoder
+from unigrpo_jax.models.bagel.work import BagelWork
 from unigrpo_jax.models.building import attention, lora
 from unigrpo_jax.models.building import context as contexts
 from unigrpo_jax.models.building.attention import Visibility
@@ -242,6 +243,10 @@ class Bagel:
         layers = {f"layers_{i}": jax.tree.map(lambda x, i=i: x[i], params["layers"]) for i in range(self.config.layers)}
         others = {name: value for name, value in params.items() if name != "layers"}
         return dataclasses.replace(self, stacked=False), others | layers
+
+    def work(self, run: RunConfig, system: int, pictures: bool = False, turns: bool = False) -> BagelWork:
+        """What the episodes of a run cost; see `models.work`."""
+        return BagelWork(run=run, config=self.config, lengths=flops.lengths(run, self.config, system, pictures, turns))
 
     def empty(self, batch: int) -> Context:
         """A context of `batch` samples that have read nothing."""
