@@ -59,6 +59,11 @@ class Settings:
             raise self.error(name, f"it must be a list of {' and '.join(known)}")
         return tuple(values)
 
+    def word(self, name: str, default: str, *known: str) -> str:
+        """One of the known words."""
+        self.only(name, *known)
+        return self._data.get(name, default)
+
     def side(self, name: str, default: int) -> int:
         """A whole number, or a list of two equal ones: height and width of a square."""
         value = self._data.get(name)
@@ -72,6 +77,11 @@ class Settings:
         if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value <= LARGEST_NUMBER:
             raise self.error(name, f"it must be a number above 0 and at most {LARGEST_NUMBER:g}")
         return float(value)
+
+    def count(self, name: str, default: int) -> int:
+        """A whole number from 0 to `LARGEST_SIZE`."""
+        value = self._data.get(name, default)
+        return value if value == 0 and isinstance(value, int) and not isinstance(value, bool) else self.whole(name, default)
 
     def number(self, name: str, default: float) -> float:
         """Any number up to `LARGEST_NUMBER`, with a sign."""

@@ -2,12 +2,14 @@
 
 import pathlib
 import re
-from collections.abc import Mapping
 
+import jax
 import numpy as np
 
 from unigrpo_jax.models.autoencoders.image import ImageAutoencoder
+from unigrpo_jax.models.component import DIFFUSERS
 from unigrpo_jax.models.settings import read_settings
+from unigrpo_jax.models.stored import StoredTensors, faults
 
 # Class defaults: the scale of Stable Diffusion, no shift.
 _SCALE = 0.18215
@@ -75,10 +77,20 @@ def is_old(names: set[str]) -> bool:
     return any(".query." in name for name in names)
 
 
-def from_stored(autoencoder: ImageAutoencoder, stored: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Our parameters from the tensors of a file, all of which have been found to be there."""
-    shapes, names = autoencoder.shapes(), stored_shapes(autoencoder, is_old(set(stored)))
-    return {ours: np.asarray(stored[theirs]).reshape(shapes[ours]) for ours, (theirs, _) in names.items()}
+def open_autoencoder(folder: pathlib.Path, autoencoder: ImageAutoencoder) -> StoredTensors:
+    """The weights of a `vae/`, of which only headers are read; ValueError names every tensor that does not fit."""
+    weights = StoredTensors(folder, DIFFUSERS)
+    wanted = dict(stored_shapes(autoencoder, is_old(weights.names())).values())
+    if found := faults(weights, wanted, (), ""):
+        raise ValueError(f"{weights.path} does not fit {folder / 'config.json'}: {'; '.join(found)}.")
+    return weights
+
+
+def read(weights: StoredTensors, autoencoder: ImageAutoencoder, sharding: jax.sharding.Sharding | None = None):
+    """Our parameters {name: array}, float32, read one at a time from what `open_autoencoder` gave."""
+    shapes, names = autoencoder.shapes(), stored_shapes(autoencoder, is_old(weights.names()))
+    array = lambda ours: weights.read(names[ours][0]).astype(np.float32).reshape(shapes[ours])
+    return {ours: jax.device_put(array(ours), sharding) for ours in shapes}
 
 
 def _theirs(name: str, levels: int, old: bool) -> str:

@@ -1,0 +1,54 @@
+"""What `scheduler/scheduler_config.json` says of FLUX's flow: how its times are shifted."""
+
+import dataclasses
+import pathlib
+
+from unigrpo_jax.models.settings import read_settings
+
+CLASSES = ("FlowMatchEulerDiscreteScheduler",)
+# What would be another flow, or other times, with the values that mean that it is not done.
+_ONLY = {
+    "_class_name": CLASSES,
+    "num_train_timesteps": (1000,),
+    "shift_terminal": (),
+    "invert_sigmas": (False,),
+    "stochastic_sampling": (False,),
+    "time_shift_type": ("exponential",),
+    **dict.fromkeys((f"use_{kind}_sigmas" for kind in ("karras", "exponential", "beta", "flow")), (False,)),
+}
+_KNOWN = {*_ONLY, "_diffusers_version", "shift", "use_dynamic_shifting", "base_shift", "max_shift", "base_image_seq_len",
+          "max_image_seq_len"}  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class Scheduler:
+    """What the file says.
+
+    Attributes:
+      shift: of every image; None where it depends on an image's tokens.
+      base: (tokens, mu), one point of the line whose exp is the shift.
+      largest: (tokens, mu), another one.
+      unknown: names of settings that nothing here knows; "" where there are none.
+    """
+
+    shift: float | None
+    base: tuple[int, float]
+    largest: tuple[int, float]
+    unknown: str = ""
+
+
+def read_scheduler(path: pathlib.Path, files: str) -> Scheduler:
+    """What a file says; ValueError, in one sentence, where it is none or asks for what is not built.
+
+    A name that is left out has the default of the class, which is FLUX.1-schnell's.
+    """
+    found = read_settings(path, files)
+    for name, values in _ONLY.items():
+        found.only(name, *values)
+    base = found.whole("base_image_seq_len", 256), found.number("base_shift", 0.5)
+    largest = found.whole("max_image_seq_len", 4096), found.number("max_shift", 1.15)
+    if base[0] == largest[0]:
+        raise found.error("max_image_seq_len", "it must be another number than base_image_seq_len")
+    static = found.positive("shift", 1.0)
+    shift = None if found.flag("use_dynamic_shifting", False) else static
+    return Scheduler(shift=shift, base=base, largest=largest, unknown=found.besides(_KNOWN))
