@@ -102,8 +102,9 @@ def read(folder: pathlib.Path, part: str, network: component.Network) -> Adapter
     modules = _modules(network)
     there = {m: layers for m, layers in modules.items() if f"{prefix}{layers[0]}{component.ADAPTER[0]}" in weights.names()}
     if not there:
-        raise ValueError(f"{weights.path} adapts nothing of this network: it holds {', '.join(sorted(weights.names())[:2])}, "
-                         f"but no {prefix}MODULE.lora_A.weight of a module of it.")  # fmt: skip
+        some = ", ".join(sorted(weights.names())[:2])
+        raise ValueError(f"{weights.path} adapts nothing of this network: it holds {some}, but no {prefix}MODULE.lora_A.weight "
+                         "of a module of it.")  # fmt: skip
     first = next(iter(there.values()))[0]
     found = weights.shape(f"{prefix}{first}{component.ADAPTER[0]}")[0]
     rank = settings.whole("r", found)

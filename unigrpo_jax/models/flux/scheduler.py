@@ -1,8 +1,8 @@
 """What `scheduler/scheduler_config.json` says of FLUX's flow: how its times are shifted."""
 
-import dataclasses
 import pathlib
 
+from unigrpo_jax.models.schedule import FlowShift
 from unigrpo_jax.models.settings import read_settings
 
 CLASSES = ("FlowMatchEulerDiscreteScheduler",)
@@ -16,29 +16,12 @@ _ONLY = {
     "time_shift_type": ("exponential",),
     **dict.fromkeys((f"use_{kind}_sigmas" for kind in ("karras", "exponential", "beta", "flow")), (False,)),
 }
-_KNOWN = {*_ONLY, "_diffusers_version", "shift", "use_dynamic_shifting", "base_shift", "max_shift", "base_image_seq_len",
+KNOWN = {*_ONLY, "_diffusers_version", "shift", "use_dynamic_shifting", "base_shift", "max_shift", "base_image_seq_len",
           "max_image_seq_len"}  # fmt: skip
 
 
-@dataclasses.dataclass(frozen=True)
-class Scheduler:
-    """What the file says.
-
-    Attributes:
-      shift: of every image; None where it depends on an image's tokens.
-      base: (tokens, mu), one point of the line whose exp is the shift.
-      largest: (tokens, mu), another one.
-      unknown: names of settings that nothing here knows; "" where there are none.
-    """
-
-    shift: float | None
-    base: tuple[int, float]
-    largest: tuple[int, float]
-    unknown: str = ""
-
-
-def read_scheduler(path: pathlib.Path, files: str) -> Scheduler:
-    """What a file says; ValueError, in one sentence, where it is none or asks for what is not built.
+def read_scheduler(path: pathlib.Path, files: str) -> FlowShift:
+    """The shift that a file says; ValueError, in one sentence, where it is none or asks for what is not built.
 
     A name that is left out has the default of the class, which is FLUX.1-schnell's.
     """
@@ -50,5 +33,4 @@ def read_scheduler(path: pathlib.Path, files: str) -> Scheduler:
     if base[0] == largest[0]:
         raise found.error("max_image_seq_len", "it must be another number than base_image_seq_len")
     static = found.positive("shift", 1.0)
-    shift = None if found.flag("use_dynamic_shifting", False) else static
-    return Scheduler(shift=shift, base=base, largest=largest, unknown=found.besides(_KNOWN))
+    return FlowShift(line=(base, largest)) if found.flag("use_dynamic_shifting", False) else FlowShift(shift=static)

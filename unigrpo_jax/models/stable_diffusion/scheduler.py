@@ -10,6 +10,7 @@ import pathlib
 import numpy as np
 
 from unigrpo_jax.models.paths import Prediction, VariancePreserving, scaled_linear
+from unigrpo_jax.models.schedule import DiffusionSchedule
 from unigrpo_jax.models.settings import read_settings
 
 # Solvers of such a diffusion, by diffusers' names.
@@ -36,7 +37,7 @@ _NO_MATTER = {
     "lower_order_final", "predict_x0", "sample_max_value", "sigma_max", "sigma_min", "skip_prk_steps", "solver_order",
     "solver_p", "solver_type", "variance_type", "time_shift_type", "use_dynamic_shifting",
 }  # fmt: skip
-_KNOWN = {*_ONLY, *_NO_MATTER, "beta_start", "beta_end", "beta_schedule", "num_train_timesteps", "prediction_type",
+KNOWN = {*_ONLY, *_NO_MATTER, "beta_start", "beta_end", "beta_schedule", "num_train_timesteps", "prediction_type",
           "timestep_spacing", "steps_offset", "set_alpha_to_one"}  # fmt: skip
 
 
@@ -47,18 +48,12 @@ class Scheduler:
     Attributes:
       path: the betas.
       prediction: what the network says.
-      spacing: of the times, as in `schedule.diffusion_times`.
-      offset: likewise.
-      to_data: likewise.
-      unknown: names of settings that nothing here knows; "" where there are none.
+      schedule: how a sampler's times are spaced.
     """
 
     path: VariancePreserving
     prediction: Prediction
-    spacing: str
-    offset: int
-    to_data: bool
-    unknown: str = ""
+    schedule: DiffusionSchedule
 
 
 def read_scheduler(path: pathlib.Path, files: str) -> Scheduler:
@@ -79,8 +74,10 @@ def read_scheduler(path: pathlib.Path, files: str) -> Scheduler:
     return Scheduler(
         path=scaled_linear(first, last, steps) if scaled else VariancePreserving(tuple(np.linspace(first, last, steps))),
         prediction=_PREDICTIONS[found.word("prediction_type", "epsilon", *_PREDICTIONS)],
-        spacing=found.word("timestep_spacing", "leading", "leading", "trailing"),
-        offset=found.count("steps_offset", 1),
-        to_data=found.flag("set_alpha_to_one", True),
-        unknown=found.besides(_KNOWN),
+        schedule=DiffusionSchedule(
+            train_steps=steps,
+            spacing=found.word("timestep_spacing", "leading", "leading", "trailing"),
+            offset=found.count("steps_offset", 1),
+            to_data=found.flag("set_alpha_to_one", True),
+        ),
     )
