@@ -12,12 +12,11 @@ import jax
 import numpy as np
 
 from unigrpo_jax.models import named, stored
+from unigrpo_jax.models.building.flat import ADAPTER
 from unigrpo_jax.models.named import TABLE, Place, Tensor
 
 # The file's name without .safetensors, by whose folder it is.
 DIFFUSERS, TRANSFORMERS = "diffusion_pytorch_model", "model"
-# After a module's name: the matrices A [(layers,) r, in] and B [(layers,) out, r] of the adapter beside its weight.
-ADAPTER = (".lora_A.weight", ".lora_B.weight")
 
 
 class Network(Protocol):
@@ -95,7 +94,7 @@ def write(folder: pathlib.Path, stem: str, network: Network, params: Mapping[str
 
 def _tensors(network: Network, params: Mapping[str, jax.Array], lora_scale: float) -> Iterator[tuple[str, np.ndarray]]:
     for t in table(network):
-        adapter = [params[name] for end in ADAPTER if (name := t.path.removesuffix(".weight") + end) in params]
+        adapter = [params[own] for end in ADAPTER if (own := f"{t.path.removesuffix('.weight')}.{end}") in params]
         for layer, name in enumerate(t.names):
             of_layer = lambda p, layer=layer, t=t: np.asarray(p[layer] if t.stacked else p)
             value = of_layer(params[t.path])

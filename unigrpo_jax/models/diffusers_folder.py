@@ -1,7 +1,8 @@
 """Model folders in diffusers' layout: what their families share.
 
     model_index.json                   which pipeline, and the class of each part
-    unet/ or transformer/              the network that is trained: config.json, diffusion_pytorch_model.safetensors, or shards
+    unet/ or transformer/              the network that is trained: config.json and diffusion_pytorch_model.safetensors, or
+                                       shards of that with an index
     vae/                               the autoencoder, likewise
     text_encoder/, tokenizer/, ...     what reads texts; twice where a pipeline has two
     scheduler/scheduler_config.json    the path between noise and data, and where a sampler steps
@@ -155,8 +156,8 @@ class Pipeline:
         (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n")
         for path in self._copied():
             inside = path.suffix == ".safetensors" or foreign_files.is_inside(path, self.folder)
-            require(inside, f"{path} is a link out of its folder, and an export is there to be passed on; put the file there "
-                    "instead of the link.")  # fmt: skip
+            require(inside, f"{path} is a link out of its folder, and an export is there to be passed on; put the file "
+                    "there instead of the link.")  # fmt: skip
             target = folder / path.relative_to(self.folder)
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(path, target)

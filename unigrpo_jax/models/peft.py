@@ -19,6 +19,8 @@ import numpy as np
 
 from unigrpo_jax import foreign_files
 from unigrpo_jax.models import component, stored
+from unigrpo_jax.models.building.flat import ADAPTER
+from unigrpo_jax.models.building.flat_adapters import linears
 from unigrpo_jax.models.settings import Settings, read_settings
 
 PEFT, DIFFUSERS = "adapter_model", "pytorch_lora_weights"
@@ -48,7 +50,7 @@ class Adapters:
 
 def is_adapter(name: str) -> bool:
     """Whether a parameter is of an adapter."""
-    return name.endswith(component.ADAPTER)
+    return name.endswith(tuple(f".{end}" for end in ADAPTER))
 
 
 def write(folder: pathlib.Path, part: str, network: component.Network, params: Mapping[str, np.ndarray],
@@ -64,12 +66,12 @@ def write(folder: pathlib.Path, part: str, network: component.Network, params: M
     """
     arrays = {}
     for module, layers in _modules(network).items():
-        for end in component.ADAPTER:
-            if (array := params.get(module + end)) is not None:
+        for end in ADAPTER:
+            if (array := params.get(f"{module}.{end}")) is not None:
                 own = [array] if layers == (module,) else array
-                arrays |= {layer + end: np.asarray(x, np.float32) for layer, x in zip(layers, own, strict=True)}
-    rank = next(x.shape[0] for name, x in arrays.items() if name.endswith(component.ADAPTER[0]))
-    targets = sorted({name.removesuffix(end) for end in component.ADAPTER for name in arrays if name.endswith(end)})
+                arrays |= {f"{layer}.{end}": np.asarray(x, np.float32) for layer, x in zip(layers, own, strict=True)}
+    ranks = {name.removesuffix(f".{ADAPTER[0]}"): len(x) for name, x in arrays.items() if name.endswith(ADAPTER[0])}
+    rank, targets = next(iter(ranks.values())), sorted(ranks)
     settings = {"peft_type": "LORA", "r": rank, "lora_alpha": alpha, "target_modules": targets, "bias": "none"}
     folder.mkdir(parents=True, exist_ok=True)
     (folder / CONFIG).write_text(json.dumps(settings, indent=2) + "\n")
@@ -99,37 +101,35 @@ def read(folder: pathlib.Path, part: str, network: component.Network) -> Adapter
     settings = read_settings(folder / CONFIG, FILES) if stem == PEFT else _settings_inside(weights, prefix)
     for name, values in _ONLY.items():
         settings.only(name, *values)
-    modules = _modules(network)
-    there = {m: layers for m, layers in modules.items() if f"{prefix}{layers[0]}{component.ADAPTER[0]}" in weights.names()}
+    modules, shapes = _modules(network), linears(network)
+    at = lambda layer, end: f"{prefix}{layer}.{end}"
+    firsts = {at(layer, ADAPTER[0]): module for module, layers in modules.items() for layer in layers}
+    hit = {name: firsts[name] for name in sorted(weights.names()) if name in firsts}
+    there = {module: layers for module, layers in modules.items() if module in hit.values()}
     if not there:
         some = ", ".join(sorted(weights.names())[:2])
-        raise ValueError(f"{weights.path} adapts nothing of this network: it holds {some}, but no {prefix}MODULE.lora_A.weight "
-                         "of a module of it.")  # fmt: skip
-    first = next(iter(there.values()))[0]
-    found = weights.shape(f"{prefix}{first}{component.ADAPTER[0]}")[0]
-    rank = settings.whole("r", found)
-    wanted, shapes = {}, network.shapes()
+        raise ValueError(f"{weights.path} adapts nothing of this network: it holds {some}, but no "
+                         f"{prefix}MODULE.{ADAPTER[0]} of a module of it.")  # fmt: skip
+    rank = settings.whole("r", (weights.shape(next(iter(hit))) or (0,))[0])
+    wanted = {}
     for module, layers in there.items():
-        out, width = shapes[f"{module}.weight"][-2:]
-        for end, shape in zip(component.ADAPTER, ((rank, width), (out, rank)), strict=True):
-            wanted |= {f"{prefix}{layer}{end}": shape for layer in layers}
-    if faults := stored.faults(weights, wanted, (), ""):
-        raise ValueError(f"{weights.path} does not fit this network at rank {rank}: {'; '.join(faults)}.")
+        out, width = shapes[module][-2:]
+        for end, shape in zip(ADAPTER, ((rank, width), (out, rank)), strict=True):
+            wanted |= {at(layer, end): shape for layer in layers}
+    if found := stored.faults(weights, wanted, (), ""):
+        raise ValueError(f"{weights.path} does not fit this network at rank {rank}: {'; '.join(found)}.")
     params = {}
     for module, layers in there.items():
-        for end in component.ADAPTER:
-            own = [weights.read(f"{prefix}{layer}{end}") for layer in layers]
-            params[module + end] = own[0] if layers == (module,) else np.stack(own)
+        for end in ADAPTER:
+            own = [weights.read(at(layer, end)) for layer in layers]
+            params[f"{module}.{end}"] = own[0] if layers == (module,) else np.stack(own)
     return Adapters(rank, settings.positive("lora_alpha", rank), params)
 
 
 def _modules(network: component.Network) -> dict[str, tuple[str, ...]]:
-    """Each module with a matrix, and the file's names of it in every layer."""
-    end = ".weight"
-    matrices = {t.path: t.names for t in component.table(network) if t.path.endswith(end)}
-    shapes = network.shapes()
-    return {path.removesuffix(end): tuple(name.removesuffix(end) for name in names) for path, names in matrices.items()
-            if len(shapes[path]) - (names != (path,)) == 2}  # fmt: skip
+    """Each linear map, and the file's names of it in every layer."""
+    names = {module: network.stored_names(f"{module}.weight") for module in linears(network)}
+    return {module: tuple(name.removesuffix(".weight") for name in own) for module, own in names.items()}
 
 
 def _settings_inside(weights: stored.StoredTensors, prefix: str) -> Settings:

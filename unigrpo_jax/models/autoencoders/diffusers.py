@@ -13,8 +13,8 @@ from unigrpo_jax.models.stored import StoredTensors, faults
 
 # Class defaults: the scale of Stable Diffusion, no shift.
 _SCALE = 0.18215
-_ONLY = {"_class_name": ("AutoencoderKL",), "act_fn": ("silu",), "in_channels": (3,), "out_channels": (3,), "latents_mean": (),
-         "latents_std": (), "mid_block_add_attention": (True,)}  # fmt: skip
+_ONLY = {"_class_name": ("AutoencoderKL",), "act_fn": ("silu",), "in_channels": (3,), "out_channels": (3,),
+         "latents_mean": (), "latents_std": (), "mid_block_add_attention": (True,)}  # fmt: skip
 KNOWN = {*_ONLY, "_diffusers_version", "_name_or_path", "block_out_channels", "down_block_types", "force_upcast",
          "latent_channels", "layers_per_block", "norm_num_groups", "sample_size", "scaling_factor", "shift_factor",
          "up_block_types", "use_post_quant_conv", "use_quant_conv"}  # fmt: skip

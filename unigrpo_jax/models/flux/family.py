@@ -13,7 +13,8 @@ from unigrpo_jax.models.flux.painter import PATCH, Flux
 from unigrpo_jax.models.flux.transformer import FluxTransformer
 from unigrpo_jax.models.schedule import FlowShift
 from unigrpo_jax.models.stored import DTYPES
-from unigrpo_jax.models.text_encoders import codec
+from unigrpo_jax.models.text_encoders.codec import EmbeddingCodec
+from unigrpo_jax.models.text_encoders.encoder import open_flux
 
 NAME = "flux"
 VERBS = "draws by a flow, upon what T5 and CLIP say of the prompt"
@@ -32,6 +33,7 @@ _PARTS = {
 _TRANSFORMER, _VAE, _SCHEDULER = "transformer/config.json", "vae/config.json", "scheduler/scheduler_config.json"
 HUB_FILES = diffusers_folder.hub_files(*_PARTS)
 DEV, SCHNELL = "black-forest-labs/FLUX.1-dev", "black-forest-labs/FLUX.1-schnell"
+TOKENS = {True: 512, False: 256}  # of a prompt's states, by whether guidance is told: dev, and schnell
 DYNAMIC = FlowShift(line=((256, 0.5), (4096, 1.15)))
 
 
@@ -48,8 +50,13 @@ def load(config: ModelConfig, folder: pathlib.Path) -> Pipeline:
         autoencoder = autoencoders.read_autoencoder(folder / _VAE, FILES)
         shift = schedulers.read_scheduler(folder / _SCHEDULER, FILES)
         numbers = PATCH**2 * autoencoder.channels
-        require(transformer.channels == numbers, f"{folder / _TRANSFORMER}: in_channels = {transformer.channels}, but squares "
-                f"of {PATCH} x {PATCH} pixels of latents of {folder / 'vae'} have {numbers} numbers.")  # fmt: skip
+        require(transformer.channels == numbers, f"{folder / _TRANSFORMER}: in_channels = {transformer.channels}, but "
+                f"squares of {PATCH} x {PATCH} pixels of latents of {folder / 'vae'} have {numbers} numbers.")  # fmt: skip
+        encoders = open_flux(folder, config.dtype, TOKENS[transformer.guidance])
+        for name, own, width in (("joint_attention_dim", "states", transformer.text_width),
+                                 ("pooled_projection_dim", "pooled", transformer.pooled_width)):  # fmt: skip
+            found = encoders.shapes()[own].shape[-1]
+            require(width == found, f"{folder / _TRANSFORMER}: {name} = {width}, but the text encoder says {found} numbers.")
         weights = diffusers_folder.open_network(folder / PART, transformer)
         known = {_TRANSFORMER: configs.KNOWN, _VAE: autoencoders.KNOWN, _SCHEDULER: schedulers.KNOWN}
         return Pipeline(
@@ -59,7 +66,7 @@ def load(config: ModelConfig, folder: pathlib.Path) -> Pipeline:
             part=PART,
             network=_network(config, transformer, shift, autoencoder.downsample),
             autoencoder=autoencoder,
-            codec=codec.open_flux(config, folder, transformer),
+            codec=EmbeddingCodec(encoders=encoders, kept=config.embeddings),
             stored=weights,
             autoencoder_stored=diffusers_folder.open_autoencoder(folder / "vae", autoencoder),
             stored_dtype=DTYPES[weights.dtype("x_embedder.weight")],

@@ -50,8 +50,10 @@ _NO_MATTER = {
     "_diffusers_version", "_name_or_path", "addition_embed_type_num_heads", "addition_time_embed_dim", "dropout",
     "projection_class_embeddings_input_dim", "sample_size", "upcast_attention",
 }  # fmt: skip
-KNOWN = {*_ONLY, *_NO_MATTER, "in_channels", "out_channels", "block_out_channels", "down_block_types", "up_block_types",
-         "num_attention_heads", "attention_head_dim", "norm_num_groups", "layers_per_block", "cross_attention_dim"}  # fmt: skip
+KNOWN = {
+    *_ONLY, *_NO_MATTER, "in_channels", "out_channels", "block_out_channels", "down_block_types", "up_block_types",
+    "num_attention_heads", "attention_head_dim", "norm_num_groups", "layers_per_block", "cross_attention_dim",
+}  # fmt: skip
 
 
 def read_unet(path: pathlib.Path) -> UNet:

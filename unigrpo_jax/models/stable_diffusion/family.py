@@ -2,7 +2,7 @@
 
 import pathlib
 
-from unigrpo_jax.config import ConfigError, ModelConfig, require
+from unigrpo_jax.config import ModelConfig, require
 from unigrpo_jax.models import diffusers_folder
 from unigrpo_jax.models.autoencoders import diffusers as autoencoders
 from unigrpo_jax.models.autoencoders.image import ImageAutoencoder
@@ -15,7 +15,8 @@ from unigrpo_jax.models.stable_diffusion.painter import StableDiffusion
 from unigrpo_jax.models.stable_diffusion.scheduler import Scheduler
 from unigrpo_jax.models.stable_diffusion.unet import UNet
 from unigrpo_jax.models.stored import DTYPES
-from unigrpo_jax.models.text_encoders import codec
+from unigrpo_jax.models.text_encoders.codec import EmbeddingCodec
+from unigrpo_jax.models.text_encoders.encoder import open_stable_diffusion
 
 NAME = "stable_diffusion"
 VERBS = "draws by a diffusion, upon what CLIP says of the prompt"
@@ -48,6 +49,10 @@ def load(config: ModelConfig, folder: pathlib.Path) -> Pipeline:
         scheduler = schedulers.read_scheduler(folder / _SCHEDULER, FILES)
         require(unet.channels == autoencoder.channels, f"{folder / _UNET}: in_channels = {unet.channels}, but latents of "
                 f"{folder / 'vae'} have {autoencoder.channels} channels.")  # fmt: skip
+        encoders = open_stable_diffusion(folder, config.dtype)
+        width = encoders.shapes()["states"].shape[-1]
+        require(unet.text_width == width, f"{folder / _UNET}: cross_attention_dim = {unet.text_width}, but states of "
+                f"{folder / 'text_encoder'} are {width} wide.")  # fmt: skip
         weights = diffusers_folder.open_network(folder / PART, unet)
         known = {_UNET: configs.KNOWN, _VAE: autoencoders.KNOWN, _SCHEDULER: schedulers.KNOWN}
         return Pipeline(
@@ -57,7 +62,7 @@ def load(config: ModelConfig, folder: pathlib.Path) -> Pipeline:
             part=PART,
             network=_network(config, unet, scheduler, autoencoder.downsample),
             autoencoder=autoencoder,
-            codec=codec.open_stable_diffusion(config, folder, unet.text_width),
+            codec=EmbeddingCodec(encoders=encoders, kept=config.embeddings, guided=True),
             stored=weights,
             autoencoder_stored=diffusers_folder.open_autoencoder(folder / "vae", autoencoder),
             stored_dtype=DTYPES[weights.dtype("conv_in.weight")],
