@@ -62,7 +62,7 @@ RULES = [
     (dict(learning=dict(ema_decay=1.0)), ["learning.ema_decay = 1.0", "below 1"]),
     (dict(rollout=dict(step_rule="cps", window_range=(0, 10))), ["[0, 10)", "cps has no noise", "end at 9"]),
     (dict(rollout=dict(step_rule="cps", noise_level=2.0)), ["noise_level = 2.0", "below 2"]),
-    (dict(rollout=dict(step_rule="ddim", window_range=(0, 10))), ["[0, 10)", "ddim has no noise", "end at 9"]),
+    (dict(rollout=dict(guidance=2.0), learning=dict(minibatches=2)), ["guidance = 2.0", "2 optimizer steps", "use 1 and 1"]),
     (dict(rollout=dict(step_rule="ddim", noise_level=1.1)), ["noise_level = 1.1", "eta, at most 1"]),
     (dict(rollout=dict(step_rule="ode")), ["'ode'", "flow_sde"]),
     (dict(rollout=dict(noise_level=0.0)), ["noise_level = 0.0", "above 0"]),
