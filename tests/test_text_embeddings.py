@@ -14,9 +14,9 @@ from safetensors.numpy import load_file, save_file
 
 from unigrpo_jax.config import ConfigError, EmbeddingsConfig, MeshConfig, RolloutConfig
 from unigrpo_jax.models.text_encoders import encoder as encoders
-from unigrpo_jax.models.text_encoders.codec import PART, EmbeddingCodec
+from unigrpo_jax.models.text_encoders.codec import PART, EmbeddingCodec, in_turn
 from unigrpo_jax.models.text_encoders.encoder import ROWS, Encoders, open_flux, open_stable_diffusion
-from unigrpo_jax.parallel.frozen import over_fsdp
+from unigrpo_jax.parallel.frozen import on_own_devices
 from unigrpo_jax.parallel.mesh import make_mesh
 
 T5_TOKENS = 14
@@ -250,10 +250,9 @@ def test_bfloat16_states_are_kept_as_such_and_are_near(fixtures, tmp_path, recor
 
 def test_an_encoder_over_a_mesh_is_cut_and_says_the_same(flux, tmp_path, recorded, assert_close):
     prompts, found = recorded("flux")
-    place = over_fsdp(make_mesh(8, MeshConfig(data=2, fsdp=4)))
-    t5 = flux.parts[0].read(place)
-    parts = lambda x: x.size // x.addressable_shards[0].data.size
-    assert {name: parts(x) for name, x in t5.items() if x.ndim > 1} == {name: 4 for name, x in t5.items() if x.ndim > 1}
+    place = on_own_devices(make_mesh(4, MeshConfig(data=2, fsdp=2)))
+    parts = {name: x.size // x.addressable_shards[0].data.size for name, x in flux.parts[0].read(place).items()}
+    assert {name for name, count in parts.items() if count != 4} == {"encoder.final_layer_norm.weight"}
     codec = EmbeddingCodec(encoders=flux, kept=EmbeddingsConfig(folder=str(tmp_path)), place=place,
                            notice=lambda words: None)  # fmt: skip
     text = codec.prompts(prompts, 77)
@@ -261,19 +260,24 @@ def test_an_encoder_over_a_mesh_is_cut_and_says_the_same(flux, tmp_path, recorde
     assert_close(text.pooled, found["clip_pooled"])
 
 
-def test_what_one_process_lacks_all_encode(codec):
-    first = codec()
-    first.prepare(["a cat", "a dog"])
-    asked = []
+def test_processes_that_share_a_folder_begin_at_different_texts_and_skip_what_others_have_done(codec):
+    texts = [f"{i} cats" for i in range(4 * ROWS - 1)]
+    orders = [[batch[0] for batch in in_turn(texts, process, 2)] for process in range(2)]
+    starts = [texts[row * ROWS] for row in range(4)]
+    assert orders == [starts, starts[2:] + starts[:2]] and in_turn([], 1, 2) == []
+    assert sorted(text for batch in in_turn(texts, 7, 9) for text in batch) == sorted(texts)
+    slow, fast = codec(), codec()
+    encode = slow.encoders.on_devices
 
-    def gather(value):
-        asked.append(value)
-        return [value, [1] if value == [] else value]
+    @contextlib.contextmanager
+    def overtaken(place=None):
+        fast.prepare(texts[ROWS:])
+        with encode(place) as run:
+            yield run
 
-    second = codec(gather=gather)
-    second.prompts(["a cat", "a dog"], 77)
-    second.prepare(["a cat", "a dog"])
-    assert asked == [[], [], True] and second.encoders.calls == (1, 1)
+    vars(slow.encoders)["on_devices"] = overtaken
+    slow.prepare(texts)
+    assert slow.encoders.calls == (ROWS,) and sum(fast.encoders.calls) == 3 * ROWS - 1
 
 
 def test_more_than_the_limit_is_not_kept_and_is_said_with_what_would_do(codec, sd):
@@ -350,6 +354,5 @@ def test_a_file_that_is_missing_is_a_sentence(fixtures, tmp_path, lost, words):
 
 
 def test_a_call_takes_a_row_for_each_device():
-    mesh = make_mesh(8, MeshConfig(data=2, fsdp=4))
-    assert encoders.rows_per_call(over_fsdp(mesh)("x", (4, 4))) == 16
-    assert encoders.rows_per_call(over_fsdp(make_mesh(3, MeshConfig(data=1, fsdp=3)))("x", (4, 4))) == 18
+    over = lambda count: on_own_devices(make_mesh(count, MeshConfig(data=1, fsdp=count)))("x", (4, 4))
+    assert [encoders.rows_per_call(over(count)) for count in (1, 3, 8)] == [16, 18, 16]
