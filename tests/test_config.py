@@ -48,6 +48,8 @@ def test_every_preset_passes_and_survives_json(name):
 
 RULES = [
     (dict(learning=dict(group_size=1)), ["learning.group_size = 1", "at least 2"]),
+    (dict(model=dict(embeddings=module.EmbeddingsConfig(gigabytes=0.0))), ["model.embeddings.gigabytes = 0.0", "above 0"]),
+    (dict(model=dict(embeddings=module.EmbeddingsConfig(folder=""))), ["model.embeddings.folder is empty"]),
     (dict(rollout=dict(window_size=4, window_range=(2, 5))), ["window_size = 4", "[2, 5)", "3 transitions"]),
     (dict(rollout=dict(window_range=(5, 5))), ["[5, 5)", "0 transitions"]),
     (dict(rollout=dict(window_range=(-1, 5))), ["[-1, 5)"]),
@@ -243,6 +245,6 @@ def test_every_field_is_read_somewhere_and_explained(cls):
     (node,) = [n for n in ast.parse(pathlib.Path(module.__file__).read_text()).body
                if isinstance(n, ast.ClassDef) and n.name == cls.__name__]  # fmt: skip
     for field, after in zip(node.body, [*node.body[1:], None], strict=True):
-        if isinstance(field, ast.AnnAssign) and field.target.id not in [*SECTIONS, "lora"]:
+        if isinstance(field, ast.AnnAssign) and field.target.id not in [*SECTIONS, "lora", "embeddings"]:
             explained = isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant)
             assert explained and after.value.value.endswith("."), field.target.id
