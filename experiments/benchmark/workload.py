@@ -202,8 +202,8 @@ class Parts:
 
     @functools.cached_property
     def thought(self):
-        """The thinking, and the context behind it."""
-        return self.think()
+        """The thinking, and the context behind it; None and the context where nothing is thought."""
+        return self.think() if self.workload.program.thinking_tokens else (None, self.before)
 
     def draw(self):
         """All flow steps upon the context behind the thinking."""
