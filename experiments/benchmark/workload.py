@@ -83,7 +83,7 @@ class Workload:
     @functools.cached_property
     def programs(self) -> Programs:
         """Both programs of a run."""
-        layout = Layout(meshes.make_mesh(1))
+        layout = Layout(meshes.make_mesh(1), self.network.axes)
         shapes = jax.eval_shape(lambda: self.params)
         return Programs(self.config, self.network, self.autoencoder, self.system, layout, shapes)
 
@@ -126,8 +126,9 @@ class Workload:
     def learning(self, episodes: Episodes) -> tuple:
         """What the update takes: a state of its own, and these episodes."""
         c = self.config.learning
-        _, frozen = parameters.split(self.params, parameters.groups(self.params, c))
-        own = jax.device_put(new_state(jax.tree.map(jnp.copy, self.params), c), self.programs.state_shardings)
+        _, frozen = parameters.split(self.params, parameters.groups(self.params, c, self.network.trained_by))
+        state = new_state(jax.tree.map(jnp.copy, self.params), c, self.network.trained_by)
+        own = jax.device_put(state, self.programs.state_shardings)
         count = self.config.trained_episodes
         episodes = jax.tree.map(lambda x: x[:count], episodes)
         advantages = np.resize(np.array([1.0, -1.0], np.float32), count)

@@ -26,7 +26,7 @@ from unigrpo_jax.models.loaded import Loaded
 from unigrpo_jax.models.work import Split, Work
 from unigrpo_jax.parallel import kernels
 from unigrpo_jax.parallel import mesh as meshes
-from unigrpo_jax.parallel.rules import PARAMETERS, RULES, Layout
+from unigrpo_jax.parallel.rules import RULES, Layout
 from unigrpo_jax.training.placement import device_bytes
 from unigrpo_jax.training.programs import Inputs, Programs
 
@@ -145,7 +145,7 @@ def prepare(config: RunConfig, target: Target, given: Given = Given()) -> Settin
 def _prepare(config: RunConfig, target: Target, model: Loaded, given: Given) -> Setting:
     mesh = meshes.make_mesh(0, config.mesh, target.devices)
     check_devices(config, meshes.batch_size(mesh))
-    layout = Layout(mesh)
+    layout = Layout(mesh, model.network.axes)
     model.check_image_size(config.rollout)
     model = model.placed(layout.activations, kernels.attend(config.model, mesh))
     system = model.codec.system(config.rollout)
@@ -158,7 +158,7 @@ def cut_sizes(model: Loaded) -> dict[str, set[int]]:
     """{mesh axis: sizes that it must divide}: of the axes of parameters that it cuts."""
     out: dict[str, set[int]] = {meshes.FSDP: set(), meshes.TENSOR: set()}
     for path, x in tree.flatten(model.abstract_params()).items():
-        names = next((names for pattern, names in PARAMETERS if re.fullmatch(pattern, path)), ())
+        names = next((names for pattern, names in model.network.axes if re.fullmatch(pattern, path)), ())
         for name, size in zip(names, x.shape, strict=False):
             if name in RULES:
                 out[RULES[name]].add(size)

@@ -12,9 +12,8 @@ import numpy as np
 
 from unigrpo_jax.config import ConfigError, EvaluationConfig, RolloutConfig, require
 from unigrpo_jax.episode import Episodes
-from unigrpo_jax.models.bagel.text import TextCodec
 from unigrpo_jax.models.building.guidance import Guidance
-from unigrpo_jax.models.folder import LoadedModel
+from unigrpo_jax.models.loaded import Codec, Loaded
 from unigrpo_jax.parallel import mesh as meshes
 from unigrpo_jax.parallel import processes
 from unigrpo_jax.parallel.rules import Layout
@@ -31,7 +30,7 @@ from unigrpo_jax.worlds.world import World
 WORDS = ("thinking", "verdict", "correct")  # of a round, beside its scores
 
 
-def evaluation_rollout(evaluation: EvaluationConfig, rollout: RolloutConfig, loaded: LoadedModel) -> RolloutProgram:
+def evaluation_rollout(evaluation: EvaluationConfig, rollout: RolloutConfig, loaded: Loaded) -> RolloutProgram:
     """The rollout of an evaluation: no window with the ODE, all transitions stochastic with the SDE.
 
     ConfigError where several processes are to read thinkings as text.
@@ -65,9 +64,7 @@ def on_mesh(program: RolloutProgram, layout: Layout, batch: int) -> tuple[Rollou
     """The program with its episodes spread over the devices, or whole on each where `batch` does not divide; and where."""
     if batch % meshes.batch_size(layout.mesh):
         return program, meshes.replicated(layout.mesh)
-    placed = layout.context()
-    spread = dataclasses.replace(program, place=lambda context: jax.lax.with_sharding_constraint(context, placed))
-    return spread, meshes.spread(layout.mesh)
+    return dataclasses.replace(program, place=layout.condition), meshes.spread(layout.mesh)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,7 +105,7 @@ class Evaluator:
         self,
         evaluation: EvaluationConfig,
         rollout: RolloutConfig,
-        loaded: LoadedModel,
+        loaded: Loaded,
         world: World,
         judging: Judging,
         layout: Layout,
@@ -130,7 +127,7 @@ class Evaluator:
         block = lambda texts: loaded.codec.prompts(texts, rollout.prompt_tokens, place)
         setting = "evaluation.rounds" if evaluation.rounds else "rollout.rounds"
         self._blocks = block(texts), tuple(map(block, said_later(self.prompts, rollout.rounds, setting)))
-        self._see = lambda prompts: given_pictures(prompts, loaded.network.config, rollout)
+        self._see = lambda prompts: given_pictures(prompts, loaded.network, rollout)
         for prompt in self.prompts if pictured(self.prompts) else ():
             self._see([prompt])
         program, place = on_mesh(evaluation_rollout(evaluation, rollout, loaded), layout, evaluation.batch)
@@ -238,7 +235,7 @@ def join(batches: Sequence[RewardBatch]) -> RewardBatch:
 
 
 def by_round(
-    episodes: Episodes, asked: Sequence[Prompt], codec: TextCodec, own: Callable[[jax.Array], np.ndarray],
+    episodes: Episodes, asked: Sequence[Prompt], codec: Codec, own: Callable[[jax.Array], np.ndarray],
     before: np.ndarray | None, group: np.ndarray | None = None,
 ) -> tuple[RewardBatch, ...]:  # fmt: skip
     """Episodes as rewards see them, once for each round.

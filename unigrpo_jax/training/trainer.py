@@ -17,7 +17,8 @@ from unigrpo_jax.learning.advantages import extremes, zero_variance_share
 from unigrpo_jax.learning.update import TrainState, new_state
 from unigrpo_jax.models import tree
 from unigrpo_jax.models.building.lora import is_adapter
-from unigrpo_jax.models.folder import LoadedModel, load_model
+from unigrpo_jax.models.families import load_model
+from unigrpo_jax.models.loaded import Loaded
 from unigrpo_jax.parallel import kernels, processes
 from unigrpo_jax.parallel import mesh as meshes
 from unigrpo_jax.parallel.rules import Layout
@@ -51,7 +52,7 @@ class Parts:
 
     config: RunConfig
     layout: Layout
-    loaded: LoadedModel
+    loaded: Loaded
     world: World
     order: Order
     judging: Judging
@@ -63,7 +64,7 @@ def build(config: RunConfig) -> Parts:
     check(config)
     mesh = meshes.make_mesh(config.devices, config.mesh)
     check_devices(config, meshes.batch_size(mesh))
-    layout, attend = Layout(mesh), kernels.attend(config.model, mesh)
+    attend = kernels.attend(config.model, mesh)
     world = load_world(config.prompts, config.prompt_weights, config.evaluation.source, config.rollout.rounds,
                        config.evaluation.rounds)  # fmt: skip
     rewards = load_rewards(config)
@@ -85,22 +86,22 @@ def build(config: RunConfig) -> Parts:
                 why = "" if missing else f", whose import fails ({clause(error)})"
                 raise ConfigError(f"logging.{name} needs {module}{why}: pip install 'unigrpo_jax[{name}]'.") from error
     loaded.check_weights()
+    layout = Layout(mesh, loaded.network.axes)
     for path, x in tree.flatten(loaded.abstract_params()).items():
         layout.parameter(path, x.shape)
-    network = dataclasses.replace(loaded.network, hold=layout.activations, attend=attend)
-    loaded = dataclasses.replace(loaded, network=network)
-    parameters.groups(loaded.abstract_params(), config.learning)
+    loaded = loaded.placed(layout.activations, attend)
+    parameters.groups(loaded.abstract_params(), config.learning, loaded.network.trained_by)
     require(
         config.model.param_dtype == "float32" or config.model.lora.rank > 0,
         "model.param_dtype = 'bfloat16', but weights that are trained must be float32, where small steps do not round "
         "away; use float32, or adapters with model.lora.rank.",
     )
     _check_words(config.rollout, loaded, world)
-    check_pictures(world.longest, loaded.network.config, config.rollout)
+    check_pictures(world.longest, loaded.network, config.rollout)
     return Parts(config, layout, loaded, world, world.train(config.seed), judging, followed)
 
 
-def _check_words(rollout: RolloutConfig, loaded: LoadedModel, world: World) -> None:
+def _check_words(rollout: RolloutConfig, loaded: Loaded, world: World) -> None:
     """ConfigError where a prompt, or what the user says later, does not fit into its bucket or the rounds.
 
     Also where a world that judges by rule uses words that the model does not know.
@@ -179,8 +180,7 @@ class Trainer:
     def inputs(self) -> Inputs:
         """Shapes and places of all that an iteration reads."""
         loaded = self.parts.loaded
-        autoencoder = loaded.autoencoder.shapes() if loaded.autoencoder_stored is not None else {}
-        return self.programs.inputs(loaded.stored_params(), autoencoder, self._talks, self._shows)
+        return self.programs.inputs(loaded.stored_params(), loaded.autoencoder.shapes(), self._talks, self._shows)
 
     def compile(self) -> None:
         """Starts compiling both programs in the background, from shapes alone; the first use waits for them."""
@@ -202,7 +202,8 @@ class Trainer:
         adapters = {path: place(path, x.shape) for path, x in tree.flatten(shapes).items() if is_adapter(path)}
         fresh = lambda: {path: tree.flatten(loaded.with_adapters(loaded.stored_params()))[path] for path in adapters}
         flat = tree.flatten(stored) | (jax.jit(fresh, out_shardings=adapters)() if adapters else {})
-        trained, self.frozen = parameters.split(tree.unflatten(flat), parameters.groups(shapes, learning))
+        trained_by = loaded.network.trained_by
+        trained, self.frozen = parameters.split(tree.unflatten(flat), parameters.groups(shapes, learning, trained_by))
         flat = tree.flatten(stored)
         kept = {path: at for path, at in self.programs.reference_places(stored).items() if path in trained}
         copied = jax.jit(lambda own: {path: jnp.array(x, kept[path][0], copy=True) for path, x in own.items()})
@@ -210,7 +211,7 @@ class Trainer:
         if learning.method == "best_of_n":  # the frozen start samples, with all adapters and dtypes of what is trained
             self._imitated = tree.unflatten(self.frozen | {path: jnp.copy(x) for path, x in trained.items()})
         self.reference = tree.unflatten(flat | {path: jax.device_put(x, kept[path][1]) for path, x in own.items()})
-        begin = lambda trained: new_state(tree.unflatten(tree.flatten(shapes) | trained), learning)
+        begin = lambda trained: new_state(tree.unflatten(tree.flatten(shapes) | trained), learning, trained_by)
         return jax.jit(begin, out_shardings=self.programs.state_shardings, donate_argnums=0)(trained)
 
     def params(self, state: TrainState) -> dict:
@@ -263,12 +264,12 @@ class Trainer:
 
         ConfigError where one cannot be read or does not fit.
         """
-        rollout, sizes = self.parts.config.rollout, self.parts.loaded.network.config
+        rollout, network = self.parts.config.rollout, self.parts.loaded.network
         prompts = self.parts.order.batch(step, rollout.prompts_per_iteration)
         place = lambda row: prompts[row].place
         block = lambda texts: self.parts.loaded.codec.prompts(texts, rollout.prompt_tokens, place)
         later = said_later(prompts, rollout.rounds)
-        seen = given_pictures(prompts, sizes, rollout, self._shows)
+        seen = given_pictures(prompts, network, rollout, self._shows)
         return prompts, block([p.text for p in prompts]), seen, tuple(map(block, later))
 
     def judge(self, own: OwnEpisodes, times: dict[str, float]) -> tuple[np.ndarray, dict[str, float]]:

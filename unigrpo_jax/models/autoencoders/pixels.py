@@ -33,5 +33,5 @@ class PixelAutoencoder:
         return latent_BHWC
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """There are no tensors."""
+        """No parameters."""
         return {}
