@@ -9,9 +9,9 @@ from safetensors.numpy import load_file, save_file
 
 from tests.clip_oracle import END, ID, LETTERS, START, Oracle, make_folder, normalised, pictures
 from unigrpo_jax.config import JudgingConfig, MeshConfig, RunConfig
+from unigrpo_jax.models.text_encoders.coder import TextCoder, open_coder
 from unigrpo_jax.models.text_encoders.tokenizer import load_tokenizer
 from unigrpo_jax.rewards import clip_scores
-from unigrpo_jax.rewards.clip_text import TextCoder, open_coder
 from unigrpo_jax.rewards.clip_weights import open_clip_folder
 from unigrpo_jax.rewards.judging import Judging
 from unigrpo_jax.rewards.load import load_reward
@@ -123,7 +123,8 @@ def test_batches_of_all_sizes_run_in_one_shape_and_rows_do_not_meet(folder, monk
 
 
 def test_prompts_become_clips_ids_and_a_long_one_keeps_its_end(folder):
-    ids, mask = open_coder(folder, open_clip_folder(folder).config)(PROMPTS)
+    config = open_clip_folder(folder).config
+    ids, mask = open_coder(folder, config.tokens, config.vocabulary, config.eos)(PROMPTS)
     assert [row[: kept.sum()].tolist() for row, kept in zip(ids, mask, strict=True)] == IDS
     assert ids.shape == mask.shape == (5, TOKENS) and ids.dtype == mask.dtype == np.int32
     assert (np.diff(mask, axis=1) <= 0).all()
@@ -138,7 +139,7 @@ def test_the_ends_that_a_prompt_names_are_its_letters(tmp_path, token):
     (tmp_path / "merges.txt").write_text("#version: 0.2\n")
     (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "CLIPTokenizer"}')
     start, end = known["<|startoftext|>"], known["<|endoftext|>"]
-    coder = TextCoder(load_tokenizer(tmp_path), 24)
+    coder = TextCoder(load_tokenizer(tmp_path), 24, len(known))
     ids, mask = coder(["ab", f"a{token} b", token * 3])
     assert ids[0].tolist() == [start, known["a"], known["b</w>"], *[end] * 21] and mask[0].sum() == 4
     spelled = [known[c] for c in token.strip("<|>")[:-1]]

@@ -5,35 +5,70 @@ import json
 import jax
 import numpy as np
 import pytest
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 
-from unigrpo_jax.models.text_encoders.clip import TowerConfig, text_states
-from unigrpo_jax.models.tree import unflatten
-from unigrpo_jax.rewards.clip_weights import _LAYER, _TEXT  # the table of names
+from unigrpo_jax.models.text_encoders.clip_text import read_clip_text
 
 
 @pytest.mark.parametrize("family, prefix", [("sd", ""), ("flux", "clip_")])
 def test_recorded_states(fixtures, assert_close, family, prefix):
     folder = fixtures / family / "pipeline" / "text_encoder"
-    data, stored = json.loads((folder / "config.json").read_text()), load_file(folder / "model.safetensors")
-    tower = TowerConfig(
-        width=data["hidden_size"], mlp=data["intermediate_size"], layers=data["num_hidden_layers"],
-        heads=data["num_attention_heads"], activation=data["hidden_act"], norm_eps=data["layer_norm_eps"],
-    )  # fmt: skip
-    heads = {"DHK": (tower.width, tower.heads, -1), "HKD": (tower.heads, -1, tower.width), "HK": (tower.heads, -1)}
-
-    def ours(array, inputs, axes):
-        array = array.T if inputs > 0 else array
-        return array.reshape(heads[axes]) if axes in heads else array
-
-    top = [row for row in _TEXT if row[1] in stored]  # without a projection and a scale
-    flat = {path.removeprefix("text/"): ours(stored[name], inputs, axes) for path, name, inputs, axes in top}
-    for path, name, inputs, axes in _LAYER:
-        layers = [ours(stored[f"text_model.encoder.layers.{i}.{name}"], inputs, axes) for i in range(tower.layers)]
-        flat[f"layers/{path}"] = np.stack(layers)
+    network = read_clip_text(folder / "config.json", "text_encoder")
     found = dict(np.load(fixtures / family / "text.npz"))
-    ids = found[f"{prefix}input_ids"]
-    run = jax.jit(text_states, static_argnums=(1, 2))
-    states, end = run(unflatten(flat), tower, data["eos_token_id"], ids, np.ones_like(ids))
+    params = network.read(network.open_weights(folder))
+    states, end = jax.jit(network.__call__)(params, found[f"{prefix}input_ids"])
     assert_close(states, found[f"{prefix}last_hidden_state"], name="states")
     assert_close(end, found[f"{prefix}pooler_output" if family == "sd" else f"{prefix}pooled"], name="end")
+
+
+@pytest.fixture
+def folder(fixtures, tmp_path):
+    """A copy of Stable Diffusion's, and what is in its config."""
+    own = fixtures / "sd" / "pipeline" / "text_encoder"
+    (tmp_path / "model.safetensors").write_bytes((own / "model.safetensors").read_bytes())
+    data = json.loads((own / "config.json").read_text())
+
+    def configure(**changes):
+        (tmp_path / "config.json").write_text(json.dumps(data | changes))
+        return tmp_path
+
+    return configure
+
+
+def test_a_config_without_names_has_the_class_s_defaults(tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    found = read_clip_text(tmp_path / "config.json", "text_encoder")
+    assert (found.vocabulary, found.tokens, found.eos) == (49408, 77, 49407)
+    tower = found.tower
+    assert (tower.width, tower.mlp, tower.layers, tower.heads, tower.activation) == (512, 2048, 12, 8, "quick_gelu")
+
+
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        ({"model_type": "clip"}, "model_type = 'clip', but this network knows only 'clip_text_model'"),
+        ({"hidden_act": "relu"}, "hidden_act = 'relu', but this network knows only 'gelu' or 'quick_gelu'"),
+        ({"num_attention_heads": 5}, "num_attention_heads = 5, but it must divide hidden_size = 24"),
+        ({"num_hidden_layers": "2"}, "num_hidden_layers = '2'"),
+        ({"layer_norm_eps": 0}, "layer_norm_eps = 0"),
+    ],
+)
+def test_what_would_be_another_tower_is_refused(folder, change, words):
+    with pytest.raises(ValueError) as error:
+        read_clip_text(folder(**change) / "config.json", "text_encoder")
+    assert words in str(error.value)
+
+
+def test_weights_that_do_not_fit_are_named_and_old_buffers_are_passed_over(folder):
+    own = folder()
+    network = read_clip_text(own / "config.json", "text_encoder")
+    tensors = load_file(own / "model.safetensors")
+    ids = np.arange(20)[None]
+    save_file(tensors | {"text_model.embeddings.position_ids": ids}, own / "model.safetensors")
+    network.open_weights(own)
+    del tensors["text_model.final_layer_norm.bias"]
+    save_file(tensors | {"text_projection.weight": np.ones((2, 2), np.float32)}, own / "model.safetensors")
+    with pytest.raises(ValueError) as error:
+        network.open_weights(own)
+    assert "missing text_model.final_layer_norm.bias" in str(error.value)
+    assert "unknown text_projection.weight" in str(error.value)

@@ -1,5 +1,6 @@
 """The transformer of FLUX against diffusers: passes with and without told guidance, runs, gradients, and names."""
 
+import dataclasses
 import json
 
 import jax
@@ -11,7 +12,10 @@ from tests import recorded_gradients
 from unigrpo_jax.models import component
 from unigrpo_jax.models.building.flat import of_stack
 from unigrpo_jax.models.flux.config import read_transformer
+from unigrpo_jax.models.flux.painter import Flux
 from unigrpo_jax.models.flux.transformer import rotary
+from unigrpo_jax.models.schedule import FlowShift
+from unigrpo_jax.models.text_encoders.states import TextStates
 from unigrpo_jax.rollout.step_rules import ODE, DanceSDE
 
 
@@ -24,13 +28,12 @@ def read(folder):
 
 @pytest.fixture(scope="module")
 def recorded(fixtures):
-    """A reader of the recorded arrays, the network that is told its guidance, and the other one."""
-    folder = fixtures / "flux"
-    return (
-        lambda name: dict(np.load(folder / f"{name}.npz")),
-        read(folder / "pipeline" / "transformer"),
-        read(folder / "no_guidance" / "transformer"),
-    )
+    """A reader of the recorded arrays, the painter that is told its guidance with its parameters, and the other one."""
+    folder, line = fixtures / "flux", ((256, 0.5), (4096, 1.15))
+    (told, params), (plain, others) = (read(folder / name / "transformer") for name in ("pipeline", "no_guidance"))
+    load = lambda name: dict(np.load(folder / f"{name}.npz"))
+    told = Flux(transformer=told, shift=FlowShift(line=line), guidance_scale=float(load("euler")["guidance"]))
+    return load, (told, params), (Flux(transformer=plain, shift=FlowShift(line=line)), others)
 
 
 def grid_of(ids):
@@ -38,16 +41,15 @@ def grid_of(ids):
     return int(ids[:, 1].max()) + 1, int(ids[:, 2].max()) + 1
 
 
-def runner(network, found, batch):
-    """(params, x, t, scale) -> velocity, upon the recorded texts."""
-    text, pooled = (found[name][:batch] for name in ("encoder_hidden_states", "pooled_projections"))
-    grid = grid_of(found["img_ids"])
-    return jax.jit(lambda p, x, t, scale: network(p, x, jnp.full(batch, t), text, pooled, grid, jnp.full(batch, scale)))
+def runner(painter, found):
+    """(params, x, t) -> velocity, upon the recorded texts."""
+    text, grid = TextStates(found["encoder_hidden_states"], found["pooled_projections"]), grid_of(found["img_ids"])
+    return jax.jit(lambda p, x, t: painter.predict(p, x, jnp.broadcast_to(t, x.shape[:1]), grid, text))
 
 
 def test_single_passes(recorded, assert_close):
-    load, (network, params), (plain, plain_params) = recorded
-    found = load("transformer")
+    load, (painter, params), (plain, plain_params) = recorded
+    found, network = load("transformer"), painter.transformer
     given = (found["packed"], found["timestep"], found["encoder_hidden_states"], found["pooled_projections"])
     grid = grid_of(found["img_ids"])
     cos, sin = rotary(grid, len(found["txt_ids"]), network.axes)
@@ -57,13 +59,13 @@ def test_single_passes(recorded, assert_close):
     assert_close(condition, jax.nn.silu(found["dev_stage/time_text_embed"]), name="condition")
     told = jax.jit(lambda p, *given: network(p, *given, grid, found["guidance"]))
     assert_close(told(params, *given), found["dev_out"], name="told")
-    assert_close(jax.jit(lambda p, *given: plain(p, *given, grid))(plain_params, *given), found["noguid_out"], name="plain")
+    assert_close(runner(plain, found)(plain_params, found["packed"], found["timestep"]), found["noguid_out"], name="plain")
 
 
 def test_stages(recorded, assert_close):
     """Text and picture after each block of the recorded ones."""
-    load, (network, params), _ = recorded
-    found = load("transformer")
+    load, (painter, params), _ = recorded
+    found, network = load("transformer"), painter.transformer
     grid, length = grid_of(found["img_ids"]), len(found["txt_ids"])
     turn = rotary(grid, length, network.axes)
     layer = lambda stack, i: {name: x[i] for name, x in of_stack(params, stack).items()}
@@ -84,41 +86,45 @@ def test_stages(recorded, assert_close):
 @pytest.mark.parametrize("kind", ["dev", "noguid"])
 def test_whole_runs(recorded, assert_close, kind):
     load, told, plain = recorded
-    network, params = told if kind == "dev" else plain
-    run, times = load("euler"), load("euler")["sigmas"]
-    x, velocity = run["init"], runner(network, load("transformer"), len(run["init"]))
+    painter, params = told if kind == "dev" else plain
+    run, found = load("euler"), load("transformer")
+    times = painter.times(len(run["sigmas"]) - 1, 0, grid_of(found["img_ids"]))
+    assert_close(times, run["sigmas"], limit=1e-6, name="times")
+    x, velocity = run["init"], runner(painter, found)
     for i in range(len(times) - 1):
-        v = velocity(params, x, times[i], run["guidance"])
+        v = velocity(params, x, times[i])
         assert_close(v, run[f"{kind}_v"][i], limit=2e-4, name=f"velocity {i}")
         x, _ = ODE().transition(x, v, times[i], times[i + 1], times[1])
         assert_close(x, run[f"{kind}_x"][i], limit=2e-4, name=f"tokens {i}")
 
 
 def test_the_gradient_of_the_error_in_the_velocity(recorded, fixtures, assert_close):
-    load, (network, params), _ = recorded
-    given, found, scale = load("mse_inputs"), load("transformer"), load("euler")["guidance"]
-    text, pooled = found["encoder_hidden_states"], found["pooled_projections"]
-    told = jnp.full(len(text), scale)
-
-    def loss(p):
-        v = network(p, given["noisy"], given["sigma"], text, pooled, grid_of(found["img_ids"]), told)
-        return jnp.mean((v - (given["noise"] - given["clean"])) ** 2)
-
-    recorded_gradients.check(loss, params, network.stored_names, fixtures / "flux", "grad_mse", assert_close)
+    load, (painter, params), _ = recorded
+    given, velocity = load("mse_inputs"), runner(painter, load("transformer"))
+    loss = lambda p: jnp.mean((velocity(p, given["noisy"], given["sigma"]) - (given["noise"] - given["clean"])) ** 2)
+    recorded_gradients.check(loss, params, painter.network.stored_names, fixtures / "flux", "grad_mse", assert_close)
 
 
 def test_the_gradient_of_a_transitions_log_probability(recorded, fixtures, assert_close):
-    load, (network, params), _ = recorded
-    run, step, scale = load("dance"), 2, load("euler")["guidance"]
-    velocity, times = runner(network, load("transformer"), run["x"].shape[1]), run["sigmas"]
-    rule = DanceSDE(noise_level=float(run["eta"]))
+    load, (painter, params), _ = recorded
+    run, step, found = load("dance"), 2, load("transformer")
+    velocity, rule = runner(dataclasses.replace(painter, floor_time=True), found), DanceSDE(noise_level=float(run["eta"]))
+    times = painter.times(len(run["sigmas"]) - 1, float(run["shift"]), grid_of(found["img_ids"]))
 
     def loss(p):
-        v = velocity(p, run["x"][step], run["timestep_fed"][step], scale)
+        v = velocity(p, run["x"][step], times[step])
         mean, std = rule.transition(run["x"][step], v, times[step], times[step + 1], times[1])
         return jnp.sum(rule.log_prob(run["x"][step + 1], mean, std))
 
-    recorded_gradients.check(loss, params, network.stored_names, fixtures / "flux", "grad_logprob", assert_close)
+    recorded_gradients.check(loss, params, painter.network.stored_names, fixtures / "flux", "grad_logprob", assert_close)
+
+
+def test_latents_are_packed_as_recorded(recorded):
+    load, (painter, _), _ = recorded
+    found = load("transformer")
+    latents = np.moveaxis(found["latents"], 1, -1)
+    np.testing.assert_array_equal(painter.to_tokens(latents), found["packed"])
+    np.testing.assert_array_equal(painter.to_latent(found["packed"], grid_of(found["img_ids"])), latents)
 
 
 def test_every_name_and_shape_of_the_published_size(fixtures, tmp_path):
@@ -130,13 +136,23 @@ def test_every_name_and_shape_of_the_published_size(fixtures, tmp_path):
 
 
 def test_bfloat16_stays_within_two_percent(recorded):
-    load, (network, params), _ = recorded
+    """Computed from float32 parameters."""
+    load, _, (painter, params) = recorded
     found = load("transformer")
-    rough = {name: jnp.asarray(x, jnp.bfloat16) for name, x in params.items()}
-    given = (found["packed"], found["timestep"], found["encoder_hidden_states"], found["pooled_projections"])
-    out = jax.jit(lambda p, *given: network(p, *given, grid_of(found["img_ids"]), found["guidance"]))(rough, *given)
+    velocity = runner(dataclasses.replace(painter, dtype="bfloat16"), found)
+    out, exact = velocity(params, found["packed"], found["timestep"]), found["noguid_out"]
     assert out.dtype == jnp.float32
-    assert np.sqrt(np.mean((np.asarray(out) - found["dev_out"]) ** 2)) < 0.02 * np.sqrt(np.mean(found["dev_out"] ** 2))
+    assert np.sqrt(np.mean((np.asarray(out) - exact) ** 2)) < 0.02 * np.sqrt(np.mean(exact**2))
+
+
+@pytest.mark.parametrize("steps, tokens", [(6, (2, 3)), (28, (64, 64)), (4, (32, 32))])
+def test_times_are_the_schedulers_own(recorded, assert_close, steps, tokens):
+    load, (painter, _), _ = recorded
+    want = load("schedule")[f"steps{steps}_seq{tokens[0] * tokens[1]}_sigmas"]
+    assert_close(painter.times(steps, 0, tokens), want, limit=1e-6)
+    plain = load("schedule")["noshift_steps4_sigmas"]
+    assert_close(dataclasses.replace(painter, shift=FlowShift()).times(4, 0, tokens), plain, limit=1e-6)
+    assert_close(painter.times(4, 1.0, tokens), plain, limit=1e-6)
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +13,9 @@ from tests import recorded_gradients
 from unigrpo_jax.models import component
 from unigrpo_jax.models.paths import scaled_linear
 from unigrpo_jax.models.stable_diffusion.config import read_unet
+from unigrpo_jax.models.stable_diffusion.painter import StableDiffusion
 from unigrpo_jax.models.stable_diffusion.unet import UNet
+from unigrpo_jax.models.text_encoders.states import TextStates
 from unigrpo_jax.rollout.step_rules import DDIM
 
 pixels = lambda x: jnp.asarray(np.moveaxis(x, -3, -1))
@@ -21,12 +24,13 @@ SMALL = UNet(channels=4, widths=(16, 32), attends=(True, False), blocks=1, heads
 
 @pytest.fixture(scope="module")
 def recorded(fixtures):
-    """A reader of the recorded arrays, the network that they belong to, and its parameters."""
+    """A reader of the recorded arrays, the painter that they belong to, and its parameters."""
     folder = fixtures / "sd"
     unet = read_unet(folder / "pipeline" / "unet" / "config.json")
     weights = component.open_weights(folder / "pipeline" / "unet", component.DIFFUSERS, unet)
     params = component.read(weights, unet, np.float32)
-    return lambda name: dict(np.load(folder / f"{name}.npz")), unet, params
+    path = scaled_linear(0.00085, 0.012, 1000)
+    return lambda name: dict(np.load(folder / f"{name}.npz")), StableDiffusion(unet=unet, path=path), params
 
 
 def test_every_name_and_shape_of_the_published_size(fixtures):
@@ -37,27 +41,31 @@ def test_every_name_and_shape_of_the_published_size(fixtures):
 
 
 class Noting(UNet):
-    """Notes what each block says."""
+    """Notes what each block says, by the name of its first norm."""
 
-    def _residual(self, params, name, x, time):
-        self.said[name] = super()._residual(params, name, x, time)
-        return self.said[name]
+    def residual(self, p, x, time):
+        return self.note(p, super().residual(p, x, time))
 
-    def _attention(self, params, name, x, text):
-        self.said[name] = super()._attention(params, name, x, text)
-        return self.said[name]
+    def attention(self, p, x, text, way):
+        return self.note(p, super().attention(p, x, text, way))
+
+    def note(self, p, out):
+        self.said[self.names[id(p.get("norm1.weight", p.get("norm.weight")))]] = out
+        return out
 
 
 def test_single_passes(recorded, assert_close):
-    read, unet, params = recorded
+    read, painter, params = recorded
+    unet = painter.unet
     found, noting = read("unet"), Noting(**dataclasses.asdict(unet))
 
     @jax.jit
-    def run(x, step, text):
-        object.__setattr__(noting, "said", {"time_embedding": noting.time(params, step)})
+    def run(params, x, step, text):
+        names = {id(p): re.sub(r"\.(norm1?)\.weight", "", name) for name, p in params.items()}
+        noting.__dict__.update(said={"time_embedding": noting.time(params, step)}, names=names)
         return noting(params, x, step, text), noting.said
 
-    out, said = run(pixels(found["sample"]), found["timestep"], found["encoder_hidden_states"])
+    out, said = run(params, pixels(found["sample"]), found["timestep"], found["encoder_hidden_states"])
     assert_close(out, np.moveaxis(found["out"], 1, -1), name="out")
     first, last, scales = unet.attends[0], unet.attends[-1], len(unet.widths) - 1
     same = {name: name for name in ("time_embedding", "down_blocks.0.resnets.0")}
@@ -69,46 +77,66 @@ def test_single_passes(recorded, assert_close):
         assert_close(said[ours], there if there.ndim == 2 else np.moveaxis(there, 1, -1), name=name)
 
 
+def noise_of(painter, params, x_BHWC, step_B, text_BLD):
+    """The predicted noise in latents at steps of the diffusion, counted from 0 as the file does."""
+    t_B = (jnp.asarray(step_B, jnp.float32) + 1) / 1000
+    grid = x_BHWC.shape[1:3]
+    return painter.to_latent(painter.predict(params, painter.to_tokens(x_BHWC), t_B, grid, TextStates(text_BLD)), grid)
+
+
 def test_the_gradient_of_the_error_in_the_noise(recorded, fixtures, assert_close):
-    read, unet, params = recorded
+    read, painter, params = recorded
     given = read("mse_inputs")
     x, noise = pixels(given["noisy"]), pixels(given["noise"])
-    loss = lambda p: jnp.mean((unet(p, x, given["timestep"], given["encoder_hidden_states"]) - noise) ** 2)
-    recorded_gradients.check(loss, params, unet.stored_names, fixtures / "sd", "grad_mse", assert_close)
+    predicted = lambda p: noise_of(painter, p, x, given["timestep"], given["encoder_hidden_states"])
+    loss = lambda p: jnp.mean((predicted(p) - noise) ** 2)
+    recorded_gradients.check(loss, params, painter.network.stored_names, fixtures / "sd", "grad_mse", assert_close)
 
 
 def test_a_guided_run_and_the_gradient_of_a_transitions_log_probability(recorded, fixtures, assert_close):
     """Conditional and unconditional pass are both part of the policy."""
-    read, unet, params = recorded
+    read, painter, params = recorded
     run, settings = read("ddim"), json.loads((fixtures / "sd" / "settings.json").read_text())
-    name, step = "a1F_eta1_cfg5", settings["grad_logprob_step"]
-    path, rule = scaled_linear(0.00085, 0.012, len(run["alphas_cumprod"])), DDIM(eta=1.0)
+    name, step, rule = "a1F_eta1_cfg5", settings["grad_logprob_step"], DDIM(eta=1.0)
     states = [pixels(x) for x in (run["init_latents"], *run[f"{name}_latents"])]
-    text = np.concatenate([run["uncond_hidden_states"], run["encoder_hidden_states"]])
-    times = np.append(run["timesteps"] + 1, 1) / np.float32(len(run["alphas_cumprod"]))
+    grid = states[0].shape[1:3]
+    times = painter.times(len(run["timesteps"]), 0, grid)
+    np.testing.assert_allclose(times, np.append(run["timesteps"] + 1, 1) / 1000, rtol=1e-6)
+    text = TextStates(run["encoder_hidden_states"], empty=TextStates(run["uncond_hidden_states"]))
+    upon = [read(params, text, painter.empty(2)) for read in (painter.read, painter.unread)]
+    both = jax.tree.map(lambda *c: jnp.concatenate(c), *upon)
 
     def guided(p, x, index):
-        plain, asked = jnp.split(unet(p, jnp.concatenate([x, x]), jnp.full(2 * len(x), run["timesteps"][index]), text), 2)
+        tokens = painter.predict(p, painter.to_tokens(jnp.concatenate([x, x])), jnp.full(4, times[index]), grid, both)
+        asked, plain = jnp.split(painter.to_latent(tokens, grid), 2)
         return plain + 5 * (asked - plain)
 
     assert_close(jax.jit(guided, static_argnums=2)(params, states[step], step), np.moveaxis(run[f"{name}_eps"][step], 1, -1))
 
     def loss(p):
-        x = states[step]
-        mean, std = rule.transition(x, guided(p, x, step), times[step], times[step + 1], times[1], path, "noise")
+        x, (t, t_next) = states[step], times[step : step + 2]
+        mean, std = rule.transition(x, guided(p, x, step), t, t_next, times[1], painter.path, painter.prediction)
         return jnp.sum(rule.log_prob(states[step + 1], mean, std))
 
-    recorded_gradients.check(loss, params, unet.stored_names, fixtures / "sd", "grad_logprob", assert_close)
+    recorded_gradients.check(loss, params, painter.network.stored_names, fixtures / "sd", "grad_logprob", assert_close)
 
 
 def test_bfloat16_stays_within_two_percent(recorded):
-    read, unet, params = recorded
-    found = read("unet")
-    rough = {name: jnp.asarray(x, jnp.bfloat16) for name, x in params.items()}
-    out = jax.jit(unet.__call__)(rough, pixels(found["sample"]), found["timestep"], found["encoder_hidden_states"])
+    """Computed from float32 parameters."""
+    read, painter, params = recorded
+    found, rough = read("unet"), dataclasses.replace(painter, dtype="bfloat16")
+    out = jax.jit(lambda p, *given: noise_of(rough, p, *given))(
+        params, pixels(found["sample"]), found["timestep"], found["encoder_hidden_states"]
+    )
     exact = np.moveaxis(found["out"], 1, -1)
     assert out.dtype == jnp.float32
     assert np.sqrt(np.mean((np.asarray(out) - exact) ** 2)) < 0.02 * np.sqrt(np.mean(exact**2))
+
+
+def test_times_are_not_shifted():
+    painter = StableDiffusion(unet=SMALL, path=scaled_linear(0.00085, 0.012, 1000))
+    with pytest.raises(ValueError, match="shift = 3.0: times of a diffusion are spaced by its scheduler file"):
+        painter.times(10, 3.0, (8, 8))
 
 
 # ---- the config file

@@ -31,6 +31,16 @@ class LoraConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class EmbeddingsConfig:
+    """Where a model's text encoders' states of prompts are kept, so that a prompt is encoded once."""
+
+    folder: str | None = None
+    """Folder of the files; processes and runs may share it.  None is one beside this program's other caches."""
+    gigabytes: float = 50.0
+    """Largest size of all files in it; those that were used longest ago are removed first."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class ModelConfig:
     """The network and where its weights come from."""
 
@@ -48,6 +58,7 @@ class ModelConfig:
     """What the backward pass recomputes to save memory: each whole layer, or all of it but its products with weights."""
     unroll: int = 1
     """Layers per iteration of the scan over layers; more compile longer, and may run faster on CPU (decoding with all)."""
+    embeddings: EmbeddingsConfig = dataclasses.field(default_factory=EmbeddingsConfig)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -94,6 +94,9 @@ def check(config: RunConfig) -> None:
     r, learn, e, lora = config.rollout, config.learning, config.evaluation, config.model.lora
     require(lora.rank >= 0, f"model.lora.rank = {lora.rank}, but it must be 0 (no adapters) or more.")
     require(lora.alpha > 0, f"model.lora.alpha = {lora.alpha}, but it must be above 0.")
+    kept = config.model.embeddings
+    require(kept.gigabytes > 0, f"model.embeddings.gigabytes = {kept.gigabytes}, but it must be above 0.")
+    require(kept.folder != "", "model.embeddings.folder is empty; give a folder, or leave it out for this user's caches.")
     require(r.guidance >= 1, f"rollout.guidance = {r.guidance}, but it must be 1, which is none, or more.")
     require(
         learn.group_size >= 2,

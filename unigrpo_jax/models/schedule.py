@@ -1,5 +1,6 @@
 """A sampler's times from t = 1 (noise) to t = 0 (data): shifted for flows, spaced as Stable Diffusion's for diffusions."""
 
+import dataclasses
 import math
 from typing import Literal
 
@@ -32,8 +33,49 @@ def resolution_shift(tokens: int, base: tuple[int, float] = (256, 0.5), largest:
     return math.exp(low + (tokens - first) * (high - low) / (last - first))
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FlowShift:
+    """How FLUX's scheduler shifts a flow's times: always alike, or by resolution.
+
+    Attributes:
+      shift: of `timesteps`, where `line` is None.
+      line: two (tokens, mu), of `resolution_shift`.
+    """
+
+    shift: float = 1.0
+    line: tuple[tuple[int, float], tuple[int, float]] | None = None
+
+    def of(self, tokens: int) -> float:
+        """The shift of an image of so many latent tokens."""
+        return self.shift if self.line is None else resolution_shift(tokens, *self.line)
+
+
+Spacing = Literal["leading", "trailing"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DiffusionSchedule:
+    """How a scheduler spaces the times of a diffusion; what `diffusion_times` is given beside the steps.
+
+    Attributes:
+      train_steps: K.
+      spacing: "leading" or "trailing".
+      offset: of "leading".
+      to_data: whether the last transition ends in the data.
+    """
+
+    train_steps: int = 1000
+    spacing: Spacing = "leading"
+    offset: int = 1
+    to_data: bool = False
+
+    def times(self, steps: int) -> np.ndarray:
+        """float32 [steps + 1]; ValueError as `diffusion_times`."""
+        return diffusion_times(steps, self.train_steps, self.spacing, self.offset, self.to_data)
+
+
 def diffusion_times(
-    steps: int, train_steps: int, spacing: Literal["leading", "trailing"] = "leading", offset: int = 1, to_data: bool = False
+    steps: int, train_steps: int, spacing: Spacing = "leading", offset: int = 1, to_data: bool = False
 ) -> np.ndarray:
     """The times of DDIM over a diffusion that was trained in K steps, k / K, float32 [steps + 1].
 

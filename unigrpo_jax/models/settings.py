@@ -59,6 +59,11 @@ class Settings:
             raise self.error(name, f"it must be a list of {' and '.join(known)}")
         return tuple(values)
 
+    def word(self, name: str, default: str, *known: str) -> str:
+        """One of the known words."""
+        self.only(name, *known)
+        return self._data.get(name, default)
+
     def side(self, name: str, default: int) -> int:
         """A whole number, or a list of two equal ones: height and width of a square."""
         value = self._data.get(name)

@@ -23,9 +23,9 @@ from unigrpo_jax.config import RunConfig, require
 from unigrpo_jax.foreign_files import named
 from unigrpo_jax.models.stored import checksum
 from unigrpo_jax.models.text_encoders import clip
+from unigrpo_jax.models.text_encoders.coder import TOKENIZER_FILES, Text, TextCoder, open_coder
 from unigrpo_jax.rewards.aesthetic import HeadFile, rating
 from unigrpo_jax.rewards.clip_images import ImageRule, pixel_values, read_rule
-from unigrpo_jax.rewards.clip_text import TOKENIZER_FILES, Text, TextCoder, open_coder
 from unigrpo_jax.rewards.clip_weights import DEVICES, ClipFolder, open_clip_folder
 from unigrpo_jax.rewards.protocol import RewardBatch, RewardFunction
 
@@ -140,6 +140,6 @@ def _load(name: str, score: Score, argument: str, config: RunConfig, fit: str = 
     )
     folder = open_clip_folder(path, text=not alone)
     rule = dataclasses.replace(read_rule(path, folder.config.image), fit=fit)
-    coder = None if alone else open_coder(path, folder.config)
+    coder = None if alone else open_coder(path, folder.config.tokens, folder.config.vocabulary, folder.config.eos)
     head = HeadFile(path, folder.config.space) if alone else None
     return ClipReward(name, score, folder, rule, coder, head, config)

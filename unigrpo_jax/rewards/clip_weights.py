@@ -17,36 +17,15 @@ from unigrpo_jax.config import ConfigError, require
 from unigrpo_jax.foreign_files import read_json
 from unigrpo_jax.foreign_text import quoted
 from unigrpo_jax.models import named
-from unigrpo_jax.models.named import TABLE, Tensor
+from unigrpo_jax.models.named import TABLE
 from unigrpo_jax.models.stored import StoredTensors, faults
 from unigrpo_jax.models.text_encoders.clip import ACTIVATIONS, ClipConfig, TowerConfig
+from unigrpo_jax.models.text_encoders.clip_names import IGNORED, TEXT, Row, tower_rows
 from unigrpo_jax.models.tree import unflatten
 
-# (ours, theirs, input axes of ours as in `named.Tensor`, axes): D width, H heads, K head dim, F between the MLP's layers,
-# E the common space, V vocabulary, L tokens, N patches and the class token, C colours, S side of a patch.
-_LAYER = (
-    ("norm1/scale", "layer_norm1.weight", 0, "D"),
-    ("norm1/bias", "layer_norm1.bias", 0, "D"),
-    ("q_proj/kernel", "self_attn.q_proj.weight", 1, "DHK"),
-    ("q_proj/bias", "self_attn.q_proj.bias", 0, "HK"),
-    ("k_proj/kernel", "self_attn.k_proj.weight", 1, "DHK"),
-    ("k_proj/bias", "self_attn.k_proj.bias", 0, "HK"),
-    ("v_proj/kernel", "self_attn.v_proj.weight", 1, "DHK"),
-    ("v_proj/bias", "self_attn.v_proj.bias", 0, "HK"),
-    ("out_proj/kernel", "self_attn.out_proj.weight", 2, "HKD"),
-    ("out_proj/bias", "self_attn.out_proj.bias", 0, "D"),
-    ("norm2/scale", "layer_norm2.weight", 0, "D"),
-    ("norm2/bias", "layer_norm2.bias", 0, "D"),
-    ("fc1/kernel", "mlp.fc1.weight", 1, "DF"),
-    ("fc1/bias", "mlp.fc1.bias", 0, "F"),
-    ("fc2/kernel", "mlp.fc2.weight", 1, "FD"),
-    ("fc2/bias", "mlp.fc2.bias", 0, "D"),
-)
+# As in `clip_names`; E the common space, N patches and the class token, C colours, S side of a patch.
 _TEXT = (
-    ("text/token_embedding", "text_model.embeddings.token_embedding.weight", TABLE, "VD"),
-    ("text/position_embedding", "text_model.embeddings.position_embedding.weight", TABLE, "LD"),
-    ("text/final_norm/scale", "text_model.final_layer_norm.weight", 0, "D"),
-    ("text/final_norm/bias", "text_model.final_layer_norm.bias", 0, "D"),
+    *TEXT,
     ("text/projection/kernel", "text_projection.weight", 1, "DE"),
     ("logit_scale", "logit_scale", TABLE, ""),
 )
@@ -60,20 +39,10 @@ _VISION = (
     ("vision/post_norm/bias", "vision_model.post_layernorm.bias", 0, "D"),
     ("vision/projection/kernel", "visual_projection.weight", 1, "DE"),
 )
-IGNORED = r".*\.position_ids"  # buffers that older files hold
 IGNORED_TEXT = IGNORED + r"|text_.*|logit_scale"
 CONVERT = """python -c "from transformers import CLIPModel as M; M.from_pretrained('{0}').save_pretrained('{0}')" """
 LARGEST_SIZE, MOST_LAYERS = 2**24, 1000  # what is larger is no CLIP's
 DEVICES = "devices"  # the mesh's one axis
-
-
-@dataclasses.dataclass(frozen=True)
-class Row:
-    """A parameter of this size: its names, its shape, and the names of its axes."""
-
-    tensor: Tensor
-    shape: tuple[int, ...]
-    axes: str
 
 
 def rows(config: ClipConfig, text: bool) -> Iterator[Row]:
@@ -81,15 +50,8 @@ def rows(config: ClipConfig, text: bool) -> Iterator[Row]:
     space = {"E": config.space, "V": config.vocabulary, "L": config.tokens, "N": config.grid**2 + 1, "C": 3,
              "S": config.patch}  # fmt: skip
     towers = [("text", config.text, _TEXT)] if text else []
-    for tower_name, tower, top in [*towers, ("vision", config.vision, _VISION)]:
-        sizes = space | {"D": tower.width, "H": tower.heads, "K": tower.width // tower.heads, "F": tower.mlp}
-        shape = lambda axes, sizes=sizes: tuple(sizes[axis] for axis in axes)
-        for path, name, inputs, axes in top:
-            yield Row(Tensor(path, (name,), inputs, False), shape(axes), axes)
-        for path, name, inputs, axes in _LAYER:
-            names = tuple(f"{tower_name}_model.encoder.layers.{i}.{name}" for i in range(tower.layers))
-            tensor = Tensor(f"{tower_name}/layers/{path}", names, inputs, True)
-            yield Row(tensor, (tower.layers, *shape(axes)), "-" + axes)
+    for name, tower, top in [*towers, ("vision", config.vision, _VISION)]:
+        yield from tower_rows(name, tower, top, space)
 
 
 @dataclasses.dataclass(frozen=True)

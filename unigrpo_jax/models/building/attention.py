@@ -6,8 +6,8 @@
 
 All take (q [B, L, H, K], the block's k and v [B, kv_heads, L, K], the context's k and v [B, kv_heads, S, K], Visibility)
 and return [B, L, H, K] in q's dtype.  Query heads are grouped: head h reads key head h // (H / kv_heads).  The scale
-K**-0.5 is applied to q in q's dtype, the softmax is float32.  S may be 0.  A query that sees nothing, which is padding,
-gets something finite that nobody reads.
+K**-0.5 is applied to q in q's dtype, the softmax is float32.  S may be 0, and so may the number of the block's keys
+(`of_all`).  A query that sees nothing, which is padding, gets something finite that nobody reads.
 
 The kernels never store the scores, H L (S + L) numbers an episode.  They know nothing of a mesh: `parallel.kernels`
 runs them on each device's part.
@@ -62,9 +62,8 @@ def xla(q_BLHK, k_BJLK, v_BJLK, context_k_BJSK, context_v_BJSK, visible: Visibil
     if visible.causal:
         seen_block = seen_block & jnp.tril(jnp.ones((length, length), bool))[None, None, None]
     seen_context = visible.context[:, None, None, None, :]
-    pieces = [(k_BJLK, v_BJLK, seen_block)]
-    if context_k_BJSK.shape[2]:
-        pieces.append((context_k_BJSK, context_v_BJSK, seen_context))
+    pieces = [(k_BJLK, v_BJLK, seen_block), (context_k_BJSK, context_v_BJSK, seen_context)]
+    pieces = [piece for piece in pieces if piece[0].shape[2]]
 
     def score(keys, seen):
         product = jnp.einsum("bjglk,bjsk->bjgls", q, keys, preferred_element_type=jnp.float32)
@@ -79,6 +78,17 @@ def xla(q_BLHK, k_BJLK, v_BJLK, context_k_BJSK, context_v_BJSK, visible: Visibil
     )
     out = mixed / sum(jnp.sum(w, axis=-1, keepdims=True) for w in weights)
     return out.astype(q.dtype).transpose(0, 3, 1, 2, 4).reshape(batch, length, heads, dim)
+
+
+def of_all(attend: Callable[..., jax.Array], q_BLHK, k_BSHK, v_BSHK):
+    """Attention [B, L, H, K] of queries that see all keys, of which there may be another number; `attend` is one of these.
+
+    The keys are a context, upon which the queries are a block without keys of its own.
+    """
+    batch, keys, heads, dim = k_BSHK.shape
+    none, everything = jnp.zeros((batch, heads, 0, dim), k_BSHK.dtype), jnp.ones((batch, keys), bool)
+    visible = Visibility(context=everything, block=jnp.ones((batch, 0), bool), causal=False)
+    return attend(q_BLHK, none, none, k_BSHK.swapaxes(1, 2), v_BSHK.swapaxes(1, 2), visible)
 
 
 def tile(length: int) -> int:

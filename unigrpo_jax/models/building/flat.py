@@ -1,7 +1,8 @@
 """Layers over flat parameters {name: array}, named and laid out as PyTorch stores them, so that nothing is renamed.
 
-A linear weight is [out, in], a convolution's [out, in, height, width]; pixels are [B, height, width, channels].  Each layer
-has its shapes beside it, {name: shape} of what it reads.
+A linear weight is [out, in], a convolution's [out, in, height, width]; pixels are [B, height, width, channels].  A layer
+computes in the dtype of its input, which its parameters are cast to; statistics are float32.  Each layer has its shapes
+beside it, {name: shape} of what it reads.
 """
 
 import math
@@ -13,13 +14,25 @@ import numpy as np
 
 Params = Mapping[str, jax.Array]
 Shapes = Iterator[tuple[str, tuple[int, ...]]]
+ADAPTER = ("lora_A.weight", "lora_B.weight")  # [r, in] and [out, r], as PEFT names them
 
 
 def linear(params: Params, name: str, x):
-    """x W^T + b, x [..., in]; without a bias where there is none."""
-    y = jnp.einsum("...i,oi->...o", x, params[f"{name}.weight"])
+    """x W^T + b, x [..., in]; without a bias where there is none, with x A^T B^T beside it where there is an adapter."""
+    y = _product(params, f"{name}.weight", x)
+    if f"{name}.{ADAPTER[0]}" in params:
+        y = y + _product(params, f"{name}.{ADAPTER[1]}", _product(params, f"{name}.{ADAPTER[0]}", x))
     bias = params.get(f"{name}.bias")
-    return y if bias is None else y + bias.reshape((1,) * (y.ndim - 1) + (-1,))
+    return y if bias is None else y + _along_last(bias, y)
+
+
+def _product(params: Params, name: str, x):
+    return jnp.einsum("...i,oi->...o", x, params[name].astype(x.dtype))
+
+
+def _along_last(p, x):
+    """A vector over the last axis of x, in x's dtype."""
+    return p.astype(x.dtype).reshape((1,) * (x.ndim - 1) + (-1,))
 
 
 def linear_shapes(name: str, width: int, out: int, bias: bool = True) -> Shapes:
@@ -31,12 +44,12 @@ def linear_shapes(name: str, width: int, out: int, bias: bool = True) -> Shapes:
 
 def convolution(params: Params, name: str, x_BHWC, stride: int = 1, padding: int | None = None):
     """Same-size convolution unless told otherwise."""
-    kernel = params[f"{name}.weight"]
+    kernel = params[f"{name}.weight"].astype(x_BHWC.dtype)
     padding = kernel.shape[-1] // 2 if padding is None else padding
     out = jax.lax.conv_general_dilated(
         x_BHWC, kernel, (stride, stride), [(padding, padding)] * 2, dimension_numbers=("NHWC", "OIHW", "NHWC")
     )
-    return out + params[f"{name}.bias"].reshape(1, 1, 1, -1)
+    return out + _along_last(params[f"{name}.bias"], out)
 
 
 def convolution_shapes(name: str, width: int, out: int, kernel: int) -> Shapes:
@@ -46,28 +59,33 @@ def convolution_shapes(name: str, width: int, out: int, kernel: int) -> Shapes:
 
 
 def group_norm(params: Params, name: str, x_BHWC, groups: int, eps: float):
-    """The statistics over pixels and the group's channels."""
+    """In float32; the statistics over pixels and the group's channels."""
     batch, height, width, channels = x_BHWC.shape
-    x = x_BHWC.reshape(batch, height * width, groups, channels // groups)
+    x = x_BHWC.astype(jnp.float32).reshape(batch, height * width, groups, channels // groups)
     mean = jnp.mean(x, axis=(1, 3), keepdims=True)
     variance = jnp.mean((x - mean) ** 2, axis=(1, 3), keepdims=True)
     x = ((x - mean) * jax.lax.rsqrt(variance + eps)).reshape(x_BHWC.shape)
-    return x * params[f"{name}.weight"].reshape(1, 1, 1, -1) + params[f"{name}.bias"].reshape(1, 1, 1, -1)
+    return (x * _along_last(params[f"{name}.weight"], x) + _along_last(params[f"{name}.bias"], x)).astype(x_BHWC.dtype)
 
 
 def layer_norm(params: Params, name: str, x, eps: float):
-    """The statistics over the last axis of x [..., D]."""
-    centred = x - jnp.mean(x, axis=-1, keepdims=True)
-    x = centred * jax.lax.rsqrt(jnp.mean(centred**2, axis=-1, keepdims=True) + eps)
-    along = lambda p: p.reshape((1,) * (x.ndim - 1) + (-1,))
-    return x * along(params[f"{name}.weight"]) + along(params[f"{name}.bias"])
+    """In float32; the statistics over the last axis of x [..., D]."""
+    h = normed(x, eps)
+    return (h * _along_last(params[f"{name}.weight"], h) + _along_last(params[f"{name}.bias"], h)).astype(x.dtype)
+
+
+def normed(x, eps: float):
+    """Mean 0 and variance 1 along the last axis, float32."""
+    h = x.astype(jnp.float32)
+    centred = h - jnp.mean(h, axis=-1, keepdims=True)
+    return centred * jax.lax.rsqrt(jnp.mean(centred**2, axis=-1, keepdims=True) + eps)
 
 
 def rms_norm(params: Params, name: str, x, eps: float):
     """x / sqrt(mean(x^2) + eps) along the last axis, in float32, times a weight."""
     h = x.astype(jnp.float32)
     h = h * jax.lax.rsqrt(jnp.mean(h * h, axis=-1, keepdims=True) + eps)
-    return h.astype(x.dtype) * params[f"{name}.weight"].reshape((1,) * (x.ndim - 1) + (-1,))
+    return h.astype(x.dtype) * _along_last(params[f"{name}.weight"], x)
 
 
 def sinusoid(x_B, width: int):

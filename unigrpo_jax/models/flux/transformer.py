@@ -2,7 +2,7 @@
 
 Its parameters are the tensors of diffusers' `transformer/`, a flat dict under their own names and in their own layout, but
 for the blocks, which are scanned: `transformer_blocks.attn.to_q.weight` [layers, out, in] holds those of all
-`transformer_blocks.N.attn.to_q.weight`.  Dtypes are those of the parameters; time, angles, norms and softmax are float32.
+`transformer_blocks.N.attn.to_q.weight`.  It computes in the dtype of its input; time, angles, norms and softmax are float32.
 
 Letters: B pictures, L text tokens, N latent tokens, D width, H heads, K head dim.
 """
@@ -13,12 +13,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from unigrpo_jax.models.building.computing import PLAIN, Computing
 from unigrpo_jax.models.building.flat import (
     Params,
     Shapes,
     layer_names,
     linear,
     linear_shapes,
+    normed,
     of_stack,
     rms_norm,
     sinusoid,
@@ -57,7 +59,9 @@ class FluxTransformer:
         """D."""
         return self.heads * sum(self.axes)
 
-    def __call__(self, params: Params, x_BNC, t_B, text_BLD, pooled_BP, grid: tuple[int, int], scale_B=None):
+    def __call__(
+        self, params: Params, x_BNC, t_B, text_BLD, pooled_BP, grid: tuple[int, int], scale_B=None, way: Computing = PLAIN
+    ):
         """Velocity v = noise - data, float32 [B, N, C].
 
         Args:
@@ -68,29 +72,31 @@ class FluxTransformer:
           pooled_BP: the state that stands for the whole text.
           grid: latent tokens (rows, columns).
           scale_B: scale of guidance, where `guidance`; else it is not read.
+          way: of computing.
         """
-        dtype, length = params["x_embedder.weight"].dtype, text_BLD.shape[1]
-        condition = self.condition(params, t_B, pooled_BP, scale_B)
+        dtype, length = x_BNC.dtype, text_BLD.shape[1]
+        condition = self.condition(params, t_B, pooled_BP.astype(dtype), scale_B)
         text = linear(params, "context_embedder", text_BLD.astype(dtype))
-        picture = linear(params, "x_embedder", x_BNC.astype(dtype))
+        picture = linear(params, "x_embedder", x_BNC)
         turn = rotary(grid, length, self.axes)
-        double = lambda streams, p: (self.double_block(p, *streams, condition, turn), None)
-        (text, picture), _ = jax.lax.scan(double, (text, picture), of_stack(params, DOUBLE))
-        single = lambda h, p: (self.single_block(p, h, condition, turn), None)
-        h, _ = jax.lax.scan(single, jnp.concatenate([text, picture], axis=1), of_stack(params, SINGLE))
+        double = way.block(lambda p, *streams: self.double_block(p, *streams, turn, way), scanned=True)
+        single = way.block(lambda p, *streams: self.single_block(p, *streams, turn, way), scanned=True)
+        streams, _ = jax.lax.scan(lambda h, p: (double(p, *h, condition), None), (text, picture), of_stack(params, DOUBLE))
+        h = jnp.concatenate(streams, axis=1)
+        h, _ = jax.lax.scan(lambda h, p: (single(p, h, condition), None), h, of_stack(params, SINGLE))
         factor, shift = jnp.split(linear(params, "norm_out.linear", condition)[:, None], 2, axis=-1)  # in this order, here
         return linear(params, "proj_out", _norm(h[:, length:]) * (1 + factor) + shift).astype(jnp.float32)
 
     def condition(self, params: Params, t_B, pooled_BP, scale_B=None):
         """SiLU of what time, text and scale of guidance say together, [B, D], which every block is modulated by."""
         two = lambda name, h: linear(params, f"{name}.linear_2", jax.nn.silu(linear(params, f"{name}.linear_1", h)))
-        dtype = params["x_embedder.weight"].dtype
+        dtype = pooled_BP.dtype
         h = two("time_text_embed.timestep_embedder", sinusoid(1000 * t_B, SINUSOID).astype(dtype))
         if self.guidance:
             h = h + two("time_text_embed.guidance_embedder", sinusoid(1000 * scale_B, SINUSOID).astype(dtype))
-        return jax.nn.silu(h + two("time_text_embed.text_embedder", pooled_BP.astype(dtype)))
+        return jax.nn.silu(h + two("time_text_embed.text_embedder", pooled_BP))
 
-    def double_block(self, p: Params, text, picture, condition, turn):
+    def double_block(self, p: Params, text, picture, condition, turn, way: Computing = PLAIN):
         """Two streams with weights of their own; their attention is one, text first."""
         streams = []
         for x, norm, names in ((text, "norm1_context", "add_{}_proj norm_added_{}"), (picture, "norm1", "to_{} norm_{}")):
@@ -99,7 +105,7 @@ class FluxTransformer:
             heads = self._heads(p, _norm(x) * (1 + factor) + shift, *(f"attn.{name}" for name in names.split()))
             streams.append((x, gate, shift_mlp, factor_mlp, gate_mlp, heads))
         q, k, v = (jnp.concatenate(both, axis=1) for both in zip(*(stream[-1] for stream in streams), strict=True))
-        attended = _attend(q, k, v, turn)
+        attended = _attend(q, k, v, turn, way)
         length, out = text.shape[1], []
         ways = (attended[:, :length], "to_add_out", "ff_context"), (attended[:, length:], "to_out.0", "ff")
         for (x, gate, shift, factor, gate_mlp, _), (own, project, mlp) in zip(streams, ways, strict=True):
@@ -108,11 +114,11 @@ class FluxTransformer:
             out.append(x + gate_mlp * linear(p, f"{mlp}.net.2", h))
         return tuple(out)
 
-    def single_block(self, p: Params, x, condition, turn):
+    def single_block(self, p: Params, x, condition, turn, way: Computing = PLAIN):
         """One stream; attention and MLP read the same and are projected together."""
         shift, factor, gate = jnp.split(linear(p, "norm.linear", condition)[:, None], 3, axis=-1)
         h = _norm(x) * (1 + factor) + shift
-        attended = _attend(*self._heads(p, h, "attn.to_{}", "attn.norm_{}"), turn)
+        attended = _attend(*self._heads(p, h, "attn.to_{}", "attn.norm_{}"), turn, way)
         wide = jax.nn.gelu(linear(p, "proj_mlp", h), approximate=True)
         return x + gate * linear(p, "proj_out", jnp.concatenate([attended, wide], axis=-1))
 
@@ -179,10 +185,9 @@ def rotary(grid: tuple[int, int], length: int, axes: tuple[int, ...]) -> tuple[n
     return np.cos(angle).astype(np.float32), np.sin(angle).astype(np.float32)
 
 
-def _attend(q_BLHK, k_BLHK, v_BLHK, turn):
+def _attend(q_BLHK, k_BLHK, v_BLHK, turn, way: Computing):
     """All see all; [B, L, D]."""
-    attended = jax.nn.dot_product_attention(_turned(q_BLHK, turn), _turned(k_BLHK, turn), v_BLHK)
-    return attended.reshape(*q_BLHK.shape[:2], -1)
+    return way.attention(_turned(q_BLHK, turn), _turned(k_BLHK, turn), v_BLHK).reshape(*q_BLHK.shape[:2], -1)
 
 
 def _turned(x_BLHK, turn):
@@ -195,7 +200,5 @@ def _turned(x_BLHK, turn):
 
 
 def _norm(x):
-    """Mean 0 and variance 1 along the last axis, in float32, without weights."""
-    h = x.astype(jnp.float32)
-    centred = h - jnp.mean(h, axis=-1, keepdims=True)
-    return (centred * jax.lax.rsqrt(jnp.mean(centred**2, axis=-1, keepdims=True) + EPS)).astype(x.dtype)
+    """Without weights, in x's dtype."""
+    return normed(x, EPS).astype(x.dtype)

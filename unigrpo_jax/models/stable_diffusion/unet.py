@@ -1,7 +1,8 @@
 """The U-Net of Stable Diffusion 1.x: pixels of a latent on several scales, which look at each other and at a text.
 
 Its parameters are the tensors of `unet/diffusion_pytorch_model.safetensors` under their own names and in their own layout,
-a flat dict.  Pixels are [B, height, width, channels]; dtypes are those of the parameters, softmax and time float32.
+a flat dict.  Pixels are [B, height, width, channels].  It computes in the dtype of its input; norms, softmax and time are
+float32.
 """
 
 import dataclasses
@@ -9,6 +10,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
+from unigrpo_jax.models.building.computing import PLAIN, Computing
 from unigrpo_jax.models.building.flat import (
     Params,
     Shapes,
@@ -20,6 +22,7 @@ from unigrpo_jax.models.building.flat import (
     linear,
     linear_shapes,
     norm_shapes,
+    of_stack,
     sinusoid,
 )
 
@@ -49,7 +52,7 @@ class UNet:
     text_width: int
     groups: int
 
-    def __call__(self, params: Params, x_BHWC, step_B, text_BLD):
+    def __call__(self, params: Params, x_BHWC, step_B, text_BLD, way: Computing = PLAIN):
         """The noise in a latent, [B, h, w, channels], float32.
 
         Args:
@@ -57,25 +60,30 @@ class UNet:
           x_BHWC: the latent; sides are multiples of 2 ** (scales - 1).
           step_B: steps of the diffusion, counted from 0, as numbers.
           text_BLD: the text's states.
+          way: of computing.
         """
-        dtype = params["conv_in.weight"].dtype
-        time = self.time(params, step_B, dtype)
-        text, last = text_BLD.astype(dtype), len(self.widths) - 1
-        h = convolution(params, "conv_in", x_BHWC.astype(dtype))
+        dtype, last = x_BHWC.dtype, len(self.widths) - 1
+        time, text = self.time(params, step_B, dtype), text_BLD.astype(dtype)
+        residual, look = way.block(self.residual), way.block(lambda p, x, text: self.attention(p, x, text, way))
+
+        def block(name: str, number: int, h, attends: bool):
+            h = residual(of_stack(params, f"{name}.resnets.{number}"), h, time)
+            return look(of_stack(params, f"{name}.attentions.{number}"), h, text) if attends else h
+
+        h = convolution(params, "conv_in", x_BHWC)
         skips = [h]
         for scale in range(last + 1):
-            for block in range(self.blocks):
-                h = self._block(params, f"down_blocks.{scale}", block, h, time, text, self.attends[scale])
+            for number in range(self.blocks):
+                h = block(f"down_blocks.{scale}", number, h, self.attends[scale])
                 skips.append(h)
             if scale < last:
                 h = convolution(params, f"down_blocks.{scale}.downsamplers.0.conv", h, stride=2)
                 skips.append(h)
-        h = self._block(params, "mid_block", 0, h, time, text, True)
-        h = self._residual(params, "mid_block.resnets.1", h, time)
+        h = block("mid_block", 0, h, True)
+        h = block("mid_block", 1, h, False)
         for up, scale in enumerate(reversed(range(last + 1))):
-            for block in range(self.blocks + 1):
-                h = jnp.concatenate([h, skips.pop()], axis=-1)
-                h = self._block(params, f"up_blocks.{up}", block, h, time, text, self.attends[scale])
+            for number in range(self.blocks + 1):
+                h = block(f"up_blocks.{up}", number, jnp.concatenate([h, skips.pop()], axis=-1), self.attends[scale])
             if scale:
                 h = convolution(params, f"up_blocks.{up}.upsamplers.0.conv", doubled(h))
         h = jax.nn.silu(group_norm(params, "conv_norm_out", h, self.groups, RESIDUAL_EPS))
@@ -86,36 +94,32 @@ class UNet:
         h = sinusoid(step_B, self.widths[0]).astype(dtype)
         return linear(params, "time_embedding.linear_2", jax.nn.silu(linear(params, "time_embedding.linear_1", h)))
 
-    def _block(self, params, name: str, block: int, h, time, text, attends: bool):
-        h = self._residual(params, f"{name}.resnets.{block}", h, time)
-        return self._attention(params, f"{name}.attentions.{block}", h, text) if attends else h
+    def residual(self, p: Params, x, time):
+        """Two convolutions, between them the time, beside the way around them; `p` are this block's own parameters."""
+        norm = lambda which, h: jax.nn.silu(group_norm(p, which, h, self.groups, RESIDUAL_EPS))
+        h = convolution(p, "conv1", norm("norm1", x))
+        h = h + linear(p, "time_emb_proj", jax.nn.silu(time))[:, None, None]
+        h = convolution(p, "conv2", norm("norm2", h))
+        return h + (convolution(p, "conv_shortcut", x) if "conv_shortcut.weight" in p else x)
 
-    def _residual(self, params, name: str, x, time):
-        norm = lambda which, h: jax.nn.silu(group_norm(params, f"{name}.{which}", h, self.groups, RESIDUAL_EPS))
-        h = convolution(params, f"{name}.conv1", norm("norm1", x))
-        h = h + linear(params, f"{name}.time_emb_proj", jax.nn.silu(time))[:, None, None]
-        h = convolution(params, f"{name}.conv2", norm("norm2", h))
-        shortcut = f"{name}.conv_shortcut"
-        return h + (convolution(params, shortcut, x) if f"{shortcut}.weight" in params else x)
-
-    def _attention(self, params, name: str, x, text):
+    def attention(self, p: Params, x, text, way: Computing = PLAIN):
         """Pixels as tokens: they see each other, then the text, then an MLP with a gate."""
-        h = group_norm(params, f"{name}.norm", x, self.groups, ATTENTION_EPS)
-        h = convolution(params, f"{name}.proj_in", h).reshape(x.shape[0], -1, x.shape[-1])
-        name, own = f"{name}.transformer_blocks.0", name
-        norm = lambda which, h: layer_norm(params, f"{name}.{which}", h, LAYER_EPS)
+        h = group_norm(p, "norm", x, self.groups, ATTENTION_EPS)
+        h = convolution(p, "proj_in", h).reshape(x.shape[0], -1, x.shape[-1])
+        layer = of_stack(p, "transformer_blocks.0")
+        norm = lambda which, h: layer_norm(layer, which, h, LAYER_EPS)
         seen = norm("norm1", h)
-        h = h + self._look(params, f"{name}.attn1", seen, seen)
-        h = h + self._look(params, f"{name}.attn2", norm("norm2", h), text)
-        wide, gate = jnp.split(linear(params, f"{name}.ff.net.0.proj", norm("norm3", h)), 2, axis=-1)
-        h = h + linear(params, f"{name}.ff.net.2", wide * jax.nn.gelu(gate, approximate=False))
-        return x + convolution(params, f"{own}.proj_out", h.reshape(x.shape))
+        h = h + self._look(layer, "attn1", seen, seen, way)
+        h = h + self._look(layer, "attn2", norm("norm2", h), text, way)
+        wide, gate = jnp.split(linear(layer, "ff.net.0.proj", norm("norm3", h)), 2, axis=-1)
+        h = h + linear(layer, "ff.net.2", wide * jax.nn.gelu(gate, approximate=False))
+        return x + convolution(p, "proj_out", h.reshape(x.shape))
 
-    def _look(self, params, name: str, h_BND, seen_BLD):
+    def _look(self, p: Params, name: str, h_BND, seen_BLD, way: Computing):
         """What tokens see of others, in heads."""
-        heads = lambda which, x: linear(params, f"{name}.{which}", x).reshape(*x.shape[:2], self.heads, -1)
-        attended = jax.nn.dot_product_attention(heads("to_q", h_BND), heads("to_k", seen_BLD), heads("to_v", seen_BLD))
-        return linear(params, f"{name}.to_out.0", attended.reshape(h_BND.shape))
+        heads = lambda which, x: linear(p, f"{name}.{which}", x).reshape(*x.shape[:2], self.heads, -1)
+        attended = way.attention(heads("to_q", h_BND), heads("to_k", seen_BLD), heads("to_v", seen_BLD))
+        return linear(p, f"{name}.to_out.0", attended.reshape(h_BND.shape))
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Every tensor of the file and its shape."""

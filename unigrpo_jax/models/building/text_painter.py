@@ -1,0 +1,113 @@
+"""What painters share whose parameters are flat and who draw upon the states of a text, which somebody else has read."""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from types import MappingProxyType
+from typing import ClassVar, Literal
+
+import jax
+import jax.numpy as jnp
+
+from unigrpo_jax.config import LoraConfig
+from unigrpo_jax.models.building import attention, flat_adapters
+from unigrpo_jax.models.building.computing import Computing, Remat
+from unigrpo_jax.models.building.flat import Params
+from unigrpo_jax.models.building.fresh import fresh
+from unigrpo_jax.models.component import Network
+from unigrpo_jax.models.text_encoders.states import TextStates
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TextPainter:
+    """Reading, adapters and fresh parameters; a family says how it predicts.
+
+    Attributes:
+      downsample: image pixels along the side of a latent pixel.
+      dtype: compute dtype, "float32" or "bfloat16"; norms, softmax, time and outputs are float32 in both.
+      remat: what the backward pass recomputes instead of storing it, as `Computing.remat`.
+      lora_scale: factor of the adapters' products, alpha / rank; read only where the parameters hold adapters.
+      hold: applied to activations before each block, to hold them to their place on a mesh; None leaves them free.
+      attend: the attention, with the signature of `attention.xla`.
+    """
+
+    downsample: int = 8
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    remat: Remat = "none"
+    lora_scale: float = 1.0
+    hold: Callable[[jax.Array], jax.Array] | None = None
+    attend: Callable[..., jax.Array] = attention.xla
+
+    thinks: ClassVar[bool] = False
+    trained_by: ClassVar[MappingProxyType] = MappingProxyType({"denoising": ".*"})
+    float32_paths: ClassVar[str] = ""
+    zero_at_start: ClassVar[str]  # modules whose weights `init` leaves at 0
+
+    @property
+    def network(self) -> Network:
+        """What has the parameters."""
+        raise NotImplementedError
+
+    def outputs(self, params: Params, x_BNC, t_B, grid: tuple[int, int], condition: TextStates, way: Computing):
+        """The network's output, float32, of tokens in the compute dtype."""
+        raise NotImplementedError
+
+    def predict(self, params: Params, x_BNC, t_B, grid: tuple[int, int], condition: TextStates) -> jax.Array:
+        """The network's output, float32 [B, N, C].
+
+        Args:
+          params: the parameters; float32 ones are cast to `dtype` where they are used.
+          x_BNC: latent tokens at time t, N = rows * columns of `grid`.
+          t_B: times in (0, 1], 1 is noise.
+          grid: latent tokens (rows, columns).
+          condition: the text.
+        """
+        return _predict(self, params, x_BNC, t_B, grid, condition)
+
+    def init(self, key: jax.Array) -> Params:
+        """Fresh parameters, float32 (`fresh`)."""
+        return fresh(self.network, self.zero_at_start, key)
+
+    def empty(self, batch: int) -> TextStates:
+        """No text; nothing reads it."""
+        return TextStates(states=jnp.zeros((batch, 0, 0)))
+
+    def read(self, params: Params, text: TextStates, condition: TextStates) -> TextStates:
+        """The text itself."""
+        return text.replace(empty=None)
+
+    def unread(self, params: Params, text: TextStates, condition: TextStates) -> TextStates:
+        """The empty text; ValueError where the codec did not encode it."""
+        if text.empty is None:
+            raise ValueError("the text comes without the empty one, which guidance compares with.")
+        return text.empty
+
+    def latent_shape(self, grid: tuple[int, int]) -> tuple[int, int]:
+        """(N, C)."""
+        return grid[0] * grid[1], self.network.channels
+
+    def adapted(self, params: Params, settings: LoraConfig, key: jax.Array) -> Params:
+        """The parameters with fresh adapters; ValueError where a target matches no linear map (`flat_adapters.attach`)."""
+        return flat_adapters.attach(self.network, params, settings.rank, settings.targets, key)
+
+    def hits(self, targets: tuple[str, ...]) -> dict[str, int]:
+        """How many linear maps of the file each target of adapters means; ValueError where it is none."""
+        return flat_adapters.hits(self.network, targets)
+
+    def _grid(self, height: int, width: int, token: int, multiple: int) -> tuple[int, int]:
+        """Tokens of `token` pixels a side; ValueError where a side is no multiple of so many pixels."""
+        if height % multiple or width % multiple or min(height, width) <= 0:
+            near = [max(1, round(side / multiple)) * multiple for side in (height, width)]
+            raise ValueError(
+                f"an image of {height} x {width} pixels cannot be drawn: both sides must be multiples of {multiple}; "
+                f"use {near[0]} x {near[1]}."
+            )
+        return height // token, width // token
+
+
+@functools.partial(jax.jit, static_argnums=(0, 4), inline=True)
+def _predict(painter: TextPainter, params: Params, x_BNC, t_B, grid: tuple[int, int], condition: TextStates):
+    """Jitted, so that a program of many passes traces each once for its shapes, and inlined: the same bits."""
+    way = Computing(painter.hold, painter.attend, painter.remat)
+    params = flat_adapters.scaled(params, painter.lora_scale)
+    return painter.outputs(params, x_BNC.astype(painter.dtype), t_B, grid, condition, way)

@@ -1,0 +1,246 @@
+"""The text encoders of a family as one program of their own, whose weights are on the devices only while it is used.
+
+The folders are diffusers': `text_encoder` and `text_encoder_2` hold weights, `tokenizer` and `tokenizer_2` say how a text
+becomes ids.  Padding is seen like any other token, as the public pipelines have it.
+"""
+
+import contextlib
+import dataclasses
+import functools
+import hashlib
+import math
+import pathlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec, Sharding
+
+from unigrpo_jax.config import ConfigError
+from unigrpo_jax.models import component
+from unigrpo_jax.models.named import Place
+from unigrpo_jax.models.stored import StoredTensors, checksum
+from unigrpo_jax.models.text_encoders.clip_text import ClipText, read_clip_text
+from unigrpo_jax.models.text_encoders.coder import TOKENIZER_FILES, TextCoder, open_coder
+from unigrpo_jax.models.text_encoders.t5 import T5Encoder, read_t5
+
+ROWS = 16  # texts of one call of the program, or one for each device where there are more
+MEANING = 1  # raised whenever this code comes to say anything else of a text
+TIED = r"encoder\.embed_tokens\.weight"  # T5's embedding once more, which older files hold
+
+Arrays = dict[str, np.ndarray]
+
+
+class Encoder(Protocol):
+    """One encoder of a folder.
+
+    Attributes:
+      name: for messages.
+      coder: texts as rows of ids.
+      files: all that decides what it says.
+    """
+
+    name: str
+    coder: TextCoder
+    files: tuple[pathlib.Path, ...]
+
+    def shapes(self) -> Mapping[str, tuple[int, ...]]:
+        """What it says of one text: "states" [L, D], or "pooled" [P]."""
+
+    def read(self, place: Place | None) -> Any:
+        """Its parameters."""
+
+    def __call__(self, params: Any, ids_BL: jax.Array) -> Mapping[str, jax.Array]:
+        """What it says of B texts."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ClipEncoder:
+    """CLIP's text tower, in float32 whatever is asked for, since its norms are those of the parameters' dtype.
+
+    Attributes:
+      network: its sizes.
+      weights: its file.
+      coder: texts as rows of ids.
+      files: all that decides what it says.
+      pooled: whether it says the state of a text's end, or those of all tokens.
+    """
+
+    network: ClipText
+    weights: StoredTensors
+    coder: TextCoder
+    files: tuple[pathlib.Path, ...]
+    pooled: bool
+    name = "CLIP"
+
+    def shapes(self) -> Mapping[str, tuple[int, ...]]:
+        """As `Encoder`."""
+        width = self.network.tower.width
+        return {"pooled": (width,)} if self.pooled else {"states": (self.coder.tokens, width)}
+
+    def read(self, place: Place | None) -> Any:
+        """As `Encoder`."""
+        return self.network.read(self.weights, place)
+
+    def __call__(self, params: Any, ids_BL: jax.Array) -> Mapping[str, jax.Array]:
+        """As `Encoder`."""
+        states, end = self.network(params, ids_BL)
+        return {"pooled": end} if self.pooled else {"states": states}
+
+
+@dataclasses.dataclass(frozen=True)
+class T5States:
+    """T5's encoder.
+
+    Attributes:
+      network: its sizes.
+      weights: its file.
+      coder: texts as rows of ids.
+      files: all that decides what it says.
+      dtype: of the pass.
+    """
+
+    network: T5Encoder
+    weights: StoredTensors
+    coder: TextCoder
+    files: tuple[pathlib.Path, ...]
+    dtype: str
+    name = "T5"
+
+    def shapes(self) -> Mapping[str, tuple[int, ...]]:
+        """As `Encoder`."""
+        return {"states": (self.coder.tokens, self.network.width)}
+
+    def read(self, place: Place | None) -> Any:
+        """As `Encoder`."""
+        return component.read(self.weights, self.network, jnp.dtype(self.dtype), place)
+
+    def __call__(self, params: Any, ids_BL: jax.Array) -> Mapping[str, jax.Array]:
+        """As `Encoder`."""
+        return {"states": self.network(params, ids_BL)[0]}
+
+
+@dataclasses.dataclass(frozen=True)
+class Encoders:
+    """All encoders of a family.
+
+    Attributes:
+      parts: the encoders.
+      dtype: of what they say, "float32" or "bfloat16".
+    """
+
+    parts: tuple[Encoder, ...]
+    dtype: str
+
+    @functools.cached_property
+    def key(self) -> str:
+        """Says which encoders these are, in hexadecimal digits: another one whenever they would say anything else.
+
+        It covers the content of weights, configs and tokenizers, lengths, and dtype.  Computing it reads the files.
+        """
+        about = [(part.name, part.coder.tokens, sorted(part.shapes()), checksum(part.files)) for part in self.parts]
+        return hashlib.sha256(repr((MEANING, self.dtype, about)).encode()).hexdigest()
+
+    def shapes(self) -> dict[str, jax.ShapeDtypeStruct]:
+        """Of the arrays of one text: "states" [L, D], and "pooled" [P] where there is an encoder for it."""
+        found = {name: shape for part in self.parts for name, shape in part.shapes().items()}
+        return {name: jax.ShapeDtypeStruct(shape, jnp.dtype(self.dtype)) for name, shape in found.items()}
+
+    @contextlib.contextmanager
+    def on_devices(self, place: Place | None = None) -> Iterator[Callable[[Sequence[str]], list[Arrays]]]:
+        """Reads the weights, one tensor at a time, gives what encodes texts, and lets go of the devices' memory afterwards.
+
+        What is given encodes `rows_per_call` texts at once, and fewer in the same time: {name: array of the host} a text.
+
+        Args:
+          place: path and shape to the sharding of a parameter; None is the default device.
+        """
+        params = tuple(part.read(place) for part in self.parts)
+        leaves = jax.tree.leaves(params)
+        over = leaves[0].sharding
+        try:
+            yield lambda texts: self._encode(params, over, texts)
+        finally:
+            for leaf in leaves:
+                leaf.delete()
+
+    def _encode(self, params, over: Sharding, texts: Sequence[str]) -> list[Arrays]:
+        rows, said = rows_per_call(over), []
+        for start in range(0, len(texts), rows):
+            part = list(texts[start : start + rows])
+            filled = part + [""] * (rows - len(part))
+            ids = tuple(_spread(one.coder(filled)[0], over) for one in self.parts)
+            found = jax.device_get(self._program(params, ids, over))
+            said += [{name: x[row] for name, x in found.items()} for row in range(len(part))]
+        return said
+
+    @functools.cached_property
+    def _program(self) -> Callable:
+        return jax.jit(self._said, static_argnums=2)
+
+    def _said(self, params, ids: tuple[jax.Array, ...], over: Sharding) -> dict[str, jax.Array]:
+        with jax.default_matmul_precision("highest"):
+            each = [one(p, i) for one, p, i in zip(self.parts, params, ids, strict=True)]
+        said = {name: x.astype(self.dtype) for part in each for name, x in part.items()}
+        if isinstance(over, NamedSharding):  # every process is to have all of it
+            said = jax.lax.with_sharding_constraint(said, NamedSharding(over.mesh, PartitionSpec()))
+        return said
+
+
+def rows_per_call(over: Sharding) -> int:
+    """Texts of one call, a multiple of the devices that a sharding spans."""
+    devices = over.num_devices
+    return math.ceil(ROWS / devices) * devices
+
+
+def _spread(ids_BL: np.ndarray, over: Sharding) -> jax.Array:
+    """The rows cut over all devices of a mesh, so that weights come to texts."""
+    if isinstance(over, NamedSharding):
+        over = NamedSharding(over.mesh, PartitionSpec(over.mesh.axis_names))
+    return jax.make_array_from_callback(ids_BL.shape, over, lambda index: ids_BL[index])
+
+
+def open_stable_diffusion(folder: pathlib.Path, dtype: str) -> Encoders:
+    """The encoder of a Stable Diffusion 1.x folder: CLIP's states of all tokens after its last norm.
+
+    ConfigError where a file is missing or does not fit; only headers of weights are read.
+    """
+    files = "text_encoder and tokenizer"
+    return Encoders((_clip(folder, files, pooled=False),), dtype)
+
+
+def open_flux(folder: pathlib.Path, dtype: str, tokens: int) -> Encoders:
+    """The encoders of a FLUX.1 folder: T5's states of `tokens` tokens (512 of dev, 256 of schnell), and CLIP's of the end.
+
+    ConfigError where a file is missing or does not fit; only headers of weights are read.
+    """
+    files = "text_encoder, text_encoder_2, tokenizer and tokenizer_2"
+    own, words = folder / "text_encoder_2", folder / "tokenizer_2"
+    try:
+        network = read_t5(own / "config.json", files)
+        weights = component.open_weights(own, component.TRANSFORMERS, network, TIED)
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+    coder = open_coder(words, tokens, network.vocabulary)
+    t5 = T5States(network, weights, coder, _files(own, weights, words), dtype)
+    return Encoders((t5, _clip(folder, files, pooled=True)), dtype)
+
+
+def _clip(folder: pathlib.Path, files: str, pooled: bool) -> ClipEncoder:
+    own, words = folder / "text_encoder", folder / "tokenizer"
+    try:
+        network = read_clip_text(own / "config.json", files)
+        weights = network.open_weights(own)
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+    coder = open_coder(words, network.tokens, network.vocabulary, network.eos)
+    shorter = min(network.tokens, coder.tokenizer.model_max_length)  # which the public pipelines pad to
+    coder = dataclasses.replace(coder, tokens=shorter)
+    return ClipEncoder(network, weights, coder, _files(own, weights, words), pooled)
+
+
+def _files(own: pathlib.Path, weights: StoredTensors, words: pathlib.Path) -> tuple[pathlib.Path, ...]:
+    texts = [own / "config.json", *(words / name for name in TOKENIZER_FILES)]
+    return (*(path for path in texts if path.exists()), *weights.files)
