@@ -214,6 +214,7 @@ def open_stable_diffusion(folder: pathlib.Path, dtype: str) -> Encoders:
 def open_flux(folder: pathlib.Path, dtype: str, tokens: int) -> Encoders:
     """The encoders of a FLUX.1 folder: T5's states of `tokens` tokens (512 of dev, 256 of schnell), and CLIP's of the end.
 
+    A tokenizer that is for fewer tokens says how many.
     ConfigError where a file is missing or does not fit; only headers of weights are read.
     """
     files = "text_encoder, text_encoder_2, tokenizer and tokenizer_2"
@@ -224,6 +225,7 @@ def open_flux(folder: pathlib.Path, dtype: str, tokens: int) -> Encoders:
     except ValueError as error:
         raise ConfigError(str(error)) from None
     coder = open_coder(words, tokens, network.vocabulary)
+    coder = dataclasses.replace(coder, tokens=min(tokens, coder.tokenizer.model_max_length))
     t5 = T5States(network, weights, coder, _files(own, weights, words), dtype)
     return Encoders((t5, _clip(folder, files, pooled=True)), dtype)
 
