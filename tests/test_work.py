@@ -50,6 +50,8 @@ def test_the_passes_of_a_painters_update_by_hand():
     assert work(changed(minibatches=1)).update() == two | {"old": 0}
     full = work(dataclasses.replace(RUN, model=ModelConfig(remat="full")))
     assert full.update() == two and full.update(executed=True) == two | {"remat": 12 * 2 * 90}
+    scanned = changed(full.run, window_steps="scanned")  # each step again, and then each of its layers
+    assert work(scanned).update(executed=True) == two | {"remat": 2 * 12 * 2 * 90}
     lora = work(dataclasses.replace(RUN, model=ModelConfig(lora=LoraConfig(rank=4))))
     assert lora.update()["backward"] == forward
     epochs = work(changed(ppo_epochs=3)).update()
@@ -61,7 +63,7 @@ def test_the_bytes_that_a_painter_reads_by_hand():
     assert work().read(ALONE) == {"drawing": 3 * 5 * 4000, "update": 2 * 4 * 4000}
     half = Split(chips=2, batch=1, tensor=2)
     assert work().read(half) == {"drawing": 3 * 5 * 2000, "update": 2 * 4 * 2000}
-    assert work(changed(window_steps="scanned")).read(ALONE)["update"] == 2 * 2 * 4 * 4000  # once for each of two steps
+    assert work(changed(window_steps="scanned")).read(ALONE)["update"] == 2 * 2 * 5 * 4000  # two steps, each again
     phases = {p.name: p for p in roofline.phases(RUN, work(), ALONE, optimizer_bytes=100.0)}
     assert phases["update"].read == 2 * 4 * 4000 + 2 * 2 * 100  # two steps of the optimizer, read and written
 
