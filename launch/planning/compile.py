@@ -150,7 +150,8 @@ def _prepare(config: RunConfig, target: Target, model: Loaded, given: Given) -> 
     model = model.placed(layout.activations, kernels.attend(config.model, mesh))
     system = model.codec.system(config.rollout)
     programs = Programs(config, model.network, model.autoencoder, system, layout, model.abstract_params())
-    inputs = programs.inputs(model.stored_params(), model.autoencoder.shapes(), given.turns, given.pictures)
+    text = model.codec.shapes(config.rollout.prompts_per_iteration, config.rollout.prompt_tokens)
+    inputs = programs.inputs(model.stored_params(), model.autoencoder.shapes(), text, given.turns, given.pictures)
     return Setting(config, target, mesh, model, find_work(config, model, given), programs, inputs, given)
 
 

@@ -33,15 +33,16 @@ WORDS = ("thinking", "verdict", "correct")  # of a round, beside its scores
 def evaluation_rollout(evaluation: EvaluationConfig, rollout: RolloutConfig, loaded: Loaded) -> RolloutProgram:
     """The rollout of an evaluation: no window with the ODE, all transitions stochastic with the SDE.
 
-    ConfigError where several processes are to read thinkings as text.
+    ConfigError where several processes are to read thinkings as text, or where the model's family has not what is asked for.
     """
+    check_guidance(evaluation, loaded)
     require(not evaluation.thinking_as_text or jax.process_count() == 1,
             f"thinking_as_text works in one process, not in {jax.process_count()}; leave it out or start one.")  # fmt: skip
     guidance = Guidance(
         text=evaluation.guidance,
         image=evaluation.guidance_image,
         interval=evaluation.guidance_interval,
-        renorm=evaluation.guidance_renorm,
+        renorm=loaded.network.guidance_renorm if evaluation.guidance_renorm == "model" else evaluation.guidance_renorm,
         renorm_min=evaluation.guidance_renorm_min,
     )
     rollout = dataclasses.replace(rollout, flow_steps=evaluation.flow_steps)
@@ -58,6 +59,18 @@ def evaluation_rollout(evaluation: EvaluationConfig, rollout: RolloutConfig, loa
         window=Window(size=steps, range=(0, steps)) if steps else None,
         as_text=loaded.codec if evaluation.thinking_as_text else None,
     )
+
+
+def check_guidance(evaluation: EvaluationConfig, loaded: Loaded) -> None:
+    """ConfigError where a model that only draws is to think, or to be guided in a way that it is not."""
+    words = f"{loaded.folder} is a model that only draws ({loaded.family})"
+    if not loaded.network.thinks:
+        require(not evaluation.thinking, f"{words}, so it cannot think; turn thinking off (--no-thinking, or "
+                "--evaluation.no-thinking in a run).")  # fmt: skip
+        require(evaluation.guidance_image <= 1, f"{words} and looks at no image, so it cannot be guided by one; leave "
+                "guidance_image out.")  # fmt: skip
+    require(evaluation.guidance <= 1 or loaded.codec.guided, f"guidance = {evaluation.guidance:g}, but {loaded.folder} "
+            f"({loaded.family}) is not guided by a second pass; use 1.")  # fmt: skip
 
 
 def on_mesh(program: RolloutProgram, layout: Layout, batch: int) -> tuple[RolloutProgram, jax.sharding.NamedSharding]:
