@@ -128,6 +128,10 @@ def prepare(config: RunConfig, target: Target, given: Given = Given()) -> Settin
     check(config)
     model = find_model(config.model)
     try:
+        model.abstract_params()
+    except ValueError as error:  # adapters that hit nothing
+        raise ConfigError(f"model.lora.targets: {error}") from None
+    try:
         return _prepare(config, target, model, given)
     except ConfigError as error:
         devices, m = len(target.devices), config.mesh
@@ -146,7 +150,8 @@ def _prepare(config: RunConfig, target: Target, model: Loaded, given: Given) -> 
     model = model.placed(layout.activations, kernels.attend(config.model, mesh))
     system = model.codec.system(config.rollout)
     programs = Programs(config, model.network, model.autoencoder, system, layout, model.abstract_params())
-    inputs = programs.inputs(model.stored_params(), model.autoencoder.shapes(), given.turns, given.pictures)
+    text = model.codec.shapes(config.rollout.prompts_per_iteration, config.rollout.prompt_tokens)
+    inputs = programs.inputs(model.stored_params(), model.autoencoder.shapes(), text, given.turns, given.pictures)
     return Setting(config, target, mesh, model, find_work(config, model, given), programs, inputs, given)
 
 

@@ -41,6 +41,8 @@ class Painter(Protocol):
       thinks: whether it is a thinker.
       trained_by: {group: pattern}: which parameter is trained at which rate, "reasoning" or "denoising", and which is
         "frozen", never trained; each parameter's path matches exactly one of them whole.
+      guidance_renorm: what holds a guided output's norm to the conditional one's where a run does not say, as
+        `building.guidance.Guidance.renorm`.
       float32_paths: pattern of the parameters that stay float32 whatever `dtype` is.
     """
 
@@ -52,6 +54,7 @@ class Painter(Protocol):
     axes: tuple[tuple[str, tuple[str | None, ...]], ...]
     thinks: bool
     trained_by: Mapping[str, str]
+    guidance_renorm: str
     float32_paths: str
 
     def init(self, key: jax.Array) -> Params:
@@ -65,9 +68,6 @@ class Painter(Protocol):
 
     def unread(self, params: Params, text, condition: Condition) -> Condition:
         """What guidance compares `read` with: the condition without this text."""
-
-    def text_shapes(self, count: int, length: int) -> Any:
-        """Shapes and dtypes of `count` texts of `length` tokens."""
 
     def times(self, steps: int, shift: float, grid: tuple[int, int]) -> np.ndarray:
         """A sampler's times from the noise to the data, float32 [steps + 1]; a `shift` of 0 is the family's own.

@@ -149,13 +149,15 @@ class Programs:
         return tree.unflatten({path: self.layout.gathered(path, kind(path, x)) for path, x in flat.items()})
 
     def inputs(
-        self, stored: dict, autoencoder: dict[str, tuple[int, ...]], talks: bool = False, shows: bool = False
-    ) -> Inputs:
+        self, stored: dict, autoencoder: Mapping[str, tuple[int, ...]], text: Any, talks: bool = False,
+        shows: bool = False,
+    ) -> Inputs:  # fmt: skip
         """What the programs are compiled from.
 
         Args:
           stored: shapes and dtypes of the parameters without adapters.
           autoencoder: names and shapes of the autoencoder's tensors.
+          text: shapes and dtypes of the prompts of an iteration, as the network reads them.
           talks: whether the user says something in the later rounds.
           shows: whether the user shows a picture before each prompt.
         """
@@ -164,11 +166,11 @@ class Programs:
         labels = parameters.groups(self._params, self.config.learning, self._network.trained_by)
         _, frozen = parameters.split(self._params, labels)
         rollout = self.config.rollout
-        shape = (rollout.prompts_per_iteration, rollout.prompt_tokens)
         here = lambda shape, dtype: jax.ShapeDtypeStruct(shape, dtype, sharding=self.everywhere)
         kept = self.reference_places(stored)
-        text = jax.tree.map(lambda x: here(x.shape, x.dtype), self._network.text_shapes(*shape))
-        flat, seen = tree.flatten(stored), picture_shapes(shape[0], self._network, rollout) if shows else None
+        text = jax.tree.map(lambda x: here(x.shape, x.dtype), text)
+        flat = tree.flatten(stored)
+        seen = picture_shapes(rollout.prompts_per_iteration, self._network, rollout) if shows else None
         return Inputs(
             state=jax.tree.map(at, self._state, self.state_shardings),
             frozen=lay(frozen),

@@ -216,7 +216,7 @@ class Bagel:
     attend: Callable[..., jax.Array] = attention.xla
     stacked: bool = True
 
-    path, prediction, thinks = RECTIFIED, "velocity", True
+    path, prediction, thinks, guidance_renorm = RECTIFIED, "velocity", True, "global"
     axes, trained_by, float32_paths = AXES, TRAINED_BY, FLOAT32_PATHS
 
     @functools.cached_property
@@ -260,11 +260,6 @@ class Bagel:
     def unread(self, params: Params, text: TokenBlock, context: Context) -> Context:
         """The context without the text block: as it was."""
         return context
-
-    def text_shapes(self, count: int, length: int) -> TokenBlock:
-        """Shapes and dtypes of `count` text blocks of `length` tokens."""
-        here = lambda dtype: jax.ShapeDtypeStruct((count, length), dtype)
-        return TokenBlock(tokens=here(jnp.int32), valid=here(jnp.bool_))
 
     def times(self, steps: int, shift: float, grid: tuple[int, int]) -> np.ndarray:
         """A sampler's schedule, float32 [steps + 1]: shifted, whatever the size."""
