@@ -1,6 +1,7 @@
 """The shapes world as the training loop sees it."""
 
-from collections.abc import Callable, Sequence
+import itertools
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
@@ -69,10 +70,19 @@ def drawn_world(prompts: Callable[[int, str], Order], judge: Callable[[RewardBat
 
 def shapes() -> World:
     """Prompts in GenEval's six categories; the held-out ones share neither text nor requirement with the train ones."""
-    groups = list(prompts.by_category("train").values())
+    return _world(prompts.by_category)
+
+
+def shapes_direct() -> World:
+    """The prompts of `shapes` that say what is to be seen, for models that do not think."""
+    return _world(prompts.direct)
+
+
+def _world(of: Callable[[str], Mapping[str, Sequence[Prompt]]]) -> World:
+    train = list(of("train").values())
     return World(
-        train=lambda seed: PromptOrder(groups, seed),
-        evaluation=prompts.evaluation_prompts,
-        longest=[prompts.prompts("train")],
+        train=lambda seed: PromptOrder(train, seed),
+        evaluation=lambda n: prompts.evaluation_prompts(n, of=of),
+        longest=[tuple(itertools.chain.from_iterable(train))],
         judge=judge_episodes,
     )
