@@ -162,9 +162,10 @@ class EmbeddingCodec:
                       "again whenever a prompt is drawn that is not there.")  # fmt: skip
 
     def _say(self, of: str, words: str) -> None:
-        if of not in self._told:
-            self._told.add(of)
+        """Once, and by one process; a disk may be one process's own."""
+        if of not in self._told and (of == "disk" or jax.process_index() == 0):
             self.notice(words)
+        self._told.add(of)
 
 
 def in_turn(texts: Sequence[str], process: int, count: int) -> list[Sequence[str]]:
