@@ -135,7 +135,8 @@ def test_after_preparing_nothing_is_encoded_and_nothing_of_the_encoder_is_left_o
 def test_the_weights_leave_the_devices_where_encoding_fails(sd):
     gc.collect()
     before = len(jax.live_arrays())
-    with pytest.raises(ZeroDivisionError), sd.on_devices():
+    with pytest.raises(ZeroDivisionError), sd.on_devices() as encode:
+        assert encode is not None  # and is held beyond the end
         assert len(jax.live_arrays()) > before
         raise ZeroDivisionError
     gc.collect()
