@@ -43,7 +43,7 @@ class EmbeddingCodec:
     kept: EmbeddingsConfig
     guided: bool = False
     place: Place | None = None
-    notice: Callable[[str], None] = functools.partial(tell, stream=sys.stderr)
+    notice: Callable[[str], None] = lambda words: tell(words, sys.stderr)
     _told: set[str] = dataclasses.field(default_factory=set, repr=False, compare=False)
 
     def system(self, rollout: RolloutConfig) -> tuple[int, ...]:
