@@ -14,13 +14,14 @@ from collections.abc import Callable
 
 EVERY = 2  # iterations between checkpoints
 SETTINGS = f"""
-    --model.path tiny --devices 1 --rewards experiments.survival.reward:score --rollout.prompts-per-iteration 2
+    --devices 1 --rewards experiments.survival.reward:score --rollout.prompts-per-iteration 2
     --learning.group-size 2 --rollout.thinking-tokens 2 --rollout.flow-steps 2 --rollout.window-size 1
     --rollout.window-range 0 1 --evaluation.prompts 2 --evaluation.batch 2 --evaluation.flow-steps 1 --evaluation.every 5
     --evaluation.no-thinking
     --learning.reasoning-lr 1e-3 --learning.denoising-lr 1e-3 --learning.ema-decay 0.9
     --logging.samples-every 0 --logging.samples 1 --checkpoint.every {EVERY} --checkpoint.keep 3
 """.split()
+DRAWS = "--rollout.no-thinking --rollout.timestep-shift 0".split()  # of a model that only draws
 PROMPTS = "circle square cross star moon sun tree house".split()
 PATIENCE = 300.0  # seconds that a life may take for what it is waited for
 CLOCK = """
@@ -41,10 +42,11 @@ time.time_ns = lambda: _time_ns() + _jump() * 10**9
 
 @dataclasses.dataclass(frozen=True)
 class Stage:
-    """What all lives share: a folder with prompts, a compile cache and the clock's hook, and how long the run is."""
+    """What all lives share: prompts in a folder, a compile cache and the clock's hook, how long the run is, and its model."""
 
     folder: pathlib.Path
     iterations: int
+    model: str = "tiny"
 
     def __post_init__(self):
         clock = self.folder / "clock"
@@ -56,6 +58,7 @@ class Stage:
     def command(self, run_dir: pathlib.Path) -> list[str]:
         """The command line of one life."""
         own = ["--prompts", self.folder / "prompts.jsonl", "--iterations", self.iterations, "--run-dir", run_dir, "--resume"]
+        own += ["--model.path", self.model, *([] if self.model == "tiny" else DRAWS)]
         return [sys.executable, "-m", "experiments.run", "smoke", *SETTINGS, *map(str, own)]
 
     def environment(self, clock: bool) -> dict[str, str]:
