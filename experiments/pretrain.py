@@ -27,7 +27,7 @@ VISION = {"hidden_size": 128, "intermediate_size": 256, "layers": 1, "heads": 4,
 FIXED = ("latent_pos_embed", "vit_pos_embed")
 # Settings of every family; the others are BAGEL's.
 SHARED = ("out", "family", "seed", "steps", "batch", "noise_draws", "learning_rate", "ema_decay", "color_attr_share",
-          "text_dropout")  # fmt: skip
+          "text_dropout", "start", "sloppy_plans", "sloppy_drawings")  # fmt: skip
 SIZES = ("hidden_size", "intermediate_size", "layers", "heads", "kv_heads", "latent_patch")
 
 
@@ -43,7 +43,8 @@ class PretrainConfig:
     rounds: bool = False
     """Learn the worlds of several rounds, beginning with the weights of the shapes base, whose sizes are kept."""
     start: str | None = None
-    """Of several rounds: a model folder to begin with, which `--rounds` made, in the place of the shapes base."""
+    """Of several rounds: a model folder to begin with, which `--rounds` made, in the place of the shapes base.  Of another
+    family: one that it made, to go on from."""
     seed: int = 0
     """Seed of weights, examples and noise."""
     steps: int | None = None
@@ -69,6 +70,10 @@ class PretrainConfig:
     color_attr_share: float = 0.4
     """Share of the examples that are two objects of two colours; the rest is drawn from all categories alike.  To copy each
     colour with its own shape is learned much later than all else."""
+    sloppy_plans: float = 0.25
+    """Of one round: share of the examples that mistake the prompt."""
+    sloppy_drawings: float = 0.4
+    """Of one round: share of the examples whose image is not what was planned."""
     text_dropout: float = 0.1
     """Probability of leaving out the prompt, and of leaving out the thinking; where a family is not guided, of neither."""
     seen_noise: float = 0.15
@@ -116,8 +121,9 @@ def _painter(config: PretrainConfig) -> None:
         ema_decay=config.ema_decay,
         color_attr_share=config.color_attr_share,
         text_dropout=config.text_dropout,
+        sloppy=(config.sloppy_plans, config.sloppy_drawings),
     )
-    make(config.family, out, training)
+    make(config.family, out, training, config.start)
     tell(f"wrote {out}")
 
 
@@ -249,7 +255,7 @@ def examples(config: PretrainConfig):
     categories = lambda: bound if rng.random() < config.color_attr_share else by_category
 
     def one_round():
-        drawn = supervised.example(rng, categories())
+        drawn = supervised.example(rng, categories(), config.sloppy_plans, config.sloppy_drawings)
         only = rounds_supervised.Round(drawn.prompt.text, drawn.thinking, drawn.image)
         return rounds_supervised.RoundsExample(drawn.prompt, None, (only,))
 

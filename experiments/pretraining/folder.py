@@ -31,7 +31,7 @@ _TRANSFORMER = {
 _DIFFUSION = {
     "_class_name": "DDIMScheduler", "beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear",
     "num_train_timesteps": 1000, "clip_sample": False, "set_alpha_to_one": False, "steps_offset": 1,
-    "prediction_type": "epsilon", "timestep_spacing": "leading",
+    "prediction_type": "epsilon", "timestep_spacing": "trailing",
 }  # fmt: skip
 _FLOW = {"_class_name": "FlowMatchEulerDiscreteScheduler", "num_train_timesteps": 1000, "shift": 2.0,
          "use_dynamic_shifting": False}  # fmt: skip
@@ -92,7 +92,12 @@ def weights_of(folder: pathlib.Path, family: str, seed: int) -> None:
     save_weights(folder / "text_encoder", component.TRANSFORMERS, clip.stored_shapes(), seed)
     if family == "flux":
         t5 = read_t5(folder / "text_encoder_2" / "config.json", files)
-        save_weights(folder / "text_encoder_2", component.TRANSFORMERS, component.wanted(t5), seed + 1)
+        place = folder / "text_encoder_2"
+        save_weights(place, component.TRANSFORMERS, component.wanted(t5), seed + 1)
+        params = component.read(component.open_weights(place, component.TRANSFORMERS, t5), t5, "float32")
+        calm = t5.head_dim**-0.5  # T5 does not divide its scores by sqrt(K), so its queries are
+        params |= {name: calm * p for name, p in params.items() if name.endswith("SelfAttention.q.weight")}
+        component.write(place, component.TRANSFORMERS, t5, params, "float32")
     part, read = ("transformer", read_transformer) if family == "flux" else ("unet", read_unet)
     network = read(folder / part / "config.json")
     save_weights(folder / part, component.DIFFUSERS, component.wanted(network), seed + 2)

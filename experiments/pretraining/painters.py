@@ -10,6 +10,7 @@ prompts, and as sloppy.
 import dataclasses
 import itertools
 import pathlib
+import shutil
 import time
 
 import jax
@@ -19,15 +20,16 @@ import optax
 
 from experiments.pretraining import autoencoder as autoencoders
 from experiments.pretraining.folder import weights_of, write_settings
-from unigrpo_jax.config import ModelConfig
+from unigrpo_jax.config import ModelConfig, require
 from unigrpo_jax.foreign_text import tell
 from unigrpo_jax.models import component, families, stored
 from unigrpo_jax.models.autoencoders.diffusers import stored_shapes
 from unigrpo_jax.models.autoencoders.pixels import from_uint8
 from unigrpo_jax.models.diffusers_folder import Pipeline
 from unigrpo_jax.models.paths import RectifiedFlow, target
-from unigrpo_jax.models.text_encoders.encoder import ClipEncoder, Encoder
+from unigrpo_jax.models.text_encoders.encoder import ClipEncoder
 from unigrpo_jax.models.text_encoders.states import TextStates
+from unigrpo_jax.models.verbs import Params
 from unigrpo_jax.worlds.shapes import prompts, supervised
 
 SIZE, DTYPE = 24, "float16"  # pixels along a side; of the files
@@ -47,6 +49,7 @@ class Training:
       ema_decay: of the weights that are saved.
       color_attr_share: of the examples that are two objects of two colours; the rest is of all categories alike.
       text_dropout: probability of the empty text, where the family is guided by it.
+      sloppy: shares of the examples that mistake the prompt, and that mistake what was planned (`supervised`).
     """
 
     seed: int
@@ -57,21 +60,21 @@ class Training:
     ema_decay: float
     color_attr_share: float
     text_dropout: float
+    sloppy: tuple[float, float]
 
 
-def make(family: str, folder: pathlib.Path, training: Training) -> None:
-    """Learns "stable_diffusion" or "flux", and writes its folder in diffusers' layout."""
-    folder.mkdir(parents=True, exist_ok=True)
-    words = {word for split in ("train", "held_out") for text in _texts(split) for word in text.split()}
-    autoencoder, decoder = autoencoders.learn(autoencoders.STEPS, training.seed)
-    write_settings(folder, family, autoencoder, sorted(words))
-    names = stored_shapes(autoencoder)
-    stored.write(folder / "vae", component.DIFFUSERS, dict(names.values()),
-                 ((theirs, np.asarray(decoder[name]).reshape(shape)) for name, (theirs, shape) in names.items()),
-                 DTYPE)  # fmt: skip
-    weights_of(folder, family, training.seed)
+def make(family: str, folder: pathlib.Path, training: Training, start: str | None = None) -> None:
+    """Learns "stable_diffusion" or "flux", and writes its folder in diffusers' layout; `start` is one to go on from."""
+    if start is None:
+        folder.mkdir(parents=True, exist_ok=True)
+        _begin(family, folder, training.seed)
+    else:
+        begun = families.load_model(ModelConfig(path=start))
+        require(begun.family == family, f"--start {start} is of {begun.family}; give a folder that --family {family} made.")
+        shutil.copytree(begun.folder, folder, dirs_exist_ok=True)
     loaded = families.load_model(ModelConfig(path=str(folder)))
-    params = _learn(loaded, training)
+    own = loaded.network.init(jax.random.key(training.seed)) if start is None else loaded.params()
+    params = _learn(loaded, own, training)
     component.write(folder / loaded.part, component.DIFFUSERS, loaded.network.network, params[0], DTYPE)
     for encoder, own in zip(loaded.codec.encoders.parts, params[1:], strict=True):
         place = encoder.files[0].parent
@@ -81,13 +84,25 @@ def make(family: str, folder: pathlib.Path, training: Training) -> None:
             component.write(place, component.TRANSFORMERS, encoder.network, own, DTYPE)
 
 
-def _learn(loaded: Pipeline, training: Training) -> tuple:
-    """Averaged parameters of the network and of each encoder."""
+def _begin(family: str, folder: pathlib.Path, seed: int) -> None:
+    """Writes the folder with a learned autoencoder; all other weights are random."""
+    words = {word for split in ("train", "held_out") for text in _texts(split) for word in text.split()}
+    autoencoder, decoder = autoencoders.learn(autoencoders.STEPS, seed)
+    write_settings(folder, family, autoencoder, sorted(words))
+    names = stored_shapes(autoencoder)
+    stored.write(folder / "vae", component.DIFFUSERS, dict(names.values()),
+                 ((theirs, np.asarray(decoder[name]).reshape(shape)) for name, (theirs, shape) in names.items()),
+                 DTYPE)  # fmt: skip
+    weights_of(folder, family, seed)
+
+
+def _learn(loaded: Pipeline, own: Params, training: Training) -> tuple:
+    """Averaged parameters of the network, which begins with `own`, and of each encoder."""
     painter, encoders, guided = loaded.network, loaded.codec.encoders.parts, loaded.codec.guided
     grid, flow = painter.grid(SIZE, SIZE), isinstance(painter.path, RectifiedFlow)
     decoder = loaded.autoencoder_params()
     key = jax.random.key(training.seed)
-    params = (painter.init(key), *map(_first, encoders))
+    params = (own, *(encoder.read(None) for encoder in encoders))
     steps = training.steps
     rate = optax.warmup_cosine_decay_schedule(0.0, training.learning_rate, min(100, steps // 10), steps,
                                               training.learning_rate * 0.02)  # fmt: skip
@@ -121,8 +136,8 @@ def _learn(loaded: Pipeline, training: Training) -> tuple:
     bound = {"color_attr": by_category["color_attr"]}
     state, began, found = (params, transform.init(params), params), time.monotonic(), []
     for number in range(steps):
-        drawn = [supervised.example(rng, bound if rng.random() < training.color_attr_share else by_category)
-                 for _ in range(training.batch)]  # fmt: skip
+        groups = (bound if rng.random() < training.color_attr_share else by_category for _ in range(training.batch))
+        drawn = [supervised.example(rng, group, *training.sloppy) for group in groups]
         asked = ["" if guided and rng.random() < training.text_dropout else one.prompt.text for one in drawn]
         ids = tuple(np.stack(column) for column in zip(*(rows[text] for text in asked), strict=True))
         state, value = step(state, ids, np.stack([one.image for one in drawn]), number)
@@ -130,15 +145,6 @@ def _learn(loaded: Pipeline, training: Training) -> tuple:
         if number % 100 == 0 or number == steps - 1:
             tell(f"step {number:5d}  mse {np.mean(found[-100:]):.4f}  {time.monotonic() - began:6.0f} s")
     return state[2]
-
-
-def _first(encoder: Encoder) -> dict:
-    """The parameters to begin from; T5 does not divide its scores by sqrt(K), so its queries are."""
-    params = encoder.read(None)
-    if isinstance(encoder, ClipEncoder):
-        return params
-    factor = lambda name: encoder.network.head_dim**-0.5 if name.endswith("SelfAttention.q.weight") else 1.0
-    return {name: factor(name) * p for name, p in params.items()}
 
 
 def _times(painter, flow: bool, key: jax.Array, count: int, grid: tuple[int, int]) -> jax.Array:
