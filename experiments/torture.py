@@ -33,7 +33,7 @@ class Arguments:
     folder: pathlib.Path | None = None
     """New or empty folder for both runs, which stays; default is a temporary one, which goes."""
     quick: bool = False
-    """At most 3 faults."""
+    """At most 3 faults, and of the network only the heads are trained."""
     json: pathlib.Path | None = None
     """File for the same numbers."""
 
@@ -42,6 +42,7 @@ class Arguments:
 def main(arguments: Arguments) -> None:
     """Harms, resumes, compares, prints, saves."""
     from experiments.survival.faults import KILLS, Failed
+    from experiments.survival.lives import HEADS
     from experiments.survival.torture import HEADER, table, torture
     from unigrpo_jax.config import require
     from unigrpo_jax.training.console import Console
@@ -59,7 +60,7 @@ def main(arguments: Arguments) -> None:
     with Console() as console:
         try:
             count = min(arguments.faults, 3) if arguments.quick else arguments.faults
-            result = torture(place, count, arguments.seed, console.message)
+            result = torture(place, count, arguments.seed, HEADS if arguments.quick else (), console.message)
         except Failed as error:
             tell(f"experiments.torture: {error}", sys.stderr)
             sys.exit(1)
