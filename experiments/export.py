@@ -36,7 +36,6 @@ def main(arguments: Arguments) -> None:
     """Reads, folds, writes."""
     from unigrpo_jax.config import require
     from unigrpo_jax.foreign_text import tell
-    from unigrpo_jax.models.folder import export_model
     from unigrpo_jax.training.restore import restore
 
     out = arguments.out
@@ -46,7 +45,7 @@ def main(arguments: Arguments) -> None:
     restored = restore(arguments.checkpoint, preset([], "shapes")[0])
     dtype = restored.loaded.stored_dtype if arguments.dtype == "stored" else arguments.dtype
     try:
-        files = export_model(restored.loaded, restored.read(), out, dtype, int(arguments.shard_gb * 1e9))
+        files = restored.loaded.export(restored.read(), out, dtype, int(arguments.shard_gb * 1e9))
     except OSError as error:
         require(False, f"{out} cannot be written ({error.strerror or error}); choose another folder.")
     for path in files:

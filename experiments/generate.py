@@ -100,7 +100,7 @@ def settings(arguments: Arguments, restored, picture) -> tuple[EvaluationConfig,
         guidance=chosen(arguments.guidance, 4.0 if learned else 1.0),
         guidance_image=chosen(arguments.guidance_image, 2.0 if picture is not None else 1.0),
         guidance_interval=(0.4, 1.0) if learned and picture is None else (0.0, 1.0),
-        guidance_renorm="global" if picture is None else "text_channel",
+        guidance_renorm="model" if picture is None else "text_channel",
         seed=arguments.seed,
     )
     return evaluation, rollout

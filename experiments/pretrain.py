@@ -89,8 +89,9 @@ def main(config: PretrainConfig) -> None:
     from unigrpo_jax.config import MeshConfig, ModelConfig, require
     from unigrpo_jax.learning.supervised import SupervisedObjective
     from unigrpo_jax.models.bagel import Bagel, BagelConfig, VisionConfig
+    from unigrpo_jax.models.bagel.folder import save_model
     from unigrpo_jax.models.bagel.text import TextCodec, special_tokens
-    from unigrpo_jax.models.folder import load_model, save_model
+    from unigrpo_jax.models.families import load_model
     from unigrpo_jax.models.text_encoders.tokenizer import load_tokenizer
     from unigrpo_jax.parallel import mesh as meshes
     from unigrpo_jax.worlds.shapes import tokenizer

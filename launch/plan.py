@@ -75,7 +75,6 @@ def plan(
     from launch.planning.compile import ROLLOUT, UPDATE, cache_by_round, compile_program, prepare, slot_bytes, state_bytes
     from launch.planning.compiler import CompilerFailed
     from launch.planning.targets import STAND_IN, find_target
-    from unigrpo_jax.parallel import mesh as meshes
 
     target = find_target(topology)
     setting = prepare(config, target, given)
@@ -87,19 +86,11 @@ def plan(
         except CompilerFailed as error:
             failed[name] = str(error)
             break
-    network, chip = setting.model.network.config, target.chip
-    n = setting.lengths
-    split = roofline.Split(
-        chips=target.chips,
-        batch=meshes.batch_size(setting.mesh),
-        tensor=setting.tensor,
-        devices_per_chip=target.devices_per_chip,
-    )
-    state = state_bytes(setting)
-    phases = roofline.phases(config, network, n, split, state["trained"] + state["optimizer"])
+    work, chip, state = setting.work, target.chip, state_bytes(setting)
+    phases = roofline.phases(config, work, setting.split, state["trained"] + state["optimizer"])
     tables = {name: p.collectives for name, p in programs.items()}
     phases = roofline.with_collectives(phases, tables, target.devices_per_chip)
-    estimate = roofline.estimate(config, network, n, chip, target.chips, phases)
+    estimate = roofline.estimate(config, work, chip, target.chips, phases)
     notes = [f"chip: {chip.source}"]
     if chip.kind == "gpu":
         notes.append(f"no CUDA compiler is here: weights, optimizer and cache are exact arithmetic, both programs were "
@@ -141,9 +132,8 @@ def swept(
 ) -> list[dict[str, Any]]:
     """Other settings, compiled and ranked; `numbers` are those of the settings as asked."""
     from launch.planning import sweep
-    from launch.planning.compile import STATE, find_model, system_tokens
+    from launch.planning.compile import STATE, find_model, find_work
     from launch.planning.targets import find_target
-    from unigrpo_jax.models.bagel import flops
 
     target, model = find_target(topology), find_model(config.model)
     first = [numbers["programs"][name]["memory"] for name in ("rollout", "update")]
@@ -164,9 +154,8 @@ def swept(
             return sweep.Outcome("", False, peak, None, None)
         return sweep.Outcome("", fits, peak, out["estimate"]["seconds"], out["estimate"]["samples_per_chip_hour"])
 
-    network, with_prompts = model.network.config, numbers["given"]
-    n = flops.lengths(config, network, len(system_tokens(config, model)), **with_prompts)
-    ordered = sweep.candidates(known, target.chip, target.chips, len(target.devices), target.memory, network, n, model)
+    cost = lambda changed: find_work(changed, model, Given(**numbers["given"]))
+    ordered = sweep.candidates(known, target.chip, target.chips, len(target.devices), target.memory, cost, model)
     return [dataclasses.asdict(outcome) for outcome in sweep.sweep(ordered, limit, compile_, tell)]
 
 
@@ -184,7 +173,8 @@ def _rounds(cache: dict[str, Any]) -> list[str]:
 def _state(numbers: dict[str, Any]) -> list[str]:
     """What is known of the memory though nothing was compiled."""
     known = {name: size for name, size in numbers["state"].items() if size}
-    known["cache"] = sum(row["bytes"] for row in numbers["cache"]["rounds"])
+    if cache := sum(row["bytes"] for row in numbers["cache"]["rounds"]):
+        known["cache"] = cache
     lines = [f"  {name:<20}{size / GIB:>10.2f}" for name, size in known.items()]
     return ["GiB per device, by exact arithmetic:", *lines, f"  {'of':<20}{numbers['limit'] / GIB:>10.2f}"]
 
@@ -214,7 +204,7 @@ def show(numbers: dict[str, Any]) -> list[str]:
     names = list(numbers["programs"])
     lines = [f"{numbers['name']} on {numbers['topology']}: {numbers['chips']} chips, {mesh}", ""]
     lines += (_memory(numbers) if names else _state(numbers)) + [""]
-    if len(numbers["cache"]["rounds"]) > 1:
+    if len(numbers["cache"]["rounds"]) > 1 and numbers["cache"]["slot"]:
         lines += [*_rounds(numbers["cache"]), ""]
     for name in names:
         rows = numbers["programs"][name]["collectives"]

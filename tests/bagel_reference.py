@@ -16,8 +16,9 @@ from unigrpo_jax.config import ModelConfig
 from unigrpo_jax.episode import TokenBlock
 from unigrpo_jax.models.autoencoders.image import ImageAutoencoder
 from unigrpo_jax.models.bagel import Bagel, BagelConfig, weights
+from unigrpo_jax.models.bagel.folder import BagelFolder
 from unigrpo_jax.models.building import context as contexts
-from unigrpo_jax.models.folder import LoadedModel, load_model
+from unigrpo_jax.models.families import load_model
 from unigrpo_jax.models.schedule import timesteps
 from unigrpo_jax.models.tree import flatten
 from unigrpo_jax.rollout.drawing import FlowSampler
@@ -82,7 +83,7 @@ class Reference:
     """
 
     folder: pathlib.Path
-    loaded: LoadedModel
+    loaded: BagelFolder
     params: dict
     autoencoder_params: dict
 
@@ -198,7 +199,7 @@ def euler(reference, context, others, guidance, x, grid, shift, points):
     model, params, states, velocities, times = reference.model, reference.params, [], [], timesteps(points - 1, shift)
 
     def velocity(x, t):
-        v, *rest = (verbs.velocity(model, params, x, t[None], grid, c) for c in (context, *others))
+        v, *rest = (verbs.predict(model, params, x, t[None], grid, c) for c in (context, *others))
         return jnp.where(guidance.acts(t), guidance.apply(v, *rest), v) if guidance.active else v
 
     start = x
@@ -206,7 +207,8 @@ def euler(reference, context, others, guidance, x, grid, shift, points):
         states.append(x[0])
         velocities.append(velocity(x, jnp.float32(t))[0])
         x = x + velocities[-1][None] * (t_next - t)
-    sampler = FlowSampler(steps=len(times) - 1, shift=shift, rule=ODE(), grid=grid, guidance=guidance)
+    schedule = tuple(timesteps(len(times) - 1, shift).tolist())
+    sampler = FlowSampler(schedule=schedule, rule=ODE(), grid=grid, guidance=guidance)
     end, _ = verbs.denoise(model, params, context, start, None, jnp.zeros(0, jnp.int32), sampler, others)
     np.testing.assert_allclose(end, x, atol=2e-5 * float(jnp.max(jnp.abs(x))))
     return np.stack(states), np.stack(velocities), end[0]

@@ -74,7 +74,7 @@ def tiny_rounds_model(tmp_path_factory) -> pathlib.Path:
 def tiny_folder(folder: pathlib.Path, rounds: bool = False) -> pathlib.Path:
     """Writes a tiny model."""
     from unigrpo_jax.models.bagel import Bagel, BagelConfig
-    from unigrpo_jax.models.folder import save_model
+    from unigrpo_jax.models.bagel.folder import save_model
     from unigrpo_jax.worlds.shapes import tokenizer
 
     config = BagelConfig(

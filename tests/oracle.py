@@ -195,7 +195,7 @@ class View:
 
     log_probs: np.ndarray
     entropy: np.ndarray
-    velocity: np.ndarray
+    output: np.ndarray
     mean: np.ndarray
     std: np.ndarray
 
@@ -235,7 +235,7 @@ def losses(new, old, ref, e: Episode, advantage, c, is_cps=False) -> dict[str, f
     return {
         "text/loss": np.mean(surrogate(token_ratio, advantage, c.text_clip)),
         "flow/loss": np.mean(surrogate(np.exp(log_ratio), advantage, c.flow_clip)),
-        "flow/velocity_mse": np.mean((new.velocity - ref.velocity) ** 2),
+        "flow/velocity_mse": np.mean((new.output - ref.output) ** 2),
         "flow/latent_kl": np.mean(np.mean((new.mean - ref.mean) ** 2, axis=(1, 2)) / (2 * new.std**2)),
         "text/reference_kl": np.mean(np.exp(d) - d - 1),
         "text/entropy": np.mean(new.entropy),

@@ -245,7 +245,7 @@ def drawing_loss(model):
     def loss(params, tokens, valid, x):
         _, context = model.prefill(params, tokens, valid, model.empty(tokens.shape[0]))
         t = jnp.full(tokens.shape[0], 0.7)
-        velocity = jax.vmap(lambda x: model.velocity(params, x, t, GRID, context), in_axes=1, out_axes=1)(x)
+        velocity = jax.vmap(lambda x: model.predict(params, x, t, GRID, context), in_axes=1, out_axes=1)(x)
         return jnp.sum(jnp.sin(velocity)), velocity
 
     return loss
@@ -261,7 +261,7 @@ def stepped(model):
 def test_a_network_with_kernels_on_a_mesh_equals_the_plain_one(sizes, remat):
     """Through the scan over layers, rematerialisation, vmap and shard_map; a left-padded and an empty prompt."""
     mesh = meshes.make_mesh(2, MeshConfig(**sizes))
-    layout = Layout(mesh)
+    layout = Layout(mesh, Bagel.axes)
     shapes = jax.eval_shape(Bagel(CONFIG).init, jax.random.key(0))
     rng = np.random.default_rng(3)
     params = jax.tree.map(lambda s: jnp.asarray(0.2 * rng.standard_normal(s.shape), jnp.float32), shapes)
@@ -357,7 +357,7 @@ def test_splash_compiles_for_a_tpu(monkeypatch):
     monkeypatch.setenv("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # other tests' processes compile, too
     chips = topologies.get_topology_desc(platform="tpu", topology_name="v5p:2x2x1").devices
     mesh = meshes.make_mesh(0, MeshConfig(fsdp=2, tensor=2), chips)
-    layout, attend = Layout(mesh), kernels.attend(ModelConfig(), mesh)
+    layout, attend = Layout(mesh, Bagel.axes), kernels.attend(ModelConfig(), mesh)
     assert attend == kernels.OnMesh(attention.splash, mesh)
     config = dataclasses.replace(CONFIG, hidden_size=512)
     model = Bagel(config, "bfloat16", "full", hold=layout.activations, attend=attend)

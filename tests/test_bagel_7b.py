@@ -22,10 +22,11 @@ from unigrpo_jax.learning import parameters
 from unigrpo_jax.learning.objective import Objective
 from unigrpo_jax.learning.policy import Policy
 from unigrpo_jax.learning.update import UpdateProgram, new_state
+from unigrpo_jax.models.bagel import Bagel
 from unigrpo_jax.models.bagel.release import AUTOENCODER, BAGEL_7B
 from unigrpo_jax.models.bagel.text import SPECIAL_TOKENS
-from unigrpo_jax.models.folder import load_model
-from unigrpo_jax.models.tiny import save_tokenizer
+from unigrpo_jax.models.bagel.tiny import save_tokenizer
+from unigrpo_jax.models.families import load_model
 from unigrpo_jax.rollout.program import training_rollout
 from unigrpo_jax.training.given import picture_shapes
 
@@ -165,7 +166,7 @@ def test_the_presets_programs_fit_together(loaded, name):
     ae = {n: jax.ShapeDtypeStruct(s, jnp.float32) for n, s in loaded.autoencoder.shapes().items()}
     prompts = (r.prompts_per_iteration, r.prompt_tokens)
     block = TokenBlock(tokens=jax.ShapeDtypeStruct(prompts, np.int32), valid=jax.ShapeDtypeStruct(prompts, bool))
-    seen = picture_shapes(r.prompts_per_iteration, network.config, r) if hasattr(preset, "PICTURES") else None
+    seen = picture_shapes(r.prompts_per_iteration, network, r) if hasattr(preset, "PICTURES") else None
     episodes = jax.eval_shape(rollout.__call__, params, ae, block, np.int32(0), np.int32(0), np.int32(0), seen)
     assert len(episodes.drawings) == r.rounds and (episodes.picture is None) == (seen is None)
     tokens = (r.image_height // 16) * (r.image_width // 16)
@@ -175,8 +176,8 @@ def test_the_presets_programs_fit_together(loaded, name):
 
     policy = Policy(model=network, system=system, tokens=rollout.tokens, flow=rollout.flow)
     update = UpdateProgram(objective=Objective(policy=policy, config=learn), config=learn)
-    labels = parameters.groups(params, learn)
-    state = jax.eval_shape(lambda p: new_state(p, learn), params)
+    labels = parameters.groups(params, learn, Bagel.trained_by)
+    state = jax.eval_shape(lambda p: new_state(p, learn, Bagel.trained_by), params)
     _, frozen = parameters.split(params, labels)
     advantages = jax.ShapeDtypeStruct((768,), jnp.float32)
     after, metrics = jax.eval_shape(update.__call__, state, frozen, params, episodes, advantages)
@@ -186,7 +187,7 @@ def test_the_presets_programs_fit_together(loaded, name):
 
 def test_the_presets_train_both_experts_and_freeze_the_rest(loaded):
     learn = importlib.import_module("experiments.presets.bagel_7b").config().learning
-    labels = parameters.groups(loaded.stored_params(), learn)
+    labels = parameters.groups(loaded.stored_params(), learn, Bagel.trained_by)
     trained = {path for path, group in labels.items() if group != parameters.FROZEN}
     projections = {f"layers/{e}/{n}_proj/kernel" for e in ("und", "gen") for n in ("q", "k", "v", "o", "gate", "up", "down")}
     biases = {f"layers/{e}/{n}_proj/bias" for e in ("und", "gen") for n in "qkv"}

@@ -135,7 +135,7 @@ def test_velocity(reference, assert_close):
         for kind in ("sq", "ns"):
             grid, x = tuple(map(int, d[f"{kind}_grid_hw"])), jnp.asarray(d[f"{kind}_x_t"])
             assert config.grid(*map(int, d[f"{kind}_image_hw"])) == grid
-            at = lambda t, c, x=x, grid=grid: model.velocity(reference.params, x[None], t[None], grid, c)[0]
+            at = lambda t, c, x=x, grid=grid: model.predict(reference.params, x[None], t[None], grid, c)[0]
             v, v_text = (jax.vmap(at, (0, None))(times, c) for c in (context, model.empty(1)))
             assert_close(v, d[f"{kind}_v_cond"], name="v_cond")
             assert_close(v_text, d[f"{kind}_v_uncond"], name="v_uncond")

@@ -171,7 +171,7 @@ def test_edit(reference, assert_close):
         grid, x = config.grid(*map(int, d["image_hw"])), jnp.asarray(d["init_noise"])[None]
         others = (dialogue.without_text, dialogue.without_images)
         for name, context in zip(("cond", "textuncond", "imguncond"), (dialogue.full, *others), strict=True):
-            v = verbs.velocity(model, params, x, jnp.ones(1), grid, context)
+            v = verbs.predict(model, params, x, jnp.ones(1), grid, context)
             assert_close(v[0], d[f"v_at_noise_t1_{name}"], name=name)
         points, shift = int(d["num_timesteps"]), float(d["timestep_shift"])
         assert_close(timesteps(points - 1, shift)[:-1], d["t_used"], name="t_used")
@@ -220,10 +220,8 @@ def test_end_to_end(reference, assert_close):
                 text=run["cfg_text_scale"], image=run["cfg_img_scale"], interval=tuple(run["cfg_interval"]),
                 renorm=run["cfg_renorm_type"], renorm_min=run["cfg_renorm_min"],
             )  # fmt: skip
-            flow = FlowSampler(
-                steps=run["num_timesteps"] - 1, shift=run["timestep_shift"], rule=ODE(), grid=config.grid(*size),
-                guidance=guidance,
-            )  # fmt: skip
+            times = tuple(timesteps(run["num_timesteps"] - 1, run["timestep_shift"]).tolist())
+            flow = FlowSampler(schedule=times, rule=ODE(), grid=config.grid(*size), guidance=guidance)
             noise = jnp.asarray(d[f"{name}_init_noise"])[None]
             tokens, _ = verbs.denoise(model, params, full, noise, None, jnp.zeros(0, jnp.int32), flow, others)
             assert_close(tokens[0], d[f"{name}_final_latent_tokens"], name=f"{name}_final_latent_tokens")

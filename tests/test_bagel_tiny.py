@@ -19,10 +19,11 @@ from tests.command import command
 from unigrpo_jax.config import ModelConfig
 from unigrpo_jax.config_json import load_run_config
 from unigrpo_jax.learning.update import new_state
+from unigrpo_jax.models.bagel import Bagel
+from unigrpo_jax.models.bagel.tiny import make_tiny
 from unigrpo_jax.models.building import lora
-from unigrpo_jax.models.folder import load_model
+from unigrpo_jax.models.families import load_model
 from unigrpo_jax.models.text_encoders.tokenizer import load_tokenizer
-from unigrpo_jax.models.tiny import make_tiny
 from unigrpo_jax.models.tree import flatten
 from unigrpo_jax.training.checkpoint import Checkpoints, abstract
 
@@ -186,7 +187,7 @@ def test_adapters_train_resume_in_the_same_bits_export_and_leave_the_base_alone(
     config = load_run_config(straight / "config.json")
     loaded = load_model(config.model)
     assert loaded.network.lora_scale == 1.5
-    like = jax.eval_shape(lambda p: new_state(p, config.learning), loaded.abstract_params())
+    like = jax.eval_shape(lambda p: new_state(p, config.learning, Bagel.trained_by), loaded.abstract_params())
     assert like.trained and all(map(lora.is_adapter, like.trained))
     place = abstract(like, jax.sharding.SingleDeviceSharding(jax.devices()[0]))
     states = [Checkpoints(run_dir / "checkpoints").load(2, place) for run_dir in (straight, stopped)]

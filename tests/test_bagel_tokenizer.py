@@ -28,7 +28,7 @@ from unigrpo_jax.models.bagel.text import (
     check_vocabulary,
     special_tokens,
 )
-from unigrpo_jax.models.folder import find_folder
+from unigrpo_jax.models.families import find_folder
 from unigrpo_jax.models.text_encoders.tokenizer import load_tokenizer
 
 # Two of them are not among those that the package asks for, so that the ids are not simply consecutive.

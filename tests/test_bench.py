@@ -211,12 +211,11 @@ def test_token_steps_are_those_of_the_longest_chain():
 def test_decoding_reads_the_text_expert_the_head_and_the_filled_slots():
     config = dataclasses.replace(smoke.config(), rollout=tiny.ROLLOUT, learning=tiny.LEARNING)
     load = workload.Workload(config, tiny.MODEL, None, (), tiny.params(), {}, {}, tiny.prompts())
-    n = dataclasses.replace(rows.lengths(load, tiny.episodes().thinking), prompt=5.0, thinking=3.0)
     text = tiny.params()["layers"]["und"], tiny.params()["norm_und"], tiny.params()["lm_head"]
     weights = sum(x.size for x in jax.tree.leaves(text))
     slot = 2 * tiny.CONFIG.layers * tiny.CONFIG.kv_heads * tiny.CONFIG.head_dim
     cache = sum(tiny.EPISODES * slot * (5 + step) for step in range(4))
-    assert rows.decode_bytes(load, n, 4) == 4 * (4 * weights + cache)
+    assert load.work.measured(prompt=5.0, thinking=3.0).decoded(4, itemsize=4) == 4 * (4 * weights + cache)
 
 
 @pytest.mark.parametrize(

@@ -31,7 +31,7 @@ def test_velocities_of_the_public_system_within_two_percent(reference):
         assert context.keys.dtype == jnp.bfloat16
         for kind in ("sq", "ns"):
             grid, x = tuple(map(int, d[f"{kind}_grid_hw"])), jnp.asarray(d[f"{kind}_x_t"])[None]
-            velocity = lambda t, p=params, x=x, g=grid, c=context: verbs.velocity(model, p, x, t[None], g, c)[0]
+            velocity = lambda t, p=params, x=x, g=grid, c=context: verbs.predict(model, p, x, t[None], g, c)[0]
             got, want = np.stack([velocity(t) for t in d["t"]]), d[f"{kind}_v_cond"]
             assert got.dtype == np.float32
             error = np.sqrt(np.mean((got - want) ** 2, axis=(1, 2)) / np.mean(want**2, axis=(1, 2)))
@@ -71,8 +71,8 @@ def test_recomputed_ratios_are_exactly_one_and_the_gap_to_the_rollout_is_reporte
     base = tiny.update_program()
     policy = Policy(model=ROUGH, tokens=base.objective.policy.tokens, flow=base.objective.policy.flow)
     program = UpdateProgram(objective=Objective(policy=policy, config=base.config), config=base.config)
-    _, frozen = parameters.split(tiny.params(), parameters.groups(tiny.params(), base.config))
-    state = new_state(tiny.params(), base.config)
+    _, frozen = parameters.split(tiny.params(), parameters.groups(tiny.params(), base.config, Bagel.trained_by))
+    state = new_state(tiny.params(), base.config, Bagel.trained_by)
     state, metrics = tiny.jit(program.__call__)(state, frozen, tiny.params(), episodes, tiny.advantages())
     assert ratios(metrics) == [1.0] * 4
     assert gaps_are_small(metrics)

@@ -11,7 +11,7 @@ import pytest
 from experiments.command_line import configure_jax
 from unigrpo_jax import caches
 from unigrpo_jax.config import ConfigError
-from unigrpo_jax.models import tiny
+from unigrpo_jax.models.bagel import tiny
 
 
 @pytest.fixture

@@ -21,10 +21,10 @@ from tests import tiny
 from tests.command import command
 from unigrpo_jax.config import ConfigError, EvaluationConfig, ModelConfig, RolloutConfig
 from unigrpo_jax.models.bagel.pictures import picture
+from unigrpo_jax.models.bagel.tiny import make_tiny
 from unigrpo_jax.models.building import context as contexts
 from unigrpo_jax.models.building.context import Context
-from unigrpo_jax.models.folder import load_model
-from unigrpo_jax.models.tiny import make_tiny
+from unigrpo_jax.models.families import load_model
 from unigrpo_jax.rollout import conversation as module
 from unigrpo_jax.rollout.conversation import Conversation
 from unigrpo_jax.training.evaluation import evaluation_rollout

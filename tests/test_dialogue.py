@@ -15,6 +15,7 @@ from unigrpo_jax.models.bagel import Bagel
 from unigrpo_jax.models.building import context as contexts
 from unigrpo_jax.models.building.guidance import Guidance
 from unigrpo_jax.models.building.patches import patchify, unpatchify
+from unigrpo_jax.models.schedule import timesteps
 from unigrpo_jax.rollout import dialogue as dialogues
 from unigrpo_jax.rollout import randomness
 from unigrpo_jax.rollout.drawing import FlowSampler
@@ -101,7 +102,7 @@ def test_the_program_reads_a_picture_before_the_prompt(reference, thinking):
         patches=jnp.asarray(rng.uniform(-1, 1, (1, rows, columns, c.vision.patch_width)), jnp.float32),
     )
     guidance = Guidance(text=4.0, image=2.0, renorm="text_channel", interval=(0.3, 1.0))
-    flow = FlowSampler(steps=3, shift=3.0, rule=ODE(), grid=c.grid(side, side), guidance=guidance)
+    flow = FlowSampler(schedule=tuple(timesteps(3, 3.0).tolist()), rule=ODE(), grid=c.grid(side, side), guidance=guidance)
     tokens = TokenSampler(temperature=0)
     program = RolloutProgram(
         model=model, autoencoder=ae, group_size=1, thinking_tokens=thinking, tokens=tokens, flow=flow, window=None,

@@ -78,7 +78,7 @@ def test_a_decoded_token_executes_what_the_formula_says(slots):
 @pytest.mark.parametrize("slots", [1, 11])
 def test_a_velocity_executes_what_the_formula_says(slots):
     x = jnp.zeros((2, N, tiny.CONFIG.latent_width))
-    velocity = lambda p, x, t, c: tiny.MODEL.velocity(p, x, t, tiny.GRID, c)
+    velocity = lambda p, x, t, c: tiny.MODEL.predict(p, x, t, tiny.GRID, c)
     assert counted(velocity, PARAMS, x, jnp.zeros(2), context(2, slots)) == 2 * DENSE.velocity(N, slots)
 
 
@@ -203,7 +203,7 @@ def told(guidance: float):
     """Three rounds with a picture, turns and a system prompt: parameters, program, and what it is given."""
     params = jax.eval_shape(EYES.init, jax.random.key(0))
     program = dataclasses.replace(tiny.rollout_program(model=EYES, rounds=3, guidance=guidance), system=(1, 5, 2))
-    picture = picture_shapes(tiny.PROMPTS, SEEING, TOLD.rollout)
+    picture = picture_shapes(tiny.PROMPTS, EYES, TOLD.rollout)
     picture = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), picture)
     return params, program, ({}, tiny.prompts(), 0, 0, 0, picture, (tiny.prompts(),) * 2)
 

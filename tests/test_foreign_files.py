@@ -15,7 +15,7 @@ from unigrpo_jax.config_checks import check, nearest_divisors
 from unigrpo_jax.config_json import from_dict, load_run_config
 from unigrpo_jax.foreign_text import quoted
 from unigrpo_jax.models.bagel import layout
-from unigrpo_jax.models.folder import HUB_PATTERN, export_model, find_folder, load_model
+from unigrpo_jax.models.families import HUB_PATTERN, find_folder, load_model
 from unigrpo_jax.models.stored import MOST_FAULTS, StoredTensors, faults
 from unigrpo_jax.training.metrics import LONGEST_LINE, read_metrics
 from unigrpo_jax.training.report import write_report
@@ -181,12 +181,12 @@ def test_an_export_does_not_carry_away_what_a_link_shows(tmp_path):
     loaded = load_model(ModelConfig(path=str(folder)))
     (folder / "notes.txt").symlink_to(secret)
     params = loaded.params()
-    text = refusal(export_model, loaded, params, tmp_path / "out", "float32", error=ConfigError)
+    text = refusal(loaded.export, params, tmp_path / "out", "float32", error=ConfigError)
     assert "notes.txt is a link out of its folder" in text
     assert not [p for p in (tmp_path / "out").iterdir() if b"the key" in p.read_bytes()]
     (folder / "notes.txt").unlink()
     (folder / "notes.txt").write_text("mine")
-    export_model(loaded, params, tmp_path / "out", "float32")
+    loaded.export(params, tmp_path / "out", "float32")
     assert (tmp_path / "out" / "notes.txt").read_text() == "mine"
 
 

@@ -19,7 +19,7 @@ from tests.fuzzing import EVIL_NUMBERS, EVIL_TEXTS, as_json, changed_bytes, chan
 from unigrpo_jax.config import ConfigError, RunConfig
 from unigrpo_jax.config_checks import check, check_devices, mesh_sizes
 from unigrpo_jax.config_json import from_dict, load_run_config, to_dict
-from unigrpo_jax.models.folder import find_folder
+from unigrpo_jax.models.families import find_folder
 from unigrpo_jax.rewards.load import load_reward
 from unigrpo_jax.training import storage
 from unigrpo_jax.training.restore import restore

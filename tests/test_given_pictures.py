@@ -17,6 +17,7 @@ from unigrpo_jax.config import ConfigError, JudgingConfig, RolloutConfig
 from unigrpo_jax.episode import Thinking
 from unigrpo_jax.learning.objective import TextAnchor
 from unigrpo_jax.models import tree
+from unigrpo_jax.models.bagel import Bagel
 from unigrpo_jax.models.bagel.release import BAGEL_7B
 from unigrpo_jax.rewards.judging import Judging
 from unigrpo_jax.rewards.protocol import RewardBatch
@@ -38,7 +39,7 @@ def shown(*pictures) -> list[Prompt]:
     return [Prompt(text=f"p{i}", picture=lambda x=x: x) for i, x in enumerate(pictures)]
 
 
-PICTURE = given_pictures(shown(*LEVELS), tiny.CONFIG, tiny.ROLLOUT)
+PICTURE = given_pictures(shown(*LEVELS), tiny.MODEL, tiny.ROLLOUT)
 
 
 @functools.cache
@@ -101,7 +102,7 @@ def test_both_policies_are_those_of_the_whole_sequence_with_the_picture_first(ro
             elif views[index] is not None:
                 for w, step in enumerate(one.steps):
                     expected = oracle.forward(exact, before, one.x[w].astype(np.float64), times[step])[1]
-                    np.testing.assert_allclose(np.asarray(views[index].velocity)[row, w], expected, atol=2e-3, rtol=2e-3)
+                    np.testing.assert_allclose(np.asarray(views[index].output)[row, w], expected, atol=2e-3, rtol=2e-3)
             compared += views[index] is not None
     assert compared == 2 * 2 * rounds
 
@@ -215,14 +216,14 @@ def test_an_edit_of_another_picture_is_another_episode_to_the_memory():
 # Prompts with pictures.
 
 
-@pytest.mark.parametrize("config, side", [(tiny.CONFIG, 12), (BAGEL_7B, 512)])
-def test_programs_are_compiled_for_what_is_given(config, side):
+@pytest.mark.parametrize("model, side", [(tiny.MODEL, 12), (Bagel(BAGEL_7B), 512)])
+def test_programs_are_compiled_for_what_is_given(model, side):
     rollout = dataclasses.replace(tiny.ROLLOUT, image_height=side, image_width=side)
-    found = given_pictures(shown(np.zeros((side, side, 3), np.uint8)), config, rollout)
-    expected = picture_shapes(1, config, rollout)
+    found = given_pictures(shown(np.zeros((side, side, 3), np.uint8)), model, rollout)
+    expected = picture_shapes(1, model, rollout)
     like = lambda x: (x.shape, np.dtype(x.dtype))
     assert jax.tree.map(like, found) == jax.tree.map(like, expected)
-    assert (found.patches is None) is (config.vision is None)
+    assert (found.patches is None) is (model.config.vision is None)
 
 
 def refusal(call, *arguments) -> str:
@@ -235,23 +236,23 @@ def refusal(call, *arguments) -> str:
 
 def test_prompts_with_and_without_pictures_do_not_mix():
     with_one, without = shown(LEVELS[0])[0], Prompt(text="b", place="here")
-    text = refusal(given_pictures, [with_one, without], tiny.CONFIG, tiny.ROLLOUT)
+    text = refusal(given_pictures, [with_one, without], tiny.MODEL, tiny.ROLLOUT)
     assert "the prompt 'b' (here) comes with no picture, and others of the run with one" in text and "`image`" in text
     assert "'p0' comes with a picture, and others of the run with none" in refusal(
-        given_pictures, [with_one], tiny.CONFIG, tiny.ROLLOUT, False
+        given_pictures, [with_one], tiny.MODEL, tiny.ROLLOUT, False
     )
-    check_pictures([[with_one], [with_one]], tiny.CONFIG, tiny.ROLLOUT)
-    assert "'b' (here) comes with no" in refusal(check_pictures, [[with_one], [without]], tiny.CONFIG, tiny.ROLLOUT)
-    assert given_pictures([without], tiny.CONFIG, tiny.ROLLOUT) is None
+    check_pictures([[with_one], [with_one]], tiny.MODEL, tiny.ROLLOUT)
+    assert "'b' (here) comes with no" in refusal(check_pictures, [[with_one], [without]], tiny.MODEL, tiny.ROLLOUT)
+    assert given_pictures([without], tiny.MODEL, tiny.ROLLOUT) is None
 
 
 def test_pictures_have_the_size_of_the_run():
     """Also where they are resized for the model first."""
     wide = shown(LEVELS[0], np.zeros((8, 12, 3), np.uint8))
-    text = refusal(given_pictures, wide, tiny.CONFIG, tiny.ROLLOUT)
+    text = refusal(given_pictures, wide, tiny.MODEL, tiny.ROLLOUT)
     assert "'p1' has 8 x 12 pixels (height x width), and the run draws 12 x 8" in text
     assert "rollout.image_height = 8 and rollout.image_width = 12" in text
-    text = refusal(check_pictures, [shown(np.zeros((60, 40, 3), np.uint8))], tiny.CONFIG, tiny.ROLLOUT)
+    text = refusal(check_pictures, [shown(np.zeros((60, 40, 3), np.uint8))], tiny.MODEL, tiny.ROLLOUT)
     assert "60 x 40 pixels (height x width), 16 x 12 as the model takes it" in text
 
 
@@ -411,5 +412,5 @@ def test_sources_with_and_without_pictures_do_not_mix(tiny_model, edits, tmp_pat
 
 
 def test_prompts_without_pictures_ask_for_no_more_than_before():
-    assert given_pictures([Prompt(text="a")] * 3, tiny.CONFIG, RolloutConfig()) is None
-    check_pictures([[Prompt(text="a")]], tiny.CONFIG, RolloutConfig())
+    assert given_pictures([Prompt(text="a")] * 3, tiny.MODEL, RolloutConfig()) is None
+    check_pictures([[Prompt(text="a")]], tiny.MODEL, RolloutConfig())

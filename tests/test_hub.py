@@ -15,7 +15,7 @@ import huggingface_hub
 import pytest
 
 from unigrpo_jax.config import ConfigError, ModelConfig, RunConfig
-from unigrpo_jax.models.folder import find_folder, load_model
+from unigrpo_jax.models.families import find_folder, load_model
 from unigrpo_jax.models.hub import fetch
 from unigrpo_jax.models.stored import StoredTensors
 from unigrpo_jax.training.restore import restore

@@ -49,7 +49,7 @@ def look(params, model=MODEL):
     prompt = tiny.prompts()
     hidden, context = model.prefill(params, prompt.tokens, prompt.valid, model.empty(4))
     x = jax.random.normal(jax.random.key(0), (4, 6, tiny.CONFIG.latent_width))
-    return model.text_logits(params, hidden), model.velocity(params, x, jnp.full(4, 0.6), tiny.GRID, context)
+    return model.text_logits(params, hidden), model.predict(params, x, jnp.full(4, 0.6), tiny.GRID, context)
 
 
 ADAPTED = lora.attach(BASE, RANK, ALL, jax.random.key(1))
@@ -63,14 +63,14 @@ def program_of(model=MODEL, **changes):
 
 
 START = trained(ADAPTED, 0.05)
-FROZEN = parameters.split(START, parameters.groups(START, LearningConfig()))[1]
+FROZEN = parameters.split(START, parameters.groups(START, LearningConfig(), Bagel.trained_by))[1]
 PROGRAM = program_of()
 run = tiny.jit(PROGRAM.__call__)
 
 
 def updated(params):
     """One update of these adapters."""
-    return run(new_state(params, PROGRAM.config), FROZEN, BASE, tiny.episodes(), tiny.advantages())
+    return run(new_state(params, PROGRAM.config, Bagel.trained_by), FROZEN, BASE, tiny.episodes(), tiny.advantages())
 
 
 def test_fresh_adapters_change_no_bit():
@@ -108,7 +108,7 @@ def test_a_target_that_cannot_work_is_one_sentence(target, words):
 
 
 def test_adapters_alone_are_trained_in_their_experts_groups():
-    labels = parameters.groups(ADAPTED, LearningConfig())
+    labels = parameters.groups(ADAPTED, LearningConfig(), Bagel.trained_by)
     for path, group in labels.items():
         expert = parameters.REASONING if "/und/" in path else parameters.DENOISING
         assert group == (expert if lora.is_adapter(path) else parameters.FROZEN), path
@@ -116,7 +116,7 @@ def test_adapters_alone_are_trained_in_their_experts_groups():
 
 def test_an_update_moves_the_adapters_and_is_on_policy():
     """The reference is the tree without adapters; the frozen weights are given once and come back nowhere."""
-    state = new_state(START, PROGRAM.config)
+    state = new_state(START, PROGRAM.config, Bagel.trained_by)
     assert set(FROZEN) == set(tree.flatten(BASE)) and all(map(lora.is_adapter, state.trained))
     after, metrics = updated(START)
     for name in ("text", "flow"):
@@ -163,9 +163,9 @@ def test_gradients_are_those_of_the_kernels_by_the_chain_rule():
 def test_micro_batches_and_devices_change_no_update():
     """One piece on one device, and four pieces on four devices, over two of which each adapter is cut."""
     mesh = meshes.make_mesh(4, MeshConfig(tensor=2))
-    layout, spread = Layout(mesh), meshes.spread(mesh)
+    layout, spread = Layout(mesh, Bagel.axes), meshes.spread(mesh)
     program = program_of(dataclasses.replace(MODEL, hold=layout.activations), micro_batches=4)
-    state = new_state(START, program.config)
+    state = new_state(START, program.config, Bagel.trained_by)
     state = jax.device_put(state, layout.like_parameters(state))
     lay = lambda flat: {path: jax.device_put(x, layout.parameter(path, x.shape)) for path, x in flat.items()}
     given = lay(FROZEN), tree.unflatten(lay(tree.flatten(BASE)))

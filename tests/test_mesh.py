@@ -18,7 +18,7 @@ from unigrpo_jax.models import tree
 from unigrpo_jax.models.bagel import Bagel
 from unigrpo_jax.models.building import lora
 from unigrpo_jax.parallel import mesh as meshes
-from unigrpo_jax.parallel.rules import PARAMETERS, Layout
+from unigrpo_jax.parallel.rules import Layout
 from unigrpo_jax.rollout import drawing
 
 START = tiny.params()
@@ -28,9 +28,9 @@ REFERENCE = tiny.nearby(START, 0.01, seed=8)
 def iteration(devices, fsdp=1, tensor=1, slices=1, learns=True):
     """One rollout and one update, laid out as in training: (episodes, state, metrics); without `learns` the episodes."""
     mesh = meshes.make_mesh(devices, MeshConfig(slice=slices, fsdp=fsdp, tensor=tensor))
-    layout, spread = Layout(mesh), meshes.spread(mesh)
-    placed, model = layout.context(), dataclasses.replace(tiny.MODEL, hold=layout.activations)
-    place = lambda context: jax.lax.with_sharding_constraint(context, placed)
+    layout, spread = Layout(mesh, Bagel.axes), meshes.spread(mesh)
+    model = dataclasses.replace(tiny.MODEL, hold=layout.activations)
+    place = layout.condition
     program = tiny.training_rollout(
         tiny.ROLLOUT, model, tiny.PixelAutoencoder(), tiny.GROUP, place=place, parts=meshes.batch_size(mesh)
     )
@@ -45,10 +45,10 @@ def iteration(devices, fsdp=1, tensor=1, slices=1, learns=True):
     episodes = rollout(params, {}, tiny.prompts(), 0, 0)
     if not learns:
         return episodes
-    state = new_state(START, learner.config)
+    state = new_state(START, learner.config, Bagel.trained_by)
     shardings = layout.like_parameters(state)
     update = tiny.jit(learner.__call__, out_shardings=(shardings, meshes.replicated(mesh)))
-    _, frozen = parameters.split(params, parameters.groups(params, learner.config))
+    _, frozen = parameters.split(params, parameters.groups(params, learner.config, Bagel.trained_by))
     state, metrics = update(
         jax.device_put(state, shardings), frozen, reference, episodes, jax.device_put(tiny.advantages(), spread)
     )
@@ -73,10 +73,10 @@ def test_every_device_draws_its_share_of_every_micro_batch(monkeypatch):
     """16 episodes in two micro-batches on four devices: two turns of one image each, not of two on half of the devices."""
     monkeypatch.setattr(drawing, "DECODED_PIXELS", 1)  # one image at a time
     mesh = meshes.make_mesh(4, MeshConfig(fsdp=4))
-    layout, spread = Layout(mesh), meshes.spread(mesh)
+    layout, spread = Layout(mesh, Bagel.axes), meshes.spread(mesh)
     model = dataclasses.replace(tiny.MODEL, hold=layout.activations)
     settings = dataclasses.replace(tiny.ROLLOUT, micro_batches=2)
-    place = lambda context: jax.lax.with_sharding_constraint(context, layout.context())
+    place = layout.condition
     program = tiny.training_rollout(settings, model, Sorting(), tiny.GROUP, place=place, parts=4)
     at = lambda path, x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=layout.parameter(path, x.shape))
     params = tree.unflatten({path: at(path, x) for path, x in tree.flatten(START).items()})
@@ -129,16 +129,16 @@ def test_every_parameter_has_one_rule_and_every_rule_a_parameter():
     """Of a model with all parts and adapters everywhere."""
     key, targets = jax.random.key(0), ("layers/.*",)
     params = jax.eval_shape(lambda: lora.attach(Bagel(bagel(32, VISION)).init(key), 2, targets, key))
-    hits = {pattern: 0 for pattern, _ in PARAMETERS}
+    hits = {pattern: 0 for pattern, _ in Bagel.axes}
     for path, x in tree.flatten(params).items():
-        first = next(pattern for pattern, _ in PARAMETERS if re.fullmatch(pattern, path))
+        first = next(pattern for pattern, _ in Bagel.axes if re.fullmatch(pattern, path))
         hits[first] += 1
-        assert len(dict(PARAMETERS)[first]) == x.ndim, path
+        assert len(dict(Bagel.axes)[first]) == x.ndim, path
     assert all(hits.values()), [pattern for pattern, count in hits.items() if not count]
 
 
 def test_what_does_not_divide_is_an_error_with_the_arithmetic():
-    layout = Layout(meshes.make_mesh(8, MeshConfig(fsdp=1, tensor=8)))
+    layout = Layout(meshes.make_mesh(8, MeshConfig(fsdp=1, tensor=8)), Bagel.axes)
     with pytest.raises(ConfigError, match=r"'kv_heads' = 2 does not divide over mesh.tensor = 8 \(2 / 8 = 0.25\)"):
         layout.parameter("layers/und/k_proj/kernel", (2, 32, 2, 8))
     with pytest.raises(ConfigError, match=r"no rule says where parameter vit/kernel of shape \[3\] lies"):

@@ -16,6 +16,7 @@ from unigrpo_jax.learning.imitation import Imitation
 from unigrpo_jax.learning.refl import RewardGradient
 from unigrpo_jax.learning.update import UpdateProgram, new_state
 from unigrpo_jax.models import tree
+from unigrpo_jax.models.bagel import Bagel
 from unigrpo_jax.models.building.guidance import Guidance
 
 START = tiny.params()
@@ -66,7 +67,7 @@ def test_the_loss_is_cross_entropy_and_flow_matching_of_the_kept_episodes():
         e = oracle.episode(prepared(), row)
         seen = oracle.view(exact, e)
         text.append(-np.mean(seen.log_probs) if weight > 0 else 0.0)
-        flow.append(np.mean((seen.velocity - (e.noise - latents[row])) ** 2) if weight > 0 else 0.0)
+        flow.append(np.mean((seen.output - (e.noise - latents[row])) ** 2) if weight > 0 else 0.0)
     np.testing.assert_allclose(metrics["text/loss"], np.mean(text), rtol=1e-4)
     np.testing.assert_allclose(metrics["flow/loss"], np.mean(flow), rtol=1e-4)
     np.testing.assert_allclose(loss, 0.7 * np.mean(text) + 1.3 * np.mean(flow), rtol=1e-4)
@@ -79,8 +80,8 @@ def test_pieces_imitate_as_the_whole_batch_and_learn():
     for pieces in (1, 4):
         objective = imitation(micro_batches=pieces)
         update = tiny.jit(UpdateProgram(objective=objective, config=objective.config).__call__)
-        state = new_state(START, objective.config)
-        _, frozen = parameters.split(START, parameters.groups(START, objective.config))
+        state = new_state(START, objective.config, Bagel.trained_by)
+        _, frozen = parameters.split(START, parameters.groups(START, objective.config, Bagel.trained_by))
         losses = []
         for _ in range(3):
             state, metrics = update(state, frozen, START, tiny.episodes(), KEPT)
@@ -121,8 +122,8 @@ def test_refl_is_the_mean_reward_of_the_predicted_clean_images():
     for row in range(tiny.EPISODES):
         e = oracle.episode(tiny.episodes(), row)
         seen, reference = oracle.view(exact, e), oracle.view(start, e)
-        mse.append(np.mean((seen.velocity - reference.velocity) ** 2))
-        for step, x, v in zip(e.steps, e.x, seen.velocity, strict=True):
+        mse.append(np.mean((seen.output - reference.output) ** 2))
+        for step, x, v in zip(e.steps, e.x, seen.output, strict=True):
             pixels = (x - times[step] * v).reshape(3, 2, 4, 4, 3).transpose(0, 2, 1, 3, 4).reshape(12, 8, 3)
             scale = 1 + row / (tiny.EPISODES - 1)
             rewards.append(-np.mean((np.clip(pixels / 2 + 0.5, 0, 1) - TARGET[row]) ** 2) * scale)
@@ -156,8 +157,8 @@ def test_a_guided_drawing_is_trained_as_it_was_sampled():
     times = oracle.schedule(tiny.ROLLOUT.flow_steps, tiny.ROLLOUT.timestep_shift)
     for row in (0, 5, 11):
         e = oracle.episode(batch, row)
-        v = oracle.view(exact, e).velocity
-        for step, x, with_text, found in zip(e.steps, e.x, v, np.asarray(seen.velocity)[row], strict=True):
+        v = oracle.view(exact, e).output
+        for step, x, with_text, found in zip(e.steps, e.x, v, np.asarray(seen.output)[row], strict=True):
             without = oracle.forward(exact, [], x, times[step])[1]
             u = without + 2.5 * (with_text - without)
             held = u * min(1.0, np.linalg.norm(with_text) / (np.linalg.norm(u) + 1e-8))

@@ -9,7 +9,7 @@ import pytest
 
 from unigrpo_jax.config import ModelConfig, RunConfig
 from unigrpo_jax.models.bagel import layout
-from unigrpo_jax.models.folder import find_folder, load_model
+from unigrpo_jax.models.families import find_folder, load_model
 from unigrpo_jax.training.overview import card
 
 TOKENS = dict(bos_token=1, eos_token=2, image_start_token=3, image_end_token=4, pad_token=0)

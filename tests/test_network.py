@@ -39,7 +39,7 @@ def inputs():
 
 def velocity(model, params, tokens, x, t):
     _, context = verbs.prefill(model, params, tokens, jnp.ones(tokens.shape, bool), model.empty(2))
-    return verbs.velocity(model, params, x, t, GRID, context)
+    return verbs.predict(model, params, x, t, GRID, context)
 
 
 def test_fresh_flow_head_predicts_zero(inputs):
@@ -108,7 +108,7 @@ def test_padding_on_either_side_changes_nothing(params, inputs):
         garbage = jnp.pad(tokens, ((0, 0), (left, right)), constant_values=17)
         valid = jnp.pad(jnp.ones((2, 7), bool), ((0, 0), (left, right)))
         _, context = verbs.prefill(model, params, garbage, valid, model.empty(2))
-        got = verbs.velocity(model, params, x, t, GRID, context)
+        got = verbs.predict(model, params, x, t, GRID, context)
         np.testing.assert_allclose(got, want, atol=2e-5)
 
 
@@ -117,8 +117,8 @@ def test_a_row_of_nothing_but_padding_stays_finite(params, inputs):
     model = Bagel(CONFIG)
     valid = jnp.zeros((2, 7), bool).at[0].set(True)
     _, context = verbs.prefill(model, params, tokens, valid, model.empty(2))
-    got = verbs.velocity(model, params, x, t, GRID, context)
-    np.testing.assert_allclose(got[1], verbs.velocity(model, params, x, t, GRID, model.empty(2))[1], atol=2e-5)
+    got = verbs.predict(model, params, x, t, GRID, context)
+    np.testing.assert_allclose(got[1], verbs.predict(model, params, x, t, GRID, model.empty(2))[1], atol=2e-5)
 
 
 def test_every_image_token_sees_every_other_and_the_whole_context(params, inputs):

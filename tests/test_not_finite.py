@@ -13,6 +13,7 @@ from unigrpo_jax.learning.advantages import group_advantages, zero_variance_shar
 from unigrpo_jax.learning.update import UpdateProgram, new_state
 from unigrpo_jax.models import tree
 from unigrpo_jax.models.autoencoders.pixels import PixelAutoencoder
+from unigrpo_jax.models.bagel import Bagel
 from unigrpo_jax.rollout.drawing import in_turn
 from unigrpo_jax.rollout.not_finite import blank, finite_rows
 from unigrpo_jax.rollout.program import training_rollout
@@ -58,7 +59,7 @@ def updating():
 
 
 def update(params=START, batch=None, advantages=None, mse_weight=0.3, state=None):
-    state = new_state(params, tiny.update_program().config) if state is None else state
+    state = new_state(params, tiny.update_program().config, Bagel.trained_by) if state is None else state
     frozen = {path: x for path, x in tree.flatten(params).items() if path not in state.trained}
     batch = tiny.episodes() if batch is None else batch
     return updating()(state, frozen, REFERENCE, batch, jnp.asarray(advantages), mse_weight)

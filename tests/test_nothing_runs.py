@@ -15,7 +15,7 @@ import pytest
 from tests.test_foreign_files import refusal
 from unigrpo_jax import foreign_files
 from unigrpo_jax.config import ConfigError
-from unigrpo_jax.models.folder import find_folder
+from unigrpo_jax.models.families import find_folder
 from unigrpo_jax.models.text_encoders.tokenizer import load_tokenizer
 from unigrpo_jax.training.report import write_report
 from unigrpo_jax.training.samples import Sample, load_samples, save_samples, saved_steps

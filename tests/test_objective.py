@@ -11,6 +11,7 @@ from tests import oracle, tiny
 from unigrpo_jax.learning import parameters
 from unigrpo_jax.learning.objective import with_ratio_std
 from unigrpo_jax.models import tree
+from unigrpo_jax.models.bagel import Bagel
 
 # What is off in a run but must be right: a text KL and a latent KL to the reference.
 KL = {"text_kl_weight": 0.1, "latent_kl_weight": 0.2}
@@ -242,7 +243,7 @@ def split(grads):
     """Largest entry of each expert's gradient."""
     out = {}
     for path, g in grads.items():
-        name = parameters.group_of(path, ())
+        name = parameters.group_of(path, Bagel.trained_by, ())
         out[name] = max(out.get(name, 0.0), float(np.abs(g).max()))
     return out
 

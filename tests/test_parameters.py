@@ -11,24 +11,25 @@ from unigrpo_jax.config import ConfigError, LearningConfig
 from unigrpo_jax.learning import parameters
 from unigrpo_jax.learning.parameters import DENOISING, FROZEN, REASONING
 from unigrpo_jax.models import tree
+from unigrpo_jax.models.bagel import Bagel
 
 CONFIG = LearningConfig(frozen=())
 
 
 def test_every_parameter_belongs_to_exactly_one_expert():
     flat = tree.flatten(tiny.params())
-    labels = parameters.groups(tiny.params(), CONFIG)
+    labels = parameters.groups(tiny.params(), CONFIG, Bagel.trained_by)
     assert set(labels) == set(flat) and set(labels.values()) == set(parameters.GROUPS)
     for path, group in labels.items():
         text = "und" in path or path.startswith(("embed/", "lm_head/"))
         fixed = path == "latent_pos_embed"
         assert group == (FROZEN if fixed else REASONING if text else DENOISING), path
-    with pytest.raises(ConfigError, match=r"parameter vit/kernel belongs to no expert"):
-        parameters.group_of("vit/kernel", ())
+    with pytest.raises(ConfigError, match=r"parameter vit/kernel belongs to no group"):
+        parameters.group_of("vit/kernel", Bagel.trained_by, ())
 
 
 def test_flatten_and_split_lose_nothing():
-    labels = parameters.groups(tiny.params(), dataclasses.replace(CONFIG, frozen=("layers/und", "embed")))
+    labels = parameters.groups(tiny.params(), dataclasses.replace(CONFIG, frozen=("layers/und", "embed")), Bagel.trained_by)
     trained, frozen = parameters.split(tiny.params(), labels)
     assert not set(trained) & set(frozen)
     assert set(frozen) == {p for p in labels if p.startswith(("layers/und/", "embed/", "latent_pos_embed"))}
@@ -46,7 +47,7 @@ def test_flatten_and_split_lose_nothing():
     ],
 )
 def test_frozen_patterns_match_whole_names(pattern, hits):
-    labels = parameters.groups(tiny.params(), dataclasses.replace(CONFIG, frozen=(pattern,)))
+    labels = parameters.groups(tiny.params(), dataclasses.replace(CONFIG, frozen=(pattern,)), Bagel.trained_by)
     assert {path for path, group in labels.items() if group == FROZEN} == hits | {"latent_pos_embed"}
 
 
@@ -59,7 +60,7 @@ def test_frozen_patterns_match_whole_names(pattern, hits):
 )
 def test_a_frozen_pattern_that_cannot_work_is_an_error(pattern, message):
     with pytest.raises(ConfigError, match=message):
-        parameters.groups(tiny.params(), dataclasses.replace(CONFIG, frozen=(pattern,)))
+        parameters.groups(tiny.params(), dataclasses.replace(CONFIG, frozen=(pattern,)), Bagel.trained_by)
 
 
 def test_the_optimizer_is_adamw_after_one_clip_over_both_experts():

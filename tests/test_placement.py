@@ -11,6 +11,7 @@ from experiments.presets import bagel_tiny
 from unigrpo_jax.config import CheckpointConfig, LoraConfig, MeshConfig
 from unigrpo_jax.learning import parameters
 from unigrpo_jax.models import tree
+from unigrpo_jax.models.bagel import Bagel
 from unigrpo_jax.training.placement import placement, shown_bytes
 from unigrpo_jax.training.trainer import Trainer, build
 
@@ -44,7 +45,7 @@ def bytes_there(arrays, kind="device") -> int:
 )
 def test_the_table_says_what_then_lies_there(model, learning):
     t = trainer(model, learning)
-    labels = parameters.groups(t.parts.loaded.abstract_params(), t.parts.config.learning)
+    labels = parameters.groups(t.parts.loaded.abstract_params(), t.parts.config.learning, Bagel.trained_by)
     rows = placement(t.inputs(), labels)
     said = collections.Counter()
     for row in rows:
@@ -68,7 +69,7 @@ def test_the_table_says_what_then_lies_there(model, learning):
 
 def test_rows_name_the_mesh_axes():
     t = trainer()
-    labels = parameters.groups(t.parts.loaded.abstract_params(), t.parts.config.learning)
+    labels = parameters.groups(t.parts.loaded.abstract_params(), t.parts.config.learning, Bagel.trained_by)
     by_name = {name: row for row in placement(t.inputs(), labels) for name in row.names}
     up = by_name["layers/gen/up_proj/kernel"]
     assert up.placement == "- fsdp tensor" and up.group == "denoising" and "layers/gen/gate_proj/kernel" in up.names
@@ -90,7 +91,7 @@ def test_the_references_copy_is_what_the_network_would_cast_to():
         tokens = np.arange(12, dtype=np.int32).reshape(2, 6)
         hidden, context = network.prefill(params, tokens, np.ones((2, 6), bool), network.empty(2))
         x = jax.random.normal(jax.random.key(0), (2, 12, network.config.latent_width))
-        return network.text_logits(params, hidden), network.velocity(params, x, np.full(2, 0.5), (4, 3), context)
+        return network.text_logits(params, hidden), network.predict(params, x, np.full(2, 0.5), (4, 3), context)
 
     # Weights of the toy are zero in its flow head, as those of a fresh model are; here they must matter.
     loud = lambda path, x: x + 0.1 if path.startswith("llm2vae") else x

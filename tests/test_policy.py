@@ -30,7 +30,7 @@ def test_view_is_that_of_a_full_forward_pass_without_cache():
             np.testing.assert_allclose(text.log_probs[row][mask], view.log_probs, **near_zero(5e-5))
             np.testing.assert_allclose(text.entropy[row][mask], view.entropy, **near_zero(5e-5))
             assert (text.log_probs[row][~mask] == 0).all() and (text.entropy[row][~mask] == 0).all()
-            np.testing.assert_allclose(flow.velocity[row], view.velocity, **near_zero(1e-4))
+            np.testing.assert_allclose(flow.output[row], view.output, **near_zero(1e-4))
             np.testing.assert_allclose(flow.mean[row], view.mean, **near_zero(1e-4))
             np.testing.assert_allclose(flow.std[row], view.std, **near_zero(1e-6))
 
@@ -55,9 +55,9 @@ def test_noisy_images_are_invisible():
     drawing = batch.drawing.replace(x=batch.drawing.x.at[:, 1].add(3.0))
     text2, flow2 = tiny.view()(tiny.params(), batch.replace(segments=(batch.thinking, drawing)))
     tiny.assert_trees_equal(text, text2)
-    np.testing.assert_array_equal(flow.velocity[:, 0], flow2.velocity[:, 0])
+    np.testing.assert_array_equal(flow.output[:, 0], flow2.output[:, 0])
     np.testing.assert_array_equal(flow.mean[:, 0], flow2.mean[:, 0])
-    assert (np.abs(np.asarray(flow.velocity[:, 1] - flow2.velocity[:, 1])).max(axis=(1, 2)) > 0.1).all()
+    assert (np.abs(np.asarray(flow.output[:, 1] - flow2.output[:, 1])).max(axis=(1, 2)) > 0.1).all()
 
 
 def test_the_velocity_depends_on_the_text_and_on_the_parameters_that_read_it():
@@ -67,15 +67,15 @@ def test_the_velocity_depends_on_the_text_and_on_the_parameters_that_read_it():
     spread = lambda a, b: np.abs(np.asarray(a - b)).max(axis=(1, 2, 3))
     und = tiny.nearby(params["layers"]["und"], 0.05)
     reader = params | {"layers": params["layers"] | {"und": und}}
-    assert (spread(tiny.view()(reader, batch)[1].velocity, flow.velocity) > 1e-3).all()
+    assert (spread(tiny.view()(reader, batch)[1].output, flow.output) > 1e-3).all()
     words = params["embed"]["embedding"].at[5:].add(0.3)  # neither the markers nor BOS and EOS
     _, other = tiny.view()(params | {"embed": {"embedding": words}}, batch)
-    assert (spread(other.velocity, flow.velocity) > 1e-3).all()
+    assert (spread(other.output, flow.output) > 1e-3).all()
     tokens = jnp.where(batch.thinking.mask, jnp.roll(batch.thinking.tokens, 1, axis=0), batch.thinking.tokens)
     thought = batch.thinking.replace(tokens=tokens)
     _, other = tiny.view()(params, batch.replace(segments=(thought, batch.drawing)))
     changed = np.asarray((tokens != batch.thinking.tokens).any(axis=1))
-    assert changed.any() and (spread(other.velocity, flow.velocity)[changed] > 1e-5).all()
+    assert changed.any() and (spread(other.output, flow.output)[changed] > 1e-5).all()
 
 
 def weighted(policy):

@@ -11,6 +11,7 @@ from tests import tiny
 from unigrpo_jax.config import MeshConfig, ModelConfig, RunConfig
 from unigrpo_jax.models import tree
 from unigrpo_jax.models.autoencoders.pixels import PixelAutoencoder
+from unigrpo_jax.models.bagel import Bagel
 from unigrpo_jax.parallel import mesh as meshes
 from unigrpo_jax.parallel.rules import Layout
 from unigrpo_jax.training.programs import Programs
@@ -20,7 +21,7 @@ from unigrpo_jax.training.programs import Programs
 def rollout(gather: bool):
     """Episodes of the tiny network over fsdp 4 x tensor 2, and the collectives of the program that made them."""
     mesh = meshes.make_mesh(8, MeshConfig(fsdp=4, tensor=2))
-    layout, params = Layout(mesh), tiny.params()
+    layout, params = Layout(mesh, Bagel.axes), tiny.params()
     config = RunConfig(
         model=ModelConfig(), rollout=dataclasses.replace(tiny.ROLLOUT, gather_weights=gather), learning=tiny.LEARNING
     )

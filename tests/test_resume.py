@@ -17,7 +17,8 @@ from tests.command import REWARD, Outcome, run_small
 from unigrpo_jax.config import ConfigError, RunConfig
 from unigrpo_jax.config_json import load_run_config
 from unigrpo_jax.learning.update import new_state
-from unigrpo_jax.models.folder import load_model
+from unigrpo_jax.models.bagel import Bagel
+from unigrpo_jax.models.families import load_model
 from unigrpo_jax.models.tree import flatten
 from unigrpo_jax.training import manifest, storage
 from unigrpo_jax.training.checkpoint import Checkpoints, abstract
@@ -63,7 +64,8 @@ def copy(straight, tmp_path) -> pathlib.Path:
 
 def state_at(run_dir: pathlib.Path, step: int):
     config = load_run_config(run_dir / "config.json")
-    like = jax.eval_shape(lambda p: new_state(p, config.learning), load_model(config.model).abstract_params())
+    fresh = lambda p: new_state(p, config.learning, Bagel.trained_by)
+    like = jax.eval_shape(fresh, load_model(config.model).abstract_params())
     checkpoints = Checkpoints(run_dir / "checkpoints")
     return checkpoints.load(step, abstract(like, jax.sharding.SingleDeviceSharding(jax.devices()[0])))
 

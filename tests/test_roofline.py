@@ -6,11 +6,14 @@ import pytest
 
 from experiments.presets import bagel_7b
 from launch.planning import roofline, sweep
-from launch.planning.roofline import Phase, Split
+from launch.planning.compile import find_model, find_work
+from launch.planning.given import Given
+from launch.planning.roofline import Phase
 from tests import tiny
 from unigrpo_jax.config import MeshConfig, RunConfig
 from unigrpo_jax.models.bagel import flops
 from unigrpo_jax.models.bagel.release import BAGEL_7B
+from unigrpo_jax.models.work import Split
 from unigrpo_jax.parallel.chips import CHIPS, Chip
 
 CHIP = Chip(kind="gpu", flops=100.0, memory=1.0, bandwidth=10.0, links=5.0, network=1.0, source="made up")
@@ -29,8 +32,8 @@ def test_a_phase_takes_as_long_as_its_largest_bound():
 def test_the_phases_of_bagel_7b_by_hand():
     """Table 3 on 64 chips, 16 x 4: weights of an expert's layers 6,525,288,448, bfloat16, a quarter on each chip."""
     run = bagel_7b.config()
-    n = flops.lengths(run, BAGEL_7B, 64)
-    found = {p.name: p for p in roofline.phases(run, BAGEL_7B, n, Split(chips=64, batch=16, tensor=4), optimizer_bytes=1e9)}
+    work = find_work(run, find_model(run.model), Given())
+    found = {p.name: p for p in roofline.phases(run, work, Split(chips=64, batch=16, tensor=4), optimizer_bytes=1e9)}
     expert = 6525288448 * 2 / 4
     und = (6525288448 + 28 * (2 * 3584 + 2 * 128 + 3584 + 2 * 512) + 3584 + 152064 * 3584) * 2 / 4
     rows, slots = 768 / 4 / 16, 64 + 128 + 1024 + 2
@@ -59,7 +62,7 @@ def test_what_is_sent_goes_to_its_phase():
 def test_samples_per_chip_hour_and_utilisation():
     n = flops.lengths(RUN, tiny.CONFIG, 0)
     found = [Phase("prefill", 200.0, 0.0), Phase("update", 0.0, 60.0)]
-    got = roofline.estimate(RUN, tiny.CONFIG, n, CHIP, 4, found)
+    got = roofline.estimate(RUN, tiny.MODEL.work(RUN, 0), CHIP, 4, found)
     seen = flops.Flops(tiny.CONFIG)
     model = sum(flops.rollout(RUN, seen, n).values()) + sum(flops.update(RUN, seen, n).values())
     assert got.seconds == 2.0 + 6.0 and got.samples_per_chip_hour == 16 / 8 / 4 * 3600
@@ -67,9 +70,8 @@ def test_samples_per_chip_hour_and_utilisation():
 
 
 def test_more_gathering_is_guessed_where_weights_are_cut_and_pieces_are_small():
-    n = flops.lengths(RUN, tiny.CONFIG, 0)
-    guess = lambda run, fsdp, tensor=1: roofline.guessed_sent(
-        run, tiny.CONFIG, n, Split(chips=4, batch=4 // tensor, tensor=tensor), fsdp)  # fmt: skip
+    split = lambda tensor: Split(chips=4, batch=4 // tensor, tensor=tensor)
+    guess = lambda run, fsdp, tensor=1: tiny.MODEL.work(run, 0).sent(split(tensor), fsdp)
     assert set(guess(RUN, 1).values()) == {0.0}
     pieces = dataclasses.replace(RUN, learning=dataclasses.replace(RUN.learning, micro_batches=2))
     assert guess(pieces, 4)["update"] == pytest.approx(2 * guess(RUN, 4)["update"])
@@ -102,18 +104,11 @@ def test_a_sweep_ranks_those_that_fit_by_speed_and_compiles_no_more_than_asked()
     assert said[0].startswith("1 of 3: --mesh.data 0") and "does not fit" in said[3]
 
 
-class Sized:
-    """A model of which only the sizes are asked."""
-
-    class network:
-        config = BAGEL_7B
-
-
 def candidates(limit: int) -> list[sweep.Candidate]:
     run = dataclasses.replace(bagel_7b.config(), mesh=MeshConfig(data=1, fsdp=64))
     known = sweep.Known(config=run, mesh=(1, 64, 1), state=10.0, temporaries=(40.0, 30.0))
-    n = flops.lengths(run, BAGEL_7B, 64)
-    return sweep.candidates(known, CHIPS["v5p"], 64, 64, limit, BAGEL_7B, n, Sized)
+    model = find_model(run.model)
+    return sweep.candidates(known, CHIPS["v5p"], 64, 64, limit, lambda run: find_work(run, model, Given()), model)
 
 
 def test_candidates_divide_and_those_that_should_fit_come_first():

@@ -108,7 +108,7 @@ def test_both_policies_of_every_round_are_those_of_the_whole_sequence(talks):
                 before = read(batch, row, index)
                 for w, step in enumerate(one.steps):
                     expected = oracle.forward(exact, before, one.x[w].astype(np.float64), times[step])[1]
-                    np.testing.assert_allclose(np.asarray(views[index].velocity)[row, w], expected, atol=2e-3, rtol=2e-3)
+                    np.testing.assert_allclose(np.asarray(views[index].output)[row, w], expected, atol=2e-3, rtol=2e-3)
             else:
                 assert views[index] is None
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from tests.command import HEADS, command, run_small
-from unigrpo_jax.models.folder import find_folder
+from unigrpo_jax.models.families import find_folder
 from unigrpo_jax.training.metrics import read_metrics
 from unigrpo_jax.training.samples import load_samples
 from unigrpo_jax.worlds.shapes import tokenizer

@@ -11,7 +11,7 @@ import pytest
 from tests import verbs
 from tests.test_network import CONFIG, GRID
 from tests.verbs import decode_token, prefill, text_logits
-from tests.verbs import velocity as velocity_of
+from tests.verbs import predict as velocity_of
 from unigrpo_jax.episode import Look, Thinking, TokenBlock
 from unigrpo_jax.learning.supervised import Round, SupervisedObjective
 from unigrpo_jax.models.bagel import Bagel, VisionConfig
@@ -117,7 +117,7 @@ def test_a_later_round_is_read_after_the_image_and_the_words_before_it(params, e
             block = thinking_block(model, one.thinking)
             hidden, new = model.prefill(params, block.tokens, block.valid, context)
             context = contexts.extend(context, new)
-            velocities = [model.velocity(params, x[d], t[d], GRID, context) for d in range(2)]
+            velocities = [model.predict(params, x[d], t[d], GRID, context) for d in range(2)]
             found.append((model.text_logits(params, hidden), velocities))
         return found
 

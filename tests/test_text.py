@@ -8,7 +8,7 @@ import pytest
 
 from unigrpo_jax.config import ConfigError, ModelConfig
 from unigrpo_jax.episode import Thinking
-from unigrpo_jax.models.folder import load_model
+from unigrpo_jax.models.families import load_model
 
 
 @pytest.fixture(scope="module")

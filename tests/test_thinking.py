@@ -11,7 +11,6 @@ import pytest
 from tests import oracle, tiny
 from tests.tiny import EOS, PAD
 from unigrpo_jax.models.bagel import Bagel
-from unigrpo_jax.models.building import context as contexts
 from unigrpo_jax.rollout import randomness
 from unigrpo_jax.rollout.thinking import TokenSampler, think, thinking_block
 
@@ -27,7 +26,7 @@ def thinker(model=tiny.MODEL, **sampler):
         keys = randomness.sample_keys(
             randomness.stream_key(seed, 0, randomness.TOKENS), jnp.arange(tiny.EPISODES)
         )
-        return think(model, params, contexts.repeat(block, tiny.GROUP), keys, LENGTH, sampler)
+        return think(model, params, block.repeat(tiny.GROUP), keys, LENGTH, sampler)
 
     return tiny.jit(run)
 

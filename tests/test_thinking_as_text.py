@@ -10,8 +10,9 @@ import pytest
 from tests import verbs
 from unigrpo_jax.config import ConfigError, EvaluationConfig, ModelConfig, RolloutConfig
 from unigrpo_jax.episode import TokenBlock
-from unigrpo_jax.models.folder import load_model
-from unigrpo_jax.models.tiny import make_tiny
+from unigrpo_jax.models.bagel import Bagel
+from unigrpo_jax.models.bagel.tiny import make_tiny
+from unigrpo_jax.models.families import load_model
 from unigrpo_jax.parallel import mesh as meshes
 from unigrpo_jax.parallel.rules import Layout
 from unigrpo_jax.rollout import dialogue as dialogues
@@ -73,7 +74,7 @@ def test_words_that_are_encoded_as_they_were_sampled_change_nothing_on_any_mesh(
     for as_text, devices in ((False, 1), (True, 2)):
         settings = EvaluationConfig(flow_steps=2, thinking_as_text=as_text, temperature=0.0)
         rollout = RolloutConfig(thinking_tokens=4, image_height=8, image_width=8)
-        layout = Layout(meshes.make_mesh(devices))
+        layout = Layout(meshes.make_mesh(devices), Bagel.axes)
         program, place = on_mesh(evaluation_rollout(settings, rollout, loaded), layout, 2)
         params = jax.device_put(loaded.params(), meshes.replicated(layout.mesh))
         episodes = jax.jit(program.__call__, out_shardings=place)(params, {}, block, 0, 0)

@@ -14,6 +14,7 @@ from unigrpo_jax.learning import policy as policies
 from unigrpo_jax.learning.objective import Objective, reduce_metrics, with_ratio_std
 from unigrpo_jax.learning.update import UpdateProgram, differs, new_state, pieces
 from unigrpo_jax.models import tree
+from unigrpo_jax.models.bagel import Bagel
 
 DECAY, FROZEN = 0.9, ("vae2llm",)
 LEASH = {"text_kl_weight": 0.1, "latent_kl_weight": 0.2}  # beside the velocity MSE
@@ -35,7 +36,7 @@ def program(**settings):
 
 START = tiny.params()
 REFERENCE = tiny.nearby(START, 0.01, seed=8)
-LABELS = parameters.groups(START, tiny.update_program(frozen=FROZEN).config)
+LABELS = parameters.groups(START, tiny.update_program(frozen=FROZEN).config, Bagel.trained_by)
 _, FIXED = parameters.split(START, LABELS)
 
 
@@ -44,7 +45,7 @@ def copy(tree):
 
 
 def fresh(params=START):
-    return new_state(copy(params), tiny.update_program(ema_decay=DECAY, frozen=FROZEN).config)
+    return new_state(copy(params), tiny.update_program(ema_decay=DECAY, frozen=FROZEN).config, Bagel.trained_by)
 
 
 def update(state=None, advantages=None, rates=RATES, batch=None, kept=REFERENCE, **settings):
@@ -128,7 +129,8 @@ def test_epochs_and_minibatches():
     run = tiny.jit(UpdateProgram(objective=watched, config=base.config).__call__)
     names = jnp.arange(1.0, tiny.EPISODES + 1)  # advantages that tell the episodes apart
     SEEN.clear()
-    state, metrics = jax.block_until_ready(run(new_state(START, base.config), FIXED, REFERENCE, tiny.episodes(), names))
+    start = new_state(START, base.config, Bagel.trained_by)
+    state, metrics = jax.block_until_ready(run(start, FIXED, REFERENCE, tiny.episodes(), names))
     jax.effects_barrier()
     first = [s for s in SEEN if bool(s[0])]
     later = [s for s in SEEN if not bool(s[0])]
@@ -149,7 +151,7 @@ def test_epochs_and_minibatches():
     assert counts and all(int(c) == 4 for c in counts) and int(state.step) == 1
 
     SEEN.clear()
-    spoiled, metrics = run(new_state(START, base.config), FIXED, REFERENCE, tiny.episodes(), names.at[3].set(jnp.nan))
+    spoiled, metrics = run(start, FIXED, REFERENCE, tiny.episodes(), names.at[3].set(jnp.nan))
     assert float(metrics["update/skipped"]) == 2  # its minibatch, in both passes
     counts = [x for x in jax.tree.leaves(spoiled.opt_state) if x.dtype == jnp.int32]
     assert all(int(c) == 2 for c in counts) and int(spoiled.skipped_in_row) == 1

@@ -16,7 +16,8 @@ from safetensors.numpy import load_file, save_file
 from tests.bagel_reference import published_folder
 from unigrpo_jax.config import ConfigError, ModelConfig
 from unigrpo_jax.models.bagel import Bagel, BagelConfig, VisionConfig, latents, layout
-from unigrpo_jax.models.folder import load_model, save_model
+from unigrpo_jax.models.bagel.folder import save_model
+from unigrpo_jax.models.families import load_model
 from unigrpo_jax.models.stored import StoredTensors
 from unigrpo_jax.models.tree import flatten
 from unigrpo_jax.worlds.shapes import tokenizer

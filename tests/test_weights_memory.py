@@ -109,7 +109,7 @@ def measure(folder: str, param_dtype: str) -> dict:
 
     from tests.test_weights import cut
     from unigrpo_jax.config import ModelConfig
-    from unigrpo_jax.models.folder import load_model
+    from unigrpo_jax.models.families import load_model
 
     loaded = load_model(ModelConfig(path=folder, param_dtype=param_dtype))
     place = None if jax.device_count() == 1 else cut(jax.device_count())

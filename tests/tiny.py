@@ -19,6 +19,7 @@ from unigrpo_jax.learning.policy import Policy
 from unigrpo_jax.learning.update import UpdateProgram, new_state
 from unigrpo_jax.models.autoencoders.pixels import PixelAutoencoder
 from unigrpo_jax.models.bagel import Bagel, BagelConfig
+from unigrpo_jax.models.schedule import timesteps
 from unigrpo_jax.rollout.drawing import FlowSampler
 from unigrpo_jax.rollout.program import RolloutProgram, training_rollout
 from unigrpo_jax.rollout.step_rules import step_rule
@@ -90,7 +91,9 @@ def policy(
     """The policy that the rollouts of `rollout_program` are made with."""
     program = rollout_program()
     flow = FlowSampler(
-        steps=ROLLOUT.flow_steps, shift=ROLLOUT.timestep_shift, rule=step_rule(rule, noise_level), grid=GRID
+        schedule=tuple(timesteps(ROLLOUT.flow_steps, ROLLOUT.timestep_shift).tolist()),
+        rule=step_rule(rule, noise_level),
+        grid=GRID,
     )
     return Policy(
         model=MODEL, tokens=program.tokens, flow=flow, context_gradient=context_gradient, window_steps=window_steps
@@ -188,9 +191,9 @@ def _update(**changes):
 def updated(batch, advantages, start, reference=None, **changes):
     """One update of `start`: (state, metrics); the leash holds to `start` where no reference is given."""
     config = update_program(**changes).config
-    _, frozen = parameters.split(start, parameters.groups(start, config))
+    _, frozen = parameters.split(start, parameters.groups(start, config, MODEL.trained_by))
     reference = start if reference is None else reference
-    return _update(**changes)(new_state(start, config), frozen, reference, batch, advantages)
+    return _update(**changes)(new_state(start, config, MODEL.trained_by), frozen, reference, batch, advantages)
 
 
 def assert_updates_agree_in_pieces(batch, advantages, start) -> list[dict]:

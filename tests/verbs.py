@@ -12,7 +12,7 @@ from unigrpo_jax.rollout import drawing, thinking
 
 init = jit(Bagel.init, static_argnums=0)
 prefill, decode_token = jit(Bagel.prefill, static_argnums=0), jit(Bagel.decode, static_argnums=0)
-text_logits, velocity = jit(Bagel.text_logits, static_argnums=0), jit(Bagel.velocity, static_argnums=(0, 4))
+text_logits, predict = jit(Bagel.text_logits, static_argnums=0), jit(Bagel.predict, static_argnums=(0, 4))
 begin = jit(dialogues.begin, static_argnums=(0, 2, 3))
 hear, look = jit(dialogues.hear, static_argnums=0), jit(dialogues.look, static_argnums=0)
 think = jit(thinking.think, static_argnums=(0, 4, 5))

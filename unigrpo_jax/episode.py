@@ -61,25 +61,32 @@ class Thinking:
 
 @flax.struct.dataclass
 class Drawing:
-    """A sampled image: the stochastic transitions of the window, and what came out.
+    """What was drawn: the stochastic transitions of the window, and what came out.
+
+    A latent is a pytree of modalities {name: [B, N, C]}; an image's is the array itself.
 
     Attributes:
       steps: int32 [B, W], indices of the window's transitions in the schedule.
       x: float32 [B, W, N, C], the latent before each of them.
       noise: float32 [B, W, N, C], the eps that was drawn.
       mean: float32 [B, W, N, C], the transition's mean at sampling time.
-      latent: float32 [B, N, C], the clean latent tokens that the image was decoded from.
-      image: uint8 [B, height, width, 3].
-      finite: bool [B], whether everything on the way to the image was a finite number, its episode's thinking included.
+      latent: float32 [B, N, C], the clean latent tokens that the media were decoded from.
+      media: {name: array}: "image", uint8 [B, height, width, 3].
+      finite: bool [B], whether everything on the way to the media was a finite number, its episode's thinking included.
     """
 
     steps: jax.Array
-    x: jax.Array
-    noise: jax.Array
-    mean: jax.Array
-    latent: jax.Array
-    image: jax.Array
+    x: Any
+    noise: Any
+    mean: Any
+    latent: Any
+    media: dict[str, jax.Array]
     finite: jax.Array
+
+    @property
+    def image(self) -> jax.Array:
+        """The images, uint8 [B, height, width, 3]."""
+        return self.media["image"]
 
 
 @flax.struct.dataclass
@@ -103,13 +110,13 @@ class Episodes:
     """A batch of finished episodes.
 
     Attributes:
-      prompt: the text block that was read first, or right after the picture.
+      prompt: the text that was read first, or right after the picture: a `TokenBlock`, or what a painter reads.
       segments: what was done, seen (`Look`) and heard (`TokenBlock`) then, in order.
       goals: what a differentiable reward asks of each image, arrays [B, ...]; None where none is followed.
       picture: what was seen before the prompt; None where nothing was.
     """
 
-    prompt: TokenBlock
+    prompt: Any
     segments: tuple[Segment, ...]
     goals: Any = None
     picture: Look | None = None

@@ -9,13 +9,11 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from experiments.benchmark.rows import Row
 from experiments.benchmark.timing import alternate, ratios, spread
 from experiments.benchmark.workload import Workload
-from unigrpo_jax.models.bagel import flops
 from unigrpo_jax.models.building.guidance import Guidance
 
 MOST = 4
@@ -52,24 +50,17 @@ def held(compiled: Any) -> int:
     return stats.temp_size_in_bytes + stats.output_size_in_bytes - stats.alias_size_in_bytes
 
 
-def lengths(workload: Workload) -> flops.Lengths:
-    """The buckets of a workload, in tokens."""
-    pictures = workload.picture is not None
-    return flops.lengths(workload.config, workload.network.config, len(workload.system), pictures=pictures)
-
-
 def executed(workload: Workload, passes: int | None = None) -> dict[str, float]:
     """Operations of rollout and update with full buckets, `passes` velocities in a transition of the rollout."""
-    config, network = workload.config, workload.network.config
-    n, count = lengths(workload), flops.Flops(network, executed=True)
-    work = {"rollout": flops.rollout(config, count, n, passes), "update": flops.update(config, count, n)}
-    return {program: sum(parts.values()) for program, parts in work.items()}
+    work = workload.work
+    parts = {"rollout": work.rollout(executed=True, passes=passes), "update": work.update(executed=True)}
+    return {program: sum(amounts.values()) for program, amounts in parts.items()}
 
 
 def cache(workload: Workload) -> float:
     """Bytes of the keys and values of all episodes."""
-    network, slots = workload.network, lengths(workload).context
-    return workload.config.episodes * flops.cache_bytes(network.config, slots, jnp.dtype(network.dtype).itemsize)
+    slots = sum(sum(block.values()) for block in workload.work.blocks())
+    return workload.config.episodes * workload.work.slot_bytes * slots
 
 
 def rounds(workload: Workload, repeats: int, most: int = MOST) -> list[Row]:

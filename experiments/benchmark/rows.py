@@ -2,8 +2,6 @@
 
 import dataclasses
 import itertools
-import math
-import re
 import time
 from collections.abc import Callable, Sequence
 
@@ -14,8 +12,7 @@ import numpy as np
 from experiments.benchmark import machine, variants
 from experiments.benchmark.timing import Compilations, Spread, alternate, ratios, spread
 from experiments.benchmark.workload import Workload
-from unigrpo_jax.models import tree
-from unigrpo_jax.models.bagel import flops
+from unigrpo_jax.models.work import ThinkingWork
 from unigrpo_jax.rollout.thinking import thinking_block
 
 HEADER = ("what", "median", "low", "high", "unit", "rounds", "share", "of")
@@ -48,12 +45,10 @@ class Row:
         return [self.name, *(f"{x:.4g}" for x in (v.median, v.low, v.high)), self.unit, str(v.times), share, self.of]
 
 
-def lengths(workload: Workload, thinking) -> flops.Lengths:
-    """Mean lengths of what was read and thought, padding left out."""
-    full = flops.lengths(workload.config, workload.network.config, len(workload.system))
-    said = None if full.thinking is None else float(jnp.mean(jnp.sum(thinking.mask, axis=1)))
-    read = float(jnp.mean(jnp.sum(workload.prompt.valid, axis=1)))
-    return dataclasses.replace(full, prompt=read, thinking=said)
+def measured(workload: Workload, thinking) -> ThinkingWork:
+    """The work with mean lengths of what was read and thought, padding left out."""
+    said = float(jnp.mean(jnp.sum(thinking.mask, axis=1)))
+    return workload.work.measured(float(jnp.mean(jnp.sum(workload.prompt.valid, axis=1))), said)
 
 
 def token_steps(workload: Workload, thinking) -> int:
@@ -61,22 +56,9 @@ def token_steps(workload: Workload, thinking) -> int:
     return int(jnp.max(jnp.sum(thinking_block(workload.network, thinking).valid, axis=1)))
 
 
-def decode_bytes(workload: Workload, n: flops.Lengths, steps: int) -> float:
-    """Bytes that decoding cannot help reading: the weights in each step, and the slots filled so far of every episode."""
-    model, config = workload.network.config, workload.config
-    weight = jax.tree.leaves(workload.params)[0].dtype.itemsize
-    slots = n.before_thinking + (steps - 1) / 2
-    cache = flops.cache_bytes(model, slots, jnp.dtype(workload.network.dtype).itemsize)
-    return steps * (flops.decode_weight_bytes(model, weight) + config.episodes * cache)
-
-
 def token_products(workload: Workload) -> Callable[[], list]:
     """The products with weights of one token step of all episodes, each weight an array of its own, and nothing else."""
-    flat, batch = tree.flatten(workload.params), workload.config.episodes
-    kernels = [x for path, x in flat.items() if re.fullmatch(r"layers/und/.*_proj/kernel", path)]
-    inputs = [2 if "/o_proj/" in path else 1 for path in flat if re.fullmatch(r"layers/und/.*_proj/kernel", path)]
-    matrices = [w.reshape(math.prod(w.shape[:n]), -1) for k, n in zip(kernels, inputs, strict=True) for w in k]
-    matrices.append(flat["lm_head/kernel"])
+    matrices, batch = workload.work.decoding_matrices(workload.params), workload.config.episodes
     tokens = [jnp.ones((batch, w.shape[0]), w.dtype) for w in matrices]
     product = jax.jit(lambda xs, ws: [x @ w for x, w in zip(xs, ws, strict=True)])
     return lambda: product(tokens, matrices)
@@ -97,10 +79,10 @@ def speed(workload: Workload, repeats: int) -> list[Row]:
     with Compilations() as compiled:
         seconds = alternate(functions, repeats)
     top = {name: [limit.work] if limit.run is None else limit.rates(seconds[name]) for name, limit in limits.items()}
-    n, count = lengths(workload, thinking), flops.Flops(workload.network.config)
+    work, weight = measured(workload, thinking), jax.tree.leaves(workload.params)[0].dtype.itemsize
     tokens = float(jnp.sum(thinking.mask))
     slots = float(jnp.mean(jnp.sum(context.valid, axis=1)))
-    per_step = config.episodes * count.velocity(n.latents, slots)
+    per_step = config.episodes * work.evaluation(slots)
 
     def row(name, unit, work, share_of, needed, measured):
         rates = [work / s for s in seconds[name]]
@@ -108,17 +90,17 @@ def speed(workload: Workload, repeats: int) -> list[Row]:
         return Row(name=name, value=spread(rates), unit=unit, share=spread([u / max(top[share_of]) for u in used]),
                    of=f"the {share_of} rate", measured=measured)  # fmt: skip
 
-    update = sum(flops.update(config, count, n).values())
+    update = sum(work.update().values())
     plain = lambda name, what: Row(name=name, value=spread(seconds[name]), unit="s", measured=what)
     out = [
         Row(name="matmul rate", value=spread([r / 1e9 for r in top["matmul"]]), unit="GFLOP/s", measured=matmul.what),
         Row(name="bandwidth", value=spread([r / 1e9 for r in top["bandwidth"]]), unit="GB/s", measured=bandwidth.what),
-        row("decoding", "tokens/s", tokens, "bandwidth", decode_bytes(workload, n, steps),
+        row("decoding", "tokens/s", tokens, "bandwidth", work.decoded(steps, weight),
             f"{steps} token steps of {config.episodes} episodes; weights once a step, and the cache"),
         Row(name="products in decoding", unit="of the time", measured="the same products with weights alone",
             value=spread(ratios(seconds["products"], seconds["decoding"]))),
         row("flow", "velocities/s", config.rollout.flow_steps, "matmul", config.rollout.flow_steps * per_step,
-            f"{config.rollout.flow_steps} flow steps of {config.episodes} episodes, {n.latents} latent tokens, "
+            f"{config.rollout.flow_steps} flow steps of {config.episodes} episodes, {work.latents} latent tokens, "
             f"{slots:.1f} slots; {per_step / 1e9:.3g} GFLOP each"),
         row("update", "updates/s", 1.0, "matmul", update, f"{config.episodes} episodes, {update / 1e9:.3g} GFLOP"),
         plain("prefill", f"{config.rollout.prompts_per_iteration} prompts, repeated for their groups"),

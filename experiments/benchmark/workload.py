@@ -19,6 +19,7 @@ from unigrpo_jax.learning.update import UpdateProgram, new_state
 from unigrpo_jax.models.autoencoders.pixels import PixelAutoencoder
 from unigrpo_jax.models.bagel import Bagel, BagelConfig
 from unigrpo_jax.models.bagel.pictures import see_again
+from unigrpo_jax.models.work import Work
 from unigrpo_jax.parallel import kernels
 from unigrpo_jax.parallel import mesh as meshes
 from unigrpo_jax.parallel.rules import Layout
@@ -58,6 +59,11 @@ class Workload:
     parts_of_run: Any = None
     picture: Picture | None = None
 
+    @property
+    def work(self) -> Work:
+        """What its episodes cost, with full buckets."""
+        return self.network.work(self.config, len(self.system), pictures=self.picture is not None)
+
     def pictured(self) -> "Workload":
         """The same with a picture before each prompt, as an edit has; of random pixels.  Its `parts` do not read it."""
         rollout, sizes = self.config.rollout, self.network.config
@@ -77,7 +83,7 @@ class Workload:
     @functools.cached_property
     def programs(self) -> Programs:
         """Both programs of a run."""
-        layout = Layout(meshes.make_mesh(1))
+        layout = Layout(meshes.make_mesh(1), self.network.axes)
         shapes = jax.eval_shape(lambda: self.params)
         return Programs(self.config, self.network, self.autoencoder, self.system, layout, shapes)
 
@@ -120,8 +126,9 @@ class Workload:
     def learning(self, episodes: Episodes) -> tuple:
         """What the update takes: a state of its own, and these episodes."""
         c = self.config.learning
-        _, frozen = parameters.split(self.params, parameters.groups(self.params, c))
-        own = jax.device_put(new_state(jax.tree.map(jnp.copy, self.params), c), self.programs.state_shardings)
+        _, frozen = parameters.split(self.params, parameters.groups(self.params, c, self.network.trained_by))
+        state = new_state(jax.tree.map(jnp.copy, self.params), c, self.network.trained_by)
+        own = jax.device_put(state, self.programs.state_shardings)
         count = self.config.trained_episodes
         episodes = jax.tree.map(lambda x: x[:count], episodes)
         advantages = np.resize(np.array([1.0, -1.0], np.float32), count)

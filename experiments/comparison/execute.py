@@ -76,7 +76,6 @@ class Job:
 
 def execute(job: Job) -> None:
     """Trains, judges, writes the record."""
-    from unigrpo_jax.models.folder import export_model
     from unigrpo_jax.training.loop import run
     from unigrpo_jax.training.metrics import FILE_NAME, read_metrics
     from unigrpo_jax.training.restore import restore
@@ -106,7 +105,7 @@ def execute(job: Job) -> None:
         start = folder.parent / f"model{number}"
         if number < len(job.stages) and not start.exists():
             restored = restore(str(folder), job.base)
-            export_model(restored.loaded, restored.read(), start, restored.loaded.stored_dtype)
+            restored.loaded.export(restored.read(), start, restored.loaded.stored_dtype)
     last = str(job.runs / f"{job.arm}-seed{job.seed}" / f"stage{len(job.stages)}") if job.stages else job.base.model.path
     begin = time.monotonic()
     evaluations, samples = _judged(last or "base", job)

@@ -71,21 +71,9 @@ def _fewer_at_a_time(setting: Setting, name: ProgramName, compiled: Compiled) ->
             break
     if name == UPDATE:
         if config.model.remat == "none":
-            yield "--model.remat full", min(scaled, _activations(setting))
+            yield "--model.remat full", min(scaled, setting.work.kept(setting.split))
         if config.learning.window_steps == "batched" and config.rollout.window_size > 1:
             yield "--learning.window-steps scanned", scaled * (1 - 1 / config.rollout.window_size)
-
-
-def _activations(setting: Setting) -> float:
-    """Bytes that a device's layers keep for the backward pass, beside their inputs: norms, q, k, v, mixed, MLP, weights."""
-    config, c = setting.config, setting.model.network.config
-    learning, rollout, n = config.learning, config.rollout, setting.lengths
-    rows = config.trained_episodes / learning.minibatches / learning.micro_batches / meshes.batch_size(setting.mesh)
-    latents, steps = 2 + n.latents, rollout.window_size * n.rounds
-    tokens = rows * (n.context + steps * latents)
-    itemsize = 2 if config.model.dtype == "bfloat16" else 4
-    scores = rows * steps * c.heads * latents * (latents + n.context) * 4
-    return c.layers / setting.tensor * (tokens * (6 * c.hidden_size + 3 * c.intermediate_size) * itemsize + scores)
 
 
 def _smaller_state(setting: Setting, name: ProgramName) -> Iterator[tuple[str, float]]:

@@ -7,13 +7,11 @@ import contextlib
 import dataclasses
 import functools
 import math
-import pathlib
 import re
 import time
 from typing import Any, Literal
 
 import jax
-import jax.numpy as jnp
 from jax.experimental.compilation_cache import compilation_cache
 
 from launch.planning.collectives import collectives, table
@@ -23,12 +21,12 @@ from launch.planning.targets import Target
 from unigrpo_jax.config import ConfigError, ModelConfig, RunConfig
 from unigrpo_jax.config_checks import check, check_devices
 from unigrpo_jax.models import tree
-from unigrpo_jax.models.bagel import flops
-from unigrpo_jax.models.bagel.release import AUTOENCODER, BAGEL_7B, HUB_NAME, SYSTEM_TOKENS
-from unigrpo_jax.models.folder import LoadedModel, load_model, make_network
+from unigrpo_jax.models.families import known, load_model
+from unigrpo_jax.models.loaded import Loaded
+from unigrpo_jax.models.work import Split, Work
 from unigrpo_jax.parallel import kernels
 from unigrpo_jax.parallel import mesh as meshes
-from unigrpo_jax.parallel.rules import Layout
+from unigrpo_jax.parallel.rules import RULES, Layout
 from unigrpo_jax.training.placement import device_bytes
 from unigrpo_jax.training.programs import Inputs, Programs
 
@@ -74,7 +72,7 @@ class Setting:
       target: the chips.
       mesh: the devices' arrangement.
       model: sizes; its files are read only where the config names a folder.
-      system: tokens of the system prompt's block.
+      work: what its episodes cost.
       programs: both programs.
       inputs: their inputs' shapes.
       given: what comes with the prompts.
@@ -83,17 +81,11 @@ class Setting:
     config: RunConfig
     target: Target
     mesh: jax.sharding.Mesh
-    model: LoadedModel
-    system: int
+    model: Loaded
+    work: Work
     programs: Programs
     inputs: Inputs
     given: Given
-
-    @property
-    def lengths(self) -> flops.Lengths:
-        """Of an episode."""
-        network, given = self.model.network.config, self.given
-        return flops.lengths(self.config, network, self.system, given.pictures, given.turns)
 
     @property
     def rows(self) -> int:
@@ -110,14 +102,21 @@ class Setting:
         """Parts that heads and MLPs are cut into."""
         return self.mesh.shape[meshes.TENSOR]
 
+    @property
+    def split(self) -> Split:
+        """How the work lies on the chips."""
+        batch, chips, per_chip = meshes.batch_size(self.mesh), self.target.chips, self.target.devices_per_chip
+        return Split(chips=chips, batch=batch, tensor=self.tensor, devices_per_chip=per_chip)
 
-def find_model(config: ModelConfig) -> LoadedModel:
-    """The model of a config: the release by its known sizes, anything else from its folder."""
-    if config.path != HUB_NAME:
-        return load_model(config)
-    # The release without its files: shapes are known, and whatever would read words or weights is not used.
-    network = make_network(config, BAGEL_7B)
-    return LoadedModel(pathlib.Path(HUB_NAME), config, network, AUTOENCODER, None, None, None)
+
+def find_model(config: ModelConfig) -> Loaded:
+    """The model of a config: a release by its known sizes, anything else from its folder."""
+    return known(config) or load_model(config)
+
+
+def find_work(config: RunConfig, model: Loaded, given: Given) -> Work:
+    """What the episodes of a run cost."""
+    return model.network.work(config, len(model.codec.system(config.rollout)), given.pictures, given.turns)
 
 
 def prepare(config: RunConfig, target: Target, given: Given = Given()) -> Setting:  # noqa: B008 (frozen)
@@ -139,45 +138,42 @@ def prepare(config: RunConfig, target: Target, given: Given = Given()) -> Settin
         raise ConfigError(f"{str(error).removesuffix('.')}; as settings are, {devices} devices divide as {words}.") from None
 
 
-def _prepare(config: RunConfig, target: Target, model: LoadedModel, given: Given) -> Setting:
+def _prepare(config: RunConfig, target: Target, model: Loaded, given: Given) -> Setting:
     mesh = meshes.make_mesh(0, config.mesh, target.devices)
     check_devices(config, meshes.batch_size(mesh))
-    layout = Layout(mesh)
+    layout = Layout(mesh, model.network.axes)
     model.check_image_size(config.rollout)
-    system = system_tokens(config, model)
-    attend = kernels.attend(config.model, mesh)
-    network = dataclasses.replace(model.network, hold=layout.activations, attend=attend)
-    model = dataclasses.replace(model, network=network)
-    programs = Programs(config, network, model.autoencoder, system, layout, model.abstract_params())
-    learned = model.codec is None or model.autoencoder_stored is not None
-    shapes = model.autoencoder.shapes() if learned else {}
-    inputs = programs.inputs(model.stored_params(), shapes, given.turns, given.pictures)
-    return Setting(config, target, mesh, model, len(system), programs, inputs, given)
+    model = model.placed(layout.activations, kernels.attend(config.model, mesh))
+    system = model.codec.system(config.rollout)
+    programs = Programs(config, model.network, model.autoencoder, system, layout, model.abstract_params())
+    text = model.codec.shapes(config.rollout.prompts_per_iteration, config.rollout.prompt_tokens)
+    inputs = programs.inputs(model.stored_params(), model.autoencoder.shapes(), text, given.turns, given.pictures)
+    return Setting(config, target, mesh, model, find_work(config, model, given), programs, inputs, given)
 
 
-def system_tokens(config: RunConfig, model: LoadedModel) -> tuple[int, ...]:
-    """The system prompt's block; of the release, whose tokenizer is not read, only its length is right."""
-    if model.codec is not None:
-        return model.codec.system(config.rollout)
-    return tuple(range(SYSTEM_TOKENS)) if config.rollout.thinking and config.rollout.system_prompt else ()
+def cut_sizes(model: Loaded) -> dict[str, set[int]]:
+    """{mesh axis: sizes that it must divide}: of the axes of parameters that it cuts."""
+    out: dict[str, set[int]] = {meshes.FSDP: set(), meshes.TENSOR: set()}
+    for path, x in tree.flatten(model.abstract_params()).items():
+        names = next((names for pattern, names in model.network.axes if re.fullmatch(pattern, path)), ())
+        for name, size in zip(names, x.shape, strict=False):
+            if name in RULES:
+                out[RULES[name]].add(size)
+    return out
 
 
-def factorings(config: RunConfig, devices: int, model: LoadedModel) -> list[tuple[int, int, int]]:
-    """Meshes (data, fsdp, tensor) over which the episodes, the heads and the width divide; the most fsdp first."""
-    c, out = model.network.config, []
-    vision = c.vision.hidden_size if c.vision else 0
-    for tensor in (t for t in range(1, min(devices, c.kv_heads) + 1) if devices % t == 0):
-        cut = (c.kv_heads, c.heads, c.intermediate_size, c.vocab_size)
-        if any(size % tensor for size in cut):
-            continue
+def factorings(config: RunConfig, devices: int, model: Loaded) -> list[tuple[int, int, int]]:
+    """Meshes (data, fsdp, tensor) over which the episodes and the parameters divide; the most fsdp first."""
+    cut, out = cut_sizes(model), []
+    divides = lambda axis, parts: parts == 1 or bool(cut[axis]) and not any(size % parts for size in cut[axis])
+    for tensor in (t for t in range(1, devices + 1) if devices % t == 0 and divides(meshes.TENSOR, t)):
         batch = devices // tensor
         try:
             check_devices(config, batch)
         except ConfigError:
             continue
-        for fsdp in (f for f in range(1, batch + 1) if batch % f == 0):
-            if c.hidden_size % fsdp == 0 and vision % fsdp == 0:
-                out.append((batch // fsdp, fsdp, tensor))
+        for fsdp in (f for f in range(1, batch + 1) if batch % f == 0 and divides(meshes.FSDP, f)):
+            out.append((batch // fsdp, fsdp, tensor))
     return sorted(out, key=lambda sizes: (-sizes[1], sizes[2]))
 
 
@@ -199,15 +195,14 @@ def state_bytes(setting: Setting) -> dict[str, int]:
 
 
 def slot_bytes(setting: Setting) -> int:
-    """Bytes of one episode's keys and values in one slot of its context, on one device."""
-    itemsize = jnp.dtype(setting.config.model.dtype).itemsize
-    return int(flops.cache_bytes(setting.model.network.config, 1, itemsize)) // setting.tensor
+    """Bytes of one episode's keys and values in one slot of its context, on one device; 0 where there are none."""
+    return int(setting.work.slot_bytes) // setting.tensor
 
 
 def cache_by_round(setting: Setting) -> list[dict[str, Any]]:
     """Slots that each round adds to an episode's context, by what fills them, and bytes of one device."""
     each = setting.rows * slot_bytes(setting)
-    return [{"blocks": b, "slots": sum(b.values()), "bytes": each * sum(b.values())} for b in setting.lengths.blocks()]
+    return [{"blocks": b, "slots": sum(b.values()), "bytes": each * sum(b.values())} for b in setting.work.blocks()]
 
 
 def cache_bytes(setting: Setting) -> int:

@@ -132,7 +132,7 @@ def _memory(numbers: dict[str, Any], text) -> str:
 
 def _rounds(cache: dict[str, Any], text) -> list[str]:
     """The keys and values that each of several rounds adds."""
-    if len(cache["rounds"]) < 2:
+    if len(cache["rounds"]) < 2 or not cache["slot"]:
         return []
     words = lambda blocks: text(", ".join(f"{name} {slots:.0f}" for name, slots in blocks.items()))
     rows = [[str(i), f"{r['slots']:.0f}", _gib(r["bytes"]), words(r["blocks"])] for i, r in enumerate(cache["rounds"], 1)]

@@ -13,8 +13,8 @@ from launch.planning import roofline
 from launch.planning.advice import with_section, works
 from launch.planning.compile import factorings
 from unigrpo_jax.config import MeshConfig, ModelConfig, RunConfig
-from unigrpo_jax.models.bagel.config import BagelConfig
-from unigrpo_jax.models.bagel.flops import Lengths
+from unigrpo_jax.models.loaded import Loaded
+from unigrpo_jax.models.work import Split, Work
 from unigrpo_jax.parallel.chips import Chip
 
 
@@ -84,7 +84,7 @@ def rematerialisations() -> tuple:
 
 
 def candidates(
-    known: Known, chip: Chip, chips: int, devices: int, limit: int, network: BagelConfig, n: Lengths, model
+    known: Known, chip: Chip, chips: int, devices: int, limit: int, cost: Callable[[RunConfig], Work], model: Loaded
 ) -> list[Candidate]:
     """All settings that divide, the most promising first.
 
@@ -94,17 +94,17 @@ def candidates(
       chips: how many.
       devices: JAX devices.
       limit: bytes of one device.
-      network: sizes.
-      n: an episode's lengths.
+      cost: settings to what their episodes cost.
       model: for `factorings`.
     """
     out = []
     for config, (data, fsdp, tensor) in _combinations(known.config, devices, model):
-        split = roofline.Split(chips=chips, batch=data * fsdp, tensor=tensor, devices_per_chip=devices // chips)
-        found = roofline.phases(config, network, n, split, optimizer_bytes=0.0)
-        sent = roofline.guessed_sent(config, network, n, split, fsdp)
+        split = Split(chips=chips, batch=data * fsdp, tensor=tensor, devices_per_chip=devices // chips)
+        work = cost(config)
+        sent = work.sent(split, fsdp)
+        found = roofline.phases(config, work, split, optimizer_bytes=0.0)
         found = [dataclasses.replace(phase, sent=sent[phase.name] * split.devices_per_chip) for phase in found]
-        guess = roofline.estimate(config, network, n, chip, chips, found).samples_per_chip_hour
+        guess = roofline.estimate(config, work, chip, chips, found).samples_per_chip_hour
         out.append(Candidate(config, guess, guessed_memory(known, config, (data, fsdp, tensor))))
     return sorted(out, key=lambda c: (c.memory > limit, -c.guess if c.memory <= limit else c.memory))
 
@@ -120,7 +120,7 @@ def guessed_memory(known: Known, config: RunConfig, mesh: tuple[int, int, int]) 
     return known.state * parts(known.mesh) / parts(mesh) + largest
 
 
-def _combinations(config: RunConfig, devices: int, model) -> Iterator[tuple[RunConfig, tuple[int, int, int]]]:
+def _combinations(config: RunConfig, devices: int, model: Loaded) -> Iterator[tuple[RunConfig, tuple[int, int, int]]]:
     single = with_section(with_section(config, "rollout", micro_batches=1), "learning", micro_batches=1)
     for mesh in factorings(single, devices, model):
         counts = [_counts(single, section, mesh[0] * mesh[1]) for section in ("rollout", "learning")]

@@ -1,7 +1,7 @@
 """Supervised learning from a model's own best episodes: rejection sampling, also called best-of-N (RAFT, arXiv 2304.06767).
 
-    loss = text_weight * mean_k(-log pi(y_k)) + flow_weight * mean (v_theta(x_t, t) - (noise - data))^2
-    x_t = (1 - t) data + t noise
+    loss = text_weight * mean_k(-log pi(y_k)) + flow_weight * mean (v_theta(x_t, t) - v)^2
+    x_t = alpha_t data + sigma_t noise,    v what the network predicts of it, noise - data for a rectified flow
 
 The episodes that are kept were sampled by the frozen start and are the best of their groups; those of a group whose rewards
 are all equal have no advantage and count 0.  Times are drawn uniformly from the sampler's own schedule, without its end, as
@@ -17,6 +17,7 @@ from unigrpo_jax.episode import Drawing, Episodes, Thinking
 from unigrpo_jax.learning.losses import masked_mean
 from unigrpo_jax.learning.objective import Objective
 from unigrpo_jax.learning.policy import FlowView, TextView
+from unigrpo_jax.models.paths import target
 from unigrpo_jax.rollout import randomness
 
 
@@ -39,9 +40,9 @@ class Imitation(Objective):
             rows, width = drawing.steps.shape
             keys = randomness.sample_keys(jax.random.fold_in(key, index), jnp.arange(rows))
             steps = jax.vmap(lambda k: jax.random.randint(k, (width,), 0, self.policy.flow.steps))(keys)
-            noise = randomness.normal(keys, 0, drawing.x.shape[1:])
-            t = times[steps][:, :, None, None]
-            x = (1 - t) * drawing.latent[:, None] + t * noise
+            noise = randomness.normal_like(keys, 0, drawing.x)
+            alpha, sigma = (part[:, :, None, None] for part in self.policy.flow.path.coefficients(times[steps]))
+            x = jax.tree.map(lambda data, noise: alpha * data[:, None] + sigma * noise, drawing.latent, noise)
             return drawing.replace(steps=steps.astype(jnp.int32), x=x, noise=noise)
 
         segments = (noisy(i, s) if isinstance(s, Drawing) else s for i, s in enumerate(episodes.segments))
@@ -63,8 +64,11 @@ class Imitation(Objective):
         return self.config.text_weight * loss, metrics
 
     def _flow(self, drawing: Drawing, view: FlowView, anchor, advantage_B, on_policy, moved, goals):
-        target = drawing.noise - drawing.latent[:, None]
-        error_B = jnp.mean((view.velocity - target) ** 2, axis=(1, 2, 3))
+        flow = self.policy.flow
+        t = flow.times()[drawing.steps][:, :, None, None]
+        wanted = lambda data, noise: target(flow.path, flow.prediction, data[:, None], noise, t)
+        error = lambda output, data, noise: jnp.mean((output - wanted(data, noise)) ** 2, axis=(1, 2, 3))
+        error_B = sum(jax.tree.leaves(jax.tree.map(error, view.output, drawing.latent, drawing.noise)))
         loss = jnp.mean(self._kept(jnp.where(drawing.finite, error_B, 0.0), advantage_B))
         share = jnp.mean((advantage_B > 0).astype(jnp.float32))
         return self.config.flow_weight * loss, {"flow/loss": loss, "imitation/kept_share": share}

@@ -9,6 +9,7 @@ two compilations of one network differ by rounding, which Adam, dividing by its 
 """
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import flax.struct
@@ -41,11 +42,11 @@ class FlowAnchor:
 
     Attributes:
       old: float32 [B, W, N, C], transition means at the start of the iteration; None as above.
-      reference: float32 [B, W, N, C], velocities of the frozen weights upon their own context.
+      reference: float32 [B, W, N, C], the network's outputs with frozen weights upon their own context.
     """
 
-    old: jax.Array | None
-    reference: jax.Array
+    old: Any
+    reference: Any
 
 
 def reduce_metrics(metrics: dict[str, jax.Array], axis=0) -> dict[str, jax.Array]:
@@ -97,7 +98,7 @@ class Objective:
                 out.append(TextAnchor(old=log_probs, reference=ref.log_probs if keep else None))
             else:
                 mean = segment.mean if recorded else None if old is None else old.mean
-                out.append(FlowAnchor(old=mean, reference=ref.velocity))
+                out.append(FlowAnchor(old=mean, reference=ref.output))
         return tuple(out)
 
     def __call__(self, params, episodes: Episodes, anchors, advantage_B, on_policy, moved=True) -> tuple[jax.Array, dict]:
@@ -136,11 +137,11 @@ class Objective:
         if self.config.old_log_probs == "rollout":
             return anchored
         new = jax.lax.stop_gradient(new)
-        return new if anchored is None else jnp.where(on_policy, new, anchored)
+        return new if anchored is None else jax.tree.map(lambda a, b: jnp.where(on_policy, a, b), new, anchored)
 
     def _held(self, anchored, new, moved):
         """The reference's value, or the new one's own bits where the weights are the reference's."""
-        return jnp.where(moved, anchored, jax.lax.stop_gradient(new))
+        return jax.tree.map(lambda a, b: jnp.where(moved, a, jax.lax.stop_gradient(b)), anchored, new)
 
     def _text(self, thinking: Thinking, view: TextView, anchor: TextAnchor, advantage_B, on_policy, moved, goals):
         c, mask = self.config, thinking.mask
@@ -176,10 +177,27 @@ class Objective:
         return total, metrics
 
     def _flow(self, drawing: Drawing, view: FlowView, anchor: FlowAnchor, advantage_B, on_policy, moved, goals):
-        c, rule = self.config, self.policy.flow.rule
+        c = self.config
         old = self._old(anchor.old, view.mean, on_policy)
+        held = self._held(anchor.reference, view.output, moved)
+        times = self.policy.flow.times()
+        t, t_next = times[drawing.steps], times[drawing.steps + 1]
+        kl_mean = None
+        if c.latent_kl_weight > 0:
+            mean, _ = jax.vmap(jax.vmap(self.policy.flow.transition))(drawing.x, anchor.reference, t, t_next)
+            kl_mean = self._held(mean, view.mean, moved)
+        parts = (drawing.noise, drawing.mean, old, view.mean, view.output, held, kl_mean)
+        total, metrics = jnp.zeros(()), {}
+        for name, own in by_modality(drawing.x, *parts).items():
+            value, measured = self._modality(drawing.finite, view.std, advantage_B, *own)
+            total, metrics = total + value, metrics | {f"{name}/{metric}": x for metric, x in measured.items()}
+        return total, metrics
+
+    def _modality(self, finite_B, std_BW, advantage_B, noise, sampled, old, new, output, held, kl_mean):
+        """One modality's loss and metrics, from arrays [B, W, N, C]; a log-ratio is a mean over its own numbers alone."""
+        c, rule = self.config, self.policy.flow.rule
         per_step = lambda function, *args: jax.vmap(function, in_axes=1, out_axes=1)(*args)  # over the window, [B, W]
-        known = lambda value_BW: jnp.where(drawing.finite[:, None], value_BW, 0.0)  # a blank episode adds nothing
+        known = lambda value_BW: jnp.where(finite_B[:, None], value_BW, 0.0)  # a blank episode adds nothing
 
         def transition_loss(noise, old, new, std_B):
             if c.ratio_norm:
@@ -188,45 +206,53 @@ class Objective:
                 log_ratio = losses.log_ratio(noise, old, new, std_B)
                 if isinstance(rule, CPS):
                     log_ratio = log_ratio * 2 * std_B**2  # its log-density is the bare square
-            log_ratio = jnp.where(drawing.finite, log_ratio, 0.0)
+            log_ratio = jnp.where(finite_B, log_ratio, 0.0)
             return losses.flow_loss(log_ratio, advantage_B, c.flow_clip, c.flow_clip), log_ratio
 
-        loss_BW, log_ratio = per_step(transition_loss, drawing.noise, old, view.mean, view.std)
+        loss_BW, log_ratio = per_step(transition_loss, noise, old, new, std_BW)
         loss = jnp.mean(loss_BW)
-        held = self._held(anchor.reference, view.velocity, moved)
-        mse = jnp.mean(known(per_step(losses.velocity_mse, view.velocity, held)))
+        mse = jnp.mean(known(per_step(losses.velocity_mse, output, held)))
         ratio = jnp.exp(log_ratio)
         above, below = losses.clip_fractions(log_ratio, advantage_B[:, None], c.flow_clip, c.flow_clip)
-        std = view.std[:, :, None, None]
-        square = lambda mean: known(jnp.mean((view.mean - mean) ** 2, axis=(2, 3)) / (2 * view.std**2))
-        x_next = drawing.mean + std * drawing.noise
+        square = lambda mean: known(jnp.mean((new - mean) ** 2, axis=(2, 3)) / (2 * std_BW**2))
+        x_next = sampled + std_BW[:, :, None, None] * noise
         log_prob = lambda mean: jax.vmap(jax.vmap(lambda x, m, s: rule.log_prob(x[None], m[None], s)[0]))(
-            x_next, mean, view.std
+            x_next, mean, std_BW
         )
-        gap = known(jnp.abs(log_prob(drawing.mean) - log_prob(jax.lax.stop_gradient(view.mean))))
+        gap = known(jnp.abs(log_prob(sampled) - log_prob(jax.lax.stop_gradient(new))))
         metrics = {
-            "flow/loss": loss,
-            "flow/ratio_mean": jnp.mean(ratio),
-            "flow/ratio_square": jnp.mean(jnp.expm1(log_ratio) ** 2),
-            "flow/ratio_min": jnp.min(ratio),
-            "flow/ratio_max": jnp.max(ratio),
-            "flow/clip_fraction_above": above,
-            "flow/clip_fraction_below": below,
-            "flow/log_prob_gap_mean": jnp.mean(gap),
-            "flow/log_prob_gap_max": jnp.max(gap),
-            "flow/velocity_mse": mse,
-            "flow/entropy": jnp.mean(0.5 * jnp.log(2 * jnp.pi * jnp.e * view.std**2)),
-            "flow/approx_kl": jnp.mean(square(old)),
+            "loss": loss,
+            "ratio_mean": jnp.mean(ratio),
+            "ratio_square": jnp.mean(jnp.expm1(log_ratio) ** 2),
+            "ratio_min": jnp.min(ratio),
+            "ratio_max": jnp.max(ratio),
+            "clip_fraction_above": above,
+            "clip_fraction_below": below,
+            "log_prob_gap_mean": jnp.mean(gap),
+            "log_prob_gap_max": jnp.max(gap),
+            "velocity_mse": mse,
+            "entropy": jnp.mean(0.5 * jnp.log(2 * jnp.pi * jnp.e * std_BW**2)),
+            "approx_kl": jnp.mean(square(old)),
         }
         total = c.flow_weight * loss + c.mse_weight * mse
-        if c.latent_kl_weight > 0:
-            times = self.policy.flow.times()
-            t, t_next = times[drawing.steps], times[drawing.steps + 1]
-            mean, _ = jax.vmap(jax.vmap(self.policy.flow.transition))(drawing.x, anchor.reference, t, t_next)
-            kl = jnp.mean(square(self._held(mean, view.mean, moved)))
-            metrics["flow/latent_kl"] = kl
+        if kl_mean is not None:
+            kl = jnp.mean(square(kl_mean))
+            metrics["latent_kl"] = kl
             total = total + c.latent_kl_weight * kl
         return total, metrics
+
+
+def by_modality(latent, *others) -> dict[str, tuple]:
+    """{"flow": others} of a latent that is one array; {"flow_NAME": their parts} of one with several modalities.
+
+    Args:
+      latent: a pytree of modalities.
+      others: pytrees like it, or None.
+    """
+    if isinstance(latent, Mapping):
+        pick = lambda tree, name: None if tree is None else tree[name]
+        return {f"flow_{name}": tuple(pick(tree, name) for tree in others) for name in sorted(latent)}
+    return {"flow": others}
 
 
 def _own(advantage, turn: int, segment: Thinking | Drawing):
@@ -240,8 +266,9 @@ def _own(advantage, turn: int, segment: Thinking | Drawing):
 def with_ratio_std(metrics: dict[str, jax.Array]) -> dict[str, jax.Array]:
     """Replaces the second moments, which average over pieces, by standard deviations."""
     out = dict(metrics)
-    for name, offset in (("text", 0.0), ("flow", 1.0)):  # the flow's moment is taken about 1, where the ratio lives
-        if (square := out.pop(f"{name}/ratio_square", None)) is not None:
+    for name in [key.removesuffix("/ratio_square") for key in metrics if key.endswith("/ratio_square")]:
+        square, offset = out.pop(f"{name}/ratio_square"), 0.0 if name == "text" else 1.0  # a flow's is taken about 1
+        if square is not None:
             mean = out[f"{name}/ratio_mean"] - offset
             out[f"{name}/ratio_std"] = jnp.sqrt(jnp.maximum(square - mean**2, 0.0))
     return out

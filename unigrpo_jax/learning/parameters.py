@@ -1,6 +1,7 @@
 """Which parameter is trained by what: every parameter belongs to exactly one group, by its path."""
 
 import re
+from collections.abc import Mapping
 
 import jax
 import optax
@@ -12,34 +13,27 @@ from unigrpo_jax.models.tree import flatten
 REASONING, DENOISING, FROZEN = "reasoning", "denoising", "frozen"
 GROUPS = (REASONING, DENOISING, FROZEN)
 
-# Paths of the two experts' parameters, matched whole.
-_EXPERTS = {
-    REASONING: r"layers/und/.*|norm_und/.*|embed/.*|lm_head/.*",
-    DENOISING: r"layers/gen/.*|norm_gen/.*|vae2llm/.*|llm2vae/.*|time_embedder/.*",
-}
-# Never trained: the fixed tables, and the vision encoder with its connector, through which images are read.
-_FIXED = r"latent_pos_embed|vit_pos_embed|vision/.*|connector/.*"
 
-
-def group_of(path: str, frozen: tuple[str, ...]) -> str:
+def group_of(path: str, trained_by: Mapping[str, str], frozen: tuple[str, ...]) -> str:
     """The group of one parameter.
 
     Args:
       path: its path, such as "layers/und/q_proj/kernel".
+      trained_by: {group: pattern} of the network.
       frozen: regular expressions; a path that one of them matches whole, or up to a "/", is frozen.
 
     Raises:
-      ConfigError: the path belongs to no expert or to both.
+      ConfigError: the path belongs to no group or to several.
     """
-    if re.fullmatch(_FIXED, path) or any(re.fullmatch(f"(?:{pattern})(?:/.*)?", path) for pattern in frozen):
+    if any(re.fullmatch(f"(?:{pattern})(?:/.*)?", path) for pattern in frozen):
         return FROZEN
-    experts = [name for name, pattern in _EXPERTS.items() if re.fullmatch(pattern, path)]
-    if len(experts) != 1:
-        raise ConfigError(f"parameter {path} belongs to {experts or 'no expert'}; every parameter needs exactly one.")
-    return experts[0]
+    found = [name for name, pattern in trained_by.items() if re.fullmatch(pattern, path)]
+    if len(found) != 1:
+        raise ConfigError(f"parameter {path} belongs to {found or 'no group'}; every parameter needs exactly one.")
+    return found[0]
 
 
-def groups(params: dict, config: LearningConfig) -> dict[str, str]:
+def groups(params: dict, config: LearningConfig, trained_by: Mapping[str, str]) -> dict[str, str]:
     """{path: group} of all parameters; where there are adapters, they alone are trained.
 
     Raises:
@@ -55,7 +49,7 @@ def groups(params: dict, config: LearningConfig) -> dict[str, str]:
             raise ConfigError(
                 f"learning.frozen: {pattern!r} matches no parameter; paths look like {paths[0]} or {paths[-1]}."
             )
-    labels = {path: group_of(path, config.frozen) for path in paths}
+    labels = {path: group_of(path, trained_by, config.frozen) for path in paths}
     if any(is_adapter(path) for path in paths):
         labels = {path: group if is_adapter(path) else FROZEN for path, group in labels.items()}
     if set(labels.values()) == {FROZEN}:

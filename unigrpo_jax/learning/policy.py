@@ -4,15 +4,15 @@ The context is computed once, and all window transitions of a drawing share it.
 """
 
 import dataclasses
-from typing import Literal
+from typing import Any, Literal
 
 import flax.struct
 import jax
 import jax.numpy as jnp
 
 from unigrpo_jax.episode import Drawing, Episodes, Look, Thinking
-from unigrpo_jax.models.bagel.network import Bagel
 from unigrpo_jax.models.building import context as contexts
+from unigrpo_jax.models.verbs import Painter
 from unigrpo_jax.rollout.dialogue import begin, hear, look
 from unigrpo_jax.rollout.drawing import FlowSampler
 from unigrpo_jax.rollout.thinking import TokenSampler, thinking_block
@@ -33,16 +33,16 @@ class TextView:
 
 @flax.struct.dataclass
 class FlowView:
-    """What a policy says of a drawing's window transitions.
+    """What a policy says of a drawing's window transitions; a latent is a pytree of modalities.
 
     Attributes:
-      velocity: float32 [B, W, N, C].
+      output: float32 [B, W, N, C], the network's: a velocity on a rectified flow, a noise on a diffusion.
       mean: float32 [B, W, N, C], of the transition.
       std: float32 [B, W], of the transition; does not depend on the policy.
     """
 
-    velocity: jax.Array
-    mean: jax.Array
+    output: Any
+    mean: Any
     std: jax.Array
 
 
@@ -65,7 +65,7 @@ class Policy:
         the activations of only one of them live at a time.
     """
 
-    model: Bagel
+    model: Painter
     system: tuple[int, ...] = ()
     tokens: TokenSampler
     flow: FlowSampler
@@ -74,7 +74,7 @@ class Policy:
 
     def view(self, params, episodes: Episodes) -> tuple[View | None, ...]:
         """One view per segment, under these parameters and their own context; None for what was seen or heard."""
-        dialogue = begin(self.model, params, self.system, episodes.prompt.tokens.shape[0])
+        dialogue = begin(self.model, params, self.system, jax.tree.leaves(episodes.prompt)[0].shape[0])
         if (seen := episodes.picture) is not None:
             dialogue = look(self.model, params, dialogue, seen.latent, seen.patches)
         dialogue = hear(self.model, params, dialogue, episodes.prompt)
@@ -133,17 +133,19 @@ class Policy:
         t, t_next = times[drawing.steps], times[drawing.steps + 1]
         guidance = self.flow.guidance
 
-        def at(x_BNC, t_B):
-            upon = lambda c: self.model.velocity(params, x_BNC, t_B, self.flow.grid, c)
+        def at(x, t_B):
+            upon = lambda c: self.model.predict(params, x, t_B, self.flow.grid, c)
             if guidance is None or not guidance.active:
                 return upon(context)
-            v = upon(context)
-            return jnp.where(guidance.acts(t_B)[:, None, None], guidance.apply(v, upon(without_text)), v)
+            v, without = upon(context), upon(without_text)
+            acts = guidance.acts(t_B)[:, None, None]
+            return jax.tree.map(lambda v, other: jnp.where(acts, guidance.apply(v, other), v), v, without)
 
         if self.window_steps == "batched":
-            velocity = jax.vmap(at, in_axes=1, out_axes=1)(drawing.x, t)
+            output = jax.vmap(at, in_axes=1, out_axes=1)(drawing.x, t)
         else:
             again = jax.checkpoint(at, prevent_cse=False)
-            velocity = jax.lax.map(lambda step: again(*step), (drawing.x.swapaxes(0, 1), t.T)).swapaxes(0, 1)
-        mean, std = jax.vmap(jax.vmap(self.flow.transition))(drawing.x, velocity, t, t_next)
-        return FlowView(velocity=velocity, mean=mean, std=std)
+            swapped = lambda tree: jax.tree.map(lambda x: x.swapaxes(0, 1), tree)
+            output = swapped(jax.lax.map(lambda step: again(*step), (swapped(drawing.x), t.T)))
+        mean, std = jax.vmap(jax.vmap(self.flow.transition))(drawing.x, output, t, t_next)
+        return FlowView(output=output, mean=mean, std=std)

@@ -2,6 +2,8 @@
 
     x_0 = x_t - t v_theta(x_t, t | prompt, thinking),    L_flow = -mean R(decode(x_0), prompt)
 
+(x_0 on a rectified flow; on another path whatever the network estimates of the data.)
+
 The states x_t are those of the rollout's window, and no gradient goes through how they were reached.  The thinking is
 trained by its clipped ratio, as in UniGRPO, and the velocity MSE is the same leash.
 """
@@ -17,6 +19,7 @@ from unigrpo_jax.episode import Drawing, Episodes
 from unigrpo_jax.learning import losses
 from unigrpo_jax.learning.objective import FlowAnchor, Objective
 from unigrpo_jax.learning.policy import FlowView
+from unigrpo_jax.models.paths import estimates
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -36,12 +39,13 @@ class RewardGradient(Objective):
         return jnp.any(advantage_B != 0) | jnp.any(episodes.drawing.finite)
 
     def _flow(self, drawing: Drawing, view: FlowView, anchor: FlowAnchor, advantage_B, on_policy, moved, goals):
-        c, t = self.config, self.policy.flow.times()[drawing.steps][:, :, None, None]
-        clean = drawing.x - t * view.velocity
+        c, flow = self.config, self.policy.flow
+        t = flow.times()[drawing.steps][:, :, None, None]
+        clean = estimates(flow.path, flow.prediction, drawing.x, view.output, t).data
         judge = lambda tokens_BNC: self.score(goals, jnp.clip(self.decode(tokens_BNC) * 0.5 + 0.5, 0.0, 1.0))
         reward_BW = jax.vmap(judge, in_axes=1, out_axes=1)(clean)
         known = lambda value_BW: jnp.where(drawing.finite[:, None], value_BW, 0.0)
         reward = jnp.mean(known(reward_BW))
-        held = self._held(anchor.reference, view.velocity, moved)
-        mse = jnp.mean(known(jax.vmap(losses.velocity_mse, in_axes=1, out_axes=1)(view.velocity, held)))
+        held = self._held(anchor.reference, view.output, moved)
+        mse = jnp.mean(known(jax.vmap(losses.velocity_mse, in_axes=1, out_axes=1)(view.output, held)))
         return c.mse_weight * mse - c.flow_weight * reward, {"flow/reward": reward, "flow/velocity_mse": mse}

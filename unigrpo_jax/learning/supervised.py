@@ -15,9 +15,9 @@ import jax
 import jax.numpy as jnp
 
 from unigrpo_jax.episode import Look, Thinking, TokenBlock
-from unigrpo_jax.models.bagel.network import Bagel
 from unigrpo_jax.models.building import context as contexts
 from unigrpo_jax.models.building.context import Context
+from unigrpo_jax.models.verbs import Thinker
 from unigrpo_jax.rollout.dialogue import read_image
 from unigrpo_jax.rollout.thinking import thinking_block
 
@@ -53,7 +53,7 @@ class SupervisedObjective:
       noise_draws: noisy versions of each image; they share one context.
     """
 
-    model: Bagel
+    model: Thinker
     grid: tuple[int, int]
     timestep_shift: float
     text_dropout: float
@@ -94,7 +94,7 @@ class SupervisedObjective:
         t = self.timestep_shift * s / (1 + (self.timestep_shift - 1) * s)
         noise = jax.random.normal(key_noise, (self.noise_draws, *one.data.shape))
         x = (1 - t[:, :, None, None]) * one.data[None] + t[:, :, None, None] * noise
-        velocity = jax.vmap(lambda x, t: self.model.velocity(params, x, t, self.grid, context))(x, t)
+        velocity = jax.vmap(lambda x, t: self.model.predict(params, x, t, self.grid, context))(x, t)
         error = (velocity - (noise - one.data[None])) ** 2
         if one.drawn is None:
             mse = jnp.mean(error)

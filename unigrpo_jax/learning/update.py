@@ -6,6 +6,7 @@ episodes.
 """
 
 import dataclasses
+from collections.abc import Mapping
 
 import flax.struct
 import jax
@@ -17,6 +18,7 @@ from unigrpo_jax.episode import Episodes
 from unigrpo_jax.learning import parameters
 from unigrpo_jax.learning.objective import Objective, reduce_metrics, with_ratio_std
 from unigrpo_jax.models import tree
+from unigrpo_jax.models.building.lora import is_second
 
 
 @flax.struct.dataclass
@@ -46,9 +48,9 @@ class TrainState:
         return tree.unflatten(frozen | (self.trained if self.ema is None else self.ema))
 
 
-def new_state(params: dict, config: LearningConfig) -> TrainState:
+def new_state(params: dict, config: LearningConfig, trained_by: Mapping[str, str]) -> TrainState:
     """The state before the first update; the trained parameters are the given arrays themselves."""
-    labels = parameters.groups(params, config)
+    labels = parameters.groups(params, config, trained_by)
     trained, _ = parameters.split(params, labels)
     ema = jax.tree.map(jnp.copy, trained) if config.ema_decay else None
     opt_state = parameters.optimizer(config, labels).init(trained)
@@ -100,7 +102,7 @@ class UpdateProgram:
         if c.reference == "host":
             reference = jax.device_put(reference, jax.memory.Space.Device)
         start = state.params(frozen)
-        labels = parameters.groups(start, c)
+        labels = parameters.groups(start, c, self.objective.policy.model.trained_by)
         transform = parameters.optimizer(c, labels)
         trained, signal = state.trained, self.objective.signal(episodes, advantage_B)
         whole = lambda flat: tree.unflatten(frozen | flat)
@@ -163,7 +165,7 @@ def differs(trained: dict[str, jax.Array], reference: dict) -> jax.Array:
     """
     kept = tree.flatten(reference)
     other = [jnp.any(x.astype(kept[path].dtype) != kept[path]) for path, x in trained.items() if path in kept]
-    adapted = [jnp.any(x != 0) for path, x in trained.items() if path not in kept and path.endswith("/lora_b")]
+    adapted = [jnp.any(x != 0) for path, x in trained.items() if path not in kept and is_second(path)]
     return jnp.any(jnp.stack([*other, *adapted])) if other or adapted else jnp.bool_(True)
 
 

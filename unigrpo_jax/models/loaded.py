@@ -14,7 +14,13 @@ Place = Callable[[str, tuple[int, ...]], jax.sharding.Sharding]
 
 
 class Codec(Protocol):
-    """Between words and what a network reads."""
+    """Between words and what a network reads.
+
+    Attributes:
+      guided: whether its texts come with what guidance compares them with.
+    """
+
+    guided: bool
 
     def system(self, rollout: RolloutConfig) -> tuple[int, ...]:
         """Tokens of the block that is read before the prompt; () where there is none."""
@@ -71,7 +77,7 @@ class Loaded(Protocol):
       config: the settings that it was read with.
       network: the network's verbs.
       autoencoder: between images and latents.
-      codec: between words and what the network reads; None where only sizes are known.
+      codec: between words and what the network reads; where only sizes are known, of texts it knows the shapes alone.
       unknown_settings: what its config files hold that nothing here knows, a phrase a file.
       unread_files: names of weights beside those that are read.
       stored_dtype: of its matrices, such as "bfloat16".
@@ -82,7 +88,7 @@ class Loaded(Protocol):
     config: ModelConfig
     network: Painter
     autoencoder: Autoencoder
-    codec: Codec | None
+    codec: Codec
     unknown_settings: tuple[str, ...]
     unread_files: tuple[str, ...]
     stored_dtype: str

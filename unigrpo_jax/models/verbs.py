@@ -10,8 +10,10 @@ from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 import jax
+import numpy as np
 
 from unigrpo_jax.config import LoraConfig
+from unigrpo_jax.episode import Picture
 from unigrpo_jax.models.paths import Path, Prediction
 
 Params = Mapping[str, Any]
@@ -36,7 +38,11 @@ class Painter(Protocol):
       attend: the attention, with the signature of `building.attention.xla`.
       axes: (pattern, names): which axis of which parameter is what, for `parallel.rules`; the first pattern that matches a
         path whole counts.
-      trained_by: {group: pattern}: which parameter is trained at which rate; no pattern matches what never is.
+      thinks: whether it is a thinker.
+      trained_by: {group: pattern}: which parameter is trained at which rate, "reasoning" or "denoising", and which is
+        "frozen", never trained; each parameter's path matches exactly one of them whole.
+      guidance_renorm: what holds a guided output's norm to the conditional one's where a run does not say, as
+        `building.guidance.Guidance.renorm`.
       float32_paths: pattern of the parameters that stay float32 whatever `dtype` is.
     """
 
@@ -46,7 +52,9 @@ class Painter(Protocol):
     hold: Callable[[jax.Array], jax.Array] | None
     attend: Callable[..., jax.Array]
     axes: tuple[tuple[str, tuple[str | None, ...]], ...]
+    thinks: bool
     trained_by: Mapping[str, str]
+    guidance_renorm: str
     float32_paths: str
 
     def init(self, key: jax.Array) -> Params:
@@ -60,6 +68,12 @@ class Painter(Protocol):
 
     def unread(self, params: Params, text, condition: Condition) -> Condition:
         """What guidance compares `read` with: the condition without this text."""
+
+    def times(self, steps: int, shift: float, grid: tuple[int, int]) -> np.ndarray:
+        """A sampler's times from the noise to the data, float32 [steps + 1]; a `shift` of 0 is the family's own.
+
+        ValueError, in one sentence, where there is no such schedule.
+        """
 
     def predict(self, params: Params, x: Latent, t_B: jax.Array, grid: tuple[int, int], condition: Condition) -> Latent:
         """The network's output, float32 like x, of a latent at time t upon a condition, which stays as it is."""
@@ -100,6 +114,12 @@ class Thinker(Painter, Protocol):
 
     def text_logits(self, params: Params, hidden) -> jax.Array:
         """Hidden [..., D] to float32 logits [..., V]."""
+
+    def see_again(self, image_BHWC) -> tuple[jax.Array, jax.Array | None]:
+        """A drawn image, uint8, as it looks at it: pixels in [-1, 1], and patches where it has an encoder."""
+
+    def look_at(self, image) -> Picture:
+        """What it looks at, of one Pillow RGB image, resized as it takes it; a batch of one."""
 
     def see_latents(self, params: Params, x_BNC, grid: tuple[int, int], context):
         """The block of an image's clean latent tokens."""

@@ -1,4 +1,4 @@
-"""Where every array lies: names for the axes of parameters and activations, and one table from names to mesh axes.
+"""Where every array lies: one table from names of axes to mesh axes; a network names the axes of its parameters.
 
 `fsdp` cuts the width of the residual stream out of every matrix: a layer's weights are gathered when it runs, and
 gradients and optimizer state stay cut.  `tensor` cuts heads, MLPs and vocabulary: each device computes its part.
@@ -13,6 +13,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from unigrpo_jax.config import ConfigError
 from unigrpo_jax.models.building.context import Context
+from unigrpo_jax.models.verbs import Condition
 from unigrpo_jax.parallel.mesh import BATCH, FSDP, TENSOR, batch_size
 
 RULES = {
@@ -23,42 +24,6 @@ RULES = {
     "kv_heads": TENSOR,
     "mlp": TENSOR,
 }
-# (paths, names of the axes); the first that matches whole counts.  None is never cut.
-PARAMETERS = (
-    (r"embed/embedding", ("vocab", "embed")),
-    (r"lm_head/kernel", ("embed", "vocab")),
-    (r"layers/.*/q_proj/kernel", (None, "embed", "heads", None)),
-    (r"layers/.*/[kv]_proj/kernel", (None, "embed", "kv_heads", None)),
-    (r"layers/.*/q_proj/bias", (None, "heads", None)),
-    (r"layers/.*/[kv]_proj/bias", (None, "kv_heads", None)),
-    (r"layers/.*/o_proj/kernel", (None, "heads", None, "embed")),
-    (r"layers/.*/(gate|up)_proj/kernel", (None, "embed", "mlp")),
-    (r"layers/.*/down_proj/kernel", (None, "mlp", "embed")),
-    (r"layers/.*/(q|k|v|gate|up)_proj/lora_a", (None, "embed", None)),
-    (r"layers/.*/o_proj/lora_a", (None, "heads", None, None)),
-    (r"layers/.*/down_proj/lora_a", (None, "mlp", None)),
-    (r"layers/.*/q_proj/lora_b", (None, None, "heads", None)),
-    (r"layers/.*/[kv]_proj/lora_b", (None, None, "kv_heads", None)),
-    (r"layers/.*/(gate|up)_proj/lora_b", (None, None, "mlp")),
-    (r"layers/.*/(o|down)_proj/lora_b", (None, None, "embed")),
-    (r"layers/.*/[qk]_norm/scale", (None, None)),
-    (r"layers/.*_norm/scale", (None, "embed")),
-    (r"norm_(und|gen)/scale", ("embed",)),
-    (r"time_embedder/fc1/kernel|vae2llm/kernel|connector/fc1/kernel", (None, "embed")),
-    (r"time_embedder/fc2/kernel|llm2vae/kernel|connector/fc2/kernel", ("embed", None)),
-    (r"(time_embedder|connector)/fc[12]/bias|vae2llm/bias", ("embed",)),
-    (r"llm2vae/bias", (None,)),
-    (r"(latent|vit)_pos_embed", (None, "embed")),
-    (r"vision/patch_embed/kernel|vision/position_embedding", (None, "vision")),
-    (r"vision/layers/(q|k|v)_proj/kernel", (None, "vision", None, None)),
-    (r"vision/layers/out_proj/kernel", (None, None, None, "vision")),
-    (r"vision/layers/fc1/kernel", (None, "vision", None)),
-    (r"vision/layers/fc2/kernel", (None, None, "vision")),
-    (r"vision/layers/[qkv]_proj/bias", (None, None, None)),
-    (r"vision/layers/.*/(bias|scale)", (None, None)),
-    (r"vision/(patch_embed|post_norm)/(bias|scale)", (None,)),
-)
-
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
@@ -66,9 +31,11 @@ class Layout:
 
     Attributes:
       mesh: the devices.
+      axes: (pattern, names of the axes) of the network's parameters, as `verbs.Painter.axes`.
     """
 
     mesh: Mesh
+    axes: tuple[tuple[str, tuple[str | None, ...]], ...] = ()
 
     def parameter(self, path: str, shape: tuple[int, ...]) -> NamedSharding:
         """Where a parameter lies between two programs.
@@ -76,14 +43,14 @@ class Layout:
         Raises:
           ConfigError: no rule knows the path, two axes would lie on one mesh axis, or an axis does not divide.
         """
-        names = next((names for pattern, names in PARAMETERS if re.fullmatch(pattern, path)), None)
+        names = next((names for pattern, names in self.axes if re.fullmatch(pattern, path)), None)
         if names is None or len(names) != len(shape):
-            raise ConfigError(f"no rule says where parameter {path} of shape {list(shape)} lies; add one to parallel.rules.")
+            raise ConfigError(f"no rule says where parameter {path} of shape {list(shape)} lies; add one to the family.")
         axes = [RULES.get(name) for name in names]
         axes = [axis if axis and self.mesh.shape[axis] > 1 else None for axis in axes]
         used = [axis for axis in axes if axis]
         if len(set(used)) < len(used):
-            raise ConfigError(f"parameter {path} has two axes on one mesh axis: {names} on {axes}; change parallel.rules.")
+            raise ConfigError(f"parameter {path} has two axes on one mesh axis: {names} on {axes}; change the family's.")
         for name, axis, size in zip(names, axes, shape, strict=True):
             if axis and size % self.mesh.shape[axis]:
                 count = self.mesh.shape[axis]
@@ -100,11 +67,13 @@ class Layout:
         whole = PartitionSpec(*(None if axis == FSDP else axis for axis in cut))
         return jax.lax.with_sharding_constraint(x, NamedSharding(self.mesh, whole))
 
-    def context(self) -> Context:
-        """Where a context of episodes lies: episodes spread, heads of keys and values along `tensor`."""
-        kv = NamedSharding(self.mesh, PartitionSpec(None, BATCH, TENSOR, None, None))
-        rows = NamedSharding(self.mesh, PartitionSpec(BATCH))
-        return Context(keys=kv, values=kv, valid=rows, rope=rows)
+    def condition(self, condition: Condition) -> Condition:
+        """Lays a condition of episodes out: episodes spread, heads of keys and values along `tensor`."""
+        place = rows = NamedSharding(self.mesh, PartitionSpec(BATCH))
+        if isinstance(condition, Context):
+            kv = NamedSharding(self.mesh, PartitionSpec(None, BATCH, TENSOR, None, None))
+            place = Context(keys=kv, values=kv, valid=rows, rope=rows)
+        return jax.lax.with_sharding_constraint(condition, place)
 
     def activations(self, x: jax.Array) -> jax.Array:
         """Holds the residual stream [B, ...] to its episodes, so that weights come to it and not it to weights.
@@ -124,7 +93,7 @@ class Layout:
         def of(keys, leaf):
             last = keys[-1] if keys else None
             path = getattr(last, "key", None)
-            if isinstance(path, str) and any(re.fullmatch(pattern, path) for pattern, _ in PARAMETERS) and leaf.ndim:
+            if isinstance(path, str) and any(re.fullmatch(pattern, path) for pattern, _ in self.axes) and leaf.ndim:
                 return self.parameter(path, leaf.shape)
             return NamedSharding(self.mesh, PartitionSpec())
 

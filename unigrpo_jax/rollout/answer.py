@@ -3,15 +3,15 @@
 import jax
 import numpy as np
 
-from unigrpo_jax.models.bagel import Bagel
-from unigrpo_jax.models.bagel.text import TextCodec
+from unigrpo_jax.models.loaded import Codec
+from unigrpo_jax.models.verbs import Thinker
 from unigrpo_jax.rollout import dialogue as dialogues
 from unigrpo_jax.rollout import randomness
 from unigrpo_jax.rollout.thinking import TokenSampler, think
 
 
 def answer(
-    model: Bagel, params, codec: TextCodec, patches, question: str, system: str, length: int, temperature: float, seed: int
+    model: Thinker, params, codec: Codec, patches, question: str, system: str, length: int, temperature: float, seed: int
 ) -> str:
     """The model's words.
 

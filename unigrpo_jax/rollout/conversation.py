@@ -10,6 +10,7 @@ its valid slots alone, in a cache of a power of two of slots.  Nothing in front 
 
 import dataclasses
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -17,10 +18,9 @@ import numpy as np
 
 from unigrpo_jax.config import ConfigError, require
 from unigrpo_jax.episode import Picture
-from unigrpo_jax.models.bagel.pictures import see_again
-from unigrpo_jax.models.bagel.text import TextCodec
 from unigrpo_jax.models.building import context as contexts
 from unigrpo_jax.models.building.context import Context
+from unigrpo_jax.models.loaded import Codec
 from unigrpo_jax.rollout import randomness
 from unigrpo_jax.rollout.dialogue import Dialogue, begin, hear
 from unigrpo_jax.rollout.not_finite import finite_rows
@@ -110,7 +110,7 @@ class Conversation:
       standing: where it stands.
     """
 
-    def __init__(self, program: RolloutProgram, params, autoencoder_params, codec: TextCodec, *, seed: int, slots: int,
+    def __init__(self, program: RolloutProgram, params, autoencoder_params, codec: Codec, *, seed: int, slots: int,
                  text_tokens: int):  # fmt: skip
         """Reads the system prompt.
 
@@ -227,27 +227,27 @@ class Conversation:
 
 def block_slots(program: RolloutProgram, size: tuple[int, int], patches) -> int:
     """Slots of a picture of `size`, (height, width): its latents, and its patches where there are any."""
-    config = program.model.config
-    rows, columns = config.grid(*size)
+    rows, columns = program.model.grid(*size)
     return rows * columns + 2 + (0 if patches is None else patches.shape[1] * patches.shape[2] + 2)
 
 
 def image_slots(program: RolloutProgram, size: tuple[int, int]) -> int:
     """Slots of a drawn image of `size`, (height, width), once it is looked at."""
-    _, patches = jax.eval_shape(lambda x: see_again(x, program.model.config), jax.ShapeDtypeStruct((1, *size, 3), jnp.uint8))
+    _, patches = jax.eval_shape(program.model.see_again, jax.ShapeDtypeStruct((1, *size, 3), jnp.uint8))
     return block_slots(program, size, patches)
 
 
 def round_slots(program: RolloutProgram, text: int = LEAST_TEXT) -> int:
     """Most slots that a round adds after a text of `text` tokens, its image looked at in the next one."""
-    side, grid = program.model.config.token_pixels, program.flow.grid
-    return text + program.thinking_slots + image_slots(program, (grid[0] * side, grid[1] * side))
+    latent = jax.eval_shape(lambda x: program.model.to_latent(x, program.flow.grid), program.latent(1))
+    side = program.autoencoder.downsample
+    return text + program.thinking_slots + image_slots(program, (latent.shape[1] * side, latent.shape[2] * side))
 
 
 def slot_bytes(program: RolloutProgram) -> int:
     """Bytes of one slot: a key and a value in every layer."""
-    config = program.model.config
-    return 2 * config.layers * config.kv_heads * config.head_dim * jnp.dtype(program.model.dtype).itemsize
+    empty = jax.eval_shape(lambda: contexts.reserve(program.model.empty(1), 1))
+    return sum(math.prod(x.shape) * x.dtype.itemsize for x in (empty.keys, empty.values))
 
 
 def rounds_that_fit(program: RolloutProgram, slots: int) -> int:
@@ -264,4 +264,4 @@ def _power(count: int, least: int) -> int:
 
 @functools.partial(jax.jit, static_argnums=0)
 def _again(program: RolloutProgram, image_BHWC):
-    return see_again(image_BHWC, program.model.config)
+    return program.model.see_again(image_BHWC)

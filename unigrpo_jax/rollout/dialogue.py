@@ -10,15 +10,14 @@ A block is read upon each version that it belongs to; where two versions are sti
 import flax.struct
 import jax.numpy as jnp
 
-from unigrpo_jax.episode import TokenBlock
-from unigrpo_jax.models.bagel.network import Bagel
 from unigrpo_jax.models.building import context as contexts
 from unigrpo_jax.models.building.context import Context
+from unigrpo_jax.models.verbs import Condition, Painter, Thinker
 
 
 @flax.struct.dataclass
 class Dialogue:
-    """Three contexts of B samples.
+    """Three conditions of B samples.
 
     Attributes:
       full: what thinking and drawing are conditioned on.
@@ -26,45 +25,40 @@ class Dialogue:
       without_images: for image guidance.
     """
 
-    full: Context
-    without_text: Context
-    without_images: Context
+    full: Condition
+    without_text: Condition
+    without_images: Condition
 
     def repeat(self, times: int) -> "Dialogue":
         """Every sample `times` times in a row."""
-        return Dialogue(*(contexts.repeat(c, times) for c in (self.full, self.without_text, self.without_images)))
+        return Dialogue(*(c.repeat(times) for c in (self.full, self.without_text, self.without_images)))
 
 
-def begin(model: Bagel, params, system: tuple[int, ...], batch: int) -> Dialogue:
+def begin(model: Painter | Thinker, params, system: tuple[int, ...], batch: int) -> Dialogue:
     """A dialogue of `batch` samples that has read the system prompt's block of tokens, or nothing where it is empty."""
     context = model.empty(batch)
     if system:
         tokens = jnp.array([system], jnp.int32)
         _, block = model.prefill(params, tokens, jnp.ones(tokens.shape, bool), model.empty(1))
-        context = contexts.repeat(block, batch)
+        context = block.repeat(batch)
     return Dialogue(full=context, without_text=context, without_images=context)
 
 
-def hear(model: Bagel, params, dialogue: Dialogue, block: TokenBlock) -> Dialogue:
-    """Reads a text block [B, L]."""
-
-    def read(context):
-        return contexts.extend(context, model.prefill(params, block.tokens, block.valid, context)[1])
-
-    full = read(dialogue.full)
+def hear(model: Painter, params, dialogue: Dialogue, text) -> Dialogue:
+    """Reads the texts of B samples."""
+    read = lambda condition: model.read(params, text, condition)
+    full, without = read(dialogue.full), model.unread(params, text, dialogue.full)
     same = dialogue.without_images is dialogue.full
-    return Dialogue(
-        full=full, without_text=dialogue.full, without_images=full if same else read(dialogue.without_images)
-    )
+    return Dialogue(full=full, without_text=without, without_images=full if same else read(dialogue.without_images))
 
 
-def look(model: Bagel, params, dialogue: Dialogue, latent=None, patches=None) -> Dialogue:
+def look(model: Thinker, params, dialogue: Dialogue, latent=None, patches=None) -> Dialogue:
     """Reads an image, as `read_image` does."""
     full = read_image(model, params, dialogue.full, latent, patches)
     return dialogue.replace(full=full, without_text=full)
 
 
-def read_image(model: Bagel, params, context: Context, latent=None, patches=None) -> Context:
+def read_image(model: Thinker, params, context: Context, latent=None, patches=None) -> Context:
     """The context after an image: its clean latents, then its patches, each where given.
 
     Args:

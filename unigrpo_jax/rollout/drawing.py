@@ -4,17 +4,17 @@ Only what the update needs is kept: the states, noises and means of the window's
 """
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from unigrpo_jax.episode import Drawing
 from unigrpo_jax.models.autoencoders.pixels import to_uint8
-from unigrpo_jax.models.bagel.network import Bagel
 from unigrpo_jax.models.building.guidance import Guidance
-from unigrpo_jax.models.building.patches import unpatchify
 from unigrpo_jax.models.paths import RECTIFIED, Path, Prediction
-from unigrpo_jax.models.schedule import timesteps
+from unigrpo_jax.models.verbs import Painter
 from unigrpo_jax.rollout import randomness
 from unigrpo_jax.rollout.not_finite import finite_rows
 from unigrpo_jax.rollout.step_rules import ODE, StepRule
@@ -26,89 +26,98 @@ DECODED_PIXELS = 512 * 512
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class FlowSampler:
-    """A path, a schedule on it, and a step rule.
+    """A path, a schedule on it, and a step rule; latents are pytrees of modalities.
 
     Attributes:
-      steps: transitions T.
-      shift: timestep shift of the schedule.
+      schedule: T + 1 times, from the noise to the data.
       rule: the transition inside the window; outside it is the rule without noise.
       grid: latent tokens (rows, columns).
       guidance: None for none, as in UniGRPO, where an episode stays linear.
       path: where the latents lie.
       prediction: what the network predicts.
+      everywhere: whether the transitions outside the window are the rule's, too, with noise.
     """
 
-    steps: int
-    shift: float
+    schedule: tuple[float, ...]
     rule: StepRule
     grid: tuple[int, int]
     guidance: Guidance | None = None
     path: Path = RECTIFIED
     prediction: Prediction = "velocity"
+    everywhere: bool = False
 
-    def transition(self, x_BNC, output_BNC, t, t_next) -> tuple[jax.Array, jax.Array]:
-        """Mean [B, N, C] and standard deviation [] of the next latent inside the window; `StepRule.transition`."""
-        return self.rule.transition(x_BNC, output_BNC, t, t_next, self.times()[1], self.path, self.prediction)
+    @property
+    def steps(self) -> int:
+        """Transitions T."""
+        return len(self.schedule) - 1
 
-    def noiseless(self, x_BNC, output_BNC, t, t_next) -> jax.Array:
-        """The next latent [B, N, C] outside the window."""
-        return ODE().transition(x_BNC, output_BNC, t, t_next, t, self.path, self.prediction)[0]
+    def transition(self, x, output, t, t_next) -> tuple[Any, jax.Array]:
+        """Mean, like x, and standard deviation [] of the next latent inside the window; `StepRule.transition`."""
+        second = self.times()[1]
+        of = lambda x, output: self.rule.transition(x, output, t, t_next, second, self.path, self.prediction)
+        found = jax.tree.map(of, x, output)
+        mean = jax.tree.map(lambda x, both: both[0], x, found)
+        return mean, jax.tree.leaves(found)[-1]  # the same for each modality
+
+    def noiseless(self, x, output, t, t_next) -> Any:
+        """The next latent, like x, outside the window."""
+        rule = lambda x, output: ODE().transition(x, output, t, t_next, t, self.path, self.prediction)[0]
+        return jax.tree.map(rule, x, output)
 
     def times(self) -> jax.Array:
         """The schedule, float32 [T + 1]."""
-        return jnp.asarray(timesteps(self.steps, self.shift))
+        return jnp.asarray(np.asarray(self.schedule, np.float32))
 
 
-def denoise(model: Bagel, params, context, x_BNC, noise_keys_B, window_W, sampler: FlowSampler, others=None):
-    """Samples latent tokens upon a context.
+def denoise(model: Painter, params, condition, x, noise_keys_B, window_W, sampler: FlowSampler, others=None):
+    """Samples a latent upon a condition.
 
     Args:
       model: the network.
       params: its parameters.
-      context: prompt and thinking of B samples.
-      x_BNC: the noise at t = 1.
+      condition: prompt and thinking of B samples.
+      x: the noise at t = 1, a pytree of modalities [B, N, C].
       noise_keys_B: keys of the transitions' noise; None with an empty window.
       window_W: int32 [W] increasing indices of the stochastic transitions; W may be 0, which is the pure ODE.
       sampler: schedule and step rule.
-      others: what guidance compares the context with: the context without the last text and the thinking, and the one
+      others: what guidance compares the condition with: the one without the last text and the thinking, and the one
         without images and the thinking; None without guidance.
 
     Returns:
-      The latent tokens [B, N, C] at t = 0, and the window's states, noises and means, [B, W, N, C] each.
+      The latent at t = 0, like x, and the window's states, noises and means, like x with [B, W, N, C].
     """
-    batch, *shape = x_BNC.shape
-    width = window_W.shape[0]
+    batch, width = jax.tree.leaves(x)[0].shape[0], window_W.shape[0]
     times = sampler.times()
     guidance = sampler.guidance if sampler.guidance is not None and sampler.guidance.active else None
 
-    def velocity(x, t):
-        upon = lambda c: model.velocity(params, x, jnp.full(batch, t), sampler.grid, c)
-        v = upon(context)
+    def predict(x, t):
+        upon = lambda c: model.predict(params, x, jnp.full(batch, t), sampler.grid, c)
+        v = upon(condition)
         if guidance is None:
             return v
-        guided = lambda: guidance.apply(v, *(upon(c) for c in others[: 1 + guidance.with_image]))
+        guided = lambda: jax.tree.map(guidance.apply, v, *(upon(c) for c in others[: 1 + guidance.with_image]))
         return jax.lax.cond(guidance.acts(t), guided, lambda: v)
 
     def transition(carry, step):
         x, kept = carry
         t, t_next = times[step], times[step + 1]
-        v = velocity(x, t)
+        v = predict(x, t)
         mean = sampler.noiseless(x, v, t, t_next)
         if not width:
             return (mean, kept), None
-        inside = jnp.any(step == window_W)
+        inside = True if sampler.everywhere else jnp.any(step == window_W)
         mean_in, std = sampler.transition(x, v, t, t_next)
-        mean = jnp.where(inside, mean_in, mean)
-        noise = randomness.normal(noise_keys_B, step, tuple(shape))
-        x_next = mean + jnp.where(inside, std, 0.0) * noise
+        mean = jax.tree.map(lambda a, b: jnp.where(inside, a, b), mean_in, mean)
+        noise = randomness.normal_like(noise_keys_B, step, x)
+        x_next = jax.tree.map(lambda m, e: m + jnp.where(inside, std, 0.0) * e, mean, noise)
         # Slot of this transition: the first window index that is not behind it.  What lands in a slot too early is
         # overwritten when the slot's own transition comes; behind the last slot nothing is kept.
         slot = jnp.sum(window_W < step)
-        kept = tuple(a.at[:, slot].set(b, mode="drop") for a, b in zip(kept, (x, noise, mean), strict=True))
+        kept = jax.tree.map(lambda a, b: a.at[:, slot].set(b, mode="drop"), kept, (x, noise, mean))
         return (x_next, kept), None
 
-    kept = (jnp.zeros((batch, width, *shape), jnp.float32),) * 3
-    (x, kept), _ = jax.lax.scan(transition, (x_BNC, kept), jnp.arange(sampler.steps))
+    kept = (jax.tree.map(lambda x: jnp.zeros((batch, width, *x.shape[1:]), jnp.float32), x),) * 3
+    (x, kept), _ = jax.lax.scan(transition, (x, kept), jnp.arange(sampler.steps))
     return x, kept
 
 
@@ -132,18 +141,19 @@ def in_turn(function, x_B, parts: int, together: int = 1):
 
 
 def draw(
-    model: Bagel, params, context, x_BNC, noise_keys_B, window_W, sampler: FlowSampler, decode, others=None, parts=0
+    model: Painter, params, condition, x, noise_keys_B, window_W, sampler: FlowSampler, decode, others=None, parts=0
 ) -> Drawing:
-    """Samples an image upon a context: `denoise`, and `decode`.
+    """Samples an image upon a condition: `denoise`, and `decode`.
 
     `decode` makes latents [B, rows, columns, channels] into images [B, height, width, 3] in [-1, 1]; `parts` is that of
     `in_turn`.
     """
     hold = model.hold or (lambda x: x)  # else a partitioner may put several devices' images on one of them
     with jax.named_scope("drawing"):
-        tokens, (x, noise, mean) = denoise(model, params, context, hold(x_BNC), noise_keys_B, window_W, sampler, others)
+        start = jax.tree.map(hold, x)
+        tokens, kept = denoise(model, params, condition, start, noise_keys_B, window_W, sampler, others)
     with jax.named_scope("images"):
-        latent = unpatchify(tokens, sampler.grid, model.config.latent_patch)
+        latent = model.to_latent(tokens, sampler.grid)
         _, height, width, _ = jax.eval_shape(decode, latent[:1]).shape
 
         def picture(latent):
@@ -151,6 +161,8 @@ def draw(
             return to_uint8(image), finite_rows(image)
 
         image, finite = in_turn(picture, latent, parts, DECODED_PIXELS // (height * width))
-    steps = jnp.broadcast_to(window_W, x.shape[:2])
-    finite = finite & finite_rows(tokens) & finite_rows(x) & finite_rows(mean)
-    return Drawing(steps=steps, x=x, noise=noise, mean=mean, latent=tokens, image=image, finite=finite)
+    x, noise, mean = kept
+    steps = jnp.broadcast_to(window_W, jax.tree.leaves(x)[0].shape[:2])
+    for array in jax.tree.leaves((tokens, x, mean)):
+        finite = finite & finite_rows(array)
+    return Drawing(steps=steps, x=x, noise=noise, mean=mean, latent=tokens, media={"image": image}, finite=finite)

@@ -17,12 +17,12 @@ def finite_rows(x) -> jax.Array:
     return jnp.all(jnp.isfinite(x), axis=tuple(range(1, x.ndim)))
 
 
-def blank(episodes: Episodes, stop: int) -> Episodes:
+def blank(episodes: Episodes, stop: int | None) -> Episodes:
     """The episodes with those blank that are not finite; the others keep every bit.
 
     Args:
       episodes: as sampled; each drawing's `finite` says what its own arrays do not show (last latent, image).
-      stop: token that ends a text block; a blank prompt is nothing else.
+      stop: token that ends a text block; a blank prompt is nothing else.  None where prompts are no tokens, but numbers.
     """
     known = [s.finite for s in episodes.drawings]
     known += [finite_rows(s.log_probs) for s in episodes.segments if isinstance(s, Thinking)]
@@ -34,14 +34,17 @@ def blank(episodes: Episodes, stop: int) -> Episodes:
             return s.replace(tokens=pick(s.tokens, stop), mask=pick(s.mask, False), log_probs=pick(s.log_probs, 0.0))
         if not isinstance(s, Drawing):
             return s
-        return s.replace(
-            x=pick(s.x, 0.0), noise=pick(s.noise, 0.0), mean=pick(s.mean, 0.0), latent=pick(s.latent, 0.0), finite=finite_B
-        )
+        zero = lambda tree: jax.tree.map(lambda x: pick(x, 0.0), tree)
+        return s.replace(x=zero(s.x), noise=zero(s.noise), mean=zero(s.mean), latent=zero(s.latent), finite=finite_B)
 
     prompt = episodes.prompt
-    last = jnp.arange(prompt.tokens.shape[1])[None] == prompt.tokens.shape[1] - 1
+    if isinstance(prompt, TokenBlock):
+        last = jnp.arange(prompt.tokens.shape[1])[None] == prompt.tokens.shape[1] - 1
+        prompt = TokenBlock(tokens=pick(prompt.tokens, stop), valid=pick(prompt.valid, last))
+    else:
+        prompt = jax.tree.map(lambda x: pick(x, jnp.zeros((), x.dtype)), prompt)
     return episodes.replace(
-        prompt=TokenBlock(tokens=pick(prompt.tokens, stop), valid=pick(prompt.valid, last)),
+        prompt=prompt,
         segments=tuple(segment(s) for s in episodes.segments),
         picture=jax.tree.map(lambda x: pick(x, 0.0), episodes.picture),
     )

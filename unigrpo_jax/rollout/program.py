@@ -7,15 +7,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from unigrpo_jax.config import RolloutConfig
+from unigrpo_jax.config import RolloutConfig, require
 from unigrpo_jax.episode import Drawing, Episodes, Look, Picture, Segment, Thinking, TokenBlock
-from unigrpo_jax.models.bagel.network import Bagel
-from unigrpo_jax.models.bagel.pictures import see_again
-from unigrpo_jax.models.bagel.text import TextCodec
 from unigrpo_jax.models.building import context as contexts
 from unigrpo_jax.models.building.context import Context
 from unigrpo_jax.models.building.guidance import Guidance
-from unigrpo_jax.models.building.patches import patchify
+from unigrpo_jax.models.loaded import Codec
+from unigrpo_jax.models.verbs import Condition, Painter, Thinker
 from unigrpo_jax.rollout import randomness
 from unigrpo_jax.rollout.dialogue import Dialogue, begin, hear, look
 from unigrpo_jax.rollout.drawing import FlowSampler, draw
@@ -45,14 +43,14 @@ class RolloutProgram:
       rounds: of thinking and drawing; each after the first looks at the image drawn before.
       shared_noise: all episodes of a prompt begin at the same noise (DanceGRPO, arXiv 2505.07818).
       micro_batches: pieces of the prompts, one after the other.
-      place: applied to the context of a batch of episodes, to lay it over devices.
+      place: applied to the condition of a batch of episodes, to lay it over devices.
       as_text: what decodes a thinking and encodes its words again, to be drawn upon instead of the tokens that were sampled;
         it runs on the host of the only process.  None draws upon the tokens.
       parts: devices that episodes are spread over; on each, a few images are decoded at a time; 0 decodes all at once.
       thought: called on the host when the thinking is done, to tell the two phases' seconds apart; None for no call.
     """
 
-    model: Bagel
+    model: Painter | Thinker
     autoencoder: Any
     group_size: int
     system: tuple[int, ...] = ()
@@ -63,13 +61,13 @@ class RolloutProgram:
     rounds: int = 1
     shared_noise: bool = False
     micro_batches: int = 1
-    place: Callable[[Context], Context] | None = None
-    as_text: TextCodec | None = None
+    place: Callable[[Condition], Condition] | None = None
+    as_text: Codec | None = None
     parts: int = 0
     thought: Callable[[Any], None] | None = None
 
     def __call__(
-        self, params, autoencoder_params, prompt: TokenBlock, seed, step, first_id=0, picture: Picture | None = None,
+        self, params, autoencoder_params, prompt: Any, seed, step, first_id=0, picture: Picture | None = None,
         turns: tuple[TokenBlock, ...] = (),
     ) -> Episodes:  # fmt: skip
         """Samples `group_size` episodes for each of P prompts.
@@ -77,7 +75,7 @@ class RolloutProgram:
         Args:
           params: the network's parameters.
           autoencoder_params: the autoencoder's, never trained.
-          prompt: left-padded text blocks, [P, L].
+          prompt: P texts as the model reads them, such as left-padded text blocks [P, L].
           seed: integer scalar of the run.
           step: integer scalar of the iteration.
           first_id: global id of the first episode, for a batch that is part of a larger one.
@@ -90,7 +88,7 @@ class RolloutProgram:
         if len(turns) not in (0, self.rounds - 1):
             raise ValueError(f"{self.rounds} rounds take {self.rounds - 1} later turns or none, not {len(turns)}")
         windows = [self.steps(seed, step, turn) for turn in range(self.rounds)]
-        prompts = prompt.tokens.shape[0]
+        prompts = jax.tree.leaves(prompt)[0].shape[0]
         ids = (first_id + jnp.arange(prompts * self.group_size)).reshape(self.micro_batches, -1)
         pieces = jax.tree.map(lambda x: x.reshape(self.micro_batches, -1, *x.shape[1:]), (prompt, picture, turns))
         piece = lambda args: self._piece(params, autoencoder_params, *args, windows, seed, step)
@@ -106,7 +104,8 @@ class RolloutProgram:
         hold = self.model.hold or (lambda x: x)
         picture_keys = lambda turn: randomness.round_keys(seed, step, randomness.PICTURE, turn, ids_B)
 
-        dialogue, shown = begin(self.model, params, self.system, prompt.tokens.shape[0]), None
+        count = jax.tree.leaves(prompt)[0].shape[0]
+        dialogue, shown = begin(self.model, params, self.system, count), None
         if picture is not None:
             own = picture_keys(0)[:: self.group_size]
             dialogue, shown = self.see(params, autoencoder_params, dialogue, picture.pixels, picture.patches, own)
@@ -115,7 +114,7 @@ class RolloutProgram:
         for turn in range(self.rounds):
             if turn:
                 with jax.named_scope("looking"):
-                    drawn = see_again(segments[-1].image, self.model.config)
+                    drawn = self.model.see_again(segments[-1].image)
                     dialogue, seen = self.see(params, autoencoder_params, dialogue, *drawn, picture_keys(turn))
                     segments.append(seen)
                     if turns:
@@ -125,7 +124,7 @@ class RolloutProgram:
             segments += done
         # All devices share each micro-batch: the whole, whose rows lie in order, would else have some of them draw each.
         episodes = Episodes(prompt=rows(prompt), segments=tuple(segments), picture=rows(shown))
-        return jax.tree.map(hold, blank(episodes, self.model.config.eos_token))
+        return jax.tree.map(hold, blank(episodes, self.model.config.eos_token if self.model.thinks else None))
 
     @property
     def thinking_slots(self) -> int:
@@ -141,6 +140,11 @@ class RolloutProgram:
         stream = randomness.WINDOW + randomness.STREAMS * turn
         return self.window.draw(randomness.stream_key(seed, step, stream), step)
 
+    def latent(self, batch: int) -> Any:
+        """Shapes and dtypes of the latent of so many drawings."""
+        one = lambda shape: jax.ShapeDtypeStruct((batch, *shape), jnp.float32)
+        return jax.tree.map(one, self.model.latent_shape(self.flow.grid), is_leaf=lambda x: isinstance(x, tuple))
+
     def see(self, params, autoencoder_params, dialogue: Dialogue, pixels, patches, keys_B) -> tuple[Dialogue, Look]:
         """Reads an image into the context: its clean latents, then its patches where there are any.
 
@@ -155,9 +159,8 @@ class RolloutProgram:
         Returns:
           The dialogue after it, and the image as it was read.
         """
-        latent, patch = self.autoencoder.encode(autoencoder_params, pixels, keys_B), self.model.config.latent_patch
-        grid = (latent.shape[1] // patch, latent.shape[2] // patch)
-        seen = Look(latent=patchify(latent, patch).reshape(latent.shape[0], *grid, -1), patches=patches)
+        latent, grid = self.autoencoder.encode(autoencoder_params, pixels, keys_B), self.model.grid(*pixels.shape[1:3])
+        seen = Look(latent=self.model.to_tokens(latent).reshape(latent.shape[0], *grid, -1), patches=patches)
         return look(self.model, params, dialogue, seen.latent, seen.patches), seen
 
     def act(
@@ -205,29 +208,43 @@ class RolloutProgram:
 
     def _drawing(self, params, autoencoder_params, dialogue, ids_B, keys, window_W) -> Drawing:
         """One round's image."""
-        shape = (self.flow.grid[0] * self.flow.grid[1], self.model.config.latent_width)
         first = ids_B // self.group_size * self.group_size if self.shared_noise else ids_B
-        x = randomness.normal(keys(randomness.INITIAL_NOISE, first), 0, shape)
+        x = randomness.normal_like(keys(randomness.INITIAL_NOISE, first), 0, self.latent(len(ids_B)))
         decode = lambda latent: self.autoencoder.decode(autoencoder_params, latent)
         others, noise = (dialogue.without_text, dialogue.without_images), keys(randomness.STEP_NOISE)
         return draw(self.model, params, dialogue.full, x, noise, window_W, self.flow, decode, others, self.parts)
 
 
-def flow_sampler(config: RolloutConfig, model: Bagel, guidance: Guidance | None = None) -> FlowSampler:
+def flow_sampler(config: RolloutConfig, model: Painter, guidance: Guidance | None = None) -> FlowSampler:
     """The flow sampler that a rollout config describes."""
+    grid = model.grid(config.image_height, config.image_width)
     return FlowSampler(
-        steps=config.flow_steps,
-        shift=config.timestep_shift,
+        schedule=tuple(model.times(config.flow_steps, config.timestep_shift, grid).tolist()),
         rule=step_rule(config.step_rule, config.noise_level),
-        grid=model.config.grid(config.image_height, config.image_width),
+        grid=grid,
         guidance=guidance,
+        path=model.path,
+        prediction=model.prediction,
+        everywhere=config.noise == "everywhere",
     )
 
 
+def check_window(flow: FlowSampler, config: RolloutConfig) -> None:
+    """ConfigError where the window may hold the schedule's last transition, and that has no noise, and so no ratio."""
+    first, end = config.window_range
+    if end < flow.steps:
+        return
+    t, t_next, x = *flow.times()[-2:], jnp.zeros((1, 1, 1))
+    require(float(flow.transition(x, x, t, t_next)[1]) > 0,
+            f"rollout.window_range = [{first}, {end}) holds the schedule's last transition, where {config.step_rule} has no "
+            f"noise; let the range end at {end - 1}.")  # fmt: skip
+
+
 def training_rollout(
-    config: RolloutConfig, model: Bagel, autoencoder, group_size: int, system=(), place=None, thought=None, parts=0
+    config: RolloutConfig, model: Painter, autoencoder, group_size: int, system=(), place=None, thought=None, parts=0
 ) -> RolloutProgram:
-    """The rollout of training: no guidance, a stochastic window."""
+    """The rollout of training: a stochastic window, and guidance where the config asks for it."""
+    guidance = Guidance(text=config.guidance, renorm=model.guidance_renorm) if config.guidance > 1 else None
     return RolloutProgram(
         system=system if config.thinking else (),
         model=model,
@@ -235,7 +252,7 @@ def training_rollout(
         group_size=group_size,
         thinking_tokens=config.thinking_tokens if config.thinking else 0,
         tokens=TokenSampler(temperature=config.temperature, top_k=config.top_k, top_p=config.top_p),
-        flow=flow_sampler(config, model, Guidance(text=config.guidance) if config.guidance > 1 else None),
+        flow=flow_sampler(config, model, guidance),
         window=Window(
             size=config.window_size,
             range=config.window_range,

@@ -28,3 +28,10 @@ def sample_keys(key: jax.Array, ids_B: jax.Array) -> jax.Array:
 def normal(keys_B: jax.Array, position, shape: tuple[int, ...]) -> jax.Array:
     """Standard normal float32 [B, *shape]: each episode from its own key, at a position of its stream."""
     return jax.vmap(lambda key: jax.random.normal(jax.random.fold_in(key, position), shape))(keys_B)
+
+
+def normal_like(keys_B: jax.Array, position, latent):
+    """Standard normal numbers like a latent: the first modality's are `normal`'s, each further one's have own keys."""
+    leaves, structure = jax.tree.flatten(latent)
+    own = [keys_B, *(jax.vmap(jax.random.fold_in, (0, None))(keys_B, 2**20 + n) for n in range(1, len(leaves)))]
+    return jax.tree.unflatten(structure, [normal(k, position, x.shape[1:]) for k, x in zip(own, leaves, strict=True)])

@@ -11,8 +11,8 @@ import jax
 import jax.numpy as jnp
 
 from unigrpo_jax.episode import Thinking, TokenBlock
-from unigrpo_jax.models.bagel.network import Bagel
 from unigrpo_jax.models.building import context as contexts
+from unigrpo_jax.models.verbs import Thinker
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -55,7 +55,7 @@ class TokenSampler:
         return jax.vmap(draw)(keys_B, self.truncate(log_probs_BV)).astype(jnp.int32)
 
 
-def thinking_block(model: Bagel, thinking: Thinking) -> TokenBlock:
+def thinking_block(model: Thinker, thinking: Thinking) -> TokenBlock:
     """The text block that a thinking leaves in the context: BOS, the actions, and EOS if the chain was truncated.
 
     M + 2 positions; position i < M is the one whose logits the i-th action was drawn from.
@@ -70,7 +70,7 @@ def thinking_block(model: Bagel, thinking: Thinking) -> TokenBlock:
     )
 
 
-def think(model: Bagel, params, context, keys_B, length: int, sampler: TokenSampler):
+def think(model: Thinker, params, context, keys_B, length: int, sampler: TokenSampler):
     """Samples thinking upon a context; stops early when every chain has ended.
 
     Args:

@@ -12,9 +12,8 @@ import numpy as np
 
 from unigrpo_jax.config import ConfigError, EvaluationConfig, RolloutConfig, require
 from unigrpo_jax.episode import Episodes
-from unigrpo_jax.models.bagel.text import TextCodec
 from unigrpo_jax.models.building.guidance import Guidance
-from unigrpo_jax.models.folder import LoadedModel
+from unigrpo_jax.models.loaded import Codec, Loaded
 from unigrpo_jax.parallel import mesh as meshes
 from unigrpo_jax.parallel import processes
 from unigrpo_jax.parallel.rules import Layout
@@ -31,18 +30,19 @@ from unigrpo_jax.worlds.world import World
 WORDS = ("thinking", "verdict", "correct")  # of a round, beside its scores
 
 
-def evaluation_rollout(evaluation: EvaluationConfig, rollout: RolloutConfig, loaded: LoadedModel) -> RolloutProgram:
+def evaluation_rollout(evaluation: EvaluationConfig, rollout: RolloutConfig, loaded: Loaded) -> RolloutProgram:
     """The rollout of an evaluation: no window with the ODE, all transitions stochastic with the SDE.
 
-    ConfigError where several processes are to read thinkings as text.
+    ConfigError where several processes are to read thinkings as text, or where the model's family has not what is asked for.
     """
+    check_guidance(evaluation, loaded)
     require(not evaluation.thinking_as_text or jax.process_count() == 1,
             f"thinking_as_text works in one process, not in {jax.process_count()}; leave it out or start one.")  # fmt: skip
     guidance = Guidance(
         text=evaluation.guidance,
         image=evaluation.guidance_image,
         interval=evaluation.guidance_interval,
-        renorm=evaluation.guidance_renorm,
+        renorm=loaded.network.guidance_renorm if evaluation.guidance_renorm == "model" else evaluation.guidance_renorm,
         renorm_min=evaluation.guidance_renorm_min,
     )
     rollout = dataclasses.replace(rollout, flow_steps=evaluation.flow_steps)
@@ -61,13 +61,23 @@ def evaluation_rollout(evaluation: EvaluationConfig, rollout: RolloutConfig, loa
     )
 
 
+def check_guidance(evaluation: EvaluationConfig, loaded: Loaded) -> None:
+    """ConfigError where a model that only draws is to think, or to be guided in a way that it is not."""
+    words = f"{loaded.folder} is a model that only draws ({loaded.family})"
+    if not loaded.network.thinks:
+        require(not evaluation.thinking, f"{words}, so it cannot think; turn thinking off (--no-thinking, or "
+                "--evaluation.no-thinking in a run).")  # fmt: skip
+        require(evaluation.guidance_image <= 1, f"{words} and looks at no image, so it cannot be guided by one; leave "
+                "guidance_image out.")  # fmt: skip
+    require(evaluation.guidance <= 1 or loaded.codec.guided, f"guidance = {evaluation.guidance:g}, but {loaded.folder} "
+            f"({loaded.family}) is not guided by a second pass; use 1.")  # fmt: skip
+
+
 def on_mesh(program: RolloutProgram, layout: Layout, batch: int) -> tuple[RolloutProgram, jax.sharding.NamedSharding]:
     """The program with its episodes spread over the devices, or whole on each where `batch` does not divide; and where."""
     if batch % meshes.batch_size(layout.mesh):
         return program, meshes.replicated(layout.mesh)
-    placed = layout.context()
-    spread = dataclasses.replace(program, place=lambda context: jax.lax.with_sharding_constraint(context, placed))
-    return spread, meshes.spread(layout.mesh)
+    return dataclasses.replace(program, place=layout.condition), meshes.spread(layout.mesh)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,7 +118,7 @@ class Evaluator:
         self,
         evaluation: EvaluationConfig,
         rollout: RolloutConfig,
-        loaded: LoadedModel,
+        loaded: Loaded,
         world: World,
         judging: Judging,
         layout: Layout,
@@ -130,7 +140,7 @@ class Evaluator:
         block = lambda texts: loaded.codec.prompts(texts, rollout.prompt_tokens, place)
         setting = "evaluation.rounds" if evaluation.rounds else "rollout.rounds"
         self._blocks = block(texts), tuple(map(block, said_later(self.prompts, rollout.rounds, setting)))
-        self._see = lambda prompts: given_pictures(prompts, loaded.network.config, rollout)
+        self._see = lambda prompts: given_pictures(prompts, loaded.network, rollout)
         for prompt in self.prompts if pictured(self.prompts) else ():
             self._see([prompt])
         program, place = on_mesh(evaluation_rollout(evaluation, rollout, loaded), layout, evaluation.batch)
@@ -238,7 +248,7 @@ def join(batches: Sequence[RewardBatch]) -> RewardBatch:
 
 
 def by_round(
-    episodes: Episodes, asked: Sequence[Prompt], codec: TextCodec, own: Callable[[jax.Array], np.ndarray],
+    episodes: Episodes, asked: Sequence[Prompt], codec: Codec, own: Callable[[jax.Array], np.ndarray],
     before: np.ndarray | None, group: np.ndarray | None = None,
 ) -> tuple[RewardBatch, ...]:  # fmt: skip
     """Episodes as rewards see them, once for each round.

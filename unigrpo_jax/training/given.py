@@ -13,21 +13,20 @@ from PIL import Image
 
 from unigrpo_jax.config import RolloutConfig, require
 from unigrpo_jax.episode import Picture
-from unigrpo_jax.models.bagel.config import BagelConfig
-from unigrpo_jax.models.bagel.pictures import picture, see_again
+from unigrpo_jax.models.verbs import Thinker
 from unigrpo_jax.worlds.prompt import Prompt, pictured
 
 CHECKED = 64  # pictures of a source that are read before a run, to see their size
 
 
 def given_pictures(
-    prompts: Sequence[Prompt], config: BagelConfig, rollout: RolloutConfig, others: bool | None = None
+    prompts: Sequence[Prompt], model: Thinker, rollout: RolloutConfig, others: bool | None = None
 ) -> Picture | None:
     """The pictures of P prompts as the network looks at them, arrays of the host; None where the prompts show none.
 
     Args:
       prompts: at least one.
-      config: the network's sizes.
+      model: the network, which looks at them.
       rollout: the size of the images.
       others: as in `pictured`.
 
@@ -36,15 +35,15 @@ def given_pictures(
     """
     if not pictured(prompts, others):
         return None
-    each = [_given(prompt, config, rollout) for prompt in prompts]
+    each = [_given(prompt, model, rollout) for prompt in prompts]
     return jax.tree.map(lambda *x: np.concatenate(x), *each)
 
 
-def _given(prompt: Prompt, config: BagelConfig, rollout: RolloutConfig) -> Picture:
+def _given(prompt: Prompt, model: Thinker, rollout: RolloutConfig) -> Picture:
     pixels = np.asarray(prompt.picture())
     if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[-1] != 3:
         raise ValueError(f"a prompt's picture is uint8 [H, W, 3], not {pixels.dtype} {list(pixels.shape)}")
-    found = picture(Image.fromarray(pixels), config)
+    found = model.look_at(Image.fromarray(pixels))
     size, wanted = found.pixels.shape[1:3], (rollout.image_height, rollout.image_width)
     words = lambda size: f"{size[0]} x {size[1]}"
     resized = "" if size == pixels.shape[:2] else f", {words(size)} as the model takes it"
@@ -57,16 +56,16 @@ def _given(prompt: Prompt, config: BagelConfig, rollout: RolloutConfig) -> Pictu
     return found
 
 
-def check_pictures(sources: Iterable[Sequence[Prompt]], config: BagelConfig, rollout: RolloutConfig) -> None:
+def check_pictures(sources: Iterable[Sequence[Prompt]], model: Thinker, rollout: RolloutConfig) -> None:
     """What `given_pictures` would say of prompts of each source; reads the pictures of the first `CHECKED`."""
     shows: bool | None = None
     for prompts in sources:
         shows = pictured(prompts, shows)
         for prompt in itertools.islice(prompts, CHECKED if shows else 0):
-            given_pictures([prompt], config, rollout)
+            given_pictures([prompt], model, rollout)
 
 
-def picture_shapes(prompts: int, config: BagelConfig, rollout: RolloutConfig) -> Picture:
+def picture_shapes(prompts: int, model: Thinker, rollout: RolloutConfig) -> Picture:
     """Shapes and dtypes of the pictures of this many prompts."""
     images = jax.ShapeDtypeStruct((prompts, rollout.image_height, rollout.image_width, 3), jnp.uint8)
-    return jax.eval_shape(lambda x: Picture(*see_again(x, config)), images)
+    return jax.eval_shape(lambda x: Picture(*model.see_again(x)), images)

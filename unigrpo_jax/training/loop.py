@@ -83,7 +83,9 @@ def run(config: RunConfig, run_dir: storage.Place, resume: bool = False, allow_c
         if done is not None:
             state = checkpoints.load(done, abstract(state))
         trainer.compile()
-        places = placement(trainer.inputs(), parameters.groups(parts.loaded.abstract_params(), config.learning))
+        loaded = parts.loaded
+        labels = parameters.groups(loaded.abstract_params(), config.learning, loaded.network.trained_by)
+        places = placement(trainer.inputs(), labels)
         console.card(f"UniGRPO: {config.name}", card(parts, run_dir, sum(row.bytes for row in places)))
         if parts.layout.mesh.size > 1:
             console.table("What lies where", HEADER, [row.cells() for row in places])

@@ -34,7 +34,7 @@ def card(parts: Parts, run_dir: epath.Path, held: int) -> list[tuple[str, str]]:
     """What a run is about to do, in rows; `held` are the bytes that lie on a device all the time."""
     c, learn, r = parts.config, parts.config.learning, parts.config.rollout
     params = parts.loaded.abstract_params()
-    labels = parameters.groups(params, learn)
+    labels = parameters.groups(params, learn, parts.loaded.network.trained_by)
     sizes = {group: 0 for group in parameters.GROUPS}
     for path, array in tree.flatten(params).items():
         sizes[labels[path]] += array.size

@@ -4,6 +4,7 @@ Nothing here needs weights or a device that is there: the same programs train a 
 """
 
 import dataclasses
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -12,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from unigrpo_jax.config import RunConfig, require
-from unigrpo_jax.episode import Picture, TokenBlock
+from unigrpo_jax.episode import Picture
 from unigrpo_jax.learning import parameters
 from unigrpo_jax.learning.credit import advantage_shape
 from unigrpo_jax.learning.imitation import Imitation
@@ -22,9 +23,7 @@ from unigrpo_jax.learning.refl import RewardGradient
 from unigrpo_jax.learning.update import TrainState, UpdateProgram, new_state
 from unigrpo_jax.models import tree
 from unigrpo_jax.models.autoencoders.pixels import PixelAutoencoder
-from unigrpo_jax.models.bagel import Bagel
-from unigrpo_jax.models.bagel.weights import FIXED_TABLES
-from unigrpo_jax.models.building.patches import unpatchify
+from unigrpo_jax.models.verbs import Painter
 from unigrpo_jax.parallel import mesh as meshes
 from unigrpo_jax.parallel.rules import Layout
 from unigrpo_jax.rewards.protocol import DifferentiableReward
@@ -41,7 +40,7 @@ class Inputs:
       frozen: {path: array} of all other parameters.
       reference: nested parameters without adapters.
       autoencoder: the autoencoder's tensors.
-      prompt: the prompts of an iteration.
+      prompt: the prompts of an iteration, as the network reads them.
       turns: what the user says in each later round; () where nothing is said.
       picture: what comes with the prompts; None where nothing does.
     """
@@ -50,8 +49,8 @@ class Inputs:
     frozen: dict
     reference: dict
     autoencoder: dict
-    prompt: TokenBlock
-    turns: tuple[TokenBlock, ...] = ()
+    prompt: Any
+    turns: tuple = ()
     picture: Picture | None = None
 
 
@@ -87,14 +86,13 @@ class Programs:
     """
 
     def __init__(
-        self, config: RunConfig, network: Bagel, autoencoder: Any, system: tuple[int, ...], layout: Layout, params: dict,
+        self, config: RunConfig, network: Painter, autoencoder: Any, system: tuple[int, ...], layout: Layout, params: dict,
         thought: Callable[[Any], None] | None = None, followed: Followed | None = None,
     ):  # fmt: skip
         """`params` are the shapes of all parameters, adapters included; `thought` as in `RolloutProgram`; `followed` is
         the reward of the method `refl`."""
         self.config, self.layout, self._params, self._followed = config, layout, params, followed
-        self._sizes = network.config
-        placed, learning = layout.context(), config.learning
+        self._network, learning = network, config.learning
         self.everywhere, self.spread = meshes.replicated(layout.mesh), meshes.spread(layout.mesh)
         program = training_rollout(
             config.rollout,
@@ -102,7 +100,7 @@ class Programs:
             autoencoder,
             learning.group_size,
             system,
-            place=lambda context: jax.lax.with_sharding_constraint(context, placed),
+            place=layout.condition,
             parts=meshes.batch_size(layout.mesh),
             thought=thought,
         )
@@ -119,7 +117,7 @@ class Programs:
             context_gradient=learning.context_gradient,
             window_steps=learning.window_steps,
         )
-        self._state = jax.eval_shape(lambda p: new_state(p, learning), params)
+        self._state = jax.eval_shape(lambda p: new_state(p, learning, network.trained_by), params)
         self.state_shardings = layout.like_parameters(self._state)
         update = UpdateProgram(objective=self._objective(policy, autoencoder), config=learning)
         self.keep = jax.jit(lambda episodes, rows: jax.tree.map(lambda x: x[rows], episodes), out_shardings=self.spread)
@@ -136,40 +134,43 @@ class Programs:
                 "but not yet through an autoencoder, which this model has; use grpo.")  # fmt: skip
 
         def decode(tokens_BNC):
-            latent = unpatchify(tokens_BNC, policy.flow.grid, policy.model.config.latent_patch)
-            return autoencoder.decode({}, latent)
+            return autoencoder.decode({}, policy.model.to_latent(tokens_BNC, policy.flow.grid))
 
         return RewardGradient(policy=policy, config=learning, decode=decode, score=self._followed.score)
 
     def _gathered(self, params: dict) -> dict:
         """Weights in the dtype that the network casts them to, whole along `fsdp`.
 
-        The fixed tables stay float32, and so does the vision encoder, whose norms compute in it.
+        Those that compute in float32 whatever that dtype is stay as they are.
         """
-        keep = lambda path: path in FIXED_TABLES or path.startswith("vision/")
+        keep = lambda path: re.fullmatch(self._network.float32_paths, path) is not None
         kind = lambda path, x: x if keep(path) else x.astype(self.config.model.dtype)
         flat = tree.flatten(params)
         return tree.unflatten({path: self.layout.gathered(path, kind(path, x)) for path, x in flat.items()})
 
     def inputs(
-        self, stored: dict, autoencoder: dict[str, tuple[int, ...]], talks: bool = False, shows: bool = False
-    ) -> Inputs:
+        self, stored: dict, autoencoder: Mapping[str, tuple[int, ...]], text: Any, talks: bool = False,
+        shows: bool = False,
+    ) -> Inputs:  # fmt: skip
         """What the programs are compiled from.
 
         Args:
           stored: shapes and dtypes of the parameters without adapters.
           autoencoder: names and shapes of the autoencoder's tensors.
+          text: shapes and dtypes of the prompts of an iteration, as the network reads them.
           talks: whether the user says something in the later rounds.
           shows: whether the user shows a picture before each prompt.
         """
         at = lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
         lay = lambda flat: {path: at(x, self.layout.parameter(path, x.shape)) for path, x in flat.items()}
-        _, frozen = parameters.split(self._params, parameters.groups(self._params, self.config.learning))
+        labels = parameters.groups(self._params, self.config.learning, self._network.trained_by)
+        _, frozen = parameters.split(self._params, labels)
         rollout = self.config.rollout
-        shape = (rollout.prompts_per_iteration, rollout.prompt_tokens)
         here = lambda shape, dtype: jax.ShapeDtypeStruct(shape, dtype, sharding=self.everywhere)
         kept = self.reference_places(stored)
-        flat, seen = tree.flatten(stored), picture_shapes(shape[0], self._sizes, rollout) if shows else None
+        text = jax.tree.map(lambda x: here(x.shape, x.dtype), text)
+        flat = tree.flatten(stored)
+        seen = picture_shapes(rollout.prompts_per_iteration, self._network, rollout) if shows else None
         return Inputs(
             state=jax.tree.map(at, self._state, self.state_shardings),
             frozen=lay(frozen),
@@ -177,8 +178,8 @@ class Programs:
                 {path: jax.ShapeDtypeStruct(x.shape, kept[path][0], sharding=kept[path][1]) for path, x in flat.items()}
             ),
             autoencoder={name: here(shape, np.float32) for name, shape in autoencoder.items()},
-            prompt=(block := TokenBlock(tokens=here(shape, np.int32), valid=here(shape, bool))),
-            turns=(block,) * (rollout.rounds - 1) if talks else (),
+            prompt=text,
+            turns=(text,) * (rollout.rounds - 1) if talks else (),
             picture=jax.tree.map(lambda x: here(x.shape, x.dtype), seen),
         )
 

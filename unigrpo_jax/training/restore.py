@@ -11,7 +11,8 @@ from unigrpo_jax.config import ConfigError, MeshConfig, RunConfig
 from unigrpo_jax.config_checks import check
 from unigrpo_jax.config_json import load_run_config
 from unigrpo_jax.learning.update import new_state
-from unigrpo_jax.models.folder import HUB_PATTERN, ROUNDS_BASE, TINY, LoadedModel, NoModel, load_model
+from unigrpo_jax.models.families import HUB_PATTERN, NoModel, is_named, load_model
+from unigrpo_jax.models.loaded import Loaded
 from unigrpo_jax.models.tree import flatten
 from unigrpo_jax.parallel import kernels
 from unigrpo_jax.parallel import mesh as meshes
@@ -38,7 +39,7 @@ class Restored:
     """
 
     config: RunConfig
-    loaded: LoadedModel
+    loaded: Loaded
     layout: Layout
     read: Callable[[], dict]
     name: str
@@ -59,9 +60,9 @@ def restore(path: str, bare: RunConfig, devices: int = 1, mesh: MeshConfig = Mes
     Raises:
       ConfigError: nothing of that kind is there, or it does not fit together.
     """
-    folder, layout = storage.path(path), Layout(meshes.make_mesh(devices, mesh))
+    folder, devices_mesh = storage.path(path), meshes.make_mesh(devices, mesh)
     is_run = (folder / "checkpoints").is_dir() or folder.parent.name == "checkpoints"
-    named = path in ("base", ROUNDS_BASE, TINY)
+    named = path == "base" or is_named(path)
     if named or (folder.is_dir() and not is_run) or (not folder.exists() and HUB_PATTERN.fullmatch(path)):
         model = dataclasses.replace(bare.model, path=None if path == "base" else path)
         try:
@@ -69,6 +70,7 @@ def restore(path: str, bare: RunConfig, devices: int = 1, mesh: MeshConfig = Mes
         except NoModel:
             raise ConfigError(f"{path} is no checkpoint: {EXPECTED}; nor does the Hugging Face hub give one here.") from None
         loaded.check_weights()
+        layout = Layout(devices_mesh, loaded.network.axes)
         name = "base" if path == "base" else folder.resolve().name
         config, results = dataclasses.replace(bare, model=model), epath.Path("runs") / name
         read = lambda: loaded.params(layout.parameter)
@@ -81,6 +83,7 @@ def restore(path: str, bare: RunConfig, devices: int = 1, mesh: MeshConfig = Mes
     check(config)
     loaded = load_model(config.model)
     loaded.check_image_size(config.rollout)
+    layout = Layout(devices_mesh, loaded.network.axes)
     checkpoints = Checkpoints(run_dir / "checkpoints")
     step, troubles = (int(folder.name), []) if numbered else checkpoints.newest()
     print(*troubles, sep="\n", end="\n" if troubles else "", file=sys.stderr)
@@ -91,7 +94,8 @@ def restore(path: str, bare: RunConfig, devices: int = 1, mesh: MeshConfig = Mes
     check_same_weights(folder, checkpoints.facts(step)["model_sha256"], loaded)
 
     def read() -> dict:
-        like = jax.eval_shape(lambda params: new_state(params, config.learning), loaded.abstract_params())
+        fresh = lambda params: new_state(params, config.learning, loaded.network.trained_by)
+        like = jax.eval_shape(fresh, loaded.abstract_params())
         at = lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place)
         state = checkpoints.load(step, jax.tree.map(at, like, layout.like_parameters(like)))
         return state.averaged(flatten(loaded.params(layout.parameter, lambda path: path not in like.trained)))
@@ -99,9 +103,8 @@ def restore(path: str, bare: RunConfig, devices: int = 1, mesh: MeshConfig = Mes
     return Restored(config, _placed(loaded, layout), layout, read, f"{run_dir.resolve().name}-{step}", run_dir, False)
 
 
-def _placed(loaded: LoadedModel, layout: Layout) -> LoadedModel:
+def _placed(loaded: Loaded, layout: Layout) -> Loaded:
     """The model with a network that runs on the layout's devices; ConfigError where a parameter does not divide."""
     for path, x in flatten(loaded.abstract_params()).items():
         layout.parameter(path, x.shape)
-    attend = kernels.attend(loaded.config, layout.mesh)
-    return dataclasses.replace(loaded, network=dataclasses.replace(loaded.network, hold=layout.activations, attend=attend))
+    return loaded.placed(layout.activations, kernels.attend(loaded.config, layout.mesh))

@@ -19,7 +19,7 @@ import unigrpo_jax
 from unigrpo_jax.config import ConfigError, require
 from unigrpo_jax.config_json import load_run_config, to_dict
 from unigrpo_jax.foreign_files import read_json
-from unigrpo_jax.models.folder import LoadedModel
+from unigrpo_jax.models.loaded import Loaded
 from unigrpo_jax.training import storage
 from unigrpo_jax.training.checkpoint import PROBE
 from unigrpo_jax.training.metrics import read_metrics
@@ -142,7 +142,7 @@ def first_weights(run_dir: epath.Path) -> str:
         raise ConfigError(f"{run_dir / 'provenance.json'} is missing or damaged; restore it, or use another run.") from None
 
 
-def check_same_weights(place: epath.Path, checksum: str, loaded: LoadedModel) -> None:
+def check_same_weights(place: epath.Path, checksum: str, loaded: Loaded) -> None:
     """ConfigError where the model folder no longer holds the weights that the run or checkpoint at `place` started from."""
     if checksum != loaded.checksum():
         raise ConfigError(

@@ -17,13 +17,15 @@ from unigrpo_jax.learning.advantages import extremes, zero_variance_share
 from unigrpo_jax.learning.update import TrainState, new_state
 from unigrpo_jax.models import tree
 from unigrpo_jax.models.building.lora import is_adapter
-from unigrpo_jax.models.folder import LoadedModel, load_model
+from unigrpo_jax.models.families import load_model
+from unigrpo_jax.models.loaded import Loaded
 from unigrpo_jax.parallel import kernels, processes
 from unigrpo_jax.parallel import mesh as meshes
 from unigrpo_jax.parallel.rules import Layout
 from unigrpo_jax.rewards.judging import Judging, RewardError
 from unigrpo_jax.rewards.load import load_rewards
 from unigrpo_jax.rewards.protocol import DifferentiableReward, RewardBatch
+from unigrpo_jax.rollout.program import check_window, flow_sampler
 from unigrpo_jax.training import measured
 from unigrpo_jax.training.evaluation import by_round
 from unigrpo_jax.training.given import check_pictures, given_pictures
@@ -51,7 +53,7 @@ class Parts:
 
     config: RunConfig
     layout: Layout
-    loaded: LoadedModel
+    loaded: Loaded
     world: World
     order: Order
     judging: Judging
@@ -63,7 +65,7 @@ def build(config: RunConfig) -> Parts:
     check(config)
     mesh = meshes.make_mesh(config.devices, config.mesh)
     check_devices(config, meshes.batch_size(mesh))
-    layout, attend = Layout(mesh), kernels.attend(config.model, mesh)
+    attend = kernels.attend(config.model, mesh)
     world = load_world(config.prompts, config.prompt_weights, config.evaluation.source, config.rollout.rounds,
                        config.evaluation.rounds)  # fmt: skip
     rewards = load_rewards(config)
@@ -76,6 +78,8 @@ def build(config: RunConfig) -> Parts:
         judging.check([p.text for p in prompts], [p.metadata for p in prompts])
     loaded = load_model(config.model)  # last, since a model on the hub takes long to fetch
     loaded.check_image_size(config.rollout)
+    check_verbs(loaded, config.rollout, any(pictured(prompts) for prompts in world.longest if prompts))
+    check_schedule(loaded, config)
     for name, module in (("tensorboard", "tensorboardX"), ("wandb", "wandb")):
         if getattr(config.logging, name):
             try:
@@ -85,22 +89,47 @@ def build(config: RunConfig) -> Parts:
                 why = "" if missing else f", whose import fails ({clause(error)})"
                 raise ConfigError(f"logging.{name} needs {module}{why}: pip install 'unigrpo_jax[{name}]'.") from error
     loaded.check_weights()
+    layout = Layout(mesh, loaded.network.axes)
     for path, x in tree.flatten(loaded.abstract_params()).items():
         layout.parameter(path, x.shape)
-    network = dataclasses.replace(loaded.network, hold=layout.activations, attend=attend)
-    loaded = dataclasses.replace(loaded, network=network)
-    parameters.groups(loaded.abstract_params(), config.learning)
+    loaded = loaded.placed(layout.activations, attend)
+    parameters.groups(loaded.abstract_params(), config.learning, loaded.network.trained_by)
     require(
         config.model.param_dtype == "float32" or config.model.lora.rank > 0,
         "model.param_dtype = 'bfloat16', but weights that are trained must be float32, where small steps do not round "
         "away; use float32, or adapters with model.lora.rank.",
     )
     _check_words(config.rollout, loaded, world)
-    check_pictures(world.longest, loaded.network.config, config.rollout)
+    check_pictures(world.longest, loaded.network, config.rollout)
+    if config.learning.method == "grpo":
+        check_window(flow_sampler(config.rollout, loaded.network), config.rollout)
     return Parts(config, layout, loaded, world, world.train(config.seed), judging, followed)
 
 
-def _check_words(rollout: RolloutConfig, loaded: LoadedModel, world: World) -> None:
+def check_verbs(loaded: Loaded, rollout: RolloutConfig, shows: bool = False) -> None:
+    """ConfigError where a rollout asks for a verb that the model's family has not; `shows`: prompts come with pictures."""
+    if loaded.network.thinks:
+        return
+    words = f"{loaded.folder} is a model that only draws ({loaded.family})"
+    require(not rollout.thinking, f"{words}, but rollout.thinking is on; use --rollout.no-thinking.")
+    require(rollout.rounds == 1, f"{words} and looks at no image, but rollout.rounds = {rollout.rounds}; use 1.")
+    require(not shows, f"{words} and looks at no picture, but the prompts come with pictures; take them out, or use a model "
+            "that sees.")  # fmt: skip
+    require(rollout.guidance <= 1 or loaded.codec.guided, f"rollout.guidance = {rollout.guidance:g}, but {loaded.folder} "
+            f"({loaded.family}) is not guided by a second pass; use 1.")  # fmt: skip
+
+
+def check_schedule(loaded: Loaded, config: RunConfig) -> None:
+    """ConfigError where the family has no such schedule."""
+    rollout, network = config.rollout, loaded.network
+    for steps in (rollout.flow_steps, config.evaluation.flow_steps):
+        try:
+            network.times(steps, rollout.timestep_shift, network.grid(rollout.image_height, rollout.image_width))
+        except ValueError as error:
+            raise ConfigError(f"rollout.timestep_shift, flow_steps: {error}") from None
+
+
+def _check_words(rollout: RolloutConfig, loaded: Loaded, world: World) -> None:
     """ConfigError where a prompt, or what the user says later, does not fit into its bucket or the rounds.
 
     Also where a world that judges by rule uses words that the model does not know.
@@ -179,8 +208,9 @@ class Trainer:
     def inputs(self) -> Inputs:
         """Shapes and places of all that an iteration reads."""
         loaded = self.parts.loaded
-        autoencoder = loaded.autoencoder.shapes() if loaded.autoencoder_stored is not None else {}
-        return self.programs.inputs(loaded.stored_params(), autoencoder, self._talks, self._shows)
+        rollout = self.parts.config.rollout
+        text = loaded.codec.shapes(rollout.prompts_per_iteration, rollout.prompt_tokens)
+        return self.programs.inputs(loaded.stored_params(), loaded.autoencoder.shapes(), text, self._talks, self._shows)
 
     def compile(self) -> None:
         """Starts compiling both programs in the background, from shapes alone; the first use waits for them."""
@@ -202,7 +232,8 @@ class Trainer:
         adapters = {path: place(path, x.shape) for path, x in tree.flatten(shapes).items() if is_adapter(path)}
         fresh = lambda: {path: tree.flatten(loaded.with_adapters(loaded.stored_params()))[path] for path in adapters}
         flat = tree.flatten(stored) | (jax.jit(fresh, out_shardings=adapters)() if adapters else {})
-        trained, self.frozen = parameters.split(tree.unflatten(flat), parameters.groups(shapes, learning))
+        trained_by = loaded.network.trained_by
+        trained, self.frozen = parameters.split(tree.unflatten(flat), parameters.groups(shapes, learning, trained_by))
         flat = tree.flatten(stored)
         kept = {path: at for path, at in self.programs.reference_places(stored).items() if path in trained}
         copied = jax.jit(lambda own: {path: jnp.array(x, kept[path][0], copy=True) for path, x in own.items()})
@@ -210,7 +241,7 @@ class Trainer:
         if learning.method == "best_of_n":  # the frozen start samples, with all adapters and dtypes of what is trained
             self._imitated = tree.unflatten(self.frozen | {path: jnp.copy(x) for path, x in trained.items()})
         self.reference = tree.unflatten(flat | {path: jax.device_put(x, kept[path][1]) for path, x in own.items()})
-        begin = lambda trained: new_state(tree.unflatten(tree.flatten(shapes) | trained), learning)
+        begin = lambda trained: new_state(tree.unflatten(tree.flatten(shapes) | trained), learning, trained_by)
         return jax.jit(begin, out_shardings=self.programs.state_shardings, donate_argnums=0)(trained)
 
     def params(self, state: TrainState) -> dict:
@@ -263,12 +294,12 @@ class Trainer:
 
         ConfigError where one cannot be read or does not fit.
         """
-        rollout, sizes = self.parts.config.rollout, self.parts.loaded.network.config
+        rollout, network = self.parts.config.rollout, self.parts.loaded.network
         prompts = self.parts.order.batch(step, rollout.prompts_per_iteration)
         place = lambda row: prompts[row].place
         block = lambda texts: self.parts.loaded.codec.prompts(texts, rollout.prompt_tokens, place)
         later = said_later(prompts, rollout.rounds)
-        seen = given_pictures(prompts, sizes, rollout, self._shows)
+        seen = given_pictures(prompts, network, rollout, self._shows)
         return prompts, block([p.text for p in prompts]), seen, tuple(map(block, later))
 
     def judge(self, own: OwnEpisodes, times: dict[str, float]) -> tuple[np.ndarray, dict[str, float]]:

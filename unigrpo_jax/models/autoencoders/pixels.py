@@ -31,3 +31,7 @@ class PixelAutoencoder:
         """Latents to images, not clipped."""
         del params
         return latent_BHWC
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """No parameters."""
+        return {}

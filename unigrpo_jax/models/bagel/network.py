@@ -10,24 +10,43 @@ that is looked at enters as its clean latents (t = 0), then as patches, and each
 import dataclasses
 import functools
 from collections.abc import Callable
+from types import MappingProxyType
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 
-from unigrpo_jax.models.bagel import latents
+from unigrpo_jax.config import LoraConfig, RunConfig
+from unigrpo_jax.episode import Picture, TokenBlock
+from unigrpo_jax.models.bagel import flops, latents
+from unigrpo_jax.models.bagel.axes import AXES
 from unigrpo_jax.models.bagel.config import BagelConfig
 from unigrpo_jax.models.bagel.layers import DecoderLayer
+from unigrpo_jax.models.bagel.pictures import picture, see_again
 from unigrpo_jax.models.bagel.vision import Connector, VisionEncoder
-from unigrpo_jax.models.building import attention
+from unigrpo_jax.models.bagel.work import BagelWork
+from unigrpo_jax.models.building import attention, lora
 from unigrpo_jax.models.building import context as contexts
 from unigrpo_jax.models.building.attention import Visibility
 from unigrpo_jax.models.building.context import Context
 from unigrpo_jax.models.building.norms import RMSNorm
+from unigrpo_jax.models.building.patches import patchify, unpatchify
 from unigrpo_jax.models.building.rotary import rotary_table
+from unigrpo_jax.models.paths import RECTIFIED
+from unigrpo_jax.models.schedule import timesteps
 
 Params = dict[str, Any]
+# Paths of the two experts' parameters, matched whole.  Never trained are the fixed tables, and the vision encoder with its
+# connector, through which images are read.
+TRAINED_BY = MappingProxyType({
+    "reasoning": r"layers/und/.*|norm_und/.*|embed/.*|lm_head/.*",
+    "denoising": r"layers/gen/.*|norm_gen/.*|vae2llm/.*|llm2vae/.*|time_embedder/.*",
+    "frozen": r"latent_pos_embed|vit_pos_embed|vision/.*|connector/.*",
+})
+# The fixed tables, and the vision encoder, whose norms compute in float32.
+FLOAT32_PATHS = r"latent_pos_embed|vit_pos_embed|vision/.*"
 Remat = Literal["none", "full", "dots"]
 # What a layer keeps for the backward pass.  A product with weights has no batch dimension, one inside the attention has:
 # scores and mixed values are made again.
@@ -197,6 +216,9 @@ class Bagel:
     attend: Callable[..., jax.Array] = attention.xla
     stacked: bool = True
 
+    path, prediction, thinks, guidance_renorm = RECTIFIED, "velocity", True, "global"
+    axes, trained_by, float32_paths = AXES, TRAINED_BY, FLOAT32_PATHS
+
     @functools.cached_property
     def network(self) -> Network:
         """The Linen module behind the verbs."""
@@ -222,10 +244,54 @@ class Bagel:
         others = {name: value for name, value in params.items() if name != "layers"}
         return dataclasses.replace(self, stacked=False), others | layers
 
+    def work(self, run: RunConfig, system: int, pictures: bool = False, turns: bool = False) -> BagelWork:
+        """What the episodes of a run cost; see `models.work`."""
+        return BagelWork(run=run, config=self.config, lengths=flops.lengths(run, self.config, system, pictures, turns))
+
     def empty(self, batch: int) -> Context:
         """A context of `batch` samples that have read nothing."""
         c = self.config
         return contexts.empty(c.layers, c.kv_heads, c.head_dim, batch, jnp.dtype(self.dtype))
+
+    def read(self, params: Params, text: TokenBlock, context: Context) -> Context:
+        """The context after a text block [B, L]."""
+        return contexts.extend(context, self.prefill(params, text.tokens, text.valid, context)[1])
+
+    def unread(self, params: Params, text: TokenBlock, context: Context) -> Context:
+        """The context without the text block: as it was."""
+        return context
+
+    def times(self, steps: int, shift: float, grid: tuple[int, int]) -> np.ndarray:
+        """A sampler's schedule, float32 [steps + 1]: shifted, whatever the size."""
+        return timesteps(steps, shift)
+
+    def grid(self, height: int, width: int) -> tuple[int, int]:
+        """Latent tokens (rows, columns) of an image; ValueError where it does not divide, or into too many."""
+        return self.config.grid(height, width)
+
+    def latent_shape(self, grid: tuple[int, int]) -> tuple[int, int]:
+        """(N, C) of an image's latent tokens."""
+        return grid[0] * grid[1], self.config.latent_width
+
+    def to_tokens(self, latent_BHWC):
+        """Latents as tokens [B, N, C]."""
+        return patchify(latent_BHWC, self.config.latent_patch)
+
+    def to_latent(self, tokens_BNC, grid: tuple[int, int]):
+        """Tokens as latents [B, h, w, channels]."""
+        return unpatchify(tokens_BNC, grid, self.config.latent_patch)
+
+    def adapted(self, params: Params, settings: LoraConfig, key: jax.Array) -> Params:
+        """The parameters with fresh adapters (`lora.attach`); ValueError where a target matches no projection."""
+        return lora.attach(params, settings.rank, settings.targets, key)
+
+    def see_again(self, image_BHWC) -> tuple[jax.Array, jax.Array | None]:
+        """A drawn image as the network looks at it (`pictures.see_again`)."""
+        return see_again(image_BHWC, self.config)
+
+    def look_at(self, image) -> Picture:
+        """What the network looks at, of one Pillow RGB image, resized by its rules; a batch of one."""
+        return picture(image, self.config)
 
     def prefill(self, params: Params, tokens_BL, valid_BL, context: Context) -> tuple[jax.Array, Context]:
         """Reads a text block upon a context.
@@ -251,7 +317,7 @@ class Bagel:
         """LM head: hidden [..., D] to float32 logits [..., V]."""
         return self._apply(params, "logits", hidden)
 
-    def velocity(self, params: Params, x_BNC, t_B, grid: tuple[int, int], context: Context) -> jax.Array:
+    def predict(self, params: Params, x_BNC, t_B, grid: tuple[int, int], context: Context) -> jax.Array:
         """Velocity v = noise - data, float32 [B, N, C], of noisy latent tokens upon a context, which stays as it is.
 
         Args:

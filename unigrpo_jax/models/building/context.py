@@ -26,6 +26,15 @@ class Context:
     valid: jax.Array
     rope: jax.Array
 
+    def repeat(self, times: int) -> "Context":
+        """Every sample `times` times in a row: the group of a prompt shares one prefill."""
+        return Context(
+            keys=jnp.repeat(self.keys, times, axis=1),
+            values=jnp.repeat(self.values, times, axis=1),
+            valid=jnp.repeat(self.valid, times, axis=0),
+            rope=jnp.repeat(self.rope, times, axis=0),
+        )
+
     @property
     def slots(self) -> int:
         """Number of slots S, valid or not."""
@@ -90,13 +99,3 @@ def cut(context: Context, length: int, slots: int, rope: jax.Array) -> Context:
     valid = context.valid[:, :slots] & (jnp.arange(slots) < length)[None]
     keep = lambda x: jnp.where(valid[None, :, None, :, None], x[:, :, :, :slots], jnp.zeros((), x.dtype))
     return Context(keys=keep(context.keys), values=keep(context.values), valid=valid, rope=rope)
-
-
-def repeat(context: Context, times: int) -> Context:
-    """Every sample `times` times in a row: the group of a prompt shares one prefill."""
-    return Context(
-        keys=jnp.repeat(context.keys, times, axis=1),
-        values=jnp.repeat(context.values, times, axis=1),
-        valid=jnp.repeat(context.valid, times, axis=0),
-        rope=jnp.repeat(context.rope, times, axis=0),
-    )

@@ -19,8 +19,13 @@ NAMES = ("lora_a", "lora_b")
 
 
 def is_adapter(path: str) -> bool:
-    """Whether a parameter's path is that of an adapter."""
-    return path.endswith(tuple(f"/{name}" for name in NAMES))
+    """Whether a parameter's path is that of an adapter, A or B."""
+    return re.search(r"[/.]lora_([ab]|[AB]\.weight)$", path) is not None
+
+
+def is_second(path: str) -> bool:
+    """Whether it is that of B, which starts at zero."""
+    return re.search(r"[/.]lora_(b|B\.weight)$", path) is not None
 
 
 def attach(params: dict, rank: int, targets: Sequence[str], key: jax.Array) -> dict:

@@ -40,6 +40,7 @@ class TextPainter:
 
     thinks: ClassVar[bool] = False
     trained_by: ClassVar[MappingProxyType] = MappingProxyType({"denoising": ".*"})
+    guidance_renorm: ClassVar[str] = "none"
     float32_paths: ClassVar[str] = ""
     zero_at_start: ClassVar[str]  # modules whose weights `init` leaves at 0
 
@@ -77,10 +78,8 @@ class TextPainter:
         return text.replace(empty=None)
 
     def unread(self, params: Params, text: TextStates, condition: TextStates) -> TextStates:
-        """The empty text; ValueError where the codec did not encode it."""
-        if text.empty is None:
-            raise ValueError("the text comes without the empty one, which guidance compares with.")
-        return text.empty
+        """The empty text; where the codec did not encode it, as where nothing is guided, the condition as it was."""
+        return condition if text.empty is None else text.empty
 
     def latent_shape(self, grid: tuple[int, int]) -> tuple[int, int]:
         """(N, C)."""

@@ -184,7 +184,7 @@ class Encoders:
         with jax.default_matmul_precision("highest"):
             each = [one(p, i) for one, p, i in zip(self.parts, params, ids, strict=True)]
         said = {name: x.astype(self.dtype) for part in each for name, x in part.items()}
-        if isinstance(over, NamedSharding):  # every process is to have all of it
+        if isinstance(over, NamedSharding):  # the host takes it from one device
             said = jax.lax.with_sharding_constraint(said, NamedSharding(over.mesh, PartitionSpec()))
         return said
 

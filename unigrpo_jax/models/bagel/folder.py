@@ -1,11 +1,8 @@
 """A model folder in BAGEL's layout: configs, weights, autoencoder and tokenizer, found, checked and read as one."""
 
 import dataclasses
-import errno
 import functools
-import os
 import pathlib
-import re
 import shutil
 from collections.abc import Callable
 
@@ -14,31 +11,19 @@ import jax.numpy as jnp
 import numpy as np
 
 from unigrpo_jax.config import ConfigError, ModelConfig, RolloutConfig, require
-from unigrpo_jax.foreign_files import is_inside, named
-from unigrpo_jax.models import hub
+from unigrpo_jax.foreign_files import is_inside
 from unigrpo_jax.models import stored as stores
 from unigrpo_jax.models.autoencoders.image import ImageAutoencoder, sizes_of
 from unigrpo_jax.models.autoencoders.pixels import PixelAutoencoder
 from unigrpo_jax.models.bagel import Bagel, BagelConfig, Params, latents, layout, weights
 from unigrpo_jax.models.bagel.text import TextCodec, check_vocabulary, special_tokens
-from unigrpo_jax.models.building import lora
 from unigrpo_jax.models.stored import StoredTensors
 from unigrpo_jax.models.text_encoders.tokenizer import load_tokenizer
 from unigrpo_jax.models.tree import flatten, unflatten
 
-SHAPES_BASE = pathlib.Path(__file__).resolve().parent.parent / "worlds" / "shapes" / "base"
-ROUNDS_BASE = "rounds_base"  # the name of the base of several rounds, which lies beside it
-TINY = "tiny"  # the name of the toy model that is made on the spot
-_DISK = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENOTDIR)
-HUB_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,95}/[A-Za-z0-9_][A-Za-z0-9_.-]{0,95}")
-
-
-class NoModel(ConfigError):
-    """A name that is neither a folder's nor one that the Hugging Face hub knows."""
-
 
 @dataclasses.dataclass(frozen=True)
-class LoadedModel:
+class BagelFolder:
     """Everything that a model folder holds; the weights stay in their files until they are asked for.
 
     Attributes:
@@ -63,6 +48,12 @@ class LoadedModel:
     unknown_settings: tuple[str, ...] = ()
     unread_files: tuple[str, ...] = ()
 
+    family = "bagel"
+
+    def placed(self, hold, attend) -> "BagelFolder":
+        """The same with a network for a mesh."""
+        return dataclasses.replace(self, network=dataclasses.replace(self.network, hold=hold, attend=attend))
+
     def stored_params(self) -> Params:
         """Shapes and dtypes of the parameters that the file holds; the fixed tables stay float32."""
         return self._stored_params
@@ -85,7 +76,7 @@ class LoadedModel:
     def with_adapters(self, params: Params) -> Params:
         """The parameters with fresh adapters, or as they are where the config asks for none."""
         settings = self.config.lora
-        return lora.attach(params, settings.rank, settings.targets, jax.random.key(0)) if settings.rank else params
+        return self.network.adapted(params, settings, jax.random.key(0)) if settings.rank else params
 
     def check_weights(self) -> None:
         """ConfigError that names everything in which the weights do not fit the config; reads headers only."""
@@ -142,39 +133,32 @@ class LoadedModel:
         """`stored.checksum` of the weight files, to recognise the reference after a resume."""
         return stores.checksum([*self.stored.files, *(self.autoencoder_stored.files if self.autoencoder_stored else ())])
 
+    def export(self, params: Params, folder: pathlib.Path, dtype: str,
+               shard_bytes: int = stores.SHARD_BYTES) -> list[pathlib.Path]:  # fmt: skip
+        """Writes trained parameters beside copies of everything else that the folder held: autoencoder, tokenizer, configs.
 
-def find_folder(path: str | None) -> pathlib.Path:
-    """The folder of a `model.path`: a folder, a name on the Hugging Face hub, "rounds_base", "tiny", or None for the base.
+        Args:
+          params: trained parameters; adapters are folded in.
+          folder: a new folder.
+          dtype: as in `save_model`.
+          shard_bytes: as in `save_model`.
 
-    Raises:
-      ConfigError: there is no such folder, and no such name that can be fetched.
-    """
-    if path is None:
-        return SHAPES_BASE
-    folder = named(path, "model.path")
-    if folder.is_dir():
-        return folder
-    if path == ROUNDS_BASE:
-        return SHAPES_BASE.parent / ROUNDS_BASE
-    if path == TINY:
-        from unigrpo_jax.models.tiny import tiny_folder
-
-        return tiny_folder()
-    absent = f"model.path: there is no folder {folder}"
-    require(HUB_PATTERN.fullmatch(path) is not None,
-            f"{absent}; give an existing model folder, or none for the shapes base.")  # fmt: skip
-    try:
-        return hub.fetch(path)
-    except ConfigError:
-        raise
-    except Exception as error:  # the hub's client and its HTTP library have no common one
-        if isinstance(error, OSError) and error.errno in _DISK:
-            raise ConfigError(f"model.path: {path} cannot be kept here ({os.strerror(error.errno)}: {error.filename}); set "
-                              "HF_HOME to a folder that can be written and has room.") from None  # fmt: skip
-        raise NoModel(
-            f"{absent}, and the Hugging Face hub gives no model of that name here ({type(error).__name__}); give an "
-            "existing folder, or log in and unset HF_HUB_OFFLINE to download it."
-        ) from None
+        Returns:
+          The files of the folder.
+        """
+        folder.mkdir(parents=True, exist_ok=True)
+        weight_files = {path.name for path in self.stored.files} | {self.stored.path.name}
+        for path in sorted(self.folder.iterdir()):
+            keep = layout.is_small(path) or path.name == "ae.safetensors"
+            if path.is_file() and keep and path.name not in weight_files and not path.name.endswith(".index.json"):
+                own = path.suffix == ".safetensors" or is_inside(path, self.folder)
+                require(own, f"{path} is a link out of its folder, and an export is there to be passed on; put the file "
+                             "there instead of the link.")  # fmt: skip
+                shutil.copyfile(path, folder / path.name)
+        config = self.network.config
+        tensors = weights.stored_tensors(config, params, self.network.lora_scale)
+        stores.write(folder, "ema", weights.stored_shapes(config, params), tensors, dtype, shard_bytes)
+        return sorted(folder.iterdir())
 
 
 @functools.cache
@@ -183,9 +167,8 @@ def _shapes(config: BagelConfig) -> Params:
     return jax.eval_shape(lambda: Bagel(config).init(jax.random.key(0)))  # a key outside would be compiled
 
 
-def load_model(config: ModelConfig) -> LoadedModel:
-    """Reads a model folder without its weights; ConfigError where a file is missing or does not fit."""
-    folder = find_folder(config.path)
+def load(config: ModelConfig, folder: pathlib.Path) -> BagelFolder:
+    """Reads a folder without its weights; ConfigError where a file is missing or does not fit."""
     try:
         layout.check_no_adapter(folder)
     except ValueError as error:
@@ -194,7 +177,8 @@ def load_model(config: ModelConfig) -> LoadedModel:
     require(
         (folder / "llm_config.json").is_file() or stem is not None,
         f"{folder} is not a model folder: it holds neither llm_config.json nor ema.safetensors; BAGEL's holds "
-        f"{layout.FILES}; `python -m experiments.pretrain --out DIR` makes one for the shapes world.",
+        f"{layout.FILES}, a folder of diffusers model_index.json; `python -m experiments.pretrain --out DIR` makes one for "
+        "the shapes world.",
     )
     if stem is None:
         others = layout.unread_files(folder, [folder / "ae.safetensors"])
@@ -219,7 +203,7 @@ def load_model(config: ModelConfig) -> LoadedModel:
         raise error if isinstance(error, ConfigError) else ConfigError(str(error)) from None
     check_vocabulary(tokenizer, bagel, folder)
     network, codec = make_network(config, bagel), TextCodec(tokenizer, bagel)
-    return LoadedModel(folder, config, network, autoencoder, codec, stored, autoencoder_stored, unknown, unread)
+    return BagelFolder(folder, config, network, autoencoder, codec, stored, autoencoder_stored, unknown, unread)
 
 
 def make_network(config: ModelConfig, sizes: BagelConfig) -> Bagel:
@@ -243,31 +227,3 @@ def save_model(folder: pathlib.Path, config: BagelConfig, params: Params, dtype:
     layout.write_config(folder, config)
     shapes = weights.stored_shapes(config, params)
     stores.write(folder, "ema", shapes, weights.stored_tensors(config, params), dtype, shard_bytes)
-
-
-def export_model(loaded: LoadedModel, params: Params, folder: pathlib.Path, dtype: str,
-                 shard_bytes: int = stores.SHARD_BYTES) -> list[pathlib.Path]:  # fmt: skip
-    """Writes trained parameters beside copies of everything else that their folder held: autoencoder, tokenizer, configs.
-
-    Args:
-      loaded: the model that the parameters began as.
-      params: its trained parameters; adapters are folded in.
-      folder: a new folder.
-      dtype: as in `save_model`.
-      shard_bytes: as in `save_model`.
-
-    Returns:
-      The files of the folder.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    weight_files = {path.name for path in loaded.stored.files} | {loaded.stored.path.name}
-    for path in sorted(loaded.folder.iterdir()):
-        keep = layout.is_small(path) or path.name == "ae.safetensors"
-        if path.is_file() and keep and path.name not in weight_files and not path.name.endswith(".index.json"):
-            require(path.suffix == ".safetensors" or is_inside(path, loaded.folder), f"{path} is a link out of its folder, "
-                    "and an export is there to be passed on; put the file there instead of the link.")  # fmt: skip
-            shutil.copyfile(path, folder / path.name)
-    config = loaded.network.config
-    tensors = weights.stored_tensors(config, params, loaded.network.lora_scale)
-    stores.write(folder, "ema", weights.stored_shapes(config, params), tensors, dtype, shard_bytes)
-    return sorted(folder.iterdir())

@@ -1,0 +1,83 @@
+"""Which family a folder on disk is of: one line a family, and nothing else in the house names one."""
+
+import errno
+import importlib
+import os
+import pathlib
+import re
+from types import ModuleType
+
+from unigrpo_jax.config import ConfigError, ModelConfig, require
+from unigrpo_jax.foreign_files import named
+from unigrpo_jax.models import hub
+from unigrpo_jax.models.loaded import Loaded
+
+# Folders of `models`, each with a `family.py`: FILES (words for what its folder holds), VERBS (words for what it can do),
+# TOYS ({name: function that makes a folder}), is_here(folder), load(config, folder), known(config).
+FAMILIES = (
+    "bagel",
+)
+
+SHAPES_BASE = pathlib.Path(__file__).resolve().parent.parent / "worlds" / "shapes" / "base"
+ROUNDS_BASE = "rounds_base"  # the name of the base of several rounds, which lies beside it
+_DISK = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENOTDIR)
+HUB_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,95}/[A-Za-z0-9_][A-Za-z0-9_.-]{0,95}")
+
+
+class NoModel(ConfigError):
+    """A name that is neither a folder's nor one that the Hugging Face hub knows."""
+
+
+def family(name: str) -> ModuleType:
+    """The module of a family, imported when it is asked for."""
+    return importlib.import_module(f"unigrpo_jax.models.{name}.family")
+
+
+def is_named(path: str) -> bool:
+    """Whether a `model.path` is the name of a base or a toy that comes with the package."""
+    return path == ROUNDS_BASE or any(path in family(name).TOYS for name in FAMILIES)
+
+
+def load_model(config: ModelConfig) -> Loaded:
+    """Reads a model folder without its weights; ConfigError where a file is missing or does not fit."""
+    folder = find_folder(config.path)
+    found = [name for name in FAMILIES if family(name).is_here(folder)]
+    return family((found or FAMILIES)[0]).load(config, folder)
+
+
+def known(config: ModelConfig) -> Loaded | None:
+    """A release without its files, where its name on the hub is asked for and its sizes are known: shapes alone."""
+    return next((model for name in FAMILIES if (model := family(name).known(config)) is not None), None)
+
+
+def find_folder(path: str | None) -> pathlib.Path:
+    """The folder of a `model.path`: a folder, a name on the Hugging Face hub, "rounds_base", "tiny", or None for the base.
+
+    Raises:
+      ConfigError: there is no such folder, and no such name that can be fetched.
+    """
+    if path is None:
+        return SHAPES_BASE
+    folder = named(path, "model.path")
+    if folder.is_dir():
+        return folder
+    if path == ROUNDS_BASE:
+        return SHAPES_BASE.parent / ROUNDS_BASE
+    for name in FAMILIES:
+        if path in family(name).TOYS:
+            return family(name).TOYS[path]()
+    absent = f"model.path: there is no folder {folder}"
+    require(HUB_PATTERN.fullmatch(path) is not None,
+            f"{absent}; give an existing model folder, or none for the shapes base.")  # fmt: skip
+    try:
+        return hub.fetch(path)
+    except ConfigError:
+        raise
+    except Exception as error:  # the hub's client and its HTTP library have no common one
+        if isinstance(error, OSError) and error.errno in _DISK:
+            raise ConfigError(f"model.path: {path} cannot be kept here ({os.strerror(error.errno)}: {error.filename}); set "
+                              "HF_HOME to a folder that can be written and has room.") from None  # fmt: skip
+        raise NoModel(
+            f"{absent}, and the Hugging Face hub gives no model of that name here ({type(error).__name__}); give an "
+            "existing folder, or log in and unset HF_HUB_OFFLINE to download it."
+        ) from None
