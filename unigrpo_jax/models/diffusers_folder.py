@@ -34,6 +34,7 @@ from unigrpo_jax.models.settings import read_settings
 from unigrpo_jax.models.verbs import Params
 
 INDEX = "model_index.json"
+PIPELINES = {"StableDiffusionPipeline": "stable_diffusion", "FluxPipeline": "flux"}  # and their families
 ADAPTERS = "lora"  # the folder of an export that holds what `peft` writes
 # Weights as they are read; variants of them (.fp16., .non_ema.) are not.
 _READ = re.compile(r"(diffusion_pytorch_)?model(-\d+-of-\d+)?\.safetensors(\.index\.json)?")
@@ -114,6 +115,22 @@ class Pipeline:
         with told():
             return autoencoders.read(self.autoencoder_stored, self.autoencoder, sharding)
 
+    def read_adapters(self, folder: pathlib.Path) -> dict[str, np.ndarray]:
+        """The adapters of a folder that `export`, peft or diffusers wrote, float32.
+
+        ConfigError where they are others than the config asks for.
+        """
+        lora = self.config.lora
+        with told():
+            found = peft.read(folder, self.part, self.network.network)
+        wanted = {name for name in self.abstract_params() if peft.is_adapter(name)}
+        require((lora.rank, lora.alpha) == (found.rank, found.alpha), f"the adapters in {folder} have rank {found.rank} and "
+                f"alpha {found.alpha:g}; set model.lora.rank and model.lora.alpha to that.")  # fmt: skip
+        others = sorted(wanted ^ set(found.params))
+        require(not others, f"the adapters in {folder} and model.lora.targets do not mean the same layers; they differ in "
+                f"{', '.join(others[:4])}.")  # fmt: skip
+        return {name: x.astype(np.float32) for name, x in found.params.items()}
+
     def check_image_size(self, rollout: RolloutConfig) -> None:
         """ConfigError where an image of this size cannot be drawn."""
         with told("rollout.image_height, rollout.image_width: "):
@@ -189,13 +206,18 @@ def told(place: str = "") -> Iterator[None]:
         raise ConfigError(f"{place}{error}") from None
 
 
-def pipeline_class(folder: pathlib.Path) -> str | None:
-    """The pipeline that model_index.json names; None where a folder holds no such file; ConfigError where it is damaged."""
+def family_of(folder: pathlib.Path) -> str | None:
+    """The family whose pipeline model_index.json names; None where a folder holds no such file.
+
+    ConfigError where the file is damaged, or names a pipeline that is not built.
+    """
     if not (folder / INDEX).exists():
         return None
     name = _index(folder).get("_class_name")
     require(isinstance(name, str), f"{folder / INDEX} names no pipeline (_class_name); download or copy it again.")
-    return name
+    require(name in PIPELINES, f"{folder / INDEX} is of {quoted(name)}, which is not built; give a folder of "
+            f"{' or '.join(PIPELINES)}.")  # fmt: skip
+    return PIPELINES[name]
 
 
 def hub_files(*parts: str) -> tuple[str, ...]:
@@ -233,7 +255,7 @@ def open_autoencoder(folder: pathlib.Path, autoencoder: ImageAutoencoder) -> sto
 
 
 def _check_form(folder: pathlib.Path) -> None:
-    others = unread_files(folder.parent, [folder.name])
+    others = sorted(path.name for path in folder.glob("*") if path.suffix in stored.SUFFIXES)
     there = any(_READ.fullmatch(path.name) for path in folder.glob("*"))
     if not there and others:
         raise ValueError(f"{folder} holds no {component.DIFFUSERS}.safetensors (nor its index), and {', '.join(others[:4])} "

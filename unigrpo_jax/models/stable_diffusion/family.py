@@ -22,7 +22,6 @@ NAME = "stable_diffusion"
 VERBS = "draws by a diffusion, upon what CLIP says of the prompt"
 FILES = configs.FILES
 PART, TOY = "unet", "sd_tiny"
-_CLASS = "StableDiffusionPipeline"
 _PARTS = {
     PART: ("UNet2DConditionModel",),
     "vae": ("AutoencoderKL",),
@@ -36,8 +35,8 @@ PUBLISHED = ("CompVis/stable-diffusion-v1-4", "stable-diffusion-v1-5/stable-diff
 
 
 def is_here(folder: pathlib.Path) -> bool:
-    """Whether a folder is one of Stable Diffusion's, by its model_index.json; ConfigError where that is damaged."""
-    return diffusers_folder.pipeline_class(folder) == _CLASS
+    """Whether a folder is one of Stable Diffusion's, by its model_index.json; ConfigError where that is no family's."""
+    return diffusers_folder.family_of(folder) == NAME
 
 
 def load(config: ModelConfig, folder: pathlib.Path) -> Pipeline:
