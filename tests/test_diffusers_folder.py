@@ -13,7 +13,7 @@ from huggingface_hub.utils import filter_repo_objects
 from safetensors.numpy import load_file, save_file
 
 from unigrpo_jax.config import ConfigError, LoraConfig, ModelConfig, RolloutConfig
-from unigrpo_jax.models import component, diffusers_folder, hub
+from unigrpo_jax.models import component, diffusers_folder
 from unigrpo_jax.models.autoencoders import diffusers as autoencoders
 from unigrpo_jax.models.flux import family as flux
 from unigrpo_jax.models.flux.tiny import make_tiny as make_flux
@@ -199,12 +199,7 @@ def test_parts_that_a_folder_names_and_lacks_are_named_no_more_in_an_export(toys
     assert set(files(out)) == set(files(toys["sd"])) | {"feature_extractor/preprocessor_config.json"}
 
 
-def test_the_hub_gives_what_is_read_and_no_more(monkeypatch, toys, tmp_path):
-    asked = []
-    monkeypatch.setattr(hub, "_fetch", lambda name, revision, patterns, below=False: asked.append(patterns) or tmp_path)
-    shutil.copyfile(toys["flux"] / "model_index.json", tmp_path / "model_index.json")
-    hub.fetch("a/b", lambda folder: flux.HUB_FILES if flux.is_here(folder) else ())
-    assert asked[1:] == [flux.HUB_FILES]
+def test_what_is_fetched_of_a_published_repository(toys):
     shards = [f"{part}-0000{i}-of-00002.safetensors" for i in (1, 2)
               for part in ("transformer/diffusion_pytorch_model", "text_encoder_2/model")]  # fmt: skip
     wanted = [*shards, *(file for file in files(toys["flux"]) if not file.startswith("transformer/diffusion")),
