@@ -128,17 +128,30 @@ def test_adapters_are_folded_in_and_read_back(toys, name, tmp_path):
                 changed.add(tensor)
     assert len(changed) == sum(loaded.adapted_layers().values())
     assert all((after[tensor] == x).all() for tensor, x in before.items() if tensor not in changed)
-    back = loaded.read_adapters(tmp_path / diffusers_folder.ADAPTERS)
-    assert back.keys() == {path for path in params if ".lora_" in path}
-    assert all((back[path] == params[path]).all() for path in back)
-    again = load(name, tmp_path)  # the folder of adapters is no part of the model
-    assert again.unread_files == ()
-    other = load(name, toys[name], lora=LoraConfig(rank=2, alpha=4.0, targets=TARGETS[name]))
-    with pytest.raises(ConfigError, match="rank 2 and alpha 3; set model.lora.rank"):
-        other.read_adapters(tmp_path / diffusers_folder.ADAPTERS)
-    other = load(name, toys[name], lora=LoraConfig(rank=2, alpha=3.0, targets=TARGETS[name][:1]))
-    with pytest.raises(ConfigError, match="do not mean the same layers; they differ in"):
-        other.read_adapters(tmp_path / diffusers_folder.ADAPTERS)
+    assert load(name, tmp_path).adapters is None  # the folder of adapters is no part of the model
+
+
+@pytest.mark.parametrize("stem", ["adapter_model", "pytorch_lora_weights"])
+def test_adapters_beside_a_model_are_read_as_a_part_of_it(toys, name, tmp_path, stem):
+    """They are what an export puts beside, for the model that training began with."""
+    folder, out = copy(toys, name, tmp_path), tmp_path / "out"
+    loaded = load(name, folder, lora=LoraConfig(rank=2, alpha=3.0, targets=TARGETS[name]))
+    plain, rng, params = loaded.checksum(), np.random.default_rng(0), dict(loaded.params())
+    params |= {path: rng.standard_normal(x.shape, np.float32) for path, x in loaded.abstract_params().items()
+               if path not in params}  # fmt: skip
+    loaded.export(params, out, "float32")
+    for file in ("adapter_config.json", f"{stem}.safetensors"):
+        shutil.copyfile(out / diffusers_folder.ADAPTERS / file, folder / file)
+    both, folded = load(name, folder), load(name, out).params()
+    assert both.unread_files == () and both.checksum() != plain
+    for path, x in both.params().items():
+        np.testing.assert_allclose(x, folded[path], rtol=1e-6, atol=1e-6)
+    both.export(folded, tmp_path / "again", "float32")
+    assert set(files(tmp_path / "again")) == set(files(toys[name]))
+    (folder / "adapter_config.json").write_text('{"peft_type": "LOHA"}')
+    (folder / f"{stem}.safetensors").rename(folder / "adapter_model.safetensors")
+    with pytest.raises(ConfigError, match="peft_type = 'LOHA', but this network knows only 'LORA'"):
+        load(name, folder)
 
 
 def test_an_autoencoder_with_the_names_of_before_2023_is_read_and_copied(fixtures, tmp_path):

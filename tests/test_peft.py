@@ -54,10 +54,11 @@ def only(folder, stem):
 def test_what_is_written_is_read_back(tmp_path, part, stem):
     write(tmp_path, part)
     only(tmp_path, stem)
-    found, wanted = peft.read(tmp_path, part, NETWORKS[part][0]), random(part)
+    found, wanted = peft.open_adapters(tmp_path, part, NETWORKS[part][0]), random(part)
     assert (found.rank, found.alpha) == (3, 6.0)
-    assert found.params.keys() == wanted.keys() - {"proj_out.bias"}
-    for name, x in found.params.items():
+    params = found.params()
+    assert params.keys() == wanted.keys() - {"proj_out.bias"}
+    for name, x in params.items():
         np.testing.assert_array_equal(x, wanted[name])
 
 
@@ -85,9 +86,9 @@ def test_a_file_of_diffusers_that_says_no_alpha_means_the_rank(tmp_path):
     path = tmp_path / "pytorch_lora_weights.safetensors"
     only(tmp_path, path.stem)
     save_file({name: x.astype(ml_dtypes.bfloat16) for name, x in load_file(path).items()}, path)
-    found = peft.read(tmp_path, "unet", UNET)
+    found = peft.open_adapters(tmp_path, "unet", UNET)
     assert (found.rank, found.alpha) == (3, 3.0)
-    assert all(x.dtype == ml_dtypes.bfloat16 for x in found.params.values())
+    assert all(x.dtype == ml_dtypes.bfloat16 for x in found.params().values())
 
 
 def renamed(old, new):
@@ -116,22 +117,22 @@ def test_what_does_not_fit_is_one_sentence(tmp_path, settings, spoil, words):
     if spoil:
         save_file(spoil(load_file(path)), path)
     with pytest.raises(ValueError) as error:
-        peft.read(tmp_path, "transformer", FLUX)
+        peft.open_adapters(tmp_path, "transformer", FLUX)
     assert words in str(error.value) and "\n" not in str(error.value)
 
 
 def test_a_folder_without_adapters_and_a_damaged_header_are_named(tmp_path):
     with pytest.raises(ValueError, match="holds no adapters; a folder of adapters holds adapter_config.json and"):
-        peft.read(tmp_path, "unet", UNET)
+        peft.open_adapters(tmp_path, "unet", UNET)
     path = tmp_path / "pytorch_lora_weights.safetensors"
     for text, words in (("{", "holds no settings"), ("[]", "holds no mapping of settings")):
         save_file({"unet.x.lora_A.weight": np.zeros(1, np.float32)}, path, metadata={"lora_adapter_metadata": text})
         with pytest.raises(ValueError, match=words):
-            peft.read(tmp_path, "unet", UNET)
+            peft.open_adapters(tmp_path, "unet", UNET)
 
 
 def test_adapters_of_one_network_are_none_of_another(tmp_path):
     write(tmp_path, "transformer")
     only(tmp_path, "pytorch_lora_weights")
     with pytest.raises(ValueError, match=r"it holds transformer.context_embedder.* but no unet.MODULE.lora_A.weight"):
-        peft.read(tmp_path, "unet", UNET)
+        peft.open_adapters(tmp_path, "unet", UNET)

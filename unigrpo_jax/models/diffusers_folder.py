@@ -28,6 +28,7 @@ from unigrpo_jax.foreign_text import quoted
 from unigrpo_jax.models import component, peft, stored
 from unigrpo_jax.models.autoencoders import diffusers as autoencoders
 from unigrpo_jax.models.autoencoders.image import ImageAutoencoder
+from unigrpo_jax.models.building.lora import is_adapter
 from unigrpo_jax.models.building.text_painter import TextPainter
 from unigrpo_jax.models.loaded import Codec, Place, Published
 from unigrpo_jax.models.settings import read_settings
@@ -59,6 +60,7 @@ class Pipeline:
       unknown_settings: what its config files hold that nothing here knows, a phrase a file.
       unread_files: names of weights beside those that are read.
       published: how it is used where nobody says otherwise.
+      adapters: that lie beside the model and are a part of it: read, they are folded into its weights.
     """
 
     family: str
@@ -74,6 +76,7 @@ class Pipeline:
     unknown_settings: tuple[str, ...] = ()
     unread_files: tuple[str, ...] = ()
     published: Published | None = None
+    adapters: peft.Adapters | None = None
 
     def placed(self, hold, attend) -> "Pipeline":
         """The same with a network for a mesh."""
@@ -110,28 +113,13 @@ class Pipeline:
         """
         self.check_weights()
         with told():
-            return component.read(self.stored, self.network.network, jnp.dtype(self.config.param_dtype), place, wanted)
+            weights = self.stored if self.adapters is None else _Folded(self.stored, self.adapters)
+            return component.read(weights, self.network.network, jnp.dtype(self.config.param_dtype), place, wanted)
 
     def autoencoder_params(self, sharding: jax.sharding.Sharding | None = None) -> Mapping[str, jax.Array]:
         """Reads the autoencoder's weights, float32."""
         with told():
             return autoencoders.read(self.autoencoder_stored, self.autoencoder, sharding)
-
-    def read_adapters(self, folder: pathlib.Path) -> dict[str, np.ndarray]:
-        """The adapters of a folder that `export`, peft or diffusers wrote, float32.
-
-        ConfigError where they are others than the config asks for.
-        """
-        lora = self.config.lora
-        with told():
-            found = peft.read(folder, self.part, self.network.network)
-        wanted = {name for name in self.abstract_params() if peft.is_adapter(name)}
-        require((lora.rank, lora.alpha) == (found.rank, found.alpha), f"the adapters in {folder} have rank {found.rank} and "
-                f"alpha {found.alpha:g}; set model.lora.rank and model.lora.alpha to that.")  # fmt: skip
-        others = sorted(wanted ^ set(found.params))
-        require(not others, f"the adapters in {folder} and model.lora.targets do not mean the same layers; they differ in "
-                f"{', '.join(others[:4])}.")  # fmt: skip
-        return {name: x.astype(np.float32) for name, x in found.params.items()}
 
     def check_image_size(self, rollout: RolloutConfig) -> None:
         """ConfigError where an image of this size cannot be drawn."""
@@ -151,7 +139,7 @@ class Pipeline:
 
     def checksum(self) -> str:
         """`stored.checksum` of the weight files of every part, to recognise the reference after a resume."""
-        return stored.checksum(self._files)
+        return stored.checksum([*self._files, *(self.adapters.weights.files if self.adapters else ())])
 
     def export(self, params: Mapping[str, np.ndarray], folder: pathlib.Path, dtype: str,
                shard_bytes: int = stored.SHARD_BYTES) -> list[pathlib.Path]:  # fmt: skip
@@ -182,7 +170,7 @@ class Pipeline:
             shutil.copyfile(path, target)
         network, scale = self.network.network, self.network.lora_scale
         component.write(folder / self.part, component.DIFFUSERS, network, params, dtype, shard_bytes, scale)
-        if any(map(peft.is_adapter, params)):
+        if any(map(is_adapter, params)):
             peft.write(folder / ADAPTERS, self.part, network, params, self.config.lora.alpha)
         return sorted(path for path in folder.rglob("*") if path.is_file())
 
@@ -269,10 +257,28 @@ def _check_form(folder: pathlib.Path) -> None:
                          "cannot be read; convert it to safetensors of that name.")  # fmt: skip
 
 
+@dataclasses.dataclass(frozen=True)
+class _Folded:
+    """Weights as `component.read` asks for them, with adapters folded in."""
+
+    weights: stored.StoredTensors
+    adapters: peft.Adapters
+
+    def read(self, name: str) -> np.ndarray:
+        """One tensor."""
+        return self.adapters.folded(name, self.weights.read(name))
+
+
+def open_adapters(folder: pathlib.Path, part: str, network: component.Network) -> peft.Adapters | None:
+    """The adapters that lie beside a model, at the top of its folder; None where there are none; ValueError as `peft`."""
+    return peft.open_adapters(folder, part, network) if peft.is_here(folder) else None
+
+
 def unread_files(folder: pathlib.Path, parts: Sequence[str]) -> tuple[str, ...]:
     """Names of weights in a folder and its parts that are not read."""
+    read = lambda path: peft.is_read(path) if path.parent == folder else _READ.fullmatch(path.name)
     weights = [p for place in (folder, *(folder / part for part in parts)) for p in place.glob("*")
-               if p.suffix in stored.SUFFIXES and not (place != folder and _READ.fullmatch(p.name))]  # fmt: skip
+               if p.suffix in stored.SUFFIXES and not read(p)]  # fmt: skip
     return tuple(sorted(str(path.relative_to(folder)) for path in weights))
 
 

@@ -78,6 +78,7 @@ def load(config: ModelConfig, folder: pathlib.Path) -> Pipeline:
             stored_dtype=DTYPES[weights.dtype("x_embedder.weight")],
             unknown_settings=diffusers_folder.unknown_settings(folder, known),
             unread_files=diffusers_folder.unread_files(folder, _PARTS),
+            adapters=diffusers_folder.open_adapters(folder, PART, transformer),
         )
 
 

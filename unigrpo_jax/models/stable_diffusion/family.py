@@ -74,6 +74,7 @@ def load(config: ModelConfig, folder: pathlib.Path) -> Pipeline:
             stored_dtype=DTYPES[weights.dtype("conv_in.weight")],
             unknown_settings=diffusers_folder.unknown_settings(folder, known),
             unread_files=diffusers_folder.unread_files(folder, _PARTS),
+            adapters=diffusers_folder.open_adapters(folder, PART, unet),
         )
 
 
