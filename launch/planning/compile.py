@@ -115,7 +115,9 @@ def find_model(config: ModelConfig) -> Loaded:
 
 
 def find_work(config: RunConfig, model: Loaded, given: Given) -> Work:
-    """What the episodes of a run cost."""
+    """What the episodes of a run cost, with texts as long as the codec makes them, which may heed no bucket."""
+    texts = jax.tree.leaves(model.codec.shapes(1, config.rollout.prompt_tokens))[0]
+    config = dataclasses.replace(config, rollout=dataclasses.replace(config.rollout, prompt_tokens=texts.shape[1]))
     return model.network.work(config, len(model.codec.system(config.rollout)), given.pictures, given.turns)
 
 
