@@ -13,15 +13,16 @@ from unigrpo_jax.models.stable_diffusion import config as configs
 from unigrpo_jax.models.stable_diffusion import scheduler as schedulers
 from unigrpo_jax.models.stable_diffusion.painter import StableDiffusion
 from unigrpo_jax.models.stable_diffusion.scheduler import Scheduler
+from unigrpo_jax.models.stable_diffusion.tiny import tiny_folder
 from unigrpo_jax.models.stable_diffusion.unet import UNet
 from unigrpo_jax.models.stored import DTYPES
-from unigrpo_jax.models.text_encoders.codec import EmbeddingCodec
+from unigrpo_jax.models.text_encoders.codec import EmbeddingCodec, KnownTexts
 from unigrpo_jax.models.text_encoders.encoder import open_stable_diffusion
 
 NAME = "stable_diffusion"
 VERBS = "draws by a diffusion, upon what CLIP says of the prompt"
 FILES = configs.FILES
-PART, TOY = "unet", "sd_tiny"
+PART, TOYS = "unet", {"sd_tiny": tiny_folder}
 _CLASS = "StableDiffusionPipeline"
 _PARTS = {
     PART: ("UNet2DConditionModel",),
@@ -87,7 +88,7 @@ def known(config: ModelConfig) -> Pipeline | None:
         part=PART,
         network=_network(config, unet, scheduler, autoencoder.downsample),
         autoencoder=autoencoder,
-        codec=None,
+        codec=KnownTexts(states=(77, 768), dtype=config.dtype, guided=True),
         stored=None,
         autoencoder_stored=None,
         stored_dtype="float32",
