@@ -12,6 +12,7 @@ from unigrpo_jax.models.flux import scheduler as schedulers
 from unigrpo_jax.models.flux.painter import PATCH, Flux
 from unigrpo_jax.models.flux.tiny import tiny_folder
 from unigrpo_jax.models.flux.transformer import FluxTransformer
+from unigrpo_jax.models.loaded import Published
 from unigrpo_jax.models.schedule import FlowShift
 from unigrpo_jax.models.stored import DTYPES
 from unigrpo_jax.models.text_encoders.codec import EmbeddingCodec, KnownTexts
@@ -69,6 +70,11 @@ def load(config: ModelConfig, folder: pathlib.Path) -> Pipeline:
             autoencoder=autoencoder,
             codec=EmbeddingCodec(encoders=encoders, kept=config.embeddings),
             stored=weights,
+            published=Published(
+                side=diffusers_folder.drawn_side(folder, 1024),
+                rollout={"timestep_shift": 0.0},
+                evaluation={"flow_steps": 28 if transformer.guidance else 4, "guidance": 1.0},
+            ),
             autoencoder_stored=diffusers_folder.open_autoencoder(folder / "vae", autoencoder),
             stored_dtype=DTYPES[weights.dtype("x_embedder.weight")],
             unknown_settings=diffusers_folder.unknown_settings(folder, known),

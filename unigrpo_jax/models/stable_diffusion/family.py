@@ -7,6 +7,7 @@ from unigrpo_jax.models import diffusers_folder
 from unigrpo_jax.models.autoencoders import diffusers as autoencoders
 from unigrpo_jax.models.autoencoders.image import ImageAutoencoder
 from unigrpo_jax.models.diffusers_folder import Pipeline
+from unigrpo_jax.models.loaded import Published
 from unigrpo_jax.models.paths import scaled_linear
 from unigrpo_jax.models.schedule import DiffusionSchedule
 from unigrpo_jax.models.stable_diffusion import config as configs
@@ -65,6 +66,11 @@ def load(config: ModelConfig, folder: pathlib.Path) -> Pipeline:
             autoencoder=autoencoder,
             codec=EmbeddingCodec(encoders=encoders, kept=config.embeddings, guided=True),
             stored=weights,
+            published=Published(
+                side=diffusers_folder.drawn_side(folder, 512),
+                rollout={"timestep_shift": 0.0},
+                evaluation={"flow_steps": 50, "guidance": 7.5},
+            ),
             autoencoder_stored=diffusers_folder.open_autoencoder(folder / "vae", autoencoder),
             stored_dtype=DTYPES[weights.dtype("conv_in.weight")],
             unknown_settings=diffusers_folder.unknown_settings(folder, known),
