@@ -269,5 +269,7 @@ SIZES: dict[str, Callable[[], Workload]] = {
     "tiny": lambda: of_config(preset(["bagel_tiny"], "")[0]),
     "shapes": lambda: of_config(preset(["shapes"], "")[0]),
     "middle": middle,
+    "sd_tiny": lambda: of_config(preset(["sd_tiny"], "")[0]),
+    "flux_tiny": lambda: of_config(preset(["flux_tiny"], "")[0]),
     "window": lambda: middle().changed(window_size=3, flow_steps=15),
 }

@@ -31,6 +31,7 @@ from unigrpo_jax.models.autoencoders.image import ImageAutoencoder
 from unigrpo_jax.models.building.text_painter import TextPainter
 from unigrpo_jax.models.loaded import Codec, Place, Published
 from unigrpo_jax.models.settings import read_settings
+from unigrpo_jax.models.text_encoders.codec import EmbeddingCodec
 from unigrpo_jax.models.verbs import Params
 
 INDEX = "model_index.json"
@@ -74,9 +75,11 @@ class Pipeline:
     unread_files: tuple[str, ...] = ()
     published: Published | None = None
 
-    def placed(self, hold, attend) -> "Pipeline":
-        """The same with a network for a mesh."""
-        return dataclasses.replace(self, network=dataclasses.replace(self.network, hold=hold, attend=attend))
+    def placed(self, hold, attend, frozen: Place | None = None) -> "Pipeline":
+        """The same with a network for a mesh, and text encoders that lie where `frozen` says."""
+        network = dataclasses.replace(self.network, hold=hold, attend=attend)
+        codec = dataclasses.replace(self.codec, place=frozen) if isinstance(self.codec, EmbeddingCodec) else self.codec
+        return dataclasses.replace(self, network=network, codec=codec)
 
     def stored_params(self) -> Params:
         """Shapes and dtypes of the parameters that the file holds."""

@@ -21,6 +21,7 @@ from unigrpo_jax.models.families import load_model
 from unigrpo_jax.models.loaded import Loaded
 from unigrpo_jax.parallel import kernels, processes
 from unigrpo_jax.parallel import mesh as meshes
+from unigrpo_jax.parallel.frozen import on_own_devices
 from unigrpo_jax.parallel.rules import Layout
 from unigrpo_jax.rewards.judging import Judging, RewardError
 from unigrpo_jax.rewards.load import load_rewards
@@ -92,7 +93,7 @@ def build(config: RunConfig) -> Parts:
     layout = Layout(mesh, loaded.network.axes)
     for path, x in tree.flatten(loaded.abstract_params()).items():
         layout.parameter(path, x.shape)
-    loaded = loaded.placed(layout.activations, attend)
+    loaded = loaded.placed(layout.activations, attend, on_own_devices(mesh))
     parameters.groups(loaded.abstract_params(), config.learning, loaded.network.trained_by)
     require(
         config.model.param_dtype == "float32" or config.model.lora.rank > 0,

@@ -70,8 +70,8 @@ class BagelFolder:
             answer=UNDERSTANDING_SYSTEM_PROMPT,
         )
 
-    def placed(self, hold, attend) -> "BagelFolder":
-        """The same with a network for a mesh."""
+    def placed(self, hold, attend, frozen: weights.Place | None = None) -> "BagelFolder":
+        """The same with a network for a mesh; no encoder is frozen."""
         return dataclasses.replace(self, network=dataclasses.replace(self.network, hold=hold, attend=attend))
 
     def stored_params(self) -> Params:
