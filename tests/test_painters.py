@@ -15,7 +15,6 @@ from tests.equations import equations
 from tests.test_attention import splash
 from tests.test_flops import counted
 from unigrpo_jax.config import LoraConfig, MeshConfig, RunConfig
-from unigrpo_jax.models.building import attention
 from unigrpo_jax.models.building.flat_adapters import linears
 from unigrpo_jax.models.flux.painter import Flux
 from unigrpo_jax.models.flux.transformer import FluxTransformer
