@@ -48,6 +48,8 @@ def test_every_preset_passes_and_survives_json(name):
 
 RULES = [
     (dict(learning=dict(group_size=1)), ["learning.group_size = 1", "at least 2"]),
+    (dict(model=dict(embeddings=module.EmbeddingsConfig(gigabytes=0.0))), ["model.embeddings.gigabytes = 0.0", "above 0"]),
+    (dict(model=dict(embeddings=module.EmbeddingsConfig(folder=""))), ["model.embeddings.folder is empty"]),
     (dict(rollout=dict(window_size=4, window_range=(2, 5))), ["window_size = 4", "[2, 5)", "3 transitions"]),
     (dict(rollout=dict(window_range=(5, 5))), ["[5, 5)", "0 transitions"]),
     (dict(rollout=dict(window_range=(-1, 5))), ["[-1, 5)"]),
@@ -62,7 +64,7 @@ RULES = [
     (dict(learning=dict(ema_decay=1.0)), ["learning.ema_decay = 1.0", "below 1"]),
     (dict(rollout=dict(step_rule="cps", window_range=(0, 10))), ["[0, 10)", "cps has no noise", "end at 9"]),
     (dict(rollout=dict(step_rule="cps", noise_level=2.0)), ["noise_level = 2.0", "below 2"]),
-    (dict(rollout=dict(step_rule="ddim", window_range=(0, 10))), ["[0, 10)", "ddim has no noise", "end at 9"]),
+    (dict(rollout=dict(guidance=2.0), learning=dict(minibatches=2)), ["guidance = 2.0", "2 optimizer steps", "use 1 and 1"]),
     (dict(rollout=dict(step_rule="ddim", noise_level=1.1)), ["noise_level = 1.1", "eta, at most 1"]),
     (dict(rollout=dict(step_rule="ode")), ["'ode'", "flow_sde"]),
     (dict(rollout=dict(noise_level=0.0)), ["noise_level = 0.0", "above 0"]),
@@ -243,6 +245,6 @@ def test_every_field_is_read_somewhere_and_explained(cls):
     (node,) = [n for n in ast.parse(pathlib.Path(module.__file__).read_text()).body
                if isinstance(n, ast.ClassDef) and n.name == cls.__name__]  # fmt: skip
     for field, after in zip(node.body, [*node.body[1:], None], strict=True):
-        if isinstance(field, ast.AnnAssign) and field.target.id not in [*SECTIONS, "lora"]:
+        if isinstance(field, ast.AnnAssign) and field.target.id not in [*SECTIONS, "lora", "embeddings"]:
             explained = isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant)
             assert explained and after.value.value.endswith("."), field.target.id

@@ -1,12 +1,12 @@
 """The image autoencoder in diffusers' layout: Stable Diffusion's and FLUX's numbers, names and config files."""
 
+import dataclasses
 import json
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from safetensors.numpy import load_file
 
 from unigrpo_jax.models.autoencoders import diffusers
 
@@ -17,9 +17,10 @@ PUBLISHED = {"sd": dict(block_out_channels=[128, 256, 512, 512], layers_per_bloc
 
 
 def read(folder):
-    """The autoencoder of a folder, and its tensors as they are stored."""
-    (weights,) = folder.glob("*.safetensors")
-    return diffusers.read_autoencoder(folder / "config.json", FILES), load_file(weights)
+    """The autoencoder of a folder, its weights, and its parameters."""
+    autoencoder = diffusers.read_autoencoder(folder / "config.json", FILES)
+    weights = diffusers.open_autoencoder(folder, autoencoder)
+    return autoencoder, weights, diffusers.read(weights, autoencoder)
 
 
 def config(tmp_path, **data):
@@ -30,8 +31,8 @@ def config(tmp_path, **data):
 
 @pytest.mark.parametrize("family", PUBLISHED)
 def test_latents_and_pictures(fixtures, assert_close, family):
-    autoencoder, stored = read(fixtures / family / "pipeline" / "vae")
-    params, found = diffusers.from_stored(autoencoder, stored), dict(np.load(fixtures / family / "vae.npz"))
+    autoencoder, _, params = read(fixtures / family / "pipeline" / "vae")
+    found = dict(np.load(fixtures / family / "vae.npz"))
     there = lambda name: np.moveaxis(found[name], 1, -1)
     mean, log_variance = jax.jit(autoencoder.moments)(params, found["image_u8"] / np.float32(127.5) - 1)
     assert_close(mean, there("mean"), name="mean")
@@ -41,15 +42,20 @@ def test_latents_and_pictures(fixtures, assert_close, family):
 
 
 def test_a_file_with_the_old_names_is_the_same(fixtures):
-    autoencoder, stored = read(fixtures / "sd" / "pipeline" / "vae")
-    same, old = read(fixtures / "sd" / "old_names" / "vae")
+    autoencoder, stored, new = read(fixtures / "sd" / "pipeline" / "vae")
+    same, old, params = read(fixtures / "sd" / "old_names" / "vae")
     assert same == autoencoder
-    assert diffusers.is_old(set(old)) and not diffusers.is_old(set(stored))
-    new = diffusers.from_stored(autoencoder, stored)
-    for name, array in diffusers.from_stored(autoencoder, old).items():
+    assert diffusers.is_old(old.names()) and not diffusers.is_old(stored.names())
+    for name, array in params.items():
         np.testing.assert_array_equal(array, new[name])
-    names = diffusers.stored_shapes(autoencoder, old=True)
-    assert {theirs: shape for theirs, shape in names.values()} == {name: x.shape for name, x in old.items()}
+
+
+def test_every_tensor_that_does_not_fit_is_named(fixtures):
+    autoencoder, _, _ = read(fixtures / "sd" / "old_names" / "vae")
+    with pytest.raises(ValueError) as error:
+        diffusers.open_autoencoder(fixtures / "sd" / "old_names" / "vae", dataclasses.replace(autoencoder, channels=5))
+    for words in ("does not fit", "config.json", "post_quant_conv.weight has shape [4, 4, 1, 1], the config asks for [5, 5"):
+        assert words in str(error.value)
 
 
 @pytest.mark.parametrize("family", PUBLISHED)

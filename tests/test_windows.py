@@ -7,7 +7,13 @@ import numpy as np
 import pytest
 
 from tests import tiny
+from unigrpo_jax.config import ConfigError, RolloutConfig
+from unigrpo_jax.models.paths import scaled_linear
+from unigrpo_jax.models.schedule import diffusion_times, timesteps
 from unigrpo_jax.rollout import randomness
+from unigrpo_jax.rollout.drawing import FlowSampler
+from unigrpo_jax.rollout.program import check_window
+from unigrpo_jax.rollout.step_rules import step_rule
 from unigrpo_jax.rollout.windows import Window
 
 
@@ -86,3 +92,15 @@ def test_shared_noise_begins_all_episodes_of_a_prompt_alike_and_lets_transitions
     np.testing.assert_array_equal(shared.x[:: tiny.GROUP, 0], alone.x[:: tiny.GROUP, 0])  # that of the group's first one
     np.testing.assert_array_equal(shared.noise, alone.noise)
     assert len(np.unique(np.asarray(alone.x[:, 0]).reshape(tiny.EPISODES, -1), axis=0)) == tiny.EPISODES
+
+
+def test_a_window_may_hold_the_last_transition_where_that_has_noise():
+    """DDIM's last step of a flow ends in the data, without noise; that of Stable Diffusion's spacing does not."""
+    config = RolloutConfig(step_rule="ddim", noise_level=1.0, flow_steps=10, window_range=(0, 10))
+    flow = tuple(timesteps(10, 3.0).tolist())
+    with pytest.raises(ConfigError, match=r"\[0, 10\) holds the schedule's last transition, where ddim has no noise; .* 9"):
+        check_window(FlowSampler(schedule=flow, rule=step_rule("ddim", 1.0), grid=(1, 1)), config)
+    diffusion = tuple(diffusion_times(10, 1000).tolist())
+    path = scaled_linear(0.00085, 0.012, 1000)
+    sampler = FlowSampler(schedule=diffusion, rule=step_rule("ddim", 1.0), grid=(1, 1), path=path, prediction="noise")
+    check_window(sampler, config)

@@ -91,9 +91,10 @@ class RolloutConfig:
     flow_steps: int = 10
     """Denoising transitions T (BAGEL counts points: its N is N - 1 here)."""
     timestep_shift: float = 3.0
-    """Shift of the schedule, t = s u / (1 + (s - 1) u)."""
+    """Shift of the schedule, t = s u / (1 + (s - 1) u); 0 is what the model's scheduler file says, which is all that a
+    diffusion takes."""
     step_rule: Literal["flow_sde", "dance_sde", "cps", "ddim", "ode"] = "flow_sde"
-    """Transition inside the window; outside it is always the Euler ODE step."""
+    """Transition inside the window; outside it is the rule without noise, Euler's step of a flow and DDIM of a diffusion."""
     noise_level: float = 0.8
     """`a` of the step rule; eta of `ddim`."""
     window_size: int = 3
@@ -102,6 +103,9 @@ class RolloutConfig:
     """The window lies inside [first, end)."""
     window: Literal["contiguous", "random", "sliding"] = "contiguous"
     """Transitions in a row from a random start, any of them (DanceGRPO), or in a row and moving on in time (MixGRPO)."""
+    noise: Literal["window", "everywhere"] = "window"
+    """Which transitions are stochastic: the window's alone (Flow-GRPO-Fast), or all, of which the window's are trained
+    (DanceGRPO)."""
     window_every: int = 25
     """Iterations that a sliding window rests before it moves on."""
     window_stride: int = 1
@@ -109,8 +113,8 @@ class RolloutConfig:
     shared_noise: bool = False
     """All episodes of a prompt begin at the same noise (DanceGRPO), so that they differ by thinking and transitions."""
     guidance: float = 1.0
-    """Text guidance of the velocity that is sampled and trained; 1 is none, as in UniGRPO: above it a transition depends on
-    two contexts, costs twice, and episodes are no longer linear.  The window must then lie where it acts, at all times."""
+    """Text guidance of what is sampled and trained; 1 is none, as in UniGRPO.  Above it a transition depends on two
+    conditions, trained together (DanceGRPO), costs twice, and allows one optimizer step an iteration."""
     micro_batches: int = 1
     """Split the prompts of an iteration into this many rollouts, one after the other; changes memory, not episodes."""
     gather_weights: bool = False
@@ -230,8 +234,9 @@ class EvaluationConfig:
     """Image guidance scale: against the prompt without images and thinking; 1 is off, as is all where guidance is 1."""
     guidance_interval: tuple[float, float] = (0.0, 1.0)
     """Guidance acts where low < t <= high."""
-    guidance_renorm: Literal["global", "channel", "text_channel"] = "global"
-    """Over what the guided velocity's norm is held to the conditional one's; text_channel does so before image guidance."""
+    guidance_renorm: Literal["model", "global", "channel", "text_channel", "none"] = "model"
+    """Over what the guided output's norm is held to the conditional one's; text_channel does so before image guidance; model
+    is what the family was published with (global for BAGEL, none for others)."""
     guidance_renorm_min: float = 0.0
     """Lower bound of the renormalisation factor; 1 turns it off."""
     seed: int = 0

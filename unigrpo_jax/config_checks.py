@@ -24,7 +24,6 @@ _AT_LEAST_ONE = {
     "alarms": ("text_ratio", "flow_ratio"),
 }  # fmt: skip
 _POSITIVE = {
-    "rollout": ("timestep_shift",),
     "learning": ("text_clip", "flow_clip", "max_grad_norm", "adam_eps"),
     "evaluation": ("guidance", "guidance_image"),
     "judging": ("timeout_seconds",),
@@ -32,7 +31,7 @@ _POSITIVE = {
     "alarms": ("sigmas",),
 }
 _NOT_NEGATIVE = {
-    "rollout": ("temperature", "top_k", "noise_level"),
+    "rollout": ("timestep_shift", "temperature", "top_k", "noise_level"),
     "learning": ("flow_weight", "text_weight", "mse_weight", "latent_kl_weight", "text_kl_weight", "reasoning_lr",
                  "denoising_lr", "weight_decay", "ema_decay", "best", "worst"),
     "evaluation": ("temperature", "every", "seed", "rounds"),
@@ -127,9 +126,16 @@ def check(config: RunConfig) -> None:
     require(r.step_rule != "ddim" or r.noise_level <= 1,
             f"rollout.noise_level = {r.noise_level}, but for ddim it is eta, at most 1.")  # fmt: skip
     require(
-        r.step_rule not in ("cps", "ddim") or end < r.flow_steps,
-        f"rollout.window_range = [{first}, {end}) holds the schedule's last transition, where {r.step_rule} has no noise; "
-        f"let the range end at {r.flow_steps - 1}.",
+        r.step_rule != "cps" or end < r.flow_steps,
+        f"rollout.window_range = [{first}, {end}) holds the schedule's last transition, where cps has no noise; let the "
+        f"range end at {r.flow_steps - 1}.",
+    )
+    steps = learn.ppo_epochs * learn.minibatches
+    require(
+        r.guidance <= 1 or learn.method != "grpo" or steps == 1,
+        f"rollout.guidance = {r.guidance} with learning.ppo_epochs * learning.minibatches = {steps} optimizer steps an "
+        "iteration: with guidance the conditional and the unconditional pass are one policy, whose difference is scaled, so "
+        "that a second step on the same episodes runs away from its ratio (DanceGRPO); use 1 and 1.",
     )
     for name in ("ema_decay", "adam_b1", "adam_b2"):
         value = getattr(learn, name)

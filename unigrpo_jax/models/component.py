@@ -5,13 +5,14 @@ Parameters are flat dicts under the tensors' own names; those of scanned blocks 
 
 import math
 import pathlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Protocol
 
 import jax
 import numpy as np
 
 from unigrpo_jax.models import named, stored
+from unigrpo_jax.models.building.flat import ADAPTER
 from unigrpo_jax.models.named import TABLE, Place, Tensor
 
 # The file's name without .safetensors, by whose folder it is.
@@ -58,22 +59,33 @@ def open_weights(folder: pathlib.Path, stem: str, network: Network, ignored: str
     return weights
 
 
-def read(weights: stored.StoredTensors, network: Network, dtype, place: Place | None = None) -> dict[str, jax.Array]:
-    """Reads all parameters, one at a time; the host holds one of them and one tensor beside what lies on the devices.
+class Weights(Protocol):
+    """Tensors by name."""
+
+    def read(self, name: str) -> np.ndarray:
+        """One of them."""
+
+
+def read(weights: Weights, network: Network, dtype, place: Place | None = None,
+         wanted: Callable[[str], bool] = lambda path: True) -> dict[str, jax.Array]:  # fmt: skip
+    """Reads parameters, one at a time; the host holds one of them and one tensor beside what lies on the devices.
 
     Args:
       weights: from `open_weights`.
-      network: the same.
+      network: what they fit.
       dtype: of the parameters.
       place: path and shape to the sharding that a parameter is born with; None is the default device.
+      wanted: which parameters are read.
     """
     shapes = {name: jax.ShapeDtypeStruct(shape, dtype) for name, shape in network.shapes().items()}
-    return named.read(table(network), shapes, lambda _, name: weights.read(name), place)
+    return named.read((t for t in table(network) if wanted(t.path)), shapes, lambda _, name: weights.read(name), place)
 
 
 def write(folder: pathlib.Path, stem: str, network: Network, params: Mapping[str, jax.Array], dtype: str,
-          shard_bytes: int = stored.SHARD_BYTES) -> None:  # fmt: skip
+          shard_bytes: int = stored.SHARD_BYTES, lora_scale: float = 1.0) -> None:  # fmt: skip
     """Writes the weights under the names that `open_weights` reads, fetched from the devices one layer at a time.
+
+    Where a weight has an adapter beside it, lora_scale * B A is added to it, in float32.
 
     Args:
       folder: an existing folder.
@@ -82,14 +94,21 @@ def write(folder: pathlib.Path, stem: str, network: Network, params: Mapping[str
       params: flat parameters.
       dtype: "float32", "float16" or "bfloat16".
       shard_bytes: largest file; above it there are shards with an index.
+      lora_scale: of the adapters.
     """
-    stored.write(folder, stem, wanted(network), _tensors(network, params), dtype, shard_bytes)
+    stored.write(folder, stem, wanted(network), _tensors(network, params, lora_scale), dtype, shard_bytes)
 
 
-def _tensors(network: Network, params: Mapping[str, jax.Array]) -> Iterator[tuple[str, np.ndarray]]:
+def _tensors(network: Network, params: Mapping[str, jax.Array], lora_scale: float) -> Iterator[tuple[str, np.ndarray]]:
     for t in table(network):
+        adapter = [params[own] for end in ADAPTER if (own := f"{t.path.removesuffix('.weight')}.{end}") in params]
         for layer, name in enumerate(t.names):
-            yield name, np.asarray(params[t.path][layer] if t.stacked else params[t.path])
+            of_layer = lambda p, layer=layer, t=t: np.asarray(p[layer] if t.stacked else p)
+            value = of_layer(params[t.path])
+            if adapter:
+                a, b = (of_layer(x).astype(np.float32) for x in adapter)
+                value = value.astype(np.float32) + np.float32(lora_scale) * (b @ a).reshape(value.shape)
+            yield name, value
 
 
 def count(network: Network) -> int:

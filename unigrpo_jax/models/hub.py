@@ -2,6 +2,7 @@
 
 import glob
 import pathlib
+from collections.abc import Callable, Sequence
 
 from unigrpo_jax.caches import hub_folder
 from unigrpo_jax.config import ConfigError
@@ -9,10 +10,15 @@ from unigrpo_jax.models.bagel import layout
 from unigrpo_jax.models.stored import read_index
 
 
-def fetch(name: str) -> pathlib.Path:
+def fetch(name: str, parts: Callable[[pathlib.Path], Sequence[str]] = lambda folder: ()) -> pathlib.Path:
     """The folder of a repository in the hub's cache, with all files that are read of it; one revision throughout.
 
     Small files come first; they say whether it is an adapter, which is fetched no further, and which shards there are.
+
+    Args:
+      name: of the repository.
+      parts: patterns of the files that are read of a folder of parts, by the small files that are there; none where it is no
+        such folder.
 
     Raises:
       ConfigError: its index of shards is none.
@@ -20,6 +26,9 @@ def fetch(name: str) -> pathlib.Path:
     """
     folder = _fetch(name, None, [*layout.SMALL_FILES, *layout.ADAPTER_FILES])
     if layout.adapter_files(folder):
+        return folder
+    if patterns := parts(folder):
+        _fetch(name, folder.name, patterns, below=True)
         return folder
     _fetch(name, folder.name, ["ae.safetensors"])
     for stem in layout.WEIGHT_STEMS:
@@ -36,13 +45,12 @@ def fetch(name: str) -> pathlib.Path:
     return folder
 
 
-def _fetch(name: str, revision: str | None, patterns: list[str]) -> pathlib.Path:
-    """The snapshot with the top folder's files that match; without a revision of the newest one."""
+def _fetch(name: str, revision: str | None, patterns: Sequence[str], below: bool = False) -> pathlib.Path:
+    """The snapshot with the files that match, of the top folder alone or of those below; without a revision the newest."""
     from huggingface_hub import snapshot_download
 
-    # The client warns where nothing matches; of the JSON files, which are there by then, something always does.
-    wanted = ["*.json", *patterns]
-    kept = snapshot_download(
-        name, revision=revision, allow_patterns=wanted, ignore_patterns="*/*", cache_dir=hub_folder()
-    )
+    # The client warns where nothing matches; of JSON files, which are there by then, something always does.
+    wanted = patterns if below else ["*.json", *patterns]
+    ignored = None if below else "*/*"
+    kept = snapshot_download(name, revision=revision, allow_patterns=wanted, ignore_patterns=ignored, cache_dir=hub_folder())
     return pathlib.Path(kept)

@@ -1,5 +1,6 @@
 """What every family's folder gives once it has been found and checked; the weights stay in their files until asked for."""
 
+import dataclasses
 import pathlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Protocol
@@ -14,7 +15,13 @@ Place = Callable[[str, tuple[int, ...]], jax.sharding.Sharding]
 
 
 class Codec(Protocol):
-    """Between words and what a network reads."""
+    """Between words and what a network reads.
+
+    Attributes:
+      guided: whether its texts come with what guidance compares them with.
+    """
+
+    guided: bool
 
     def system(self, rollout: RolloutConfig) -> tuple[int, ...]:
         """Tokens of the block that is read before the prompt; () where there is none."""
@@ -62,6 +69,23 @@ class Autoencoder(Protocol):
         """Every parameter and its shape; {} where there are none."""
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Published:
+    """How a model is used where nobody says otherwise.
+
+    Attributes:
+      side: of an image, in pixels.
+      rollout: {setting of `RolloutConfig`: value} for drawing.
+      evaluation: {setting of `EvaluationConfig`: value} for drawing.
+      answer: system prompt of an answer that is thought about; "" where it gives none.
+    """
+
+    side: int
+    rollout: Mapping[str, Any]
+    evaluation: Mapping[str, Any]
+    answer: str = ""
+
+
 class Loaded(Protocol):
     """A model folder.
 
@@ -71,7 +95,7 @@ class Loaded(Protocol):
       config: the settings that it was read with.
       network: the network's verbs.
       autoencoder: between images and latents.
-      codec: between words and what the network reads; None where only sizes are known.
+      codec: between words and what the network reads; where only sizes are known, of texts it knows the shapes alone.
       unknown_settings: what its config files hold that nothing here knows, a phrase a file.
       unread_files: names of weights beside those that are read.
       stored_dtype: of its matrices, such as "bfloat16".
@@ -82,13 +106,17 @@ class Loaded(Protocol):
     config: ModelConfig
     network: Painter
     autoencoder: Autoencoder
-    codec: Codec | None
+    codec: Codec
     unknown_settings: tuple[str, ...]
     unread_files: tuple[str, ...]
     stored_dtype: str
 
-    def placed(self, hold, attend) -> "Loaded":
-        """The same with a network for a mesh."""
+    @property
+    def published(self) -> Published | None:
+        """How it is used where nobody says otherwise; None for a small model of a world, whose preset says it."""
+
+    def placed(self, hold, attend, frozen: Place | None = None) -> "Loaded":
+        """The same with a network for a mesh, and frozen encoders of texts that lie where `frozen` says."""
 
     def stored_params(self) -> Params:
         """Shapes and dtypes of the parameters that the file holds."""
@@ -98,6 +126,9 @@ class Loaded(Protocol):
 
     def with_adapters(self, params: Params) -> Params:
         """The parameters with fresh adapters, or as they are where the config asks for none."""
+
+    def adapted_layers(self) -> Mapping[str, int]:
+        """How many linear maps of the files each target of adapters hits; {} where there are none."""
 
     def check_weights(self) -> None:
         """ConfigError that names everything in which the weights do not fit the config; reads headers only."""

@@ -78,6 +78,11 @@ class Settings:
             raise self.error(name, f"it must be a number above 0 and at most {LARGEST_NUMBER:g}")
         return float(value)
 
+    def count(self, name: str, default: int) -> int:
+        """A whole number from 0 to `LARGEST_SIZE`."""
+        value = self._data.get(name, default)
+        return value if value == 0 and isinstance(value, int) and not isinstance(value, bool) else self.whole(name, default)
+
     def number(self, name: str, default: float) -> float:
         """Any number up to `LARGEST_NUMBER`, with a sign."""
         value = self._data.get(name, default)

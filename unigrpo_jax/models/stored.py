@@ -15,6 +15,7 @@ import numpy as np
 from unigrpo_jax import foreign_files
 
 DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16", "F64": "float64"}
+SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".npz", ".msgpack", ".h5")  # of anybody's weights
 SHARD_BYTES = 5 * 10**9
 MOST_FAULTS, LONGEST_FAULT = 200, 300  # of a message; a file may hold any number of tensors with names of any length
 # Files up to this size are hashed whole; of larger ones only blocks, evenly spread.
@@ -37,10 +38,12 @@ class StoredTensors:
         self.path = single if single.exists() else folder / f"{stem}.safetensors.index.json"
         self._file_of: dict[str, pathlib.Path] = {}
         self._about: dict[str, tuple[tuple[int, ...], str]] = {}
+        self._metadata: dict[str, str] = {}
         self.files = [single] if single.exists() else sorted(set(read_index(self.path).values()))
         for path in self.files:
             try:
                 with safe_open(path, framework="numpy") as file:
+                    self._metadata |= file.metadata() or {}
                     for name in file.keys():
                         cut = file.get_slice(name)
                         self._file_of[name] = path
@@ -68,6 +71,10 @@ class StoredTensors:
     def dtype(self, name: str) -> str:
         """Stored dtype of a tensor, in safetensors' words ("BF16")."""
         return self._about[name][1]
+
+    def metadata(self) -> dict[str, str]:
+        """What the headers say beside the tensors."""
+        return dict(self._metadata)
 
     def read(self, name: str) -> np.ndarray:
         """One tensor, in its stored shape and dtype; ValueError where its file has become unreadable."""
@@ -127,8 +134,8 @@ def faults(stored: StoredTensors, wanted: Mapping[str, tuple[int, ...]], optiona
             found.append(("", name, f" has dtype {stored.dtype(name)}; convert it to one of {', '.join(DTYPES)}"))
     merged: dict[tuple[str, str, str], list[int]] = {}
     for before, name, after in found:
-        number = re.search(r"\.layers\.(\d+)\.", name)
-        pattern = name if number is None else name.replace(number.group(), ".layers.{}.", 1)
+        number = re.search(r"(?:layers|transformer_blocks|encoder\.block)\.(\d+)(?=\.)", name)
+        pattern = name if number is None else f"{name[: number.start(1)]}{{}}{name[number.end(1) :]}"
         merged.setdefault((before, pattern, after), []).extend([] if number is None else [int(number[1])])
     phrases = (before + name.replace("{}", _ranges(n)) + after for (before, name, after), n in sorted(merged.items()))
     shown = [phrase.replace("\n", "\\n")[:LONGEST_FAULT] for phrase in phrases]
@@ -174,7 +181,7 @@ def _pieces(path: pathlib.Path) -> Iterator[bytes]:
 
 
 def write(folder: pathlib.Path, stem: str, shapes: Mapping[str, tuple[int, ...]], tensors: Iterator[tuple[str, np.ndarray]],
-          dtype: str, shard_bytes: int = SHARD_BYTES) -> None:  # fmt: skip
+          dtype: str, shard_bytes: int = SHARD_BYTES, metadata: Mapping[str, str] | None = None) -> None:  # fmt: skip
     """Writes tensors as one file, or as shards of at most `shard_bytes` with an index where they are more.
 
     Args:
@@ -184,6 +191,7 @@ def write(folder: pathlib.Path, stem: str, shapes: Mapping[str, tuple[int, ...]]
       tensors: the tensors; one shard of them is in memory at a time.
       dtype: "float32", "float16" or "bfloat16".
       shard_bytes: largest shard; a single tensor may be larger.
+      metadata: of the header, in addition.
     """
     import ml_dtypes
     from safetensors.numpy import save_file
@@ -204,7 +212,7 @@ def write(folder: pathlib.Path, stem: str, shapes: Mapping[str, tuple[int, ...]]
         arrays = {name: np.ascontiguousarray(value).astype(kind, copy=False) for name, (_, value) in
                   zip(names, tensors, strict=False)}  # fmt: skip
         temporary = folder / f".{file_name(i)}.partial"
-        save_file(arrays, temporary, metadata={"format": "pt"})
+        save_file(arrays, temporary, metadata={"format": "pt", **(metadata or {})})
         temporary.chmod(0o644)  # safetensors writes for the owner alone
         temporary.replace(folder / file_name(i))
     if len(shards) > 1:

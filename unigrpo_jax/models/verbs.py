@@ -12,9 +12,10 @@ from typing import Any, Protocol
 import jax
 import numpy as np
 
-from unigrpo_jax.config import LoraConfig
+from unigrpo_jax.config import LoraConfig, RunConfig
 from unigrpo_jax.episode import Picture
 from unigrpo_jax.models.paths import Path, Prediction
+from unigrpo_jax.models.work import Work
 
 Params = Mapping[str, Any]
 Latent = Any
@@ -41,6 +42,8 @@ class Painter(Protocol):
       thinks: whether it is a thinker.
       trained_by: {group: pattern}: which parameter is trained at which rate, "reasoning" or "denoising", and which is
         "frozen", never trained; each parameter's path matches exactly one of them whole.
+      guidance_renorm: what holds a guided output's norm to the conditional one's where a run does not say, as
+        `building.guidance.Guidance.renorm`.
       float32_paths: pattern of the parameters that stay float32 whatever `dtype` is.
     """
 
@@ -52,7 +55,14 @@ class Painter(Protocol):
     axes: tuple[tuple[str, tuple[str | None, ...]], ...]
     thinks: bool
     trained_by: Mapping[str, str]
+    guidance_renorm: str
     float32_paths: str
+
+    def cuts(self) -> Mapping[str, Mapping[str, int]]:
+        """Sizes that an axis of a mesh must divide, {axis of the mesh: {what is cut: size}}."""
+
+    def work(self, run: RunConfig, system: int, pictures: bool = False, turns: bool = False) -> Work:
+        """What the episodes of a run cost; `models.work` says of what."""
 
     def init(self, key: jax.Array) -> Params:
         """Fresh parameters, float32."""
@@ -65,9 +75,6 @@ class Painter(Protocol):
 
     def unread(self, params: Params, text, condition: Condition) -> Condition:
         """What guidance compares `read` with: the condition without this text."""
-
-    def text_shapes(self, count: int, length: int) -> Any:
-        """Shapes and dtypes of `count` texts of `length` tokens."""
 
     def times(self, steps: int, shift: float, grid: tuple[int, int]) -> np.ndarray:
         """A sampler's times from the noise to the data, float32 [steps + 1]; a `shift` of 0 is the family's own.
@@ -99,9 +106,11 @@ class Thinker(Painter, Protocol):
 
     Attributes:
       config: sizes and special tokens.
+      sees: whether it has an encoder through which pictures are understood, beside the latents upon which they are edited.
     """
 
     config: Any
+    sees: bool
 
     def cut(self, params: Params) -> tuple["Thinker", Params]:
         """The same network and parameters, laid out for decoding."""

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from unigrpo_jax.config import RolloutConfig
+from unigrpo_jax.config import RolloutConfig, require
 from unigrpo_jax.episode import Drawing, Episodes, Look, Picture, Segment, Thinking, TokenBlock
 from unigrpo_jax.models.building import context as contexts
 from unigrpo_jax.models.building.context import Context
@@ -225,13 +225,26 @@ def flow_sampler(config: RolloutConfig, model: Painter, guidance: Guidance | Non
         guidance=guidance,
         path=model.path,
         prediction=model.prediction,
+        everywhere=config.noise == "everywhere",
     )
+
+
+def check_window(flow: FlowSampler, config: RolloutConfig) -> None:
+    """ConfigError where the window may hold the schedule's last transition, and that has no noise, and so no ratio."""
+    first, end = config.window_range
+    if end < flow.steps:
+        return
+    t, t_next, x = *flow.times()[-2:], jnp.zeros((1, 1, 1))
+    require(float(flow.transition(x, x, t, t_next)[1]) > 0,
+            f"rollout.window_range = [{first}, {end}) holds the schedule's last transition, where {config.step_rule} has no "
+            f"noise; let the range end at {end - 1}.")  # fmt: skip
 
 
 def training_rollout(
     config: RolloutConfig, model: Painter, autoencoder, group_size: int, system=(), place=None, thought=None, parts=0
 ) -> RolloutProgram:
-    """The rollout of training: no guidance, a stochastic window."""
+    """The rollout of training: a stochastic window, and guidance where the config asks for it."""
+    guidance = Guidance(text=config.guidance, renorm=model.guidance_renorm) if config.guidance > 1 else None
     return RolloutProgram(
         system=system if config.thinking else (),
         model=model,
@@ -239,7 +252,7 @@ def training_rollout(
         group_size=group_size,
         thinking_tokens=config.thinking_tokens if config.thinking else 0,
         tokens=TokenSampler(temperature=config.temperature, top_k=config.top_k, top_p=config.top_p),
-        flow=flow_sampler(config, model, Guidance(text=config.guidance) if config.guidance > 1 else None),
+        flow=flow_sampler(config, model, guidance),
         window=Window(
             size=config.window_size,
             range=config.window_range,

@@ -33,15 +33,16 @@ WORDS = ("thinking", "verdict", "correct")  # of a round, beside its scores
 def evaluation_rollout(evaluation: EvaluationConfig, rollout: RolloutConfig, loaded: Loaded) -> RolloutProgram:
     """The rollout of an evaluation: no window with the ODE, all transitions stochastic with the SDE.
 
-    ConfigError where several processes are to read thinkings as text.
+    ConfigError where several processes are to read thinkings as text, or where the model's family has not what is asked for.
     """
+    check_guidance(evaluation, loaded)
     require(not evaluation.thinking_as_text or jax.process_count() == 1,
             f"thinking_as_text works in one process, not in {jax.process_count()}; leave it out or start one.")  # fmt: skip
     guidance = Guidance(
         text=evaluation.guidance,
         image=evaluation.guidance_image,
         interval=evaluation.guidance_interval,
-        renorm=evaluation.guidance_renorm,
+        renorm=loaded.network.guidance_renorm if evaluation.guidance_renorm == "model" else evaluation.guidance_renorm,
         renorm_min=evaluation.guidance_renorm_min,
     )
     rollout = dataclasses.replace(rollout, flow_steps=evaluation.flow_steps)
@@ -58,6 +59,18 @@ def evaluation_rollout(evaluation: EvaluationConfig, rollout: RolloutConfig, loa
         window=Window(size=steps, range=(0, steps)) if steps else None,
         as_text=loaded.codec if evaluation.thinking_as_text else None,
     )
+
+
+def check_guidance(evaluation: EvaluationConfig, loaded: Loaded) -> None:
+    """ConfigError where a model that only draws is to think, or to be guided in a way that it is not."""
+    words = f"{loaded.folder} is a model that only draws ({loaded.family})"
+    if not loaded.network.thinks:
+        require(not evaluation.thinking, f"{words}, so it cannot think; turn thinking off (--no-thinking, or "
+                "--evaluation.no-thinking in a run).")  # fmt: skip
+        require(evaluation.guidance_image <= 1, f"{words} and looks at no image, so it cannot be guided by one; leave "
+                "guidance_image out.")  # fmt: skip
+    require(evaluation.guidance <= 1 or loaded.codec.guided, f"guidance = {evaluation.guidance:g}, but {loaded.folder} "
+            f"({loaded.family}) is not guided by a second pass; use 1.")  # fmt: skip
 
 
 def on_mesh(program: RolloutProgram, layout: Layout, batch: int) -> tuple[RolloutProgram, jax.sharding.NamedSharding]:
@@ -123,10 +136,12 @@ class Evaluator:
         self._config, self._world = evaluation, world
         self._judging = judging
         self._codec = loaded.codec
-        texts, place = [p.text for p in self.prompts], lambda row: self.prompts[row].place
-        block = lambda texts: loaded.codec.prompts(texts, rollout.prompt_tokens, place)
         setting = "evaluation.rounds" if evaluation.rounds else "rollout.rounds"
-        self._blocks = block(texts), tuple(map(block, said_later(self.prompts, rollout.rounds, setting)))
+        self._texts = [p.text for p in self.prompts], *said_later(self.prompts, rollout.rounds, setting)
+        self._bucket = rollout.prompt_tokens
+        for texts in self._texts:
+            loaded.codec.check_lengths(texts, self._bucket, lambda row: self.prompts[row].place)
+            loaded.codec.prepare(texts)
         self._see = lambda prompts: given_pictures(prompts, loaded.network, rollout)
         for prompt in self.prompts if pictured(self.prompts) else ():
             self._see([prompt])
@@ -151,10 +166,10 @@ class Evaluator:
         """One call of the program; the last one is filled up with repeated prompts, which are then dropped."""
         per, images = self._per_call, self._config.images_per_prompt
         rows = [min(i, len(self.prompts) - 1) for i in range(start, start + per)]
-        block, turns = jax.tree.map(lambda x: x[rows], self._blocks)
+        block, *turns = (self._codec.prompts([texts[row] for row in rows], self._bucket) for texts in self._texts)
         picture = processes.agree_on_errors((ConfigError,), lambda: self._see([self.prompts[row] for row in rows]))
         seed, first = np.int32(self._config.seed), np.int32(start * images)
-        episodes, shown = self._run(params, autoencoder_params, block, seed, np.int32(0), first, picture, turns)
+        episodes, shown = self._run(params, autoencoder_params, block, seed, np.int32(0), first, picture, tuple(turns))
         keep = min(per, len(self.prompts) - start) * images
         numbers = processes.own_rows(episodes.drawing.image)[0]
         kept = numbers < keep

@@ -25,7 +25,7 @@ from unigrpo_jax.models import tree
 from unigrpo_jax.models.autoencoders.pixels import PixelAutoencoder
 from unigrpo_jax.models.verbs import Painter
 from unigrpo_jax.parallel import mesh as meshes
-from unigrpo_jax.parallel.rules import Layout
+from unigrpo_jax.parallel.rules import Layout, check_cuts
 from unigrpo_jax.rewards.protocol import DifferentiableReward
 from unigrpo_jax.rollout.program import training_rollout
 from unigrpo_jax.training.given import picture_shapes
@@ -119,6 +119,7 @@ class Programs:
         )
         self._state = jax.eval_shape(lambda p: new_state(p, learning, network.trained_by), params)
         self.state_shardings = layout.like_parameters(self._state)
+        check_cuts(network.cuts(), layout.mesh)
         update = UpdateProgram(objective=self._objective(policy, autoencoder), config=learning)
         self.keep = jax.jit(lambda episodes, rows: jax.tree.map(lambda x: x[rows], episodes), out_shardings=self.spread)
         self.update = jax.jit(update.__call__, donate_argnums=0, out_shardings=(self.state_shardings, self.everywhere))
@@ -149,13 +150,15 @@ class Programs:
         return tree.unflatten({path: self.layout.gathered(path, kind(path, x)) for path, x in flat.items()})
 
     def inputs(
-        self, stored: dict, autoencoder: dict[str, tuple[int, ...]], talks: bool = False, shows: bool = False
-    ) -> Inputs:
+        self, stored: dict, autoencoder: Mapping[str, tuple[int, ...]], text: Any, talks: bool = False,
+        shows: bool = False,
+    ) -> Inputs:  # fmt: skip
         """What the programs are compiled from.
 
         Args:
           stored: shapes and dtypes of the parameters without adapters.
           autoencoder: names and shapes of the autoencoder's tensors.
+          text: shapes and dtypes of the prompts of an iteration, as the network reads them.
           talks: whether the user says something in the later rounds.
           shows: whether the user shows a picture before each prompt.
         """
@@ -164,11 +167,11 @@ class Programs:
         labels = parameters.groups(self._params, self.config.learning, self._network.trained_by)
         _, frozen = parameters.split(self._params, labels)
         rollout = self.config.rollout
-        shape = (rollout.prompts_per_iteration, rollout.prompt_tokens)
         here = lambda shape, dtype: jax.ShapeDtypeStruct(shape, dtype, sharding=self.everywhere)
         kept = self.reference_places(stored)
-        text = jax.tree.map(lambda x: here(x.shape, x.dtype), self._network.text_shapes(*shape))
-        flat, seen = tree.flatten(stored), picture_shapes(shape[0], self._network, rollout) if shows else None
+        text = jax.tree.map(lambda x: here(x.shape, x.dtype), text)
+        flat = tree.flatten(stored)
+        seen = picture_shapes(rollout.prompts_per_iteration, self._network, rollout) if shows else None
         return Inputs(
             state=jax.tree.map(at, self._state, self.state_shardings),
             frozen=lay(frozen),

@@ -21,10 +21,12 @@ from unigrpo_jax.models.families import load_model
 from unigrpo_jax.models.loaded import Loaded
 from unigrpo_jax.parallel import kernels, processes
 from unigrpo_jax.parallel import mesh as meshes
+from unigrpo_jax.parallel.frozen import on_own_devices
 from unigrpo_jax.parallel.rules import Layout
 from unigrpo_jax.rewards.judging import Judging, RewardError
 from unigrpo_jax.rewards.load import load_rewards
 from unigrpo_jax.rewards.protocol import DifferentiableReward, RewardBatch
+from unigrpo_jax.rollout.program import check_window, flow_sampler
 from unigrpo_jax.training import measured
 from unigrpo_jax.training.evaluation import by_round
 from unigrpo_jax.training.given import check_pictures, given_pictures
@@ -77,6 +79,8 @@ def build(config: RunConfig) -> Parts:
         judging.check([p.text for p in prompts], [p.metadata for p in prompts])
     loaded = load_model(config.model)  # last, since a model on the hub takes long to fetch
     loaded.check_image_size(config.rollout)
+    check_verbs(loaded, config.rollout, any(pictured(prompts) for prompts in world.longest if prompts))
+    check_schedule(loaded, config)
     for name, module in (("tensorboard", "tensorboardX"), ("wandb", "wandb")):
         if getattr(config.logging, name):
             try:
@@ -89,7 +93,7 @@ def build(config: RunConfig) -> Parts:
     layout = Layout(mesh, loaded.network.axes)
     for path, x in tree.flatten(loaded.abstract_params()).items():
         layout.parameter(path, x.shape)
-    loaded = loaded.placed(layout.activations, attend)
+    loaded = loaded.placed(layout.activations, attend, on_own_devices(mesh))
     parameters.groups(loaded.abstract_params(), config.learning, loaded.network.trained_by)
     require(
         config.model.param_dtype == "float32" or config.model.lora.rank > 0,
@@ -98,7 +102,32 @@ def build(config: RunConfig) -> Parts:
     )
     _check_words(config.rollout, loaded, world)
     check_pictures(world.longest, loaded.network, config.rollout)
+    if config.learning.method == "grpo":
+        check_window(flow_sampler(config.rollout, loaded.network), config.rollout)
     return Parts(config, layout, loaded, world, world.train(config.seed), judging, followed)
+
+
+def check_verbs(loaded: Loaded, rollout: RolloutConfig, shows: bool = False) -> None:
+    """ConfigError where a rollout asks for a verb that the model's family has not; `shows`: prompts come with pictures."""
+    if loaded.network.thinks:
+        return
+    words = f"{loaded.folder} is a model that only draws ({loaded.family})"
+    require(not rollout.thinking, f"{words}, but rollout.thinking is on; use --rollout.no-thinking.")
+    require(rollout.rounds == 1, f"{words} and looks at no image, but rollout.rounds = {rollout.rounds}; use 1.")
+    require(not shows, f"{words} and looks at no picture, but the prompts come with pictures; take them out, or use a model "
+            "that sees.")  # fmt: skip
+    require(rollout.guidance <= 1 or loaded.codec.guided, f"rollout.guidance = {rollout.guidance:g}, but {loaded.folder} "
+            f"({loaded.family}) is not guided by a second pass; use 1.")  # fmt: skip
+
+
+def check_schedule(loaded: Loaded, config: RunConfig) -> None:
+    """ConfigError where the family has no such schedule."""
+    rollout, network = config.rollout, loaded.network
+    for steps in (rollout.flow_steps, config.evaluation.flow_steps):
+        try:
+            network.times(steps, rollout.timestep_shift, network.grid(rollout.image_height, rollout.image_width))
+        except ValueError as error:
+            raise ConfigError(f"rollout.timestep_shift, flow_steps: {error}") from None
 
 
 def _check_words(rollout: RolloutConfig, loaded: Loaded, world: World) -> None:
@@ -180,10 +209,17 @@ class Trainer:
     def inputs(self) -> Inputs:
         """Shapes and places of all that an iteration reads."""
         loaded = self.parts.loaded
-        return self.programs.inputs(loaded.stored_params(), loaded.autoencoder.shapes(), self._talks, self._shows)
+        rollout = self.parts.config.rollout
+        text = loaded.codec.shapes(rollout.prompts_per_iteration, rollout.prompt_tokens)
+        return self.programs.inputs(loaded.stored_params(), loaded.autoencoder.shapes(), text, self._talks, self._shows)
 
     def compile(self) -> None:
-        """Starts compiling both programs in the background, from shapes alone; the first use waits for them."""
+        """Starts compiling both programs in the background, from shapes alone; the first use waits for them.
+
+        What frozen encoders say of the prompts is made first, so that they have left the devices by then.
+        """
+        order, drawn = self.parts.order, self.parts.config.iterations * self.parts.config.rollout.prompts_per_iteration
+        self.parts.loaded.codec.prepare(order.at(position).text for position in range(drawn))
         inputs = self.inputs()
         executor = ThreadPoolExecutor(1)
         self._compiled = executor.submit(lambda: [program.compile() for program in self.programs.lower(inputs)])

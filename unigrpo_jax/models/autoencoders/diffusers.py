@@ -2,17 +2,22 @@
 
 import pathlib
 import re
-from collections.abc import Mapping
 
+import jax
 import numpy as np
 
 from unigrpo_jax.models.autoencoders.image import ImageAutoencoder
+from unigrpo_jax.models.component import DIFFUSERS
 from unigrpo_jax.models.settings import read_settings
+from unigrpo_jax.models.stored import StoredTensors, faults
 
 # Class defaults: the scale of Stable Diffusion, no shift.
 _SCALE = 0.18215
-_ONLY = {"act_fn": ("silu",), "in_channels": (3,), "out_channels": (3,), "latents_mean": (), "latents_std": (),
-         "mid_block_add_attention": (True,)}  # fmt: skip
+_ONLY = {"_class_name": ("AutoencoderKL",), "act_fn": ("silu",), "in_channels": (3,), "out_channels": (3,),
+         "latents_mean": (), "latents_std": (), "mid_block_add_attention": (True,)}  # fmt: skip
+KNOWN = {*_ONLY, "_diffusers_version", "_name_or_path", "block_out_channels", "down_block_types", "force_upcast",
+         "latent_channels", "layers_per_block", "norm_num_groups", "sample_size", "scaling_factor", "shift_factor",
+         "up_block_types", "use_post_quant_conv", "use_quant_conv"}  # fmt: skip
 # (ours, theirs): levels of the decoder are counted from the other end there.
 _NAMES = (
     (r"encoder\.down\.(\d+)\.block\.(\d+)\.", r"encoder.down_blocks.\1.resnets.\2."),
@@ -75,10 +80,20 @@ def is_old(names: set[str]) -> bool:
     return any(".query." in name for name in names)
 
 
-def from_stored(autoencoder: ImageAutoencoder, stored: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Our parameters from the tensors of a file, all of which have been found to be there."""
-    shapes, names = autoencoder.shapes(), stored_shapes(autoencoder, is_old(set(stored)))
-    return {ours: np.asarray(stored[theirs]).reshape(shapes[ours]) for ours, (theirs, _) in names.items()}
+def open_autoencoder(folder: pathlib.Path, autoencoder: ImageAutoencoder) -> StoredTensors:
+    """The weights of a `vae/`, of which only headers are read; ValueError names every tensor that does not fit."""
+    weights = StoredTensors(folder, DIFFUSERS)
+    wanted = dict(stored_shapes(autoencoder, is_old(weights.names())).values())
+    if found := faults(weights, wanted, (), ""):
+        raise ValueError(f"{weights.path} does not fit {folder / 'config.json'}: {'; '.join(found)}.")
+    return weights
+
+
+def read(weights: StoredTensors, autoencoder: ImageAutoencoder, sharding: jax.sharding.Sharding | None = None):
+    """Our parameters {name: array}, float32, read one at a time from what `open_autoencoder` gave."""
+    shapes, names = autoencoder.shapes(), stored_shapes(autoencoder, is_old(weights.names()))
+    array = lambda ours: weights.read(names[ours][0]).astype(np.float32).reshape(shapes[ours])
+    return {ours: jax.device_put(array(ours), sharding) for ours in shapes}
 
 
 def _theirs(name: str, levels: int, old: bool) -> str:

@@ -16,7 +16,16 @@ from unigrpo_jax.models import stored as stores
 from unigrpo_jax.models.autoencoders.image import ImageAutoencoder, sizes_of
 from unigrpo_jax.models.autoencoders.pixels import PixelAutoencoder
 from unigrpo_jax.models.bagel import Bagel, BagelConfig, Params, latents, layout, weights
-from unigrpo_jax.models.bagel.text import TextCodec, check_vocabulary, special_tokens
+from unigrpo_jax.models.bagel.pictures import autoencoder_rule
+from unigrpo_jax.models.bagel.text import (
+    GENERATION_SYSTEM_PROMPT,
+    UNDERSTANDING_SYSTEM_PROMPT,
+    TextCodec,
+    check_vocabulary,
+    special_tokens,
+)
+from unigrpo_jax.models.building import lora
+from unigrpo_jax.models.loaded import Published
 from unigrpo_jax.models.stored import StoredTensors
 from unigrpo_jax.models.text_encoders.tokenizer import load_tokenizer
 from unigrpo_jax.models.tree import flatten, unflatten
@@ -50,8 +59,20 @@ class BagelFolder:
 
     family = "bagel"
 
-    def placed(self, hold, attend) -> "BagelFolder":
-        """The same with a network for a mesh."""
+    @property
+    def published(self) -> Published | None:
+        """As BAGEL's own programs use it (inferencer.py); None where latents are pixels."""
+        if self.autoencoder_stored is None:
+            return None
+        return Published(
+            side=autoencoder_rule(self.network.config).longest,
+            rollout={"timestep_shift": 3.0, "thinking_tokens": 999, "system_prompt": GENERATION_SYSTEM_PROMPT},
+            evaluation={"flow_steps": 49, "guidance": 4.0, "guidance_interval": (0.4, 1.0)},
+            answer=UNDERSTANDING_SYSTEM_PROMPT,
+        )
+
+    def placed(self, hold, attend, frozen: weights.Place | None = None) -> "BagelFolder":
+        """The same with a network for a mesh; no encoder is frozen."""
         return dataclasses.replace(self, network=dataclasses.replace(self.network, hold=hold, attend=attend))
 
     def stored_params(self) -> Params:
@@ -77,6 +98,11 @@ class BagelFolder:
         """The parameters with fresh adapters, or as they are where the config asks for none."""
         settings = self.config.lora
         return self.network.adapted(params, settings, jax.random.key(0)) if settings.rank else params
+
+    def adapted_layers(self) -> dict[str, int]:
+        """How many linear maps each target of adapters hits, in all layers; {} where there are none."""
+        settings = self.config.lora
+        return lora.hits(self.stored_params(), settings.targets) if settings.rank else {}
 
     def check_weights(self) -> None:
         """ConfigError that names everything in which the weights do not fit the config; reads headers only."""

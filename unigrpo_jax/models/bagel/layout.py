@@ -20,7 +20,7 @@ from unigrpo_jax.models.autoencoders.image import ImageAutoencoder
 from unigrpo_jax.models.bagel import rope_settings
 from unigrpo_jax.models.bagel.config import BagelConfig, VisionConfig
 from unigrpo_jax.models.settings import read_settings
-from unigrpo_jax.models.stored import StoredTensors
+from unigrpo_jax.models.stored import SUFFIXES, StoredTensors
 
 FILES = "llm_config.json, vit_config.json, ema.safetensors, ae.safetensors and the tokenizer's files"
 WEIGHT_STEMS = ("ema", "model")  # the release's file, and what trainers call theirs
@@ -28,7 +28,6 @@ SMALL_FILES = ("*.json", "*.txt")  # settings, indices and the tokenizer, on the
 # As peft, MLX and diffusers name them, and trainers of their own.
 ADAPTER_FILES = ("adapter_model*", "adapters.safetensors", "adapters.npz", "pytorch_lora_weights.*", "lora.*", "lora_*",
                  "*[-_]lora.*")  # fmt: skip
-WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".npz", ".msgpack", ".h5")
 RELEASE_SIDE = 64  # max_latent_size of BAGEL-7B-MoT
 
 # Names of ours, and the defaults of the classes that write these files (Qwen2Config and SiglipVisionConfig, in transformers
@@ -104,7 +103,7 @@ def adapter_files(folder: pathlib.Path) -> list[str]:
 def unread_files(folder: pathlib.Path, read: Iterable[pathlib.Path]) -> list[str]:
     """Names of weights that lie in the folder and are not among those that are read, and of adapters one folder below."""
     read = {path.name for path in read}
-    weights = [p.name for p in folder.iterdir() if p.suffix in WEIGHT_SUFFIXES and p.name not in read]
+    weights = [p.name for p in folder.iterdir() if p.suffix in SUFFIXES and p.name not in read]
     return sorted([*weights, *(f"{p.parent.name}/{p.name}" for p in folder.glob("*/adapter_config.json"))])
 
 

@@ -216,8 +216,13 @@ class Bagel:
     attend: Callable[..., jax.Array] = attention.xla
     stacked: bool = True
 
-    path, prediction, thinks = RECTIFIED, "velocity", True
+    path, prediction, thinks, guidance_renorm = RECTIFIED, "velocity", True, "global"
     axes, trained_by, float32_paths = AXES, TRAINED_BY, FLOAT32_PATHS
+
+    @property
+    def sees(self) -> bool:
+        """Whether there is a vision encoder."""
+        return self.config.vision is not None
 
     @functools.cached_property
     def network(self) -> Network:
@@ -244,6 +249,13 @@ class Bagel:
         others = {name: value for name, value in params.items() if name != "layers"}
         return dataclasses.replace(self, stacked=False), others | layers
 
+    def cuts(self) -> dict[str, dict[str, int]]:
+        """Sizes that an axis of a mesh must divide, {axis of the mesh: {what is cut: size}}."""
+        c = self.config
+        widths = {"width": c.hidden_size} | ({"vision encoder's width": c.vision.hidden_size} if c.vision else {})
+        heads = {"heads of keys": c.kv_heads, "heads": c.heads}
+        return {"fsdp": widths, "tensor": heads | {"MLP": c.intermediate_size, "vocabulary": c.vocab_size}}
+
     def work(self, run: RunConfig, system: int, pictures: bool = False, turns: bool = False) -> BagelWork:
         """What the episodes of a run cost; see `models.work`."""
         return BagelWork(run=run, config=self.config, lengths=flops.lengths(run, self.config, system, pictures, turns))
@@ -260,11 +272,6 @@ class Bagel:
     def unread(self, params: Params, text: TokenBlock, context: Context) -> Context:
         """The context without the text block: as it was."""
         return context
-
-    def text_shapes(self, count: int, length: int) -> TokenBlock:
-        """Shapes and dtypes of `count` text blocks of `length` tokens."""
-        here = lambda dtype: jax.ShapeDtypeStruct((count, length), dtype)
-        return TokenBlock(tokens=here(jnp.int32), valid=here(jnp.bool_))
 
     def times(self, steps: int, shift: float, grid: tuple[int, int]) -> np.ndarray:
         """A sampler's schedule, float32 [steps + 1]: shifted, whatever the size."""

@@ -1,8 +1,10 @@
 """BAGEL-7B-MoT's sizes, for what is computed from sizes alone; a run reads its folder."""
 
 from unigrpo_jax.config import RolloutConfig
+from unigrpo_jax.episode import TokenBlock
 from unigrpo_jax.models.autoencoders.image import ImageAutoencoder
 from unigrpo_jax.models.bagel.config import BagelConfig, VisionConfig
+from unigrpo_jax.models.bagel.text import block_shapes
 
 HUB_NAME = "ByteDance-Seed/BAGEL-7B-MoT"
 SYSTEM_TOKENS = 64  # room for the generation system prompt, whose exact number the tokenizer's files decide
@@ -31,6 +33,12 @@ BAGEL_7B = BagelConfig(
 
 class ReleaseCodec:
     """Stands where the tokenizer's files are not read: of its blocks only the lengths are right."""
+
+    guided = True
+
+    def shapes(self, count: int, length: int) -> TokenBlock:
+        """As `TextCodec.shapes`."""
+        return block_shapes(count, length)
 
     def system(self, rollout: RolloutConfig) -> tuple[int, ...]:
         """As `TextCodec.system`."""

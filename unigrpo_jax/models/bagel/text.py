@@ -10,6 +10,7 @@ import pathlib
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+import jax
 import numpy as np
 
 from unigrpo_jax.config import ConfigError, RolloutConfig, require
@@ -48,6 +49,8 @@ class TextCodec:
     tokenizer: Any
     config: BagelConfig
 
+    guided = True
+
     def ids(self, text: str) -> list[int]:
         """The block of one text: BOS, its ids, EOS; control tokens that the text names are spelled out."""
         return [self.config.bos_token, *ids_of(self.tokenizer, text, self._control), self.config.eos_token]
@@ -84,6 +87,17 @@ class TextCodec:
                 f"the prompt {longest[:60]!r}{f' ({where})' if where else ''} has {most} tokens with the two around it, "
                 f"more than its bucket of {length}; shorten it or use rollout.prompt_tokens = {most}."
             )
+
+    def bucket(self, texts: Iterable[str]) -> int:
+        """Tokens of the longest text's block."""
+        return max(len(self.ids(text)) for text in texts)
+
+    def prepare(self, texts: Iterable[str]) -> None:
+        """Nothing is slow."""
+
+    def shapes(self, count: int, length: int) -> TokenBlock:
+        """Shapes and dtypes of `prompts` of so many texts."""
+        return block_shapes(count, length)
 
     def unknown_words(self, texts: Iterable[str]) -> list[str]:
         """The words, sorted, that become the tokenizer's token for what it does not know; none where it has no such one."""
@@ -135,6 +149,12 @@ class TextCodec:
         keep = mask & (tokens != self.config.eos_token)
         rows = [row[kept].tolist() for row, kept in zip(tokens, keep, strict=True)]
         return [self.tokenizer.decode(row, skip_special_tokens=False) for row in rows]
+
+
+def block_shapes(count: int, length: int) -> TokenBlock:
+    """Shapes and dtypes of `count` text blocks of `length` tokens."""
+    here = lambda dtype: jax.ShapeDtypeStruct((count, length), dtype)
+    return TokenBlock(tokens=here(np.int32), valid=here(np.bool_))
 
 
 def special_tokens(tokenizer: Any, folder: pathlib.Path) -> dict[str, int]:

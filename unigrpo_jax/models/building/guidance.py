@@ -1,4 +1,4 @@
-"""Classifier-free guidance with BAGEL's renormalisation, for evaluation only: a guided episode is not linear.
+"""Classifier-free guidance (arXiv 2207.12598), with BAGEL's renormalisation or without; a guided episode is not linear.
 
     u = v_text + s (v - v_text),    w = v_image + r (u - v_image) where r > 1, else u
     guided = w * clip(|v| / (|w| + 1e-8), renorm_min, 1)
@@ -23,14 +23,14 @@ class Guidance:
       image: r; at most 1 leaves the second term out.
       interval: guidance acts where interval[0] < t <= interval[1], t after the shift.
       renorm: norms over all tokens and channels of one image ("global") or per token ("channel"); "text_channel"
-        renormalises u per token before the image term, and not after it.
+        renormalises u per token before the image term, and not after it; "none" leaves w as it is.
       renorm_min: lower bound of the factor; 1 turns the renormalisation off.
     """
 
     text: float
     image: float = 1.0
     interval: tuple[float, float] = (0.0, 1.0)
-    renorm: Literal["global", "channel", "text_channel"] = "global"
+    renorm: Literal["global", "channel", "text_channel", "none"] = "global"
     renorm_min: float = 0.0
 
     @property
@@ -59,7 +59,7 @@ class Guidance:
         if self.renorm == "text_channel":
             u = self._renormalised(u, v_BNC)
         w = v_image_BNC + self.image * (u - v_image_BNC) if self.with_image else u
-        return w if self.renorm == "text_channel" else self._renormalised(w, v_BNC)
+        return w if self.renorm in ("text_channel", "none") else self._renormalised(w, v_BNC)
 
     def _renormalised(self, x, v):
         axes = (1, 2) if self.renorm == "global" else (2,)

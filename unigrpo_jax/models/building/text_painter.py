@@ -41,6 +41,7 @@ class TextPainter:
 
     thinks: ClassVar[bool] = False
     trained_by: ClassVar[MappingProxyType] = MappingProxyType({"denoising": ".*"})
+    guidance_renorm: ClassVar[str] = "none"
     float32_paths: ClassVar[str] = ""
     zero_at_start: ClassVar[str]  # modules whose weights `init` leaves at 0
 
@@ -87,8 +88,8 @@ class TextPainter:
         return text.replace(empty=None)
 
     def unread(self, params: Params, text: TextStates, condition: TextStates) -> TextStates:
-        """The empty text; where the codec did not encode it, nothing that could be drawn upon (`predict`)."""
-        return self.empty(text.states.shape[0]) if text.empty is None else text.empty
+        """The empty text; where the codec did not encode it, as where nothing is guided, the condition as it was."""
+        return condition if text.empty is None else text.empty
 
     def latent_shape(self, grid: tuple[int, int]) -> tuple[int, int]:
         """(N, C)."""

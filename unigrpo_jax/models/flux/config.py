@@ -6,6 +6,9 @@ from unigrpo_jax.models.flux.transformer import FluxTransformer
 from unigrpo_jax.models.settings import read_settings
 
 FILES = "model_index.json, transformer, vae, text_encoder, text_encoder_2, tokenizer, tokenizer_2 and scheduler"
+KNOWN = {"_class_name", "_diffusers_version", "_name_or_path", "patch_size", "in_channels", "out_channels", "axes_dims_rope",
+         "attention_head_dim", "num_layers", "num_single_layers", "num_attention_heads", "joint_attention_dim",
+         "pooled_projection_dim", "guidance_embeds"}  # fmt: skip
 
 
 def read_transformer(path: pathlib.Path) -> FluxTransformer:
@@ -14,6 +17,7 @@ def read_transformer(path: pathlib.Path) -> FluxTransformer:
     A name that is left out has the default of the class, which is FLUX.1-schnell's.
     """
     found = read_settings(path, FILES)
+    found.only("_class_name", "FluxTransformer2DModel")
     found.only("patch_size", 1)
     channels = found.whole("in_channels", 64)
     found.only("out_channels", channels)

@@ -11,6 +11,7 @@ _CROSS, _PLAIN = {"down": "CrossAttnDownBlock2D", "up": "CrossAttnUpBlock2D"}, {
 _WIDTHS, _ATTENDS = (320, 640, 1280, 1280), (True, True, True, False)
 # What the class can do beside it, with the values that mean that it is not done.
 _ONLY = {
+    "_class_name": ("UNet2DConditionModel",),
     "act_fn": ("silu",),
     "addition_embed_type": (),
     "attention_type": ("default",),
@@ -23,8 +24,10 @@ _ONLY = {
     "downsample_padding": (1,),
     "dual_cross_attention": (False,),
     "encoder_hid_dim": (),
+    "encoder_hid_dim_type": (),
     "flip_sin_to_cos": (True,),
     "freq_shift": (0,),
+    "mid_block_only_cross_attention": (False,),
     "mid_block_scale_factor": (1,),
     "mid_block_type": ("UNetMidBlock2DCrossAttn",),
     "norm_eps": (LAYER_EPS,),
@@ -33,6 +36,7 @@ _ONLY = {
     "resnet_out_scale_factor": (1.0,),
     "resnet_skip_time_act": (False,),
     "resnet_time_scale_shift": ("default",),
+    "reverse_transformer_layers_per_block": (),
     "time_cond_proj_dim": (),
     "time_embedding_act_fn": (),
     "time_embedding_dim": (),
@@ -41,6 +45,15 @@ _ONLY = {
     "transformer_layers_per_block": (1,),
     "use_linear_projection": (False,),
 }
+# What changes no number here: notes, what is trained with, and sizes of what is refused above.
+_NO_MATTER = {
+    "_diffusers_version", "_name_or_path", "addition_embed_type_num_heads", "addition_time_embed_dim", "dropout",
+    "projection_class_embeddings_input_dim", "sample_size", "upcast_attention",
+}  # fmt: skip
+KNOWN = {
+    *_ONLY, *_NO_MATTER, "in_channels", "out_channels", "block_out_channels", "down_block_types", "up_block_types",
+    "num_attention_heads", "attention_head_dim", "norm_num_groups", "layers_per_block", "cross_attention_dim",
+}  # fmt: skip
 
 
 def read_unet(path: pathlib.Path) -> UNet:

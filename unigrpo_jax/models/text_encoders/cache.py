@@ -10,6 +10,7 @@ import hashlib
 import math
 import os
 import pathlib
+import re
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
@@ -22,7 +23,8 @@ from unigrpo_jax.config import ConfigError, EmbeddingsConfig
 from unigrpo_jax.foreign_files import named
 
 FIELD = "model.embeddings.folder"
-END, PARTIAL = ".states", ".partial"
+END, PARTIAL = ".states", ".states.partial"
+OWN = re.compile("[0-9a-f]{32}")  # folders that may be looked into: a user may have named one that holds other things
 ABANDONED = 3600  # seconds after which a half-written file is nobody's any more
 
 Arrays = Mapping[str, np.ndarray]
@@ -47,7 +49,7 @@ class Store:
         self._root = _root(config)
         self._limit = int(config.gigabytes * 1e9)
         self._encoder, self._shapes = encoder, dict(sorted(shapes.items()))
-        self.folder = self._root / encoder[:32]
+        self.folder = self._root / encoder[:32]  # as `OWN`
         self.bytes = 32 + sum(_size(like) for like in self._shapes.values())
         self._taken: int | None = None  # by all files when they were last counted, and by what was written since
         self._since = 0
@@ -154,7 +156,7 @@ def _root(config: EmbeddingsConfig) -> pathlib.Path:
 def _files(root: pathlib.Path) -> Iterator[tuple[pathlib.Path, os.stat_result]]:
     """The files of all encoders; those that others remove meanwhile are not among them."""
     for folder in _entries(root):
-        for entry in _entries(folder.path):
+        for entry in _entries(folder.path) if OWN.fullmatch(folder.name) else ():
             with contextlib.suppress(OSError):
                 yield pathlib.Path(entry.path), entry.stat(follow_symlinks=False)
 

@@ -39,10 +39,13 @@ class ClipText:
     def open_weights(self, folder: pathlib.Path) -> StoredTensors:
         """The weights of a folder, of which only headers are read; ValueError where they do not fit."""
         weights = StoredTensors(folder, "model")
-        wanted = {name: row.tensor.stored_shape(row.shape) for row in self._rows for name in row.tensor.names}
-        if found := faults(weights, wanted, (), IGNORED):
+        if found := faults(weights, self.stored_shapes(), (), IGNORED):
             raise ValueError(f"{weights.path} does not fit {folder / 'config.json'}: {'; '.join(found)}.")
         return weights
+
+    def stored_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Every tensor of the file and its shape."""
+        return {name: row.tensor.stored_shape(row.shape) for row in self._rows for name in row.tensor.names}
 
     def read(self, weights: StoredTensors, place: Place | None = None) -> dict:
         """The parameters, float32 and nested, each laid out by `place` (by its path and shape)."""

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from unigrpo_jax.config import ConfigError, EmbeddingsConfig, RolloutConfig
@@ -28,15 +29,14 @@ Encode = Callable[[Sequence[str]], list[dict[str, np.ndarray]]]
 class EmbeddingCodec:
     """A `models.loaded.Codec`.  Every text has as many states as its encoder has tokens, whatever `length` is asked for.
 
-    The encoders are on the devices only while a text is encoded that is not on disk.  Where several processes share the
-    devices that `place` names, all of them ask for the same texts in the same order, and encode together what one lacks.
+    The encoders are on the devices only while a text is encoded that is not on disk.  Each process encodes on its own
+    devices, so that none waits for another.
 
     Attributes:
       encoders: of the family.
       kept: where their states lie, and how much of them.
       guided: whether `TextStates.empty` is given.
-      place: path and shape of an encoder's parameter to its sharding; None is the default device.
-      gather: a value of JSON to those of all processes, in order (`parallel.processes.gather`).
+      place: path and shape of an encoder's parameter to its sharding over this process's devices; None is the first one.
       notice: is told what a user should know and need not act upon, once.
     """
 
@@ -44,8 +44,7 @@ class EmbeddingCodec:
     kept: EmbeddingsConfig
     guided: bool = False
     place: Place | None = None
-    gather: Callable[[Any], list[Any]] = lambda value: [value]
-    notice: Callable[[str], None] = functools.partial(tell, stream=sys.stderr)
+    notice: Callable[[str], None] = lambda words: tell(words, sys.stderr)
     _told: set[str] = dataclasses.field(default_factory=set, repr=False, compare=False)
 
     def system(self, rollout: RolloutConfig) -> tuple[int, ...]:
@@ -82,23 +81,20 @@ class EmbeddingCodec:
     def prepare(self, texts: Iterable[str]) -> None:
         """Encodes what is not on disk yet, some texts at a time, as far as `kept.gigabytes` reaches, which it says.
 
-        ConfigError where the disk cannot be written.
+        Processes that share the folder begin at different texts, and find what the others have done.  ConfigError where the
+        disk cannot be written.
         """
-        began, seen, left = time.time(), 0, False
-        rows = ROWS if self.place is None else max(ROWS, jax.device_count())  # what one call takes
+        began, seen, full = time.time(), 0, False
         with self._encoding() as encode:
-            pending: dict[str, None] = {}
             for _, part in _parts(itertools.chain([""] if self.guided else [], texts)):
                 seen += len(part)
-                if left:
-                    continue
-                pending |= dict.fromkeys(self._lacked(part))
-                while len(pending) >= rows and not left:
-                    left = not self._keep(list(pending)[:rows], encode, began)
-                    pending = dict.fromkeys([] if left else list(pending)[rows:])
-            if pending:
-                left = not self._keep(list(pending), encode, began)
-        if left:
+                lacked = [] if full else [text for text in dict.fromkeys(part) if not self._store.has(text)]
+                for batch in in_turn(lacked, jax.process_index(), jax.process_count()):
+                    now = [text for text in batch if not self._store.has(text)]  # another process may have been faster
+                    full = full or (bool(now) and not self._store.room(len(now), began))
+                    if now and not full:
+                        self._keep(now, encode(now))
+        if full:
             needed = seen * self._store.bytes / 1e9
             self._say("room", f"What the text encoders say of {seen} prompts takes up to {needed:.3g} GB, more than "
                       f"model.embeddings.gigabytes = {self.kept.gigabytes:g}; the encoders are loaded again for those that "
@@ -108,15 +104,14 @@ class EmbeddingCodec:
         """P texts' states, from disk where they are there; `length` decides nothing."""
         self.check_lengths(texts, length, place)
         began = time.time()
-        asked = list(dict.fromkeys([*texts, *([""] if self.guided else [])]))
+        asked = dict.fromkeys([*texts, *([""] if self.guided else [])])
         found = {text: self._store.read(text) for text in asked}
-        lacked = self._agreed([text for text in asked if found[text] is None], asked)
+        lacked = [text for text in asked if found[text] is None]
         if lacked:
             with self._encoding() as encode:
                 for text, arrays in zip(lacked, encode(lacked), strict=True):
-                    if found[text] is None:
-                        found[text] = arrays
-                        self._try_to_keep(text, arrays, began)
+                    found[text] = arrays
+                    self._try_to_keep(text, arrays, began)
         rows = lambda some: {name: np.stack([found[text][name] for text in some]) for name in self.encoders.shapes()}
         empty = None
         if self.guided:
@@ -137,16 +132,6 @@ class EmbeddingCodec:
     def _store(self) -> Store:
         return Store(self.kept, self.encoders.key, self.encoders.shapes())
 
-    def _lacked(self, part: Sequence[str]) -> list[str]:
-        """The texts that a process has no file of."""
-        return self._agreed([text for text in dict.fromkeys(part) if not self._store.has(text)], part)
-
-    def _agreed(self, lacked: Sequence[str], asked: Sequence[str]) -> list[str]:
-        """Of the texts that all processes ask for, those that one of them lacks."""
-        number = {text: i for i, text in enumerate(asked)}
-        numbers = sorted({i for theirs in self.gather([number[text] for text in lacked]) for i in theirs})
-        return [asked[i] for i in numbers]
-
     @contextlib.contextmanager
     def _encoding(self) -> Iterator[Encode]:
         """What encodes; the weights are read when it is first asked to."""
@@ -160,17 +145,13 @@ class EmbeddingCodec:
 
             yield encode
 
-    def _keep(self, texts: Sequence[str], encode: Encode, since: float) -> bool:
-        """Encodes texts and keeps them; False, and nothing is done, where a process has no room left."""
-        if not all(self.gather(self._store.room(len(texts), since))):
-            return False
-        for text, arrays in zip(texts, encode(texts), strict=True):
-            try:
+    def _keep(self, texts: Sequence[str], said: Sequence[Mapping[str, np.ndarray]]) -> None:
+        try:
+            for text, arrays in zip(texts, said, strict=True):
                 self._store.write(text, arrays)
-            except OSError as error:
-                raise ConfigError(f"{self._store.folder} cannot be written ({error.strerror}); make room there, or give "
-                                  f"another {FIELD}.") from None  # fmt: skip
-        return True
+        except OSError as error:
+            raise ConfigError(f"{self._store.folder} cannot be written ({error.strerror}); make room there, or give another "
+                              f"{FIELD}.") from None  # fmt: skip
 
     def _try_to_keep(self, text: str, arrays: Mapping[str, np.ndarray], since: float) -> None:
         """In the middle of a run a full disk costs time, and no more."""
@@ -182,9 +163,44 @@ class EmbeddingCodec:
                       "again whenever a prompt is drawn that is not there.")  # fmt: skip
 
     def _say(self, of: str, words: str) -> None:
-        if of not in self._told:
-            self._told.add(of)
+        """Once, and by one process; a disk may be one process's own."""
+        if of not in self._told and (of == "disk" or jax.process_index() == 0):
             self.notice(words)
+        self._told.add(of)
+
+
+def in_turn(texts: Sequence[str], process: int, count: int) -> list[Sequence[str]]:
+    """Texts in batches of `ROWS`, from another one on for each of `count` processes."""
+    batches = [texts[start : start + ROWS] for start in range(0, len(texts), ROWS)]
+    first = len(batches) * process // count
+    return batches[first:] + batches[:first]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class KnownTexts:
+    """Stands where no encoder's files are read: of texts it knows the shapes alone.
+
+    Attributes:
+      states: (tokens, width) of a text's states.
+      pooled: width of its pooled state; 0 where a network reads none.
+      dtype: of both.
+      guided: whether the empty text's come with them.
+    """
+
+    states: tuple[int, int]
+    pooled: int = 0
+    dtype: str
+    guided: bool = False
+
+    def system(self, rollout: RolloutConfig) -> tuple[int, ...]:
+        """Nothing is read before a prompt."""
+        return ()
+
+    def shapes(self, count: int, length: int) -> TextStates:
+        """As `EmbeddingCodec.shapes`."""
+        here = lambda *shape: jax.ShapeDtypeStruct((count, *shape), jnp.dtype(self.dtype))
+        one = TextStates(states=here(*self.states), pooled=here(self.pooled) if self.pooled else None)
+        return one.replace(empty=one) if self.guided else one
 
 
 def _parts(texts: Iterable[str]) -> Iterator[tuple[int, list[str]]]:

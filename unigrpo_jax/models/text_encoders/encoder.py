@@ -184,7 +184,7 @@ class Encoders:
         with jax.default_matmul_precision("highest"):
             each = [one(p, i) for one, p, i in zip(self.parts, params, ids, strict=True)]
         said = {name: x.astype(self.dtype) for part in each for name, x in part.items()}
-        if isinstance(over, NamedSharding):  # every process is to have all of it
+        if isinstance(over, NamedSharding):  # the host takes it from one device
             said = jax.lax.with_sharding_constraint(said, NamedSharding(over.mesh, PartitionSpec()))
         return said
 
@@ -214,6 +214,7 @@ def open_stable_diffusion(folder: pathlib.Path, dtype: str) -> Encoders:
 def open_flux(folder: pathlib.Path, dtype: str, tokens: int) -> Encoders:
     """The encoders of a FLUX.1 folder: T5's states of `tokens` tokens (512 of dev, 256 of schnell), and CLIP's of the end.
 
+    A tokenizer that is for fewer tokens says how many.
     ConfigError where a file is missing or does not fit; only headers of weights are read.
     """
     files = "text_encoder, text_encoder_2, tokenizer and tokenizer_2"
@@ -224,6 +225,7 @@ def open_flux(folder: pathlib.Path, dtype: str, tokens: int) -> Encoders:
     except ValueError as error:
         raise ConfigError(str(error)) from None
     coder = open_coder(words, tokens, network.vocabulary)
+    coder = dataclasses.replace(coder, tokens=min(tokens, coder.tokenizer.model_max_length))
     t5 = T5States(network, weights, coder, _files(own, weights, words), dtype)
     return Encoders((t5, _clip(folder, files, pooled=True)), dtype)
 
@@ -236,8 +238,8 @@ def _clip(folder: pathlib.Path, files: str, pooled: bool) -> ClipEncoder:
     except ValueError as error:
         raise ConfigError(str(error)) from None
     coder = open_coder(words, network.tokens, network.vocabulary, network.eos)
-    shorter = min(network.tokens, coder.tokenizer.model_max_length)  # which the public pipelines pad to
-    coder = dataclasses.replace(coder, tokens=shorter)
+    tokens = int(min(network.tokens, coder.tokenizer.model_max_length))  # which the public pipelines pad to
+    coder = dataclasses.replace(coder, tokens=tokens)
     return ClipEncoder(network, weights, coder, _files(own, weights, words), pooled)
 
 

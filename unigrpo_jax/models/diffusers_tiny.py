@@ -1,0 +1,126 @@
+"""What the toys of diffusers' families share: a folder with random weights that is made on the spot, and tiny text encoders.
+
+For trying the whole way (load, roll out, update, export) in seconds.  What they draw means nothing.
+"""
+
+import json
+import pathlib
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+import unigrpo_jax
+from unigrpo_jax import caches
+from unigrpo_jax.models import component, stored
+from unigrpo_jax.models.autoencoders import diffusers as autoencoders
+from unigrpo_jax.models.diffusers_folder import INDEX
+from unigrpo_jax.models.text_encoders.clip import OLD_EOS
+from unigrpo_jax.models.text_encoders.clip_text import read_clip_text
+from unigrpo_jax.models.text_encoders.t5 import read_t5
+
+CLIP_TOKENS, T5_TOKENS = 32, 32
+WIDTH = 24  # of what each encoder says
+# Of CLIP's tokenizer, in the order in which they are merged.
+_MERGES = ("t h", "th e</w>", "r e", "re d</w>", "b l", "bl u", "blu e</w>", "a n", "an d</w>", "o f</w>", "c i", "ci r")
+# Of T5's tokenizer, beside letters.
+_WORDS = ("a", "the", "and", "of", "red", "blue", "green", "circle", "square", "two")
+
+
+def made_once(name: str, make: Callable[[pathlib.Path], None]) -> pathlib.Path:
+    """A toy's folder, made on first use in the user's cache, or in a temporary folder where there is none."""
+    folder = caches.cache_or_temporary() / f"{name}-{unigrpo_jax.__version__}"
+    if not (folder / INDEX).exists():
+        fresh = pathlib.Path(tempfile.mkdtemp(dir=folder.parent))
+        fresh.chmod(0o755)
+        make(fresh)
+        try:
+            fresh.rename(folder)  # another process may have been first, with the same bits
+        except OSError:
+            shutil.rmtree(fresh)
+    return folder
+
+
+def save(path: pathlib.Path, data: Mapping[str, Any]) -> None:
+    """Writes a JSON file, and its folder where it is missing."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(data, indent=2) + "\n")
+
+
+def save_weights(folder: pathlib.Path, stem: str, shapes: Mapping[str, tuple[int, ...]], seed: int) -> None:
+    """Writes random float32 weights: matrices of variance 1 / inputs, tables 0.1, norms about 1, biases about 0."""
+    rng = np.random.default_rng(seed)
+    stored.write(folder, stem, shapes, ((name, _random(rng, name, shape)) for name, shape in shapes.items()), "float32")
+
+
+def _random(rng: np.random.Generator, name: str, shape: tuple[int, ...]) -> np.ndarray:
+    noise = rng.standard_normal(shape, np.float32)
+    if "embedding.weight" in name or name == "shared.weight":
+        return np.float32(0.3) * noise
+    if len(shape) > 1:
+        return noise / np.sqrt(np.float32(np.prod(shape[1:])))
+    return np.float32(0.1) * noise + np.float32("norm" in name and name.endswith("weight"))
+
+
+def save_autoencoder(folder: pathlib.Path, files: str, seed: int, **config) -> None:
+    """Writes a `vae/` of this config."""
+    scales = len(config["block_out_channels"])
+    own = {"_class_name": "AutoencoderKL", "act_fn": "silu", "in_channels": 3, "out_channels": 3, "layers_per_block": 1,
+           "down_block_types": ["DownEncoderBlock2D"] * scales, "up_block_types": ["UpDecoderBlock2D"] * scales}  # fmt: skip
+    save(folder / "config.json", own | config)
+    autoencoder = autoencoders.read_autoencoder(folder / "config.json", files)
+    save_weights(folder, component.DIFFUSERS, dict(autoencoders.stored_shapes(autoencoder).values()), seed)
+
+
+def save_clip(folder: pathlib.Path, files: str, seed: int) -> None:
+    """Writes `text_encoder/` and `tokenizer/` of a model folder: CLIP's text tower, and byte pairs to its ids."""
+    from tokenizers import pre_tokenizers
+
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    pairs = [merge.replace(" ", "") for merge in _MERGES]
+    vocabulary = [*letters, *(f"{letter}</w>" for letter in letters), *pairs, "<|startoftext|>", "<|endoftext|>"]
+    words = folder / "tokenizer"
+    save(words / "vocab.json", {word: i for i, word in enumerate(vocabulary)})
+    (words / "merges.txt").write_text("\n".join(["#version: 0.2", *_MERGES]) + "\n")
+    special = {"bos_token": vocabulary[-2]} | dict.fromkeys(("eos_token", "unk_token", "pad_token"), vocabulary[-1])
+    save(words / "special_tokens_map.json", special)
+    about = {"tokenizer_class": "CLIPTokenizer", "do_lower_case": True, "errors": "replace"}
+    save(words / "tokenizer_config.json", about | special | {"model_max_length": CLIP_TOKENS})
+    own = folder / "text_encoder"
+    sizes = {"hidden_size": WIDTH, "intermediate_size": 2 * WIDTH, "num_hidden_layers": 2, "num_attention_heads": 4,
+             "max_position_embeddings": CLIP_TOKENS, "vocab_size": len(vocabulary), "projection_dim": WIDTH}  # fmt: skip
+    about = {"architectures": ["CLIPTextModel"], "model_type": "clip_text_model", "hidden_act": "quick_gelu",
+             "layer_norm_eps": 1e-5, "bos_token_id": 0, "pad_token_id": 1, "eos_token_id": OLD_EOS}  # fmt: skip
+    save(own / "config.json", about | sizes)
+    save_weights(own, component.TRANSFORMERS, read_clip_text(own / "config.json", files).stored_shapes(), seed)
+
+
+def save_t5(folder: pathlib.Path, files: str, seed: int) -> None:
+    """Writes `text_encoder_2/` and `tokenizer_2/` of a model folder: T5's encoder, and the likeliest pieces to its ids."""
+    from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+
+    special, letters = ("<pad>", "</s>", "<unk>"), map(chr, range(33, 127))
+    scored = [*((token, 0.0) for token in special), *((f"▁{word}", -2.0) for word in _WORDS), ("▁", -3.0),
+              *((letter, -5.0) for letter in letters)]  # fmt: skip
+    tokenizer = Tokenizer(models.Unigram(scored, unk_id=2, byte_fallback=False))
+    tokenizer.normalizer = normalizers.NFKC()
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Metaspace()])
+    tokenizer.decoder = decoders.Metaspace()
+    tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
+    tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in special])
+    words = folder / "tokenizer_2"
+    words.mkdir(parents=True, exist_ok=True)
+    tokenizer.save(str(words / "tokenizer.json"))
+    names = {"pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}
+    save(words / "special_tokens_map.json", names)
+    about = {"tokenizer_class": "T5TokenizerFast", "extra_ids": 0, "model_max_length": T5_TOKENS}
+    save(words / "tokenizer_config.json", about | names)
+    own = folder / "text_encoder_2"
+    sizes = {"d_model": WIDTH, "d_ff": 2 * WIDTH, "d_kv": 8, "num_heads": 4, "num_layers": 2, "vocab_size": len(scored),
+             "relative_attention_num_buckets": 32, "relative_attention_max_distance": 128}  # fmt: skip
+    about = {"architectures": ["T5EncoderModel"], "model_type": "t5", "feed_forward_proj": "gated-gelu",
+             "layer_norm_epsilon": 1e-6, "pad_token_id": 0, "eos_token_id": 1}  # fmt: skip
+    save(own / "config.json", about | sizes)
+    save_weights(own, component.TRANSFORMERS, component.wanted(read_t5(own / "config.json", files)), seed)
