@@ -74,7 +74,7 @@ def test_a_toy_is_a_whole_folder_of_its_family(toys, name):
     assert (loaded.stored_dtype, loaded.family) == ("float32", FAMILY[name].NAME)
     loaded.check_image_size(RolloutConfig(image_height=32, image_width=64))
     text = loaded.codec.shapes(3, 0)
-    assert text.states.shape == (3, 32, 24)
+    assert text.states.shape == (3, 64, 24)
     assert sum(path.stat().st_size for path in toys[name].rglob("*") if path.is_file()) < 1.3e6
 
 
