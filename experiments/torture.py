@@ -35,7 +35,7 @@ class Arguments:
     folder: pathlib.Path | None = None
     """New or empty folder for both runs, which stays; default is a temporary one, which goes."""
     quick: bool = False
-    """At most 3 faults."""
+    """At most 3 faults, and of BAGEL only the heads are trained."""
     json: pathlib.Path | None = None
     """File for the same numbers."""
 
@@ -44,6 +44,7 @@ class Arguments:
 def main(arguments: Arguments) -> None:
     """Harms, resumes, compares, prints, saves."""
     from experiments.survival.faults import KILLS, Failed
+    from experiments.survival.lives import DRAWS, HEADS
     from experiments.survival.torture import HEADER, table, torture
     from unigrpo_jax.config import require
     from unigrpo_jax.training.console import Console
@@ -61,7 +62,9 @@ def main(arguments: Arguments) -> None:
     with Console() as console:
         try:
             count = min(arguments.faults, 3) if arguments.quick else arguments.faults
-            result = torture(place, count, arguments.seed, console.message, arguments.model)
+            own = DRAWS if arguments.model != "tiny" else HEADS if arguments.quick else ()
+            settings = ("--model.path", arguments.model, *own)
+            result = torture(place, count, arguments.seed, settings, console.message)
         except Failed as error:
             tell(f"experiments.torture: {error}", sys.stderr)
             sys.exit(1)
