@@ -12,7 +12,7 @@ def config() -> RunConfig:
         name="shapes_flux",
         iterations=150,
         prompts=("shapes_direct",),
-        model=ModelConfig(path="shapes_flux_base"),
+        model=ModelConfig(path="shapes_flux_base", family="flux"),
         rollout=RolloutConfig(
             prompts_per_iteration=12,
             thinking=False,

@@ -12,4 +12,4 @@ from unigrpo_jax.config import ModelConfig, RunConfig
 def config() -> RunConfig:
     """As `shapes_flux`, by another network."""
     flow = shapes_flux.config()
-    return dataclasses.replace(flow, name="shapes_sd", model=ModelConfig(path="shapes_sd_base"))
+    return dataclasses.replace(flow, name="shapes_sd", model=ModelConfig(path="shapes_sd_base", family="stable_diffusion"))
