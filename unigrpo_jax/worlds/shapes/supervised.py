@@ -1,9 +1,9 @@
 """What the base model learns from: prompts with a thinking and a drawing, each of which is sometimes faulty.
 
-A share `SLOPPY_PLANS` of the plans, where no other is asked for, makes one mistake about the prompt; half of these also state
-the mistake, half state the prompt rightly and then plan something else.  A share `SLOPPY_DRAWINGS` of the drawings makes one
-mistake about the plan.  Faults are other scenes, never blur or noise: a model that learns from these examples has right and
-wrong modes to choose between.
+A share `SLOPPY_PLANS` of the plans, where no other is asked for, makes one mistake about the prompt; half of these also
+state the mistake, half state the prompt rightly and then plan something else.  A share `SLOPPY_DRAWINGS` of the drawings
+makes one mistake about the plan.  Faults are other scenes, never blur or noise: a model that learns from these examples has
+right and wrong modes to choose between.
 """
 
 import dataclasses
