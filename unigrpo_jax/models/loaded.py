@@ -127,6 +127,9 @@ class Loaded(Protocol):
     def with_adapters(self, params: Params) -> Params:
         """The parameters with fresh adapters, or as they are where the config asks for none."""
 
+    def adapted_layers(self) -> Mapping[str, int]:
+        """How many linear maps of the files each target of adapters hits; {} where there are none."""
+
     def check_weights(self) -> None:
         """ConfigError that names everything in which the weights do not fit the config; reads headers only."""
 
