@@ -15,7 +15,6 @@ from tests.equations import equations
 from tests.test_attention import splash
 from tests.test_flops import counted
 from unigrpo_jax.config import LoraConfig, MeshConfig, RunConfig
-from unigrpo_jax.models.building import attention
 from unigrpo_jax.models.building.flat_adapters import linears
 from unigrpo_jax.models.flux.painter import Flux
 from unigrpo_jax.models.flux.transformer import FluxTransformer
@@ -52,11 +51,16 @@ real = pytest.mark.parametrize("painter", REAL.values(), ids=REAL)
 
 
 @functools.cache
+def fresh(painter):
+    return jax.jit(painter.init)(jax.random.key(0))
+
+
+@functools.cache
 def params(painter):
     """No weight is zero, not even those that training starts from so."""
     rng = np.random.default_rng(0)
-    fresh = jax.jit(painter.init)(jax.random.key(0))
-    return {name: x + 0.1 * jnp.asarray(rng.standard_normal(x.shape), jnp.float32) for name, x in fresh.items()}
+    moved = lambda x: np.asarray(x) + 0.1 * rng.standard_normal(x.shape, np.float32)
+    return {name: jnp.asarray(moved(x)) for name, x in fresh(painter).items()}
 
 
 def given(painter, grid=GRID, rows=ROWS, text=TEXT):
@@ -102,21 +106,22 @@ def assert_same(got, want, limit=1e-5):
 # ---- the way of computing
 
 
-@pytest.mark.parametrize(("painter", "remat"), [(SD, "full"), (FLUX, "full"), (FLUX, "dots")])
+@pytest.mark.parametrize(("painter", "remat"), [(SD, "full"), (FLUX, "dots")])
 def test_what_the_backward_pass_makes_again_changes_nothing(painter, remat):
     again = dataclasses.replace(painter, remat=remat)
     assert_same(stepped(again)(params(painter), *given(painter)), plain(painter), 1e-6)
 
 
-@pytest.mark.parametrize(("remat", "convolutions"), [("none", 0), ("dots", 0), ("full", 1)])
-def test_products_with_weights_are_kept_by_dots_and_made_again_by_full(remat, convolutions):
-    """Convolutions of blocks, of which a pass has so many; each is there again for either gradient."""
-    def count(painter):
-        names = [e.primitive.name for e in equations(stepped(painter), params(SD), *given(SD))]
-        return names.count("conv_general_dilated")
+@pytest.mark.parametrize(("remat", "again"), [("none", 0), ("dots", 0), ("full", 1)])
+def test_products_with_weights_are_kept_by_dots_and_made_again_by_full(remat, again):
+    """Of convolutions, a block's last ones aside, whose results no gradient needs."""
 
-    blocks = sum(len(shape) == 4 and (".resnets." in name or ".attentions." in name) for name, shape in SD.unet.shapes().items())
-    assert count(dataclasses.replace(SD, remat=remat)) == count(SD) + convolutions * blocks
+    def count(painter):
+        gradient = jax.grad(lambda *given: loss(painter, *given)[0])
+        return [e.primitive.name for e in equations(gradient, params(SD), *given(SD))].count("conv_general_dilated")
+
+    needed = sum(name.endswith((".conv1.weight", ".proj_in.weight")) for name in params(SD))
+    assert count(dataclasses.replace(SD, remat=remat)) == count(SD) + again * needed
 
 
 @both
@@ -124,14 +129,13 @@ def test_every_block_is_held_to_its_place(painter):
     seen = []
     held = dataclasses.replace(painter, hold=lambda x: seen.append(x.shape[0]) or x)
     jax.eval_shape(functools.partial(predict, held), params(painter), *given(painter))
-    blocks = 4 * 2 + 3 * 3 if painter is FLUX else 0
-    assert set(seen) == {ROWS} and len(seen) >= blocks
+    # Two streams and what modulates them, and its parts; 8 residual blocks with their time, 4 attentions with their text.
+    assert set(seen) == {ROWS} and len(seen) == ((3 + 2) + (2 + 1) + 1 if painter is FLUX else 8 * 2 + 4 * 2)
 
 
 @both
-@pytest.mark.parametrize("sizes", [{"fsdp": 4}, {"fsdp": 2, "tensor": 2}])
-def test_a_mesh_changes_neither_outputs_nor_gradients(painter, sizes):
-    mesh = meshes.make_mesh(8, MeshConfig(**sizes))
+def test_a_mesh_changes_neither_outputs_nor_gradients(painter):
+    mesh = meshes.make_mesh(8, MeshConfig(data=2, fsdp=2, tensor=2))
     layout, spread = Layout(mesh, painter.axes), meshes.spread(mesh)
     place = {name: layout.parameter(name, x.shape) for name, x in params(painter).items()}
     placed = dataclasses.replace(painter, hold=layout.activations)
@@ -159,18 +163,18 @@ def test_a_kernel_changes_neither_outputs_nor_gradients(painter, grid):
 
 
 @both
-def test_fresh_parameters_say_nothing_and_learn_everywhere_in_the_end(painter):
-    """The output starts at zero; matrices have variance 1 / inputs, norms are 1, biases 0."""
-    fresh = jax.jit(painter.init)(jax.random.key(0))
-    assert fresh.keys() == painter.network.shapes().keys() and not np.any(predict(painter, fresh, *given(painter)))
-    for name, x in fresh.items():
+def test_fresh_parameters_say_nothing(painter):
+    """Matrices have variance 1 / inputs, but for those that start at zero; norms are 1, biases 0."""
+    start = fresh(painter)
+    assert start.keys() == painter.network.shapes().keys() and not np.any(running(painter)(start, *given(painter)))
+    for name, x in start.items():
         assert x.shape == painter.network.shapes()[name] and x.dtype == jnp.float32
         if name.endswith(".bias"):
             assert not x.any(), name
     for name, shape in linears(painter.network).items():
-        x = np.asarray(fresh[f"{name}.weight"])
+        x = np.asarray(start[f"{name}.weight"])
         assert not x.any() or abs(x.std() * math.sqrt(shape[-1]) - 1) < 0.2, name
-    assert any(float(x.min()) == float(x.max()) == 1 for x in fresh.values())
+    assert any(float(x.min()) == float(x.max()) == 1 for x in start.values())
 
 
 @both
@@ -289,7 +293,7 @@ def test_a_text_is_read_as_it_is_and_guidance_compares_with_the_empty_one(painte
     found = painter.read({}, text.replace(empty=empty), nothing), painter.unread({}, text.replace(empty=empty), nothing)
     tiny.assert_trees_equal(found, (text, empty))
     assert painter.empty(2).repeat(3).states.shape[0] == 6
-    with pytest.raises(ValueError, match="there is no text to draw upon; guidance needs a codec that encodes the empty text"):
+    with pytest.raises(ValueError, match="there is no text to draw upon; guidance needs a codec"):
         jax.eval_shape(functools.partial(predict, painter), params(painter), *given(painter)[:2],
                        painter.unread({}, text, nothing))  # fmt: skip
 
@@ -303,16 +307,13 @@ def test_an_evaluation_executes_what_the_formula_says(painter):
     run = functools.partial(predict, painter)
     each = painter.evaluation(GRID[0] * GRID[1], TEXT)
     assert counted(run, params(painter), *given(painter)) == ROWS * (each.layers + each.others)
-    whole = counted(jax.grad(lambda *a: jnp.sum(predict(dataclasses.replace(painter, remat="full"), *a))), params(painter),
-                    *given(painter))  # fmt: skip
-    assert 3.6 < whole / counted(run, params(painter), *given(painter)) < 4.0  # two more for gradients, blocks once again
     weights = [math.prod(x.shape) for name, x in params(painter).items() if name.endswith("weight")]
     assert 0.95 * sum(weights) < each.weights <= sum(weights)
 
 
 @real
 def test_the_compiler_counts_what_the_formula_says_at_the_published_size(painter):
-    """Of one block each, since it counts a loop once, and of pixels at the border fewer; other operations are 1 % or less."""
+    """Of one block each, since it counts a loop once, and no pixels beyond a border; other operations are under 1 %."""
     grid, text = (64, 64), 77
     if painter is not REAL["sd"]:
         painter = dataclasses.replace(painter, transformer=dataclasses.replace(painter.transformer, double=1, single=1))
