@@ -74,7 +74,7 @@ def test_a_toy_is_a_whole_folder_of_its_family(toys, name):
     assert (loaded.stored_dtype, loaded.family) == ("float32", FAMILY[name].NAME)
     loaded.check_image_size(RolloutConfig(image_height=32, image_width=64))
     text = loaded.codec.shapes(3, 0)
-    assert text.states.shape == (3, 32, 24)
+    assert text.states.shape == (3, 64, 24)
     assert sum(path.stat().st_size for path in toys[name].rglob("*") if path.is_file()) < 1.3e6
 
 
@@ -283,6 +283,15 @@ def renamed(part, to):
          ["pooled_projection_dim = 8", "24 numbers"]),
         ("flux", lambda folder: change(folder / "transformer" / "config.json", num_layers=4),
          ["missing transformer_blocks.{2..3}.attn.to_q.weight"]),
+        ("flux", lambda folder: change(folder / "transformer" / "config.json", num_single_layers=10**6),
+         ["num_single_layers = 1000000, but it must be at most 1000"]),
+        ("sd", lambda folder: change(folder / "unet" / "config.json", layers_per_block=10**7), ["it must be at most 1000"]),
+        ("sd", lambda folder: change(folder / "vae" / "config.json", layers_per_block=10**7), ["it must be at most 1000"]),
+        ("sd", lambda folder: change(folder / "vae" / "config.json", block_out_channels=[8] * 1000), ["at most 100"]),
+        ("sd", lambda folder: change(folder / "unet" / "config.json", block_out_channels=[15, 32], attention_head_dim=1,
+                                     norm_num_groups=1), ["the first must be even"]),
+        ("flux", lambda folder: change(folder / "text_encoder_2" / "config.json", num_layers=10**7), ["at most 1000"]),
+        ("flux", lambda folder: change(folder / "text_encoder" / "config.json", num_hidden_layers=10**7), ["at most 1000"]),
         ("flux", lambda folder: change(folder / "scheduler" / "scheduler_config.json", shift_terminal=0.02),
          ["shift_terminal = 0.02", "does not have that"]),
     ],

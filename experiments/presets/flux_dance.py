@@ -40,7 +40,11 @@ def config() -> RunConfig:
         prompts=(),
         rewards=(),
         model=ModelConfig(
-            path="black-forest-labs/FLUX.1-dev", dtype="bfloat16", remat="full", lora=LoraConfig(targets=ADAPTED)
+            path="black-forest-labs/FLUX.1-dev",
+            family="flux",
+            dtype="bfloat16",
+            remat="full",
+            lora=LoraConfig(targets=ADAPTED),
         ),
         rollout=RolloutConfig(
             prompts_per_iteration=32,

@@ -33,7 +33,11 @@ def config() -> RunConfig:
         prompts=(),
         rewards=(),
         model=ModelConfig(
-            path="CompVis/stable-diffusion-v1-4", dtype="bfloat16", remat="full", lora=LoraConfig(targets=ADAPTED)
+            path="CompVis/stable-diffusion-v1-4",
+            family="stable_diffusion",
+            dtype="bfloat16",
+            remat="full",
+            lora=LoraConfig(targets=ADAPTED),
         ),
         rollout=RolloutConfig(
             prompts_per_iteration=32,

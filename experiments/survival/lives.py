@@ -21,7 +21,7 @@ SETTINGS = f"""
     --learning.reasoning-lr 1e-3 --learning.denoising-lr 1e-3 --learning.ema-decay 0.9
     --logging.samples-every 0 --logging.samples 1 --checkpoint.every {EVERY} --checkpoint.keep 3
 """.split()
-DRAWS = ("--rollout.no-thinking", "--rollout.timestep-shift", "0")  # of a model that only draws
+DRAWS = ("--model.family", "", "--rollout.no-thinking", "--rollout.timestep-shift", "0")  # of a model that only draws
 HEADS = ("--learning.frozen", "layers", "embed", "time_embedder", "vae2llm")  # the heads alone are trained: it starts sooner
 PROMPTS = "circle square cross star moon sun tree house".split()
 PATIENCE = 300.0  # seconds that a life may take for what it is waited for

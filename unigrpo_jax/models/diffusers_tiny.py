@@ -21,7 +21,7 @@ from unigrpo_jax.models.text_encoders.clip import OLD_EOS
 from unigrpo_jax.models.text_encoders.clip_text import read_clip_text
 from unigrpo_jax.models.text_encoders.t5 import read_t5
 
-CLIP_TOKENS, T5_TOKENS = 32, 32
+CLIP_TOKENS, T5_TOKENS = 64, 64
 WIDTH = 24  # of what each encoder says
 # Of CLIP's tokenizer, in the order in which they are merged.
 _MERGES = ("t h", "th e</w>", "r e", "re d</w>", "b l", "bl u", "blu e</w>", "a n", "an d</w>", "o f</w>", "c i", "ci r")

@@ -65,7 +65,7 @@ def restore(path: str, bare: RunConfig, devices: int = 1, mesh: MeshConfig = Mes
     is_run = (folder / "checkpoints").is_dir() or folder.parent.name == "checkpoints"
     named = path == "base" or is_named(path)
     if named or (folder.is_dir() and not is_run) or (not folder.exists() and HUB_PATTERN.fullmatch(path)):
-        model = dataclasses.replace(bare.model, path=None if path == "base" else path)
+        model = dataclasses.replace(bare.model, path=None if path == "base" else path, family="")
         try:
             loaded = load_model(model)
         except NoModel:

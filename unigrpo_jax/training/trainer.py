@@ -28,7 +28,7 @@ from unigrpo_jax.rewards.load import load_rewards
 from unigrpo_jax.rewards.protocol import DifferentiableReward, RewardBatch
 from unigrpo_jax.rollout.program import check_window, flow_sampler
 from unigrpo_jax.training import measured
-from unigrpo_jax.training.evaluation import by_round
+from unigrpo_jax.training.evaluation import by_round, check_guidance
 from unigrpo_jax.training.given import check_pictures, given_pictures
 from unigrpo_jax.training.image_statistics import colour_entropy, edge_density
 from unigrpo_jax.training.programs import Followed, Inputs, Programs
@@ -80,6 +80,7 @@ def build(config: RunConfig) -> Parts:
     loaded = load_model(config.model)  # last, since a model on the hub takes long to fetch
     loaded.check_image_size(config.rollout)
     check_verbs(loaded, config.rollout, any(pictured(prompts) for prompts in world.longest if prompts))
+    check_guidance(config.evaluation, loaded)
     check_schedule(loaded, config)
     for name, module in (("tensorboard", "tensorboardX"), ("wandb", "wandb")):
         if getattr(config.logging, name):
