@@ -10,9 +10,9 @@ from safetensors.numpy import load_file, save_file
 
 from tests.fuzzing import as_json, changed_bytes, changed_json, fuzz, survives, values
 from unigrpo_jax.config import ConfigError, ModelConfig, RolloutConfig
-from unigrpo_jax.models import peft
 from unigrpo_jax.models.families import find_folder, load_model
 from unigrpo_jax.models.flux.transformer import FluxTransformer
+from unigrpo_jax.models.folders import peft
 
 SMALL = FluxTransformer(channels=4, double=1, single=1, heads=2, axes=(2, 4, 2), text_width=6, pooled_width=5, guidance=True)
 FILES = {

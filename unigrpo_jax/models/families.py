@@ -9,7 +9,7 @@ from types import ModuleType
 
 from unigrpo_jax.config import ConfigError, ModelConfig, require
 from unigrpo_jax.foreign_files import named
-from unigrpo_jax.models import hub
+from unigrpo_jax.models.folders import hub
 from unigrpo_jax.models.loaded import Loaded
 
 # Folders of `models`, each with a `family.py`: FILES (words for what its folder holds), VERBS (words for what it can do),
