@@ -105,4 +105,5 @@ def known(config: ModelConfig) -> Pipeline | None:
 
 
 def _network(config: ModelConfig, transformer: FluxTransformer, shift: FlowShift, downsample: int) -> Flux:
-    return Flux(transformer=transformer, shift=shift, downsample=downsample, **pipelines.computing(config))
+    own = {"guidance_scale": config.told_guidance, "floor_time": config.floor_time}
+    return Flux(transformer=transformer, shift=shift, downsample=downsample, **own, **pipelines.computing(config))
