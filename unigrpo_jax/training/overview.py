@@ -33,6 +33,7 @@ def summary_table(before: dict, after: dict) -> tuple[list[str], list[list[str]]
 def card(parts: Parts, run_dir: epath.Path, held: int) -> list[tuple[str, str]]:
     """What a run is about to do, in rows; `held` are the bytes that lie on a device all the time."""
     c, learn, r = parts.config, parts.config.learning, parts.config.rollout
+    taught = learn.method == "sft"
     params = parts.loaded.abstract_params()
     labels = parameters.groups(params, learn, parts.loaded.network.trained_by)
     sizes = {group: 0 for group in parameters.GROUPS}
@@ -50,7 +51,8 @@ def card(parts: Parts, run_dir: epath.Path, held: int) -> list[tuple[str, str]]:
           else ()),
         *((f"{group} parameters", f"{size:,}, {rate[group]}") for group, size in sizes.items()),
         ("held per device", f"{shown_bytes(held)} (weights, optimizer, reference)"),
-        ("episodes per iteration", f"{r.prompts_per_iteration} prompts x {learn.group_size} = {c.episodes}"),
+        (("examples per iteration", f"{c.episodes} of {c.data}, {r.window_size} noise level(s) each") if taught else
+         ("episodes per iteration", f"{r.prompts_per_iteration} prompts x {learn.group_size} = {c.episodes}")),
         ("update", f"{learn.ppo_epochs} epoch(s) x {learn.minibatches} step(s); "
                    f"{pieces} piece(s) of {c.trained_episodes // pieces}"),
         ("thinking", f"at most {r.thinking_tokens} tokens" if r.thinking else "off"),
