@@ -26,7 +26,7 @@ from unigrpo_jax.foreign_text import tell
 
 @dataclasses.dataclass(frozen=True)
 class Arguments:
-    """What to draw and how; what is not given follows the model, and for BAGEL its published defaults."""
+    """What to draw and how; what is not given follows the model, and what it was published with."""
 
     words: tyro.conf.Positional[tuple[str, ...]]
     """[CHECKPOINT] PROMPT; without a checkpoint --model.path says which model, and else it is the shapes base."""
@@ -43,7 +43,7 @@ class Arguments:
     chat_tokens: int = 512
     """Longest text of a conversation, in tokens."""
     thinking: bool = True
-    """Think before drawing."""
+    """Think before drawing, where the model can."""
     thinking_as_text: bool = False
     """Draw upon the thinking's words, encoded again, as PyTorch's BAGEL does, and not upon the tokens that were sampled."""
     thinking_tokens: int | None = None
@@ -51,19 +51,19 @@ class Arguments:
     temperature: float = 0.0
     """Of the thinking; 0 is greedy."""
     flow_steps: int | None = None
-    """Denoising transitions; default 20, or 49 (50 points) with an autoencoder."""
+    """Denoising transitions; default the model's (49 of BAGEL, 50 of Stable Diffusion, 28 of FLUX.1-dev), or 20."""
     guidance: float | None = None
-    """Text classifier-free guidance scale, 1 is off; default 1, or 4 with an autoencoder."""
+    """Text classifier-free guidance scale, 1 is off; default the model's (4 of BAGEL, 7.5 of Stable Diffusion), or 1."""
     guidance_image: float | None = None
     """Image guidance scale; default 1, or 2 for an edit."""
     height: int | None = None
-    """Pixels; default the run's, the picture's, or 1024."""
+    """Pixels; default the run's, the picture's, or the model's."""
     width: int | None = None
     """Pixels."""
     seed: int = 0
     """Seed of tokens and noise."""
     enlarge: int | None = None
-    """Each pixel becomes this many on a side; default 1, or 8 where latents are pixels."""
+    """Each pixel becomes this many on a side; default 1, or 8 for a small model of a world."""
     devices: int = 1
     """Devices that are used; 0 is all."""
     mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
@@ -72,35 +72,32 @@ class Arguments:
 
 
 def settings(arguments: Arguments, restored, picture) -> tuple[EvaluationConfig, RolloutConfig]:
-    """The sampler's settings: what was given, else the run's, else what BAGEL publishes."""
-    from unigrpo_jax.models.bagel.pictures import autoencoder_rule
-    from unigrpo_jax.models.bagel.text import GENERATION_SYSTEM_PROMPT
-
+    """The sampler's settings: what was given, else the run's, else what the model was published with."""
     chosen = lambda value, default: default if value is None else value
-    learned, rollout = restored.loaded.autoencoder_stored is not None, restored.config.rollout
-    if learned and restored.is_bare:
-        side = autoencoder_rule(restored.loaded.network.config).longest
-        rollout = dataclasses.replace(
-            rollout, image_height=side, image_width=side, timestep_shift=3.0, thinking_tokens=999,
-            system_prompt=GENERATION_SYSTEM_PROMPT,
-        )  # fmt: skip
+    loaded, rollout = restored.loaded, restored.config.rollout
+    published, thinks = loaded.published, arguments.thinking and loaded.network.thinks
+    if published is not None and restored.is_bare:
+        own = {"image_height": published.side, "image_width": published.side, **published.rollout}
+        rollout = dataclasses.replace(rollout, **own)
     height, width = (rollout.image_height, rollout.image_width) if picture is None else picture.pixels.shape[1:3]
     rollout = dataclasses.replace(
         rollout,
-        thinking=arguments.thinking,
+        thinking=thinks,
         thinking_tokens=chosen(arguments.thinking_tokens, rollout.thinking_tokens),
         image_height=chosen(arguments.height, height),
         image_width=chosen(arguments.width, width),
     )
-    evaluation = EvaluationConfig(
-        thinking=arguments.thinking,
+    evaluation = EvaluationConfig(**{"flow_steps": 20, **(published.evaluation if published is not None else {})})
+    if picture is not None:
+        evaluation = dataclasses.replace(evaluation, guidance_interval=(0.0, 1.0), guidance_renorm="text_channel")
+    evaluation = dataclasses.replace(
+        evaluation,
+        thinking=thinks,
         thinking_as_text=arguments.thinking_as_text,
         temperature=arguments.temperature,
-        flow_steps=chosen(arguments.flow_steps, 49 if learned else 20),
-        guidance=chosen(arguments.guidance, 4.0 if learned else 1.0),
+        flow_steps=chosen(arguments.flow_steps, evaluation.flow_steps),
+        guidance=chosen(arguments.guidance, evaluation.guidance),
         guidance_image=chosen(arguments.guidance_image, 2.0 if picture is not None else 1.0),
-        guidance_interval=(0.4, 1.0) if learned and picture is None else (0.0, 1.0),
-        guidance_renorm="model" if picture is None else "text_channel",
         seed=arguments.seed,
     )
     return evaluation, rollout
@@ -128,10 +125,9 @@ def checked(arguments: Arguments, restored, picture) -> tuple[EvaluationConfig, 
 
 def look_at(path: pathlib.Path, restored):
     """A file as the network looks at it; ConfigError where it is no picture."""
-    from unigrpo_jax import picture_files
-    from unigrpo_jax.models.bagel import pictures
+    from unigrpo_jax.picture_files import open_rgb
 
-    return pictures.picture(picture_files.open_rgb(path), restored.loaded.network.config)
+    return restored.loaded.network.look_at(open_rgb(path))
 
 
 @command_line
@@ -154,32 +150,32 @@ def generate(arguments: Arguments, restored, prompt: str) -> None:
     import numpy as np
 
     from experiments.chat import enlarged, slug
-    from unigrpo_jax.models.bagel.text import UNDERSTANDING_SYSTEM_PROMPT
     from unigrpo_jax.parallel import mesh as meshes
     from unigrpo_jax.rollout.answer import answer
     from unigrpo_jax.training.evaluation import evaluation_rollout
 
     loaded, picture = restored.loaded, None
     if arguments.image is not None:
-        require(loaded.network.config.vision is not None or not arguments.answer,
+        _check_thinks(loaded, "--answer" if arguments.answer else "--image")
+        require(loaded.network.sees or not arguments.answer,
                 f"{loaded.folder} has no vision encoder, so it cannot answer about a picture; use a model with "
                 "vit_config.json, or edit without --answer.")  # fmt: skip
         picture = look_at(arguments.image, restored)
     evaluation, rollout = checked(arguments, restored, picture)
     if arguments.answer:
         require(not arguments.thinking_as_text, "--thinking-as-text is about drawing; leave it out with --answer.")
-        system = UNDERSTANDING_SYSTEM_PROMPT if arguments.thinking else ""
+        system = loaded.published.answer if loaded.published is not None and rollout.thinking else ""
         tell(answer(loaded.network, restored.read(), loaded.codec, picture.patches, prompt, system,
                      rollout.thinking_tokens, arguments.temperature, arguments.seed))  # fmt: skip
         return
     loaded.check_image_size(rollout)
-    block = loaded.codec.prompts([prompt], len(loaded.codec.ids(prompt)))
+    block = loaded.codec.prompts([prompt], loaded.codec.bucket([prompt]))
     out = file_to_write(arguments.out or f"{slug(prompt)}.png", "--out")
     params, autoencoder_params = restored.read(), loaded.autoencoder_params(meshes.replicated(restored.layout.mesh))
     out.parent.mkdir(parents=True, exist_ok=True)
     program = jax.jit(evaluation_rollout(evaluation, rollout, loaded).__call__)
     episodes = program(params, autoencoder_params, block, arguments.seed, 0, 0, picture)
-    if arguments.thinking:
+    if rollout.thinking:
         tell(loaded.codec.thoughts(episodes.thinking, 1)[0])
     image = np.asarray(episodes.drawing.image)[0]
     enlarged(image, arguments.enlarge or _times(loaded)).save(out, format="PNG")
@@ -200,6 +196,7 @@ def converse(arguments: Arguments) -> None:
     out = folder_to_write(out, "--out")
     restored = restored_model(arguments, arguments.words)
     loaded = restored.loaded
+    _check_thinks(loaded, "--chat")
 
     def make(picture):
         evaluation, rollout = checked(arguments, restored, picture)
@@ -227,7 +224,12 @@ def converse(arguments: Arguments) -> None:
 
 def _times(loaded) -> int:
     """How often a pixel is repeated where nobody says it."""
-    return 8 if loaded.autoencoder_stored is None else 1
+    return 8 if loaded.published is None else 1
+
+
+def _check_thinks(loaded, option: str) -> None:
+    require(loaded.network.thinks, f"{option} is for a model that reads and writes words, but {loaded.folder} "
+            f"({loaded.family}) only draws upon a prompt; leave it out.")  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -88,8 +88,8 @@ def write(arguments: Write) -> None:
     loaded.check_image_size(rollout)
 
     # The bucket changes no image, so it is made to fit.
-    bucket = max(len(loaded.codec.ids(p.text)) for p in prompts)
-    blocks = loaded.codec.prompts([p.text for p in prompts], max(bucket, rollout.prompt_tokens))
+    bucket = max(loaded.codec.bucket(p.text for p in prompts), rollout.prompt_tokens)
+    loaded.codec.prepare(p.text for p in prompts)
     program, place = on_mesh(evaluation_rollout(e, rollout, loaded), restored.layout, e.batch)
     program = jax.jit(program.__call__, out_shardings=place)
     params, autoencoder_params = restored.read(), loaded.autoencoder_params(meshes.replicated(restored.layout.mesh))
@@ -97,7 +97,7 @@ def write(arguments: Write) -> None:
     with Console() as console:
         for start in range(0, len(prompts), per_call):
             rows = [min(row, len(prompts) - 1) for row in range(start, start + per_call)]  # the last call is filled up
-            block = jax.tree.map(lambda x, rows=rows: x[rows], blocks)
+            block = loaded.codec.prompts([prompts[row].text for row in rows], bucket)
             first = np.int32(start * e.images_per_prompt)
             episodes = program(params, autoencoder_params, block, np.int32(e.seed), np.int32(0), first)
             images = np.asarray(episodes.drawing.image)

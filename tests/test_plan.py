@@ -30,7 +30,7 @@ from launch.planning.given import Given, find_given
 from launch.planning.page import COLOURS, MEANING, page
 from launch.planning.targets import PLANES, SHAPES, Target, find_target
 from tests.command import HEADS, command
-from unigrpo_jax.config import ConfigError, MeshConfig
+from unigrpo_jax.config import ConfigError, LoraConfig, MeshConfig
 from unigrpo_jax.parallel import mesh as meshes
 
 GIB = 2**30
@@ -103,6 +103,12 @@ def test_factorings_divide_heads_width_and_episodes():
     found = factorings(config, 8, find_model(config.model))
     assert found[0] == (1, 8, 1) and (1, 2, 4) in found and all(d * f * t == 8 for d, f, t in found)
     assert not any(t == 8 for _, _, t in found)  # four heads of keys
+
+
+def test_adapters_that_hit_nothing_are_one_sentence():
+    model = dataclasses.replace(bagel_7b.config().model, lora=LoraConfig(rank=4, targets=("nothing",)))
+    with pytest.raises(ConfigError, match="^model.lora.targets: 'nothing' matches no projection; there are layers/gen/"):
+        prepare(dataclasses.replace(bagel_7b.config(), model=model, mesh=MeshConfig(fsdp=8)), cpus())
 
 
 def test_a_setting_that_has_nothing_to_do_with_the_mesh_gets_no_meshes():

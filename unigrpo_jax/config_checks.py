@@ -24,7 +24,6 @@ _AT_LEAST_ONE = {
     "alarms": ("text_ratio", "flow_ratio"),
 }  # fmt: skip
 _POSITIVE = {
-    "rollout": ("timestep_shift",),
     "learning": ("text_clip", "flow_clip", "max_grad_norm", "adam_eps"),
     "evaluation": ("guidance", "guidance_image"),
     "judging": ("timeout_seconds",),
@@ -32,7 +31,7 @@ _POSITIVE = {
     "alarms": ("sigmas",),
 }
 _NOT_NEGATIVE = {
-    "rollout": ("temperature", "top_k", "noise_level"),
+    "rollout": ("timestep_shift", "temperature", "top_k", "noise_level"),
     "learning": ("flow_weight", "text_weight", "mse_weight", "latent_kl_weight", "text_kl_weight", "reasoning_lr",
                  "denoising_lr", "weight_decay", "ema_decay", "best", "worst"),
     "evaluation": ("temperature", "every", "seed", "rounds"),

@@ -12,7 +12,8 @@ import numpy as np
 from experiments.benchmark import machine, variants
 from experiments.benchmark.timing import Compilations, Spread, alternate, ratios, spread
 from experiments.benchmark.workload import Workload
-from unigrpo_jax.models.work import ThinkingWork
+from unigrpo_jax.models.building.context import Context
+from unigrpo_jax.models.work import Work
 from unigrpo_jax.rollout.thinking import thinking_block
 
 HEADER = ("what", "median", "low", "high", "unit", "rounds", "share", "of")
@@ -45,8 +46,10 @@ class Row:
         return [self.name, *(f"{x:.4g}" for x in (v.median, v.low, v.high)), self.unit, str(v.times), share, self.of]
 
 
-def measured(workload: Workload, thinking) -> ThinkingWork:
-    """The work with mean lengths of what was read and thought, padding left out."""
+def measured(workload: Workload, thinking) -> Work:
+    """The work with mean lengths of what was read and thought, padding left out; as it is where nothing is thought."""
+    if thinking is None:
+        return workload.work
     said = float(jnp.mean(jnp.sum(thinking.mask, axis=1)))
     return workload.work.measured(float(jnp.mean(jnp.sum(workload.prompt.valid, axis=1))), said)
 
@@ -54,6 +57,11 @@ def measured(workload: Workload, thinking) -> ThinkingWork:
 def token_steps(workload: Workload, thinking) -> int:
     """Steps of the token loop: until the longest chain's last token is read."""
     return int(jnp.max(jnp.sum(thinking_block(workload.network, thinking).valid, axis=1)))
+
+
+def slots(condition) -> float:
+    """Mean slots that an episode has read; 0 where a condition does not grow."""
+    return float(jnp.mean(jnp.sum(condition.valid, axis=1))) if isinstance(condition, Context) else 0.0
 
 
 def token_products(workload: Workload) -> Callable[[], list]:
@@ -68,21 +76,20 @@ def speed(workload: Workload, repeats: int) -> list[Row]:
     """Decoding, flow steps, prefill, rollout and update, and the machine's limits in the same rounds."""
     config, parts = workload.config, workload.parts()
     matmul, bandwidth = machine.matmul_limit(), machine.bandwidth_limit()
-    functions = {"prefill": parts.prefill, "decoding": parts.think, "flow": parts.draw, "rollout": workload.sample,
-                 "update": workload.updater()}  # fmt: skip
-    thinking, context = parts.thought
-    steps, products = token_steps(workload, thinking), token_products(workload)
-    functions["products"] = lambda: [products() for _ in range(steps)]
+    functions = {"prefill": parts.prefill, "flow": parts.draw, "rollout": workload.sample, "update": workload.updater()}
+    thinking, condition = parts.thought
+    if thinking is not None:
+        steps, products = token_steps(workload, thinking), token_products(workload)
+        functions |= {"decoding": parts.think, "products": lambda: [products() for _ in range(steps)]}
     limits = {"matmul": matmul, "bandwidth": bandwidth}
     functions |= {name: limit.run for name, limit in limits.items() if limit.run is not None}
     alternate(functions, 0)  # compiles
     with Compilations() as compiled:
         seconds = alternate(functions, repeats)
     top = {name: [limit.work] if limit.run is None else limit.rates(seconds[name]) for name, limit in limits.items()}
-    work, weight = measured(workload, thinking), jax.tree.leaves(workload.params)[0].dtype.itemsize
-    tokens = float(jnp.sum(thinking.mask))
-    slots = float(jnp.mean(jnp.sum(context.valid, axis=1)))
-    per_step = config.episodes * work.evaluation(slots)
+    work, upon = measured(workload, thinking), slots(condition)
+    per_step = config.episodes * work.evaluation(upon)
+    update = sum(work.update().values())
 
     def row(name, unit, work, share_of, needed, measured):
         rates = [work / s for s in seconds[name]]
@@ -90,25 +97,30 @@ def speed(workload: Workload, repeats: int) -> list[Row]:
         return Row(name=name, value=spread(rates), unit=unit, share=spread([u / max(top[share_of]) for u in used]),
                    of=f"the {share_of} rate", measured=measured)  # fmt: skip
 
-    update = sum(work.update().values())
     plain = lambda name, what: Row(name=name, value=spread(seconds[name]), unit="s", measured=what)
     out = [
         Row(name="matmul rate", value=spread([r / 1e9 for r in top["matmul"]]), unit="GFLOP/s", measured=matmul.what),
         Row(name="bandwidth", value=spread([r / 1e9 for r in top["bandwidth"]]), unit="GB/s", measured=bandwidth.what),
-        row("decoding", "tokens/s", tokens, "bandwidth", work.decoded(steps, weight),
-            f"{steps} token steps of {config.episodes} episodes; weights once a step, and the cache"),
-        Row(name="products in decoding", unit="of the time", measured="the same products with weights alone",
-            value=spread(ratios(seconds["products"], seconds["decoding"]))),
+    ]
+    if thinking is not None:
+        tokens, weight = float(jnp.sum(thinking.mask)), jax.tree.leaves(workload.params)[0].dtype.itemsize
+        out += [
+            row("decoding", "tokens/s", tokens, "bandwidth", work.decoded(steps, weight),
+                f"{steps} token steps of {config.episodes} episodes; weights once a step, and the cache"),
+            Row(name="products in decoding", unit="of the time", measured="the same products with weights alone",
+                value=spread(ratios(seconds["products"], seconds["decoding"]))),
+        ]  # fmt: skip
+    return [
+        *out,
         row("flow", "velocities/s", config.rollout.flow_steps, "matmul", config.rollout.flow_steps * per_step,
             f"{config.rollout.flow_steps} flow steps of {config.episodes} episodes, {work.latents} latent tokens, "
-            f"{slots:.1f} slots; {per_step / 1e9:.3g} GFLOP each"),
+            f"{upon:.1f} slots; {per_step / 1e9:.3g} GFLOP each"),
         row("update", "updates/s", 1.0, "matmul", update, f"{config.episodes} episodes, {update / 1e9:.3g} GFLOP"),
         plain("prefill", f"{config.rollout.prompts_per_iteration} prompts, repeated for their groups"),
         plain("rollout", f"{config.episodes} episodes, whole program"),
         Row(name="update time", value=spread(seconds["update"]), unit="s", measured="as above"),
         Row(name="compilations", value=spread([compiled.count]), unit="", measured=f"in {repeats} rounds after the first"),
     ]  # fmt: skip
-    return out
 
 
 def _compared(name: str, short: Sequence[float], long: Sequence[float], measured: str) -> Row:

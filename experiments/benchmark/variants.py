@@ -28,7 +28,7 @@ class OneForwardPerStep(Policy):
         rows = lambda tree: jax.tree.map(lambda x: jnp.repeat(x, self.steps, axis=0), tree)
         single = lambda x: x.reshape(-1, 1, *x.shape[2:])
         alone = [
-            Drawing(*(single(x) for x in (s.steps, s.x, s.noise, s.mean)), *rows((s.latent, s.image, s.finite)))
+            Drawing(*jax.tree.map(single, (s.steps, s.x, s.noise, s.mean)), *rows((s.latent, s.media, s.finite)))
             if isinstance(s, Drawing)
             else rows(s)
             for s in episodes.segments

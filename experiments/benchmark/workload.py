@@ -18,7 +18,7 @@ from unigrpo_jax.learning.policy import Policy
 from unigrpo_jax.learning.update import UpdateProgram, new_state
 from unigrpo_jax.models.autoencoders.pixels import PixelAutoencoder
 from unigrpo_jax.models.bagel import Bagel, BagelConfig
-from unigrpo_jax.models.bagel.pictures import see_again
+from unigrpo_jax.models.verbs import Painter
 from unigrpo_jax.models.work import Work
 from unigrpo_jax.parallel import kernels
 from unigrpo_jax.parallel import mesh as meshes
@@ -49,7 +49,7 @@ class Workload:
     """
 
     config: RunConfig
-    network: Bagel
+    network: Painter
     autoencoder: Any
     system: tuple[int, ...]
     params: dict
@@ -66,10 +66,10 @@ class Workload:
 
     def pictured(self) -> "Workload":
         """The same with a picture before each prompt, as an edit has; of random pixels.  Its `parts` do not read it."""
-        rollout, sizes = self.config.rollout, self.network.config
+        rollout = self.config.rollout
         shape = (rollout.prompts_per_iteration, rollout.image_height, rollout.image_width, 3)
         levels = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
-        return dataclasses.replace(self, picture=Picture(*see_again(levels, sizes)))
+        return dataclasses.replace(self, picture=Picture(*self.network.see_again(levels)))
 
     def changed(self, **settings) -> "Workload":
         """The same weights with single settings of the rollout or of the learning changed."""
@@ -150,18 +150,17 @@ class Workload:
         c, network, program = self.config, self.network, self.program
 
         def read(params, prompt, group):
-            dialogue = begin(network, params, program.system, prompt.tokens.shape[0])
+            dialogue = begin(network, params, program.system, jax.tree.leaves(prompt)[0].shape[0])
             return hear(network, params, dialogue, prompt).repeat(group).full
 
         prefill = jax.jit(read, static_argnums=2)
         reason = jax.jit(lambda params, context, keys: think(network, params, context, keys, program.thinking_tokens,
                                                              program.tokens))  # fmt: skip
         window = jnp.arange(c.rollout.window_size) + c.rollout.window_range[0]
-        shape = (program.flow.grid[0] * program.flow.grid[1], network.config.latent_width)
 
         @jax.jit
         def paint(params, context, keys):
-            x = randomness.normal(keys, 0, shape)
+            x = randomness.normal_like(keys, 0, program.latent(len(keys)))
             return denoise(network, params, context, x, keys, window, program.flow)
 
         return Parts(self, prefill, reason, paint)
@@ -203,8 +202,8 @@ class Parts:
 
     @functools.cached_property
     def thought(self):
-        """The thinking, and the context behind it."""
-        return self.think()
+        """The thinking, and the context behind it; None and the context where nothing is thought."""
+        return self.think() if self.workload.program.thinking_tokens else (None, self.before)
 
     def draw(self):
         """All flow steps upon the context behind the thinking."""

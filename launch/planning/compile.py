@@ -128,6 +128,10 @@ def prepare(config: RunConfig, target: Target, given: Given = Given()) -> Settin
     check(config)
     model = find_model(config.model)
     try:
+        model.abstract_params()
+    except ValueError as error:  # adapters that hit nothing
+        raise ConfigError(f"model.lora.targets: {error}") from None
+    try:
         return _prepare(config, target, model, given)
     except ConfigError as error:
         devices, m = len(target.devices), config.mesh

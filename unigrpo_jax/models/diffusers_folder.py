@@ -29,7 +29,7 @@ from unigrpo_jax.models import component, peft, stored
 from unigrpo_jax.models.autoencoders import diffusers as autoencoders
 from unigrpo_jax.models.autoencoders.image import ImageAutoencoder
 from unigrpo_jax.models.building.text_painter import TextPainter
-from unigrpo_jax.models.loaded import Codec, Place
+from unigrpo_jax.models.loaded import Codec, Place, Published
 from unigrpo_jax.models.settings import read_settings
 from unigrpo_jax.models.verbs import Params
 
@@ -57,6 +57,7 @@ class Pipeline:
       stored_dtype: of the network's matrices, such as "bfloat16".
       unknown_settings: what its config files hold that nothing here knows, a phrase a file.
       unread_files: names of weights beside those that are read.
+      published: how it is used where nobody says otherwise.
     """
 
     family: str
@@ -71,6 +72,7 @@ class Pipeline:
     stored_dtype: str
     unknown_settings: tuple[str, ...] = ()
     unread_files: tuple[str, ...] = ()
+    published: Published | None = None
 
     def placed(self, hold, attend) -> "Pipeline":
         """The same with a network for a mesh."""
@@ -218,6 +220,11 @@ def check_parts(folder: pathlib.Path, parts: Mapping[str, Sequence[str]], files:
         require(found in known, f"{folder / INDEX} says that {part} is {quoted(found)}, but only {' and '.join(known)} "
                 f"{'is' if len(known) == 1 else 'are'} built.")  # fmt: skip
         require((folder / part).is_dir(), f"{folder} holds no folder {part}; such a model's holds {files}.")
+
+
+def drawn_side(folder: pathlib.Path, other: int) -> int:
+    """Pixels along the side of an image that the autoencoder was made for; `other` where its file does not say."""
+    return read_settings(folder / "vae" / "config.json", "vae").whole("sample_size", other)
 
 
 def open_network(folder: pathlib.Path, network: component.Network) -> stored.StoredTensors:

@@ -13,9 +13,12 @@ from unigrpo_jax.models import hub
 from unigrpo_jax.models.loaded import Loaded
 
 # Folders of `models`, each with a `family.py`: FILES (words for what its folder holds), VERBS (words for what it can do),
-# TOYS ({name: function that makes a folder}), is_here(folder), load(config, folder), known(config).
+# HUB_FILES (patterns of what is fetched), TOYS ({name: function that makes a folder}), is_here(folder), load(config,
+# folder), known(config).
 FAMILIES = (
     "bagel",
+    "flux",
+    "stable_diffusion",
 )
 
 SHAPES_BASE = pathlib.Path(__file__).resolve().parent.parent / "worlds" / "shapes" / "base"
@@ -45,6 +48,11 @@ def load_model(config: ModelConfig) -> Loaded:
     return family((found or FAMILIES)[0]).load(config, folder)
 
 
+def _parts(folder: pathlib.Path) -> tuple[str, ...]:
+    """What is fetched of a folder whose small files are there."""
+    return next((family(name).HUB_FILES for name in FAMILIES if family(name).is_here(folder)), ())
+
+
 def known(config: ModelConfig) -> Loaded | None:
     """A release without its files, where its name on the hub is asked for and its sizes are known: shapes alone."""
     return next((model for name in FAMILIES if (model := family(name).known(config)) is not None), None)
@@ -70,7 +78,7 @@ def find_folder(path: str | None) -> pathlib.Path:
     require(HUB_PATTERN.fullmatch(path) is not None,
             f"{absent}; give an existing model folder, or none for the shapes base.")  # fmt: skip
     try:
-        return hub.fetch(path)
+        return hub.fetch(path, _parts)
     except ConfigError:
         raise
     except Exception as error:  # the hub's client and its HTTP library have no common one

@@ -1,5 +1,6 @@
 """What every family's folder gives once it has been found and checked; the weights stay in their files until asked for."""
 
+import dataclasses
 import pathlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Protocol
@@ -68,6 +69,23 @@ class Autoencoder(Protocol):
         """Every parameter and its shape; {} where there are none."""
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Published:
+    """How a model is used where nobody says otherwise.
+
+    Attributes:
+      side: of an image, in pixels.
+      rollout: {setting of `RolloutConfig`: value} for drawing.
+      evaluation: {setting of `EvaluationConfig`: value} for drawing.
+      answer: system prompt of an answer that is thought about; "" where it gives none.
+    """
+
+    side: int
+    rollout: Mapping[str, Any]
+    evaluation: Mapping[str, Any]
+    answer: str = ""
+
+
 class Loaded(Protocol):
     """A model folder.
 
@@ -92,6 +110,10 @@ class Loaded(Protocol):
     unknown_settings: tuple[str, ...]
     unread_files: tuple[str, ...]
     stored_dtype: str
+
+    @property
+    def published(self) -> Published | None:
+        """How it is used where nobody says otherwise; None for a small model of a world, whose preset says it."""
 
     def placed(self, hold, attend) -> "Loaded":
         """The same with a network for a mesh."""

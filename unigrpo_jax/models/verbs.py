@@ -99,9 +99,11 @@ class Thinker(Painter, Protocol):
 
     Attributes:
       config: sizes and special tokens.
+      sees: whether it has an encoder through which pictures are understood, beside the latents upon which they are edited.
     """
 
     config: Any
+    sees: bool
 
     def cut(self, params: Params) -> tuple["Thinker", Params]:
         """The same network and parameters, laid out for decoding."""

@@ -146,6 +146,16 @@ class PainterWork:
         steps = self.run.rollout.window_size if learning.window_steps == "scanned" else 1
         return learning.minibatches * learning.micro_batches * steps
 
+    @property
+    def _again(self) -> int:
+        """Times that the backward pass computes the layers again: for a window that is scanned, and for themselves."""
+        return (self.run.learning.window_steps == "scanned") + (self.run.model.remat == "full")
+
+    @property
+    def _reads(self) -> int:
+        """Passes over the weights in an update; the backward pass reads them for the inputs' gradients, too."""
+        return 1 + bool(self.update()["old"]) + self.run.learning.ppo_epochs * (2 + self._again)
+
     def blocks(self) -> Sequence[dict[str, float]]:
         """A round adds nothing."""
         return [{}] * self.run.rollout.rounds
@@ -165,13 +175,12 @@ class PainterWork:
         count = self.run.trained_episodes * self.run.rollout.rounds * self.run.rollout.window_size * self._passes
         forward = count * self.evaluation()
         recorded = learning.old_log_probs == "rollout" or learning.ppo_epochs * learning.minibatches == 1
-        again = learning.ppo_epochs * count * self.each.layers
         return {
             "reference": forward,
             "old": 0 if recorded else forward,
             "forward": learning.ppo_epochs * forward,
             "backward": learning.ppo_epochs * forward * (1 if model.lora.rank else 2),
-            "remat": again if executed and model.remat == "full" else 0,
+            "remat": self._again * learning.ppo_epochs * count * self.each.layers if executed else 0,
         }
 
     def _draws(self) -> int:
@@ -181,16 +190,13 @@ class PainterWork:
 
     def read(self, split: Split) -> dict[str, float]:
         """As `Work.read`."""
-        weights, learning = self.each.weights * self._itemsize / split.tensor, self.run.learning
-        passes = self.update(executed=True)
-        # The backward pass reads them for the inputs' gradients, too.
-        reads = 1 + bool(passes["old"]) + learning.ppo_epochs * (2 + bool(passes["remat"]))
-        return {"drawing": self._draws() * weights, "update": self._pieces * self._passes * reads * weights}
+        weights = self.each.weights * self._itemsize / split.tensor
+        return {"drawing": self._draws() * weights, "update": self._pieces * self._passes * self._reads * weights}
 
     def sent(self, split: Split, fsdp: int) -> dict[str, float]:
         """As `Work.sent`."""
         run, share, sums = self.run, (fsdp - 1) / fsdp, 2 * (split.tensor - 1) / split.tensor
-        weights, reads = self.each.weights / split.tensor, 1 + 3 * run.learning.ppo_epochs
+        weights, reads = self.each.weights / split.tensor, self._reads
         gathered, summed = weights * self._itemsize * share, self.each.summed * self._itemsize * sums
         rows = run.episodes / run.rollout.micro_batches / split.batch
         own = run.trained_episodes / split.batch * run.rollout.rounds * run.rollout.window_size * self._passes

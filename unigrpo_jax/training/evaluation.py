@@ -136,10 +136,12 @@ class Evaluator:
         self._config, self._world = evaluation, world
         self._judging = judging
         self._codec = loaded.codec
-        texts, place = [p.text for p in self.prompts], lambda row: self.prompts[row].place
-        block = lambda texts: loaded.codec.prompts(texts, rollout.prompt_tokens, place)
         setting = "evaluation.rounds" if evaluation.rounds else "rollout.rounds"
-        self._blocks = block(texts), tuple(map(block, said_later(self.prompts, rollout.rounds, setting)))
+        self._texts = [p.text for p in self.prompts], *said_later(self.prompts, rollout.rounds, setting)
+        self._bucket = rollout.prompt_tokens
+        for texts in self._texts:
+            loaded.codec.check_lengths(texts, self._bucket, lambda row: self.prompts[row].place)
+            loaded.codec.prepare(texts)
         self._see = lambda prompts: given_pictures(prompts, loaded.network, rollout)
         for prompt in self.prompts if pictured(self.prompts) else ():
             self._see([prompt])
@@ -164,10 +166,10 @@ class Evaluator:
         """One call of the program; the last one is filled up with repeated prompts, which are then dropped."""
         per, images = self._per_call, self._config.images_per_prompt
         rows = [min(i, len(self.prompts) - 1) for i in range(start, start + per)]
-        block, turns = jax.tree.map(lambda x: x[rows], self._blocks)
+        block, *turns = (self._codec.prompts([texts[row] for row in rows], self._bucket) for texts in self._texts)
         picture = processes.agree_on_errors((ConfigError,), lambda: self._see([self.prompts[row] for row in rows]))
         seed, first = np.int32(self._config.seed), np.int32(start * images)
-        episodes, shown = self._run(params, autoencoder_params, block, seed, np.int32(0), first, picture, turns)
+        episodes, shown = self._run(params, autoencoder_params, block, seed, np.int32(0), first, picture, tuple(turns))
         keep = min(per, len(self.prompts) - start) * images
         numbers = processes.own_rows(episodes.drawing.image)[0]
         kept = numbers < keep

@@ -8,10 +8,11 @@ from unigrpo_jax.models.bagel.folder import BagelFolder, load, make_network
 from unigrpo_jax.models.bagel.release import AUTOENCODER, BAGEL_7B, HUB_NAME, ReleaseCodec
 from unigrpo_jax.models.bagel.tiny import tiny_folder
 
-FILES = layout.FILES
+NAME, FILES = "bagel", layout.FILES
+HUB_FILES = ()  # found by what its index names, `models.hub`
 VERBS = "think, draw, look at pictures, answer"
 TOYS = {"tiny": tiny_folder}
-__all__ = ["FILES", "TOYS", "VERBS", "is_here", "known", "load"]
+__all__ = ["FILES", "HUB_FILES", "NAME", "TOYS", "VERBS", "is_here", "known", "load"]
 
 
 def is_here(folder: pathlib.Path) -> bool:

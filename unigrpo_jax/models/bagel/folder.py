@@ -16,7 +16,15 @@ from unigrpo_jax.models import stored as stores
 from unigrpo_jax.models.autoencoders.image import ImageAutoencoder, sizes_of
 from unigrpo_jax.models.autoencoders.pixels import PixelAutoencoder
 from unigrpo_jax.models.bagel import Bagel, BagelConfig, Params, latents, layout, weights
-from unigrpo_jax.models.bagel.text import TextCodec, check_vocabulary, special_tokens
+from unigrpo_jax.models.bagel.pictures import autoencoder_rule
+from unigrpo_jax.models.bagel.text import (
+    GENERATION_SYSTEM_PROMPT,
+    UNDERSTANDING_SYSTEM_PROMPT,
+    TextCodec,
+    check_vocabulary,
+    special_tokens,
+)
+from unigrpo_jax.models.loaded import Published
 from unigrpo_jax.models.stored import StoredTensors
 from unigrpo_jax.models.text_encoders.tokenizer import load_tokenizer
 from unigrpo_jax.models.tree import flatten, unflatten
@@ -49,6 +57,18 @@ class BagelFolder:
     unread_files: tuple[str, ...] = ()
 
     family = "bagel"
+
+    @property
+    def published(self) -> Published | None:
+        """As BAGEL's own programs use it (inferencer.py); None where latents are pixels."""
+        if self.autoencoder_stored is None:
+            return None
+        return Published(
+            side=autoencoder_rule(self.network.config).longest,
+            rollout={"timestep_shift": 3.0, "thinking_tokens": 999, "system_prompt": GENERATION_SYSTEM_PROMPT},
+            evaluation={"flow_steps": 49, "guidance": 4.0, "guidance_interval": (0.4, 1.0)},
+            answer=UNDERSTANDING_SYSTEM_PROMPT,
+        )
 
     def placed(self, hold, attend) -> "BagelFolder":
         """The same with a network for a mesh."""

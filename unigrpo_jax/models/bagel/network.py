@@ -219,6 +219,11 @@ class Bagel:
     path, prediction, thinks, guidance_renorm = RECTIFIED, "velocity", True, "global"
     axes, trained_by, float32_paths = AXES, TRAINED_BY, FLOAT32_PATHS
 
+    @property
+    def sees(self) -> bool:
+        """Whether there is a vision encoder."""
+        return self.config.vision is not None
+
     @functools.cached_property
     def network(self) -> Network:
         """The Linen module behind the verbs."""

@@ -10,16 +10,18 @@ from unigrpo_jax.models.diffusers_folder import Pipeline
 from unigrpo_jax.models.flux import config as configs
 from unigrpo_jax.models.flux import scheduler as schedulers
 from unigrpo_jax.models.flux.painter import PATCH, Flux
+from unigrpo_jax.models.flux.tiny import tiny_folder
 from unigrpo_jax.models.flux.transformer import FluxTransformer
+from unigrpo_jax.models.loaded import Published
 from unigrpo_jax.models.schedule import FlowShift
 from unigrpo_jax.models.stored import DTYPES
-from unigrpo_jax.models.text_encoders.codec import EmbeddingCodec
+from unigrpo_jax.models.text_encoders.codec import EmbeddingCodec, KnownTexts
 from unigrpo_jax.models.text_encoders.encoder import open_flux
 
 NAME = "flux"
 VERBS = "draws by a flow, upon what T5 and CLIP say of the prompt"
 FILES = configs.FILES
-PART, TOY = "transformer", "flux_tiny"
+PART, TOYS = "transformer", {"flux_tiny": tiny_folder}
 _CLASS = "FluxPipeline"
 _PARTS = {
     PART: ("FluxTransformer2DModel",),
@@ -68,6 +70,11 @@ def load(config: ModelConfig, folder: pathlib.Path) -> Pipeline:
             autoencoder=autoencoder,
             codec=EmbeddingCodec(encoders=encoders, kept=config.embeddings),
             stored=weights,
+            published=Published(
+                side=diffusers_folder.drawn_side(folder, 1024),
+                rollout={"timestep_shift": 0.0},
+                evaluation={"flow_steps": 28 if transformer.guidance else 4, "guidance": 1.0},
+            ),
             autoencoder_stored=diffusers_folder.open_autoencoder(folder / "vae", autoencoder),
             stored_dtype=DTYPES[weights.dtype("x_embedder.weight")],
             unknown_settings=diffusers_folder.unknown_settings(folder, known),
@@ -90,7 +97,7 @@ def known(config: ModelConfig) -> Pipeline | None:
         part=PART,
         network=_network(config, transformer, DYNAMIC if told else FlowShift(), autoencoder.downsample),
         autoencoder=autoencoder,
-        codec=None,
+        codec=KnownTexts(states=(TOKENS[told], 4096), pooled=768, dtype=config.dtype),
         stored=None,
         autoencoder_stored=None,
         stored_dtype="bfloat16",

@@ -7,21 +7,23 @@ from unigrpo_jax.models import diffusers_folder
 from unigrpo_jax.models.autoencoders import diffusers as autoencoders
 from unigrpo_jax.models.autoencoders.image import ImageAutoencoder
 from unigrpo_jax.models.diffusers_folder import Pipeline
+from unigrpo_jax.models.loaded import Published
 from unigrpo_jax.models.paths import scaled_linear
 from unigrpo_jax.models.schedule import DiffusionSchedule
 from unigrpo_jax.models.stable_diffusion import config as configs
 from unigrpo_jax.models.stable_diffusion import scheduler as schedulers
 from unigrpo_jax.models.stable_diffusion.painter import StableDiffusion
 from unigrpo_jax.models.stable_diffusion.scheduler import Scheduler
+from unigrpo_jax.models.stable_diffusion.tiny import tiny_folder
 from unigrpo_jax.models.stable_diffusion.unet import UNet
 from unigrpo_jax.models.stored import DTYPES
-from unigrpo_jax.models.text_encoders.codec import EmbeddingCodec
+from unigrpo_jax.models.text_encoders.codec import EmbeddingCodec, KnownTexts
 from unigrpo_jax.models.text_encoders.encoder import open_stable_diffusion
 
 NAME = "stable_diffusion"
 VERBS = "draws by a diffusion, upon what CLIP says of the prompt"
 FILES = configs.FILES
-PART, TOY = "unet", "sd_tiny"
+PART, TOYS = "unet", {"sd_tiny": tiny_folder}
 _CLASS = "StableDiffusionPipeline"
 _PARTS = {
     PART: ("UNet2DConditionModel",),
@@ -64,6 +66,11 @@ def load(config: ModelConfig, folder: pathlib.Path) -> Pipeline:
             autoencoder=autoencoder,
             codec=EmbeddingCodec(encoders=encoders, kept=config.embeddings, guided=True),
             stored=weights,
+            published=Published(
+                side=diffusers_folder.drawn_side(folder, 512),
+                rollout={"timestep_shift": 0.0},
+                evaluation={"flow_steps": 50, "guidance": 7.5},
+            ),
             autoencoder_stored=diffusers_folder.open_autoencoder(folder / "vae", autoencoder),
             stored_dtype=DTYPES[weights.dtype("conv_in.weight")],
             unknown_settings=diffusers_folder.unknown_settings(folder, known),
@@ -87,7 +94,7 @@ def known(config: ModelConfig) -> Pipeline | None:
         part=PART,
         network=_network(config, unet, scheduler, autoencoder.downsample),
         autoencoder=autoencoder,
-        codec=None,
+        codec=KnownTexts(states=(77, 768), dtype=config.dtype, guided=True),
         stored=None,
         autoencoder_stored=None,
         stored_dtype="float32",

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from unigrpo_jax.config import ConfigError, EmbeddingsConfig, RolloutConfig
@@ -172,6 +173,33 @@ def in_turn(texts: Sequence[str], process: int, count: int) -> list[Sequence[str
     batches = [texts[start : start + ROWS] for start in range(0, len(texts), ROWS)]
     first = len(batches) * process // count
     return batches[first:] + batches[:first]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class KnownTexts:
+    """Stands where no encoder's files are read: of texts it knows the shapes alone.
+
+    Attributes:
+      states: (tokens, width) of a text's states.
+      pooled: width of its pooled state; 0 where a network reads none.
+      dtype: of both.
+      guided: whether the empty text's come with them.
+    """
+
+    states: tuple[int, int]
+    pooled: int = 0
+    dtype: str
+    guided: bool = False
+
+    def system(self, rollout: RolloutConfig) -> tuple[int, ...]:
+        """Nothing is read before a prompt."""
+        return ()
+
+    def shapes(self, count: int, length: int) -> TextStates:
+        """As `EmbeddingCodec.shapes`."""
+        here = lambda *shape: jax.ShapeDtypeStruct((count, *shape), jnp.dtype(self.dtype))
+        one = TextStates(states=here(*self.states), pooled=here(self.pooled) if self.pooled else None)
+        return one.replace(empty=one) if self.guided else one
 
 
 def _parts(texts: Iterable[str]) -> Iterator[tuple[int, list[str]]]:

@@ -1,0 +1,21 @@
+"""Every part of Stable Diffusion at toy size with random weights: the way of `sd_dance` in seconds, on a CPU.
+
+    python -m experiments.run sd_tiny
+"""
+
+import dataclasses
+
+from experiments.presets import flux_tiny
+from unigrpo_jax.config import RunConfig
+
+
+def config() -> RunConfig:
+    """`flux_tiny` with a diffusion, DDIM, and guidance as part of the policy."""
+    full = flux_tiny.config()
+    return dataclasses.replace(
+        full,
+        name="sd_tiny",
+        model=dataclasses.replace(full.model, path="sd_tiny"),
+        rollout=dataclasses.replace(full.rollout, step_rule="ddim", noise_level=1.0, guidance=5.0),
+        evaluation=dataclasses.replace(full.evaluation, guidance=5.0),
+    )
