@@ -260,7 +260,7 @@ class CheckpointConfig:
     keep_best: int = 1
     """Best checkpoints kept beside them, by evaluations during the run; each new best is saved. 0 keeps none."""
     best_metric: str = ""
-    """What the best is the highest of, such as eval/exact; empty is the first score that the evaluation reports."""
+    """What the best is the highest of, such as eval/exact, or the lowest of a loss; empty is the first score that the evaluation reports."""
     keep_every: int = 0
     """Checkpoints of iterations that this divides are kept, too; 0 keeps none."""
 
