@@ -3,9 +3,9 @@
     python -m experiments.sft [PRESET] --data FILE.jsonl [--field value ...]
     python -m experiments.run [PRESET] --model.path runs/PRESET_sft/model
 
-A line of FILE.jsonl is {"prompt": text, "image": path}, and {"thinking": text} in it where the model thinks.  PRESET is a file
-in experiments/presets (default: shapes); an iteration is one optimizer step upon as many examples as one of the preset's takes
-episodes.  --help lists every field with its default and meaning.
+A line of FILE.jsonl is {"prompt": text, "image": path}, and has a "thinking", too, where the model thinks.  PRESET is a file
+in experiments/presets (default: shapes); an iteration is one optimizer step upon as many examples as one of the preset's
+takes episodes.  --help lists every field with its default and meaning.
 """
 
 import dataclasses
@@ -26,7 +26,7 @@ def main() -> None:
 
 
 def settings(preset: RunConfig) -> RunConfig:
-    """A preset's settings for the method `sft`: its machine, model and sizes, and pieces of an update as large as they were."""
+    """A preset's settings for the method `sft`: its machine and model, and pieces of an update as large as they were."""
     batch = preset.trained_episodes // preset.learning.minibatches
     rollout = dataclasses.replace(preset.rollout, prompts_per_iteration=batch, micro_batches=1, rounds=1)
     learning = dataclasses.replace(
@@ -56,8 +56,8 @@ def write_model(run_dir: str) -> None:
             shutil.rmtree(out)
         restored.loaded.export(restored.read(), out, restored.loaded.stored_dtype)
     except OSError as error:
-        require(False, f"{out} cannot be written ({error.strerror or error}); `python -m experiments.export {run_dir} FOLDER` "
-                "writes it elsewhere.")  # fmt: skip
+        require(False, f"{out} cannot be written ({error.strerror or error}); `python -m experiments.export {run_dir} "
+                "FOLDER` writes it elsewhere.")  # fmt: skip
     tell(f"What was learned: {out}; --model.path {out} begins with it.")
 
 

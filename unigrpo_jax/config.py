@@ -213,7 +213,7 @@ class EvaluationConfig:
     source: str | None = None
     """Where the held-out prompts come from, as in `prompts`; None takes those of the world or the first of the file."""
     data: str | None = None
-    """Method `sft`: examples like those of `data`, not trained on, whose losses are reported; the first `prompts` of them."""
+    """Method `sft`: examples like those of `data`, not trained on, whose losses are reported; the first `prompts` lines."""
     prompts: int = 480
     """Held-out prompts, equal shares of each category where the world has them."""
     images_per_prompt: int = 1
@@ -260,7 +260,8 @@ class CheckpointConfig:
     keep_best: int = 1
     """Best checkpoints kept beside them, by evaluations during the run; each new best is saved. 0 keeps none."""
     best_metric: str = ""
-    """What the best is the highest of, such as eval/exact, or the lowest of a loss; empty is the first score that the evaluation reports."""
+    """What the best is the highest of, such as eval/exact, or the lowest of a loss; empty is the first score that the
+    evaluation reports."""
     keep_every: int = 0
     """Checkpoints of iterations that this divides are kept, too; 0 keeps none."""
 
@@ -417,8 +418,8 @@ class RunConfig:
     """`shapes`, the shapes world; `examples`, 48 prompts; FILE.jsonl, a `prompt` and any metadata per line; FILE.txt, one
     prompt per line; geneval:FILE; tfds:NAME[/CONFIG][:SPLIT][#FIELD]; several are mixed."""
     data: str | None = None
-    """Method `sft`: FILE.jsonl of examples, a `prompt`, an `image` to draw and, where the model thinks, a `thinking` per line;
-    held-out prompts still come from `prompts`, where there are some."""
+    """Method `sft`: FILE.jsonl of examples: a `prompt`, an `image` to draw and, where the model thinks, a `thinking` a line.
+    Held-out prompts still come from `prompts`, where there are some."""
     prompt_weights: tuple[float, ...] = ()
     """Shares of several sources of prompts, in their order; without any they are equal."""
     rewards: tuple[str, ...] = ("shapes",)

@@ -229,8 +229,8 @@ def _check_supervised(config: RunConfig) -> None:
     """Raises ConfigError unless the settings of the method `sft` stand together, and alone."""
     learn, r, sft = config.learning, config.rollout, config.learning.method == "sft"
     for name, value in (("data", config.data), ("evaluation.data", config.evaluation.data)):
-        require(sft or value is None, f"{name} = {value!r} holds examples, which learning.method = {learn.method!r} does not "
-                "learn; use experiments.sft, or leave it out.")  # fmt: skip
+        require(sft or value is None, f"{name} = {value!r} holds examples, which learning.method = {learn.method!r} does "
+                "not learn; use experiments.sft, or leave it out.")  # fmt: skip
     require(0 <= learn.text_dropout < 1,
             f"learning.text_dropout = {learn.text_dropout}, but it must be 0 or more and below 1.")  # fmt: skip
     if not sft:
@@ -238,8 +238,9 @@ def _check_supervised(config: RunConfig) -> None:
     require(config.data is not None, "there is nothing to learn from; give --data FILE.jsonl, a `prompt` and an `image` per "
                                      "line.")  # fmt: skip
     require(learn.group_size == 1 and not learn.best + learn.worst,
-            f"learning.group_size = {learn.group_size}, learning.best = {learn.best} and learning.worst = {learn.worst}, but "
-            "examples form no groups; use 1, 0 and 0, and rollout.prompts_per_iteration for the examples of an iteration.")  # fmt: skip
+            f"learning.group_size = {learn.group_size}, learning.best = {learn.best} and learning.worst = {learn.worst}, "
+            "but examples form no groups; use 1, 0 and 0, and rollout.prompts_per_iteration for the examples of an "
+            "iteration.")  # fmt: skip
     require(r.rounds == 1, f"rollout.rounds = {r.rounds}, but an example is one round; use 1.")
 
 

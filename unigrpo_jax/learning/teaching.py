@@ -123,8 +123,7 @@ class Teaching(Objective):
 
     def _text(self, thinking: Thinking, view: TextView, anchor, weight_B, on_policy, moved, goals):
         loss = jnp.mean(self._cross_entropy(thinking, view) * weight_B)
-        length = jnp.mean(jnp.sum(thinking.mask, axis=1).astype(jnp.float32))
-        return self.config.text_weight * loss, {"text/loss": loss, "text/length": length}
+        return self.config.text_weight * loss, {"text/loss": loss}
 
     def _flow(self, drawing: Drawing, view: FlowView, anchor, weight_B, on_policy, moved, goals):
         loss = jnp.mean(self._error(drawing, view))

@@ -77,6 +77,7 @@ def load_rewards(config: RunConfig) -> dict[str, RewardFunction]:
     """{name: reward} of all that a config names; ConfigError where there is none, or one twice."""
     names = config.rewards
     taught = config.learning.method == "sft"  # images are judged where something is there to judge them
-    require(bool(names) or taught, "rewards is empty; give --rewards package.module:function, which scores a batch of pictures.")
+    require(bool(names) or taught,
+            "rewards is empty; give --rewards package.module:function, which scores a batch of pictures.")  # fmt: skip
     require(len(set(names)) == len(names), f"rewards = {' '.join(names)} names one twice; once is enough.")
     return {name: load_reward(name, config) for name in names}

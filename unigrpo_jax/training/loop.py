@@ -90,7 +90,8 @@ def run(config: RunConfig, run_dir: storage.Place, resume: bool = False, allow_c
         loaded = parts.loaded
         labels = parameters.groups(loaded.abstract_params(), config.learning, loaded.network.trained_by)
         places = placement(trainer.inputs(), labels)
-        console.card(f"{'Supervised' if taught else 'UniGRPO'}: {config.name}", card(parts, run_dir, sum(row.bytes for row in places)))
+        title = f"{'Supervised' if taught else 'UniGRPO'}: {config.name}"
+        console.card(title, card(parts, run_dir, sum(row.bytes for row in places)))
         if parts.layout.mesh.size > 1:
             console.table("What lies where", HEADER, [row.cells() for row in places])
         for words in troubles:

@@ -17,7 +17,6 @@ from unigrpo_jax.episode import Episodes, Thinking
 from unigrpo_jax.learning.policy import Policy
 from unigrpo_jax.learning.teaching import Lessons, Teaching, left_out, token_weights
 from unigrpo_jax.learning.update import TrainState
-from unigrpo_jax.models.loaded import Loaded
 from unigrpo_jax.parallel import mesh as meshes
 from unigrpo_jax.parallel import processes
 from unigrpo_jax.parallel.rules import Layout
@@ -56,8 +55,8 @@ def build(config: RunConfig) -> SupervisedParts:
     parts = trainer.build(config, world)
     network, folder, family = parts.loaded.network, parts.loaded.folder, parts.loaded.family
     for each in filter(None, (examples, held_out)):
-        require(network.thinks or each.thought is None, f'{each.thought}: has a "thinking", but {folder} is a model that only '
-                f"draws ({family}); take it out of every line.")  # fmt: skip
+        require(network.thinks or each.thought is None, f'{each.thought}: has a "thinking", but {folder} is a model that '
+                f"only draws ({family}); take it out of every line.")  # fmt: skip
         check_examples(each, parts.loaded.codec, config.rollout)
     fields = {field.name: getattr(parts, field.name) for field in dataclasses.fields(Parts)}
     return SupervisedParts(**fields, examples=examples, held_out=held_out)
@@ -184,9 +183,8 @@ class SupervisedEvaluator(Evaluator):
     def __init__(self, parts: SupervisedParts):
         config, loaded, layout = parts.config, parts.loaded, parts.layout
         evaluation = config.evaluation
-        super().__init__(
-            evaluation, config.rollout, loaded, parts.world, parts.judging, layout, config.logging.samples
-        )  # fmt: skip
+        samples = config.logging.samples
+        super().__init__(evaluation, config.rollout, loaded, parts.world, parts.judging, layout, samples)
         self._held_out, self._settings, self._loaded = parts.held_out, config, loaded
         if parts.held_out is None:
             return

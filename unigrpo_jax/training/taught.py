@@ -43,10 +43,21 @@ def dropped(seed: int, step: int, batch: int, share: float) -> np.ndarray:
 
 
 def check_examples(examples: Examples, codec: Codec, rollout: RolloutConfig) -> None:
-    """ConfigError where a text does not fit into its bucket, or one of the first pictures cannot be decoded."""
+    """ConfigError where a text does not fit into its bucket or holds unknown words, or a picture cannot be decoded.
+
+    Looks at the longest prompts and thinkings, and at the first pictures.
+    """
     codec.check_lengths((p.text for p in examples.longest), rollout.prompt_tokens, lambda row: examples.longest[row].place)
-    for start in range(0, len(examples.deepest) if rollout.thinking else 0, _TOGETHER):
-        _thinkings([examples.deepest[i] for i in range(start, min(start + _TOGETHER, len(examples.deepest)))], codec, rollout)
+    deepest = iter(examples.deepest if rollout.thinking else ())
+    while part := list(itertools.islice(deepest, _TOGETHER)):
+        _thinkings(part, codec, rollout)
+    seen = [examples.longest, *([examples.deepest] if rollout.thinking else [])]
+    said = lambda example: (example.text, thinking_of(example)) if rollout.thinking else (example.text,)
+    if unknown := codec.unknown_words(text for each in seen for example in each for text in said(example)):
+        first = next(example for each in seen for example in each if codec.unknown_words(said(example)))
+        raise ConfigError(f"{first.named} and its thinking have words that the model does not know, in all lines "
+                          f"{len(unknown)}, such as {', '.join(unknown[:3])}; write others, or use a model that knows "
+                          "them.")  # fmt: skip
     for example in itertools.islice(examples.prompts, CHECKED):
         _read(example, rollout)
 

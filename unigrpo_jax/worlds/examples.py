@@ -1,17 +1,16 @@
-"""Examples to learn from: JSON lines, each a prompt, the picture that answers it, and the thinking between where there is one.
+"""Examples to learn from: JSON lines, each a prompt, the picture that answers it, and perhaps the thinking between.
 
     {"prompt": "two red circles", "thinking": "a red circle above another", "image": "0001.png", "category": "counting"}
 
-The form is that of prompts (`lines`), but `image` is what is to be drawn, not what is shown.  A file is read through once, when
-every line is checked and every picture's head is opened; of a line its offset is kept, 8 bytes, and the rest is read again when
-it is asked for.
+The form is that of prompts (`lines`), but `image` is what is to be drawn, not what is shown.  A file is read through once,
+when every line is checked and every picture's head is opened; of a line its offset is kept, 8 bytes, and the rest is read
+again when it is asked for.
 """
 
 import array
 import dataclasses
 import heapq
 import itertools
-import pathlib
 from collections.abc import Sequence
 
 from unigrpo_jax.config import require
@@ -52,7 +51,8 @@ def thinking_of(example: Prompt) -> str:
 def asked(example: Prompt) -> Prompt:
     """The prompt alone, as somebody asks it: no picture is shown with it."""
     hidden = ("image", THINKING)
-    return dataclasses.replace(example, picture=None, metadata={k: v for k, v in example.metadata.items() if k not in hidden})
+    metadata = {key: value for key, value in example.metadata.items() if key not in hidden}
+    return dataclasses.replace(example, picture=None, metadata=metadata)
 
 
 def read_examples(name: str, option: str, thinks: bool) -> Examples:

@@ -126,6 +126,7 @@ class Image:
     path: pathlib.Path
 
     def __call__(self) -> np.ndarray:
+        """uint8 [H, W, 3]; ConfigError where it cannot be read."""
         return np.asarray(open_rgb(self.path))
 
 
