@@ -364,7 +364,7 @@ def test_less_of_a_loss_is_better():
 
 def sft(model, run_dir, file, *arguments) -> Outcome:
     """A small run without rewards, whose held-out prompts are those of the file."""
-    small = [word for word in SMALL]
+    small = list(SMALL)
     for option in ("--rewards", "--learning.group-size", "--evaluation.prompts", "--evaluation.batch"):
         at = small.index(option)
         del small[at : at + 2]

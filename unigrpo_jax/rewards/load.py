@@ -76,8 +76,6 @@ def find_function(place: str, name: str) -> Callable:
 def load_rewards(config: RunConfig) -> dict[str, RewardFunction]:
     """{name: reward} of all that a config names; ConfigError where there is none, or one twice."""
     names = config.rewards
-    taught = config.learning.method == "sft"  # images are judged where something is there to judge them
-    require(bool(names) or taught,
-            "rewards is empty; give --rewards package.module:function, which scores a batch of pictures.")  # fmt: skip
+    require(bool(names), "rewards is empty; give --rewards package.module:function, which scores a batch of pictures.")
     require(len(set(names)) == len(names), f"rewards = {' '.join(names)} names one twice; once is enough.")
     return {name: load_reward(name, config) for name in names}

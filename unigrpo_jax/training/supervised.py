@@ -27,7 +27,7 @@ from unigrpo_jax.training.evaluation import Evaluator, Judged, by_category
 from unigrpo_jax.training.programs import Inputs, Programs
 from unigrpo_jax.training.taught import Pictures, check_examples, dropped, texts_of
 from unigrpo_jax.training.trainer import Parts, Trainer
-from unigrpo_jax.worlds.examples import Examples, asked, read_examples
+from unigrpo_jax.worlds.examples import THINKING, Examples, asked, read_examples
 from unigrpo_jax.worlds.order import InTurn, PromptOrder
 from unigrpo_jax.worlds.prompt import Picked
 from unigrpo_jax.worlds.world import World, load_world
@@ -65,14 +65,15 @@ def build(config: RunConfig) -> SupervisedParts:
 def _world(config: RunConfig, examples: Examples, judged_on: Examples) -> World:
     """Trains on the examples; judges on the config's own prompts, or where it has none, on those of `judged_on`."""
     train = lambda seed: PromptOrder([examples.prompts], seed)
+    unread = (*examples.unread, *((THINKING,) if examples.thought and not config.rollout.thinking else ()))
     if config.prompts:
         rollout, evaluation = config.rollout, config.evaluation
         own = load_world(config.prompts, config.prompt_weights, evaluation.source, rollout.rounds, evaluation.rounds)
-        return dataclasses.replace(own, train=train, unread=(*own.unread, *examples.unread))
+        return dataclasses.replace(own, train=train, unread=(*own.unread, *unread))
     prompts = judged_on.prompts
     judged = InTurn([Picked(lambda row: asked(prompts[row]), range(len(prompts)))])
     evaluation = lambda n: judged.batch(0, min(n, len(prompts)))
-    return World(train=train, evaluation=evaluation, longest=(), judge=None, unread=examples.unread)
+    return World(train=train, evaluation=evaluation, longest=(), judge=None, unread=unread)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -71,7 +71,8 @@ def build(config: RunConfig, world: World | None = None) -> Parts:
     attend = kernels.attend(config.model, mesh)
     world = world or load_world(config.prompts, config.prompt_weights, config.evaluation.source, config.rollout.rounds,
                                 config.evaluation.rounds)  # fmt: skip
-    rewards = load_rewards(config)
+    unjudged = config.learning.method == "sft" and not config.rewards
+    rewards = {} if unjudged else load_rewards(config)
     judging, followed = Judging(rewards, config.judging), None
     if config.learning.method == "refl":
         followed = next((r for r in rewards.values() if isinstance(r, DifferentiableReward)), None)
