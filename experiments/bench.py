@@ -27,7 +27,7 @@ class Arguments:
 
     sizes: tuple[str, ...] = ("tiny", "shapes", "middle")
     """`tiny` and `shapes` are the presets bagel_tiny and shapes; `middle` is 512 wide, 8 layers deep, 256 latent tokens;
-    `window` is `middle` with 15 flow steps, three of them trained."""
+    `window` is `middle` with 15 flow steps, three of them trained; `sd_tiny` and `flux_tiny` are presets."""
     tables: tuple[str, ...] = ("speed", "savings", "loop", "costs", "rounds")
     """`speed` of programs and parts, `savings` of what they share, the `loop` around them, `costs` of other settings, and
     `rounds`: 1 to 4 of them, and guidance."""

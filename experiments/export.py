@@ -1,10 +1,10 @@
-"""Writes a trained model in BAGEL's published layout, for PyTorch and for `--model.path`.
+"""Writes a trained model in the layout that its family is published in, for PyTorch and for `--model.path`.
 
     python -m experiments.export CHECKPOINT OUT_DIR [--dtype bfloat16]
 
-CHECKPOINT is a run folder (its newest checkpoint), RUN/checkpoints/N, or a model folder.  OUT_DIR gets ema.safetensors
-(shards and an index above 5 GB) with the original names and shapes, adapters folded in, and copies of the configs, the
-autoencoder and the tokenizer.
+CHECKPOINT is a run folder (its newest checkpoint), RUN/checkpoints/N, or a model folder.  OUT_DIR gets the trained weights
+(shards and an index above 5 GB) under the original names and shapes, adapters folded in, and copies of all other parts.  In
+diffusers' layout the adapters stand by themselves in OUT_DIR/lora, too, in PEFT's and in diffusers' files.
 """
 
 import dataclasses

@@ -9,6 +9,12 @@
 --chat holds a conversation at the terminal: each line is thought about and drawn upon all that came before; /help there
 lists what else may be typed.
 
+What a model can do depends on its family:
+
+    bagel              thinks, draws, looks at pictures, answers
+    flux               draws by a flow, upon what T5 and CLIP say of the prompt
+    stable_diffusion   draws by a diffusion, upon what CLIP says of the prompt
+
 CHECKPOINT is a run folder (its newest checkpoint), RUN/checkpoints/N, a model folder, or one in the package: `base`, the
 shapes base, or `rounds_base`, that of several rounds.
 """

@@ -1,4 +1,4 @@
-"""Trains a generator with UniGRPO.
+"""Trains a generator by reinforcement learning: a unified model with UniGRPO, any other with DanceGRPO.
 
     python -m experiments.run [PRESET] [--field value ...]
 

@@ -1,6 +1,6 @@
 """Shows that a run cannot be lost: harms a small one again and again, resumes it, and compares it with one left in peace.
 
-    python -m experiments.torture [--faults 30] [--seed 0] [--folder DIR] [--quick] [--json FILE]
+    python -m experiments.torture [--faults 30] [--seed 0] [--model sd_tiny] [--folder DIR] [--quick] [--json FILE]
 
 Faults: SIGKILL at random moments, also while it starts and while a checkpoint is written; SIGTERM; files of the newest
 checkpoint cut, changed by a bit, removed; a torn line in metrics.jsonl; a full disk; a run folder that is read-only or gone;
@@ -13,7 +13,7 @@ import pathlib
 import shutil
 import sys
 import tempfile
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
 
@@ -30,10 +30,12 @@ class Arguments:
     """Faults."""
     seed: int = 0
     """Order and moments of the faults."""
+    model: Literal["tiny", "sd_tiny", "flux_tiny"] = "tiny"
+    """Whose toy is trained: BAGEL's, Stable Diffusion's or FLUX's."""
     folder: pathlib.Path | None = None
     """New or empty folder for both runs, which stays; default is a temporary one, which goes."""
     quick: bool = False
-    """At most 3 faults."""
+    """At most 3 faults, and of BAGEL only the heads are trained."""
     json: pathlib.Path | None = None
     """File for the same numbers."""
 
@@ -42,6 +44,7 @@ class Arguments:
 def main(arguments: Arguments) -> None:
     """Harms, resumes, compares, prints, saves."""
     from experiments.survival.faults import KILLS, Failed
+    from experiments.survival.lives import DRAWS, HEADS
     from experiments.survival.torture import HEADER, table, torture
     from unigrpo_jax.config import require
     from unigrpo_jax.training.console import Console
@@ -59,7 +62,9 @@ def main(arguments: Arguments) -> None:
     with Console() as console:
         try:
             count = min(arguments.faults, 3) if arguments.quick else arguments.faults
-            result = torture(place, count, arguments.seed, console.message)
+            own = DRAWS if arguments.model != "tiny" else HEADS if arguments.quick else ()
+            settings = ("--model.path", arguments.model, *own)
+            result = torture(place, count, arguments.seed, settings, console.message)
         except Failed as error:
             tell(f"experiments.torture: {error}", sys.stderr)
             sys.exit(1)

@@ -65,4 +65,4 @@ def forget() -> None:
 
 def _model(loaded, rollout) -> tuple:
     """What a program depends on beside the settings."""
-    return loaded.network.config, loaded.autoencoder, loaded.codec.system(rollout)
+    return dataclasses.replace(loaded.network, hold=None), loaded.autoencoder, loaded.codec.system(rollout)

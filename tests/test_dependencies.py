@@ -7,6 +7,8 @@ import re
 
 import pytest
 
+from unigrpo_jax.models import families
+
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 TOPS = ("unigrpo_jax", "experiments", "launch")
 FILES = {".".join(path.relative_to(ROOT).with_suffix("").parts): path for top in TOPS for path in (ROOT / top).rglob("*.py")}
@@ -75,3 +77,9 @@ def test_no_code_but_that_of_models_names_a_family():
     named = {(path.name, name) for path in paths for name in names_in_code(path) if pattern.search(name)}
     assert named == {("plan.py", "bagel_7b")}  # the preset that is planned where none is named
     assert pattern.search(" ".join(names_in_code(ROOT / "unigrpo_jax" / "models" / "families.py")))
+
+
+def test_help_says_what_each_family_can_do():
+    words = (ROOT / "experiments" / "generate.py").read_text()
+    for name in families.FAMILIES:
+        assert re.search(rf"^    {name} +{re.escape(families.family(name).VERBS)}$", words, re.MULTILINE), name

@@ -27,7 +27,8 @@ PARAMS = jax.eval_shape(tiny.MODEL.init, jax.random.key(0))
 
 
 def dots(jaxpr, rounds: int) -> int:
-    """2 x multiply-adds of every matrix product; a scan's body counts as often as it runs, a while's body `rounds` times.
+    """2 x multiply-adds of every matrix product and of every convolution, borders filled; a scan's body counts as often as
+    it runs, a while's body `rounds` times.
 
     A product that contracts nothing (angles of the rotation, of the time's sinusoid) is no multiply-add.
     """
@@ -39,6 +40,9 @@ def dots(jaxpr, rounds: int) -> int:
             if contracted:
                 depth = math.prod(eqn.invars[0].aval.shape[axis] for axis in contracted)
                 total += 2 * depth * math.prod(eqn.outvars[0].aval.shape)
+        if eqn.primitive.name == "conv_general_dilated":
+            kernel, numbers = eqn.invars[1].aval.shape, eqn.params["dimension_numbers"]
+            total += 2 * math.prod(eqn.outvars[0].aval.shape) * math.prod(kernel) // kernel[numbers.rhs_spec[0]]
         times = {"scan": eqn.params.get("length"), "while": rounds}.get(eqn.primitive.name, 1)
         inner = [x for p in eqn.params.values() for x in (p if isinstance(p, tuple | list) else [p])]
         total += times * sum(dots(x, rounds) for x in inner if isinstance(x, ClosedJaxpr | Jaxpr))

@@ -12,7 +12,9 @@ import threading
 import urllib.parse
 
 import huggingface_hub
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from unigrpo_jax.config import ConfigError, ModelConfig, RunConfig
 from unigrpo_jax.models.families import find_folder, load_model
@@ -21,7 +23,7 @@ from unigrpo_jax.models.stored import StoredTensors
 from unigrpo_jax.training.restore import restore
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
-FETCH = "import sys; from unigrpo_jax.models.hub import fetch; print(*map(fetch, sys.argv[1:]), sep='\\n')"
+FETCH = "import sys; from unigrpo_jax.models.families import find_folder as f; print(*map(f, sys.argv[1:]), sep='\\n')"
 
 
 class Hub(http.server.BaseHTTPRequestHandler):
@@ -71,13 +73,21 @@ def sharded(folder: pathlib.Path, stem: str) -> None:
     shutil.copyfile(folder / "part[1].safetensors", folder / "part1.safetensors")  # which no index names
 
 
+def write_adapters(folder: pathlib.Path) -> None:
+    """Those of one linear map of the toy of FLUX, which has 64 inputs and 32 outputs."""
+    shapes = {"A": (1, 64), "B": (32, 1)}
+    arrays = {f"transformer.x_embedder.lora_{which}.weight": np.ones(shape, np.float32) for which, shape in shapes.items()}
+    save_file(arrays, folder / "pytorch_lora_weights.safetensors")
+
+
 @pytest.fixture(scope="module")
 def fetched(tmp_path_factory):
     """{repository: its folder in the cache}, all fetched by one fresh process."""
     tmp = tmp_path_factory.mktemp("hub")
-    names = ("a/release", "a/trainer", "a/shards", "a/both", "a/adapter")
+    names = ("a/release", "a/trainer", "a/shards", "a/both", "a/adapter", "a/parts")
     for name in names:
-        folder = pathlib.Path(shutil.copytree(find_folder("tiny"), tmp / name))
+        toy = find_folder("flux_tiny" if name == "a/parts" else "tiny")
+        folder = pathlib.Path(shutil.copytree(toy, tmp / name))
         (folder / "README.md").write_text("words")
         (folder / "sub").mkdir()
         (folder / "sub" / "config.json").write_text("{}")
@@ -92,6 +102,10 @@ def fetched(tmp_path_factory):
             case "a/adapter":
                 (folder / "adapter_config.json").write_text('{"peft_type": "LORA"}')
                 (folder / "adapter_model.safetensors").write_bytes(b"0")
+            case "a/parts":
+                write_adapters(folder)
+                for file in ("flux1.safetensors", "vae/diffusion_pytorch_model.fp16.safetensors", "vae/model.bin"):
+                    (folder / file).write_bytes(b"0")
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), type("Served", (Hub,), {"root": tmp}))
     threading.Thread(target=server.serve_forever, daemon=True).start()
     env = {name: value for name, value in os.environ.items() if not name.lower().endswith("_proxy")}
@@ -138,6 +152,14 @@ def test_the_hub_gives_what_the_folder_on_a_disk_is_read_from_and_no_more(fetche
     assert loaded.network.config == load_model(ModelConfig(path="tiny")).network.config
 
 
+def test_of_a_folder_of_parts_the_hub_gives_those_that_are_read(fetched):
+    folder, toy = fetched["a/parts"], find_folder("flux_tiny")
+    files = lambda place: {str(p.relative_to(place)) for p in place.rglob("*") if p.is_file()}
+    assert files(folder) == files(toy) | {"pytorch_lora_weights.safetensors"}
+    loaded = load_model(ModelConfig(path=str(folder)))
+    assert list(loaded.adapters.modules) == ["x_embedder"] and loaded.unread_files == ()
+
+
 def test_an_adapter_on_the_hub_is_refused_before_its_weights_are_fetched(fetched):
     folder = fetched["a/adapter"]
     assert not (folder / "ema.safetensors").exists()
@@ -160,7 +182,7 @@ def test_what_is_fetched_lies_where_caches_do(tmp_path, monkeypatch):
 
 def test_what_is_wrong_with_a_model_of_the_hub_is_told_where_a_checkpoint_is_asked_for(tmp_path, monkeypatch):
     (tmp_path / "adapter_config.json").write_text("{}")
-    monkeypatch.setattr("unigrpo_jax.models.hub.fetch", lambda name: tmp_path)
+    monkeypatch.setattr("unigrpo_jax.models.hub.fetch", lambda *_: tmp_path)
     with pytest.raises(ConfigError, match="is an adapter"):
         restore("a/b", RunConfig())
 

@@ -117,6 +117,7 @@ def test_what_comes_from_disk_or_in_other_company_has_the_same_bits(codec):
     shutil.rmtree(first._store.folder)
     others = codec().prompts([*(f"{i} birds" for i in range(ROWS + 3)), "a dog"], 77)
     assert (others.states[-1] == fresh.states[1]).all()
+    assert first.encoders._program._cache_size() == 1  # compiled once
 
 
 def test_after_preparing_nothing_is_encoded_and_nothing_of_the_encoder_is_left_on_the_devices(codec):
@@ -134,7 +135,8 @@ def test_after_preparing_nothing_is_encoded_and_nothing_of_the_encoder_is_left_o
 def test_the_weights_leave_the_devices_where_encoding_fails(sd):
     gc.collect()
     before = len(jax.live_arrays())
-    with pytest.raises(ZeroDivisionError), sd.on_devices():
+    with pytest.raises(ZeroDivisionError), sd.on_devices() as encode:
+        assert encode is not None  # and is held beyond the end
         assert len(jax.live_arrays()) > before
         raise ZeroDivisionError
     gc.collect()
@@ -351,6 +353,25 @@ def test_a_file_that_is_missing_is_a_sentence(fixtures, tmp_path, lost, words):
     with pytest.raises(ConfigError) as error:
         open_flux(folder, "float32", T5_TOKENS)
     assert words in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "longest, tokens", [(10, 10), (None, 20), (1e30, 20), (77, 20), (2, 0), (2.5, 0), ("10", 0), ([9], 0), (float("inf"), 0)]
+)
+def test_clip_s_rows_are_as_long_as_the_tokenizer_says(fixtures, tmp_path, longest, tokens):
+    folder = tmp_path / "sd"
+    for name in ("text_encoder", "tokenizer"):
+        shutil.copytree(fixtures / "sd" / "pipeline" / name, folder / name, copy_function=shutil.copyfile)
+    path = folder / "tokenizer" / "tokenizer_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"model_max_length": longest}))
+    if tokens:
+        found = open_stable_diffusion(folder, "float32")
+        assert found.shapes()["states"].shape == (tokens, 24)
+        assert found.parts[0].coder(["a cat"])[0].shape == (1, tokens)
+        return
+    with pytest.raises(ConfigError) as error:
+        open_stable_diffusion(folder, "float32")
+    assert "model_max_length" in str(error.value) and "\n" not in str(error.value)
 
 
 def test_a_call_takes_a_row_for_each_device():

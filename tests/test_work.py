@@ -1,16 +1,15 @@
-"""What a painter's episodes cost, by hand; and that plans name no family."""
+"""What a painter's episodes cost, and what a mesh must divide, by hand."""
 
-import ast
 import dataclasses
-import pathlib
 
 import pytest
 
-import launch
 from launch.planning import roofline
 from tests import tiny
-from unigrpo_jax.config import LoraConfig, ModelConfig, RunConfig
+from unigrpo_jax.config import ConfigError, LoraConfig, MeshConfig, ModelConfig, RunConfig
 from unigrpo_jax.models.work import Evaluation, PainterWork, Split
+from unigrpo_jax.parallel import mesh as meshes
+from unigrpo_jax.parallel.rules import check_cuts
 
 # 3 prompts x 4 episodes in 3 micro-batches, 5 steps of which 2 are trained, in 2 optimizer steps of 1 piece.
 ROLLOUT = dataclasses.replace(tiny.ROLLOUT, prompts_per_iteration=3, micro_batches=3, thinking=False)
@@ -89,23 +88,10 @@ def test_what_a_painter_keeps_for_the_backward_pass_by_hand(settings, evaluation
     assert work(small).kept(ALONE) == evaluations * (7 * 2 + 3 * 4)
 
 
-def words(node: ast.AST) -> list[str]:
-    """What a piece of code names: no comments, no text."""
-    match node:
-        case ast.ImportFrom():
-            return [node.module or "", *(alias.name for alias in node.names)]
-        case ast.Import():
-            return [alias.name for alias in node.names]
-        case ast.Name():
-            return [node.id]
-        case ast.Attribute():
-            return [node.attr]
-    return []
-
-
-def test_launching_and_planning_name_no_family():
-    folder = pathlib.Path(launch.__file__).parent
-    families = ("bagel", "flux", "stable_diffusion", "stablediffusion")
-    for path in folder.rglob("*.py"):
-        said = [word for node in ast.walk(ast.parse(path.read_text())) for word in words(node)]
-        assert not [word for word in said if any(name in word.lower() for name in families)], path
+def test_a_mesh_that_does_not_divide_what_a_network_cuts_is_one_sentence():
+    """Flat parameters do not show their heads: 4 of them are 32 wide together, which 8 devices would divide."""
+    mesh = meshes.make_mesh(8, MeshConfig(tensor=8))
+    check_cuts({"fsdp": {"width": 30}, "tensor": {"heads": 16, "MLP": 48}}, mesh)
+    with pytest.raises(ConfigError) as error:
+        check_cuts({"tensor": {"MLP": 32, "heads": 4}}, mesh)
+    assert str(error.value) == "heads = 4 does not divide over mesh.tensor = 8 (4 / 8 = 0.50); use mesh.tensor = 4."

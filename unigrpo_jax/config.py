@@ -45,8 +45,10 @@ class ModelConfig:
     """The network and where its weights come from."""
 
     path: str | None = None
-    """Folder in BAGEL's layout, or a name on the Hugging Face hub; None is the shapes base, `rounds_base` that of the shapes
-    worlds of several rounds, `tiny` a toy with all parts."""
+    """Folder in BAGEL's or diffusers' layout, or a name on the Hugging Face hub; None is the shapes base, `rounds_base` that
+    of the shapes worlds of several rounds; `tiny`, `flux_tiny` and `sd_tiny` are toys with all parts."""
+    family: str = ""
+    """Family whose settings these are, a folder of `unigrpo_jax/models`; another's model is refused.  Empty takes any."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Compute dtype; statistics, log-probabilities, the SDE and the losses are float32 in both."""
     param_dtype: Literal["float32", "bfloat16"] = "float32"

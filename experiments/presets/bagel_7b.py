@@ -36,7 +36,7 @@ def config() -> RunConfig:
         iterations=300,
         prompts=(),
         rewards=(),
-        model=ModelConfig(path=HUB_NAME, dtype="bfloat16", remat="full"),
+        model=ModelConfig(path=HUB_NAME, family="bagel", dtype="bfloat16", remat="full"),
         rollout=RolloutConfig(
             prompts_per_iteration=32,
             prompt_tokens=128,

@@ -29,7 +29,7 @@ def config() -> RunConfig:
     return dataclasses.replace(
         full,
         name="flux_tiny",
-        model=dataclasses.replace(full.model, path="flux_tiny"),
+        model=dataclasses.replace(full.model, path="flux_tiny", family="flux"),
         rollout=rollout,
         learning=dataclasses.replace(full.learning, mse_weight=0.0, frozen=()),
         evaluation=dataclasses.replace(full.evaluation, thinking=False, flow_steps=4, guidance=1.0),

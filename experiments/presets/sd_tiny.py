@@ -15,7 +15,7 @@ def config() -> RunConfig:
     return dataclasses.replace(
         full,
         name="sd_tiny",
-        model=dataclasses.replace(full.model, path="sd_tiny"),
+        model=dataclasses.replace(full.model, path="sd_tiny", family="stable_diffusion"),
         rollout=dataclasses.replace(full.rollout, step_rule="ddim", noise_level=1.0, guidance=5.0),
         evaluation=dataclasses.replace(full.evaluation, guidance=5.0),
     )

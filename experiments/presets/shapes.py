@@ -40,7 +40,7 @@ def config() -> RunConfig:
     return RunConfig(
         name="shapes",
         iterations=300,
-        model=ModelConfig(unroll=4),
+        model=ModelConfig(family="bagel", unroll=4),
         rollout=RolloutConfig(
             prompts_per_iteration=12, step_rule="cps", noise_level=0.8, window_size=1, window_range=(1, 6)
         ),

@@ -14,13 +14,15 @@ from collections.abc import Callable
 
 EVERY = 2  # iterations between checkpoints
 SETTINGS = f"""
-    --model.path tiny --devices 1 --rewards experiments.survival.reward:score --rollout.prompts-per-iteration 2
+    --devices 1 --rewards experiments.survival.reward:score --rollout.prompts-per-iteration 2
     --learning.group-size 2 --rollout.thinking-tokens 2 --rollout.flow-steps 2 --rollout.window-size 1
     --rollout.window-range 0 1 --evaluation.prompts 2 --evaluation.batch 2 --evaluation.flow-steps 1 --evaluation.every 5
     --evaluation.no-thinking
     --learning.reasoning-lr 1e-3 --learning.denoising-lr 1e-3 --learning.ema-decay 0.9
     --logging.samples-every 0 --logging.samples 1 --checkpoint.every {EVERY} --checkpoint.keep 3
 """.split()
+DRAWS = ("--model.family", "", "--rollout.no-thinking", "--rollout.timestep-shift", "0")  # of a model that only draws
+HEADS = ("--learning.frozen", "layers", "embed", "time_embedder", "vae2llm")  # the heads alone are trained: it starts sooner
 PROMPTS = "circle square cross star moon sun tree house".split()
 PATIENCE = 300.0  # seconds that a life may take for what it is waited for
 CLOCK = """
@@ -41,10 +43,12 @@ time.time_ns = lambda: _time_ns() + _jump() * 10**9
 
 @dataclasses.dataclass(frozen=True)
 class Stage:
-    """What all lives share: a folder with prompts, a compile cache and the clock's hook, and how long the run is."""
+    """What all lives share: a folder with prompts, a compile cache and the clock's hook, how long the run is, and settings
+    of its own."""
 
     folder: pathlib.Path
     iterations: int
+    settings: tuple[str, ...] = ()
 
     def __post_init__(self):
         clock = self.folder / "clock"
@@ -56,7 +60,7 @@ class Stage:
     def command(self, run_dir: pathlib.Path) -> list[str]:
         """The command line of one life."""
         own = ["--prompts", self.folder / "prompts.jsonl", "--iterations", self.iterations, "--run-dir", run_dir, "--resume"]
-        return [sys.executable, "-m", "experiments.run", "smoke", *SETTINGS, *map(str, own)]
+        return [sys.executable, "-m", "experiments.run", "smoke", *SETTINGS, *self.settings, *map(str, own)]
 
     def environment(self, clock: bool) -> dict[str, str]:
         """Variables of one life; with `clock`, time.time() jumps by the seconds in the file that SURVIVAL_CLOCK names."""

@@ -29,10 +29,10 @@ class Result:
         return not self.differences and not any(fault.trouble for fault in self.faults)
 
 
-def torture(folder: pathlib.Path, count: int, seed: int, tell: Callable[[str], None]) -> Result:
-    """Runs both in `folder`, which must be empty; Failed where a life ends that nothing happened to."""
+def torture(folder: pathlib.Path, count: int, seed: int, settings: tuple[str, ...], tell: Callable[[str], None]) -> Result:
+    """Runs both in `folder`, which must be empty, with `settings` beside theirs; Failed where a life ends by itself."""
     began, rng = time.monotonic(), random.Random(seed)
-    stage = Stage(folder, iterations=5 * count + 10)
+    stage = Stage(folder, 5 * count + 10, settings)
     straight = folder / "straight"
     life = Life(stage, straight)
     if life.end():

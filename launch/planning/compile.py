@@ -23,10 +23,10 @@ from unigrpo_jax.config_checks import check, check_devices
 from unigrpo_jax.models import tree
 from unigrpo_jax.models.families import known, load_model
 from unigrpo_jax.models.loaded import Loaded
-from unigrpo_jax.models.work import Split, Work
+from unigrpo_jax.models.work import Split, Work, with_texts
 from unigrpo_jax.parallel import kernels
 from unigrpo_jax.parallel import mesh as meshes
-from unigrpo_jax.parallel.rules import RULES, Layout
+from unigrpo_jax.parallel.rules import Layout
 from unigrpo_jax.training.placement import device_bytes
 from unigrpo_jax.training.programs import Inputs, Programs
 
@@ -116,6 +116,7 @@ def find_model(config: ModelConfig) -> Loaded:
 
 def find_work(config: RunConfig, model: Loaded, given: Given) -> Work:
     """What the episodes of a run cost."""
+    config = with_texts(config, model.codec.shapes(1, config.rollout.prompt_tokens))
     return model.network.work(config, len(model.codec.system(config.rollout)), given.pictures, given.turns)
 
 
@@ -155,21 +156,10 @@ def _prepare(config: RunConfig, target: Target, model: Loaded, given: Given) -> 
     return Setting(config, target, mesh, model, find_work(config, model, given), programs, inputs, given)
 
 
-def cut_sizes(model: Loaded) -> dict[str, set[int]]:
-    """{mesh axis: sizes that it must divide}: of the axes of parameters that it cuts."""
-    out: dict[str, set[int]] = {meshes.FSDP: set(), meshes.TENSOR: set()}
-    for path, x in tree.flatten(model.abstract_params()).items():
-        names = next((names for pattern, names in model.network.axes if re.fullmatch(pattern, path)), ())
-        for name, size in zip(names, x.shape, strict=False):
-            if name in RULES:
-                out[RULES[name]].add(size)
-    return out
-
-
 def factorings(config: RunConfig, devices: int, model: Loaded) -> list[tuple[int, int, int]]:
-    """Meshes (data, fsdp, tensor) over which the episodes and the parameters divide; the most fsdp first."""
-    cut, out = cut_sizes(model), []
-    divides = lambda axis, parts: parts == 1 or bool(cut[axis]) and not any(size % parts for size in cut[axis])
+    """Meshes (data, fsdp, tensor) over which the episodes and the network divide; the most fsdp first."""
+    cut, out = model.network.cuts(), []
+    divides = lambda axis, parts: not any(size % parts for size in cut[axis].values())
     for tensor in (t for t in range(1, devices + 1) if devices % t == 0 and divides(meshes.TENSOR, t)):
         batch = devices // tensor
         try:

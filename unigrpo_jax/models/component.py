@@ -59,13 +59,20 @@ def open_weights(folder: pathlib.Path, stem: str, network: Network, ignored: str
     return weights
 
 
-def read(weights: stored.StoredTensors, network: Network, dtype, place: Place | None = None,
+class Weights(Protocol):
+    """Tensors by name."""
+
+    def read(self, name: str) -> np.ndarray:
+        """One of them."""
+
+
+def read(weights: Weights, network: Network, dtype, place: Place | None = None,
          wanted: Callable[[str], bool] = lambda path: True) -> dict[str, jax.Array]:  # fmt: skip
     """Reads parameters, one at a time; the host holds one of them and one tensor beside what lies on the devices.
 
     Args:
       weights: from `open_weights`.
-      network: the same.
+      network: what they fit.
       dtype: of the parameters.
       place: path and shape to the sharding that a parameter is born with; None is the default device.
       wanted: which parameters are read.

@@ -28,12 +28,15 @@ from unigrpo_jax.foreign_text import quoted
 from unigrpo_jax.models import component, peft, stored
 from unigrpo_jax.models.autoencoders import diffusers as autoencoders
 from unigrpo_jax.models.autoencoders.image import ImageAutoencoder
+from unigrpo_jax.models.building.lora import is_adapter
 from unigrpo_jax.models.building.text_painter import TextPainter
 from unigrpo_jax.models.loaded import Codec, Place, Published
 from unigrpo_jax.models.settings import read_settings
+from unigrpo_jax.models.text_encoders.codec import EmbeddingCodec
 from unigrpo_jax.models.verbs import Params
 
 INDEX = "model_index.json"
+PIPELINES = {"StableDiffusionPipeline": "stable_diffusion", "FluxPipeline": "flux"}  # and their families
 ADAPTERS = "lora"  # the folder of an export that holds what `peft` writes
 # Weights as they are read; variants of them (.fp16., .non_ema.) are not.
 _READ = re.compile(r"(diffusion_pytorch_)?model(-\d+-of-\d+)?\.safetensors(\.index\.json)?")
@@ -58,6 +61,7 @@ class Pipeline:
       unknown_settings: what its config files hold that nothing here knows, a phrase a file.
       unread_files: names of weights beside those that are read.
       published: how it is used where nobody says otherwise.
+      adapters: that lie beside the model and are a part of it: read, they are folded into its weights.
     """
 
     family: str
@@ -73,10 +77,13 @@ class Pipeline:
     unknown_settings: tuple[str, ...] = ()
     unread_files: tuple[str, ...] = ()
     published: Published | None = None
+    adapters: peft.Adapters | None = None
 
-    def placed(self, hold, attend) -> "Pipeline":
-        """The same with a network for a mesh."""
-        return dataclasses.replace(self, network=dataclasses.replace(self.network, hold=hold, attend=attend))
+    def placed(self, hold, attend, frozen: Place | None = None) -> "Pipeline":
+        """The same with a network for a mesh, and text encoders that lie where `frozen` says."""
+        network = dataclasses.replace(self.network, hold=hold, attend=attend)
+        codec = dataclasses.replace(self.codec, place=frozen) if isinstance(self.codec, EmbeddingCodec) else self.codec
+        return dataclasses.replace(self, network=network, codec=codec)
 
     def stored_params(self) -> Params:
         """Shapes and dtypes of the parameters that the file holds."""
@@ -109,7 +116,8 @@ class Pipeline:
         """
         self.check_weights()
         with told():
-            return component.read(self.stored, self.network.network, jnp.dtype(self.config.param_dtype), place, wanted)
+            weights = self.stored if self.adapters is None else _Folded(self.stored, self.adapters)
+            return component.read(weights, self.network.network, jnp.dtype(self.config.param_dtype), place, wanted)
 
     def autoencoder_params(self, sharding: jax.sharding.Sharding | None = None) -> Mapping[str, jax.Array]:
         """Reads the autoencoder's weights, float32."""
@@ -134,7 +142,7 @@ class Pipeline:
 
     def checksum(self) -> str:
         """`stored.checksum` of the weight files of every part, to recognise the reference after a resume."""
-        return stored.checksum(self._files)
+        return stored.checksum([*self._files, *(self.adapters.weights.files if self.adapters else ())])
 
     def export(self, params: Mapping[str, np.ndarray], folder: pathlib.Path, dtype: str,
                shard_bytes: int = stored.SHARD_BYTES) -> list[pathlib.Path]:  # fmt: skip
@@ -165,7 +173,7 @@ class Pipeline:
             shutil.copyfile(path, target)
         network, scale = self.network.network, self.network.lora_scale
         component.write(folder / self.part, component.DIFFUSERS, network, params, dtype, shard_bytes, scale)
-        if any(map(peft.is_adapter, params)):
+        if any(map(is_adapter, params)):
             peft.write(folder / ADAPTERS, self.part, network, params, self.config.lora.alpha)
         return sorted(path for path in folder.rglob("*") if path.is_file())
 
@@ -191,13 +199,18 @@ def told(place: str = "") -> Iterator[None]:
         raise ConfigError(f"{place}{error}") from None
 
 
-def pipeline_class(folder: pathlib.Path) -> str | None:
-    """The pipeline that model_index.json names; None where a folder holds no such file; ConfigError where it is damaged."""
+def family_of(folder: pathlib.Path) -> str | None:
+    """The family whose pipeline model_index.json names; None where a folder holds no such file.
+
+    ConfigError where the file is damaged, or names a pipeline that is not built.
+    """
     if not (folder / INDEX).exists():
         return None
     name = _index(folder).get("_class_name")
     require(isinstance(name, str), f"{folder / INDEX} names no pipeline (_class_name); download or copy it again.")
-    return name
+    require(name in PIPELINES, f"{folder / INDEX} is of {quoted(name)}, which is not built; give a folder of "
+            f"{' or '.join(PIPELINES)}.")  # fmt: skip
+    return PIPELINES[name]
 
 
 def hub_files(*parts: str) -> tuple[str, ...]:
@@ -240,17 +253,35 @@ def open_autoencoder(folder: pathlib.Path, autoencoder: ImageAutoencoder) -> sto
 
 
 def _check_form(folder: pathlib.Path) -> None:
-    others = unread_files(folder.parent, [folder.name])
+    others = sorted(path.name for path in folder.glob("*") if path.suffix in stored.SUFFIXES)
     there = any(_READ.fullmatch(path.name) for path in folder.glob("*"))
     if not there and others:
         raise ValueError(f"{folder} holds no {component.DIFFUSERS}.safetensors (nor its index), and {', '.join(others[:4])} "
                          "cannot be read; convert it to safetensors of that name.")  # fmt: skip
 
 
+@dataclasses.dataclass(frozen=True)
+class _Folded:
+    """Weights as `component.read` asks for them, with adapters folded in."""
+
+    weights: stored.StoredTensors
+    adapters: peft.Adapters
+
+    def read(self, name: str) -> np.ndarray:
+        """One tensor."""
+        return self.adapters.folded(name, self.weights.read(name))
+
+
+def open_adapters(folder: pathlib.Path, part: str, network: component.Network) -> peft.Adapters | None:
+    """The adapters that lie beside a model, at the top of its folder; None where there are none; ValueError as `peft`."""
+    return peft.open_adapters(folder, part, network) if peft.is_here(folder) else None
+
+
 def unread_files(folder: pathlib.Path, parts: Sequence[str]) -> tuple[str, ...]:
     """Names of weights in a folder and its parts that are not read."""
+    read = lambda path: peft.is_read(path) if path.parent == folder else _READ.fullmatch(path.name)
     weights = [p for place in (folder, *(folder / part for part in parts)) for p in place.glob("*")
-               if p.suffix in stored.SUFFIXES and not (place != folder and _READ.fullmatch(p.name))]  # fmt: skip
+               if p.suffix in stored.SUFFIXES and not read(p)]  # fmt: skip
     return tuple(sorted(str(path.relative_to(folder)) for path in weights))
 
 

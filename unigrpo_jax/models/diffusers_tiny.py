@@ -21,7 +21,7 @@ from unigrpo_jax.models.text_encoders.clip import OLD_EOS
 from unigrpo_jax.models.text_encoders.clip_text import read_clip_text
 from unigrpo_jax.models.text_encoders.t5 import read_t5
 
-CLIP_TOKENS, T5_TOKENS = 16, 24
+CLIP_TOKENS, T5_TOKENS = 64, 64
 WIDTH = 24  # of what each encoder says
 # Of CLIP's tokenizer, in the order in which they are merged.
 _MERGES = ("t h", "th e</w>", "r e", "re d</w>", "b l", "bl u", "blu e</w>", "a n", "an d</w>", "o f</w>", "c i", "ci r")
@@ -92,7 +92,7 @@ def save_clip(folder: pathlib.Path, files: str, seed: int) -> None:
     sizes = {"hidden_size": WIDTH, "intermediate_size": 2 * WIDTH, "num_hidden_layers": 2, "num_attention_heads": 4,
              "max_position_embeddings": CLIP_TOKENS, "vocab_size": len(vocabulary), "projection_dim": WIDTH}  # fmt: skip
     about = {"architectures": ["CLIPTextModel"], "model_type": "clip_text_model", "hidden_act": "quick_gelu",
-             "layer_norm_eps": 1e-5, "eos_token_id": OLD_EOS}  # fmt: skip
+             "layer_norm_eps": 1e-5, "bos_token_id": 0, "pad_token_id": 1, "eos_token_id": OLD_EOS}  # fmt: skip
     save(own / "config.json", about | sizes)
     save_weights(own, component.TRANSFORMERS, read_clip_text(own / "config.json", files).stored_shapes(), seed)
 

@@ -42,10 +42,13 @@ def is_named(path: str) -> bool:
 
 
 def load_model(config: ModelConfig) -> Loaded:
-    """Reads a model folder without its weights; ConfigError where a file is missing or does not fit."""
+    """Reads a model folder without its weights; ConfigError where one is missing, does not fit, or is another family's."""
+    require(config.family in ("", *FAMILIES), f"model.family = {config.family!r}, but there are {', '.join(FAMILIES)}.")
     folder = find_folder(config.path)
-    found = [name for name in FAMILIES if family(name).is_here(folder)]
-    return family((found or FAMILIES)[0]).load(config, folder)
+    found = next((name for name in FAMILIES if family(name).is_here(folder)), None)
+    require(config.family in ("", found) or found is None, f"{folder} is a model of the family {found}, and these settings "
+            f"are for {config.family}; use a preset of {found}, or --model.family '' with settings for it.")  # fmt: skip
+    return family(found or FAMILIES[0]).load(config, folder)
 
 
 def _parts(folder: pathlib.Path) -> tuple[str, ...]:

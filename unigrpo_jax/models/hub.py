@@ -13,7 +13,8 @@ from unigrpo_jax.models.stored import read_index
 def fetch(name: str, parts: Callable[[pathlib.Path], Sequence[str]] = lambda folder: ()) -> pathlib.Path:
     """The folder of a repository in the hub's cache, with all files that are read of it; one revision throughout.
 
-    Small files come first; they say whether it is an adapter, which is fetched no further, and which shards there are.
+    Small files come first; they say whether it is a folder of parts, whether it is an adapter, which is fetched no further,
+    and which shards there are.
 
     Args:
       name: of the repository.
@@ -25,10 +26,10 @@ def fetch(name: str, parts: Callable[[pathlib.Path], Sequence[str]] = lambda fol
       Exception: the hub's client and its HTTP library have errors of many kinds.
     """
     folder = _fetch(name, None, [*layout.SMALL_FILES, *layout.ADAPTER_FILES])
-    if layout.adapter_files(folder):
-        return folder
     if patterns := parts(folder):
         _fetch(name, folder.name, patterns, below=True)
+        return folder
+    if layout.adapter_files(folder):
         return folder
     _fetch(name, folder.name, ["ae.safetensors"])
     for stem in layout.WEIGHT_STEMS:

@@ -115,8 +115,8 @@ class Loaded(Protocol):
     def published(self) -> Published | None:
         """How it is used where nobody says otherwise; None for a small model of a world, whose preset says it."""
 
-    def placed(self, hold, attend) -> "Loaded":
-        """The same with a network for a mesh."""
+    def placed(self, hold, attend, frozen: Place | None = None) -> "Loaded":
+        """The same with a network for a mesh, and frozen encoders of texts that lie where `frozen` says."""
 
     def stored_params(self) -> Params:
         """Shapes and dtypes of the parameters that the file holds."""
@@ -126,6 +126,9 @@ class Loaded(Protocol):
 
     def with_adapters(self, params: Params) -> Params:
         """The parameters with fresh adapters, or as they are where the config asks for none."""
+
+    def adapted_layers(self) -> Mapping[str, int]:
+        """How many linear maps of the files each target of adapters hits; {} where there are none."""
 
     def check_weights(self) -> None:
         """ConfigError that names everything in which the weights do not fit the config; reads headers only."""

@@ -11,6 +11,7 @@ alpha, of the scale alpha / r, stands in adapter_config.json and in the header o
 """
 
 import dataclasses
+import functools
 import json
 import pathlib
 from collections.abc import Mapping
@@ -35,22 +36,50 @@ _ONLY = {"peft_type": ("LORA",), "use_dora": (False,), "use_rslora": (False,), "
 
 @dataclasses.dataclass(frozen=True)
 class Adapters:
-    """What a folder of adapters holds.
+    """A folder of adapters of one network, whose headers have been read and fit it.
 
     Attributes:
       rank: r.
       alpha: of the scale alpha / r.
-      params: flat parameters of the adapters alone, in the file's dtype.
+      weights: their file.
+      modules: each module that has one, and the file's names of it in every layer.
     """
 
     rank: int
     alpha: float
-    params: Mapping[str, np.ndarray]
+    weights: stored.StoredTensors
+    modules: Mapping[str, tuple[str, ...]]
+
+    def params(self) -> dict[str, np.ndarray]:
+        """Flat parameters of the adapters alone, in the file's dtype."""
+        out = {}
+        for module, layers in self.modules.items():
+            for end in ADAPTER:
+                own = [self.weights.read(f"{layer}.{end}") for layer in layers]
+                out[f"{module}.{end}"] = own[0] if _bare(layers[0]) == module else np.stack(own)
+        return out
+
+    def folded(self, name: str, weight: np.ndarray) -> np.ndarray:
+        """A tensor of the network's own file with alpha / r B A added to it, float32; as it is where it has no adapter."""
+        layer = self._layers.get(name)
+        if layer is None:
+            return weight
+        a, b = (self.weights.read(f"{layer}.{end}").astype(np.float32) for end in ADAPTER)
+        return weight.astype(np.float32) + np.float32(self.alpha / self.rank) * (b @ a)
+
+    @functools.cached_property
+    def _layers(self) -> dict[str, str]:
+        return {f"{_bare(layer)}.weight": layer for layers in self.modules.values() for layer in layers}
 
 
-def is_adapter(name: str) -> bool:
-    """Whether a parameter is of an adapter."""
-    return name.endswith(tuple(f".{end}" for end in ADAPTER))
+def is_here(folder: pathlib.Path) -> bool:
+    """Whether a folder holds adapters that `open_adapters` reads."""
+    return _stem(folder) is not None
+
+
+def is_read(path: pathlib.Path) -> bool:
+    """Whether `open_adapters` reads this file of a folder."""
+    return path.name == f"{_stem(path.parent)}.safetensors"
 
 
 def write(folder: pathlib.Path, part: str, network: component.Network, params: Mapping[str, np.ndarray],
@@ -82,8 +111,8 @@ def write(folder: pathlib.Path, part: str, network: component.Network, params: M
         stored.write(folder, stem, shapes, iter(named.items()), "float32", metadata=metadata)
 
 
-def read(folder: pathlib.Path, part: str, network: component.Network) -> Adapters:
-    """The adapters of a folder that either program wrote.
+def open_adapters(folder: pathlib.Path, part: str, network: component.Network) -> Adapters:
+    """The adapters of a folder that either program wrote, of which only headers are read.
 
     Args:
       folder: holds `FILES`.
@@ -93,7 +122,7 @@ def read(folder: pathlib.Path, part: str, network: component.Network) -> Adapter
     Raises:
       ValueError: there are none, they are damaged, of another network, or of a kind that is not built, all in one sentence.
     """
-    stem = next((stem for stem in (PEFT, DIFFUSERS) if (folder / f"{stem}.safetensors").is_file()), None)
+    stem = _stem(folder)
     if stem is None:
         raise ValueError(f"{folder} holds no adapters; a folder of adapters holds {FILES}.")
     weights = stored.StoredTensors(folder, stem)
@@ -101,29 +130,31 @@ def read(folder: pathlib.Path, part: str, network: component.Network) -> Adapter
     settings = read_settings(folder / CONFIG, FILES) if stem == PEFT else _settings_inside(weights, prefix)
     for name, values in _ONLY.items():
         settings.only(name, *values)
-    modules, shapes = _modules(network), linears(network)
-    at = lambda layer, end: f"{prefix}{layer}.{end}"
-    firsts = {at(layer, ADAPTER[0]): module for module, layers in modules.items() for layer in layers}
+    modules = {m: tuple(f"{prefix}{layer}" for layer in layers) for m, layers in _modules(network).items()}
+    firsts = {f"{layer}.{ADAPTER[0]}": module for module, layers in modules.items() for layer in layers}
     hit = {name: firsts[name] for name in sorted(weights.names()) if name in firsts}
-    there = {module: layers for module, layers in modules.items() if module in hit.values()}
-    if not there:
+    if not hit:
         some = ", ".join(sorted(weights.names())[:2])
         raise ValueError(f"{weights.path} adapts nothing of this network: it holds {some}, but no "
                          f"{prefix}MODULE.{ADAPTER[0]} of a module of it.")  # fmt: skip
     rank = settings.whole("r", (weights.shape(next(iter(hit))) or (0,))[0])
-    wanted = {}
-    for module, layers in there.items():
+    found, wanted, shapes = {m: modules[m] for m in dict.fromkeys(hit.values())}, {}, linears(network)
+    for module, layers in found.items():
         out, width = shapes[module][-2:]
         for end, shape in zip(ADAPTER, ((rank, width), (out, rank)), strict=True):
-            wanted |= {at(layer, end): shape for layer in layers}
-    if found := stored.faults(weights, wanted, (), ""):
-        raise ValueError(f"{weights.path} does not fit this network at rank {rank}: {'; '.join(found)}.")
-    params = {}
-    for module, layers in there.items():
-        for end in ADAPTER:
-            own = [weights.read(at(layer, end)) for layer in layers]
-            params[f"{module}.{end}"] = own[0] if layers == (module,) else np.stack(own)
-    return Adapters(rank, settings.positive("lora_alpha", rank), params)
+            wanted |= {f"{layer}.{end}": shape for layer in layers}
+    if faults := stored.faults(weights, wanted, (), ""):
+        raise ValueError(f"{weights.path} does not fit this network at rank {rank}: {'; '.join(faults)}.")
+    return Adapters(rank, settings.positive("lora_alpha", rank), weights, found)
+
+
+def _stem(folder: pathlib.Path) -> str | None:
+    return next((stem for stem in (PEFT, DIFFUSERS) if (folder / f"{stem}.safetensors").is_file()), None)
+
+
+def _bare(layer: str) -> str:
+    """A layer's name without the prefix of either program."""
+    return layer.removeprefix(f"{_ROOT}.") if layer.startswith(f"{_ROOT}.") else layer.partition(".")[2]
 
 
 def _modules(network: component.Network) -> dict[str, tuple[str, ...]]:

@@ -12,9 +12,10 @@ from typing import Any, Protocol
 import jax
 import numpy as np
 
-from unigrpo_jax.config import LoraConfig
+from unigrpo_jax.config import LoraConfig, RunConfig
 from unigrpo_jax.episode import Picture
 from unigrpo_jax.models.paths import Path, Prediction
+from unigrpo_jax.models.work import Work
 
 Params = Mapping[str, Any]
 Latent = Any
@@ -56,6 +57,12 @@ class Painter(Protocol):
     trained_by: Mapping[str, str]
     guidance_renorm: str
     float32_paths: str
+
+    def cuts(self) -> Mapping[str, Mapping[str, int]]:
+        """Sizes that an axis of a mesh must divide, {axis of the mesh: {what is cut: size}}."""
+
+    def work(self, run: RunConfig, system: int, pictures: bool = False, turns: bool = False) -> Work:
+        """What the episodes of a run cost; `models.work` says of what."""
 
     def init(self, key: jax.Array) -> Params:
         """Fresh parameters, float32."""

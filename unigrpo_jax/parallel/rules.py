@@ -6,7 +6,9 @@ Nothing that a rule would cut is replicated silently: an axis that does not divi
 """
 
 import dataclasses
+import math
 import re
+from collections.abc import Mapping
 
 import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
@@ -24,6 +26,18 @@ RULES = {
     "kv_heads": TENSOR,
     "mlp": TENSOR,
 }
+
+def check_cuts(cuts: Mapping[str, Mapping[str, int]], mesh: Mesh) -> None:
+    """ConfigError where an axis of the mesh does not divide what a network says that it cuts, `verbs.Painter.cuts`."""
+    for axis, sizes in cuts.items():
+        parts = mesh.shape[axis]
+        for what, size in sizes.items():
+            if size % parts:
+                most = math.gcd(*sizes.values())
+                fits = max(n for n in range(1, parts) if most % n == 0)
+                raise ConfigError(f"{what} = {size} does not divide over mesh.{axis} = {parts} ({size} / {parts} = "
+                                  f"{size / parts:.2f}); use mesh.{axis} = {fits}.")  # fmt: skip
+
 
 @dataclasses.dataclass(frozen=True)
 class Layout:

@@ -42,6 +42,7 @@ def card(parts: Parts, run_dir: epath.Path, held: int) -> list[tuple[str, str]]:
     rate = {parameters.REASONING: f"Adam {learn.reasoning_lr:g}", parameters.DENOISING: f"Adam {learn.denoising_lr:g}",
             parameters.FROZEN: "not trained"}  # fmt: skip
     pieces = learn.minibatches * learn.micro_batches
+    adapted = parts.loaded.adapted_layers()
     kind, mesh = jax.devices()[0].device_kind, parts.layout.mesh
     return [
         ("devices", f"{mesh.size} x {kind}, " + ", ".join(f"{n} {s}" for n, s in mesh.shape.items())),
@@ -50,6 +51,7 @@ def card(parts: Parts, run_dir: epath.Path, held: int) -> list[tuple[str, str]]:
         *((("model files not read", ", ".join(map(visible, parts.loaded.unread_files[:20]))),) if parts.loaded.unread_files
           else ()),
         *((f"{group} parameters", f"{size:,}, {rate[group]}") for group, size in sizes.items()),
+        *((("adapters", "; ".join(f"{target} hits {n} layers" for target, n in adapted.items())),) if adapted else ()),
         ("held per device", f"{shown_bytes(held)} (weights, optimizer, reference)"),
         (("examples per iteration", f"{c.episodes} of {c.data}, {r.window_size} noise level(s) each") if taught else
          ("episodes per iteration", f"{r.prompts_per_iteration} prompts x {learn.group_size} = {c.episodes}")),

@@ -25,7 +25,7 @@ from unigrpo_jax.models import tree
 from unigrpo_jax.models.autoencoders.pixels import PixelAutoencoder
 from unigrpo_jax.models.verbs import Painter
 from unigrpo_jax.parallel import mesh as meshes
-from unigrpo_jax.parallel.rules import Layout
+from unigrpo_jax.parallel.rules import Layout, check_cuts
 from unigrpo_jax.rewards.protocol import DifferentiableReward
 from unigrpo_jax.rollout.program import training_rollout
 from unigrpo_jax.training.given import picture_shapes
@@ -119,6 +119,7 @@ class Programs:
         )
         self._state = jax.eval_shape(lambda p: new_state(p, learning, network.trained_by), params)
         self.state_shardings = layout.like_parameters(self._state)
+        check_cuts(network.cuts(), layout.mesh)
         update = UpdateProgram(objective=self._objective(policy, autoencoder), config=learning)
         self.keep = jax.jit(lambda episodes, rows: jax.tree.map(lambda x: x[rows], episodes), out_shardings=self.spread)
         self.update = jax.jit(update.__call__, donate_argnums=0, out_shardings=(self.state_shardings, self.everywhere))
@@ -129,8 +130,8 @@ class Programs:
             return Imitation(policy=policy, config=learning, seed=self.config.seed)
         if learning.method == "grpo":
             return Objective(policy=policy, config=learning)
-        require(learning.method == "refl", f"learning.method = {learning.method!r} has programs of its own, and no plan yet; "
-                "plan with grpo.")  # fmt: skip
+        require(learning.method == "refl", f"learning.method = {learning.method!r} has programs of its own, and no plan "
+                "yet; plan with grpo.")  # fmt: skip
         require(self._followed is not None, "learning.method = 'refl' follows a reward, and none was read; use grpo.")
         require(isinstance(autoencoder, PixelAutoencoder), "learning.method = 'refl' follows a reward into pixels, "
                 "but not yet through an autoencoder, which this model has; use grpo.")  # fmt: skip

@@ -16,6 +16,7 @@ from unigrpo_jax.models.loaded import Loaded
 from unigrpo_jax.models.tree import flatten
 from unigrpo_jax.parallel import kernels
 from unigrpo_jax.parallel import mesh as meshes
+from unigrpo_jax.parallel.frozen import on_own_devices
 from unigrpo_jax.parallel.rules import Layout
 from unigrpo_jax.training import storage
 from unigrpo_jax.training.checkpoint import Checkpoints
@@ -64,7 +65,7 @@ def restore(path: str, bare: RunConfig, devices: int = 1, mesh: MeshConfig = Mes
     is_run = (folder / "checkpoints").is_dir() or folder.parent.name == "checkpoints"
     named = path == "base" or is_named(path)
     if named or (folder.is_dir() and not is_run) or (not folder.exists() and HUB_PATTERN.fullmatch(path)):
-        model = dataclasses.replace(bare.model, path=None if path == "base" else path)
+        model = dataclasses.replace(bare.model, path=None if path == "base" else path, family="")
         try:
             loaded = load_model(model)
         except NoModel:
@@ -107,4 +108,4 @@ def _placed(loaded: Loaded, layout: Layout) -> Loaded:
     """The model with a network that runs on the layout's devices; ConfigError where a parameter does not divide."""
     for path, x in flatten(loaded.abstract_params()).items():
         layout.parameter(path, x.shape)
-    return loaded.placed(layout.activations, kernels.attend(loaded.config, layout.mesh))
+    return loaded.placed(layout.activations, kernels.attend(loaded.config, layout.mesh), on_own_devices(layout.mesh))

@@ -21,13 +21,14 @@ from unigrpo_jax.models.families import load_model
 from unigrpo_jax.models.loaded import Loaded
 from unigrpo_jax.parallel import kernels, processes
 from unigrpo_jax.parallel import mesh as meshes
+from unigrpo_jax.parallel.frozen import on_own_devices
 from unigrpo_jax.parallel.rules import Layout
 from unigrpo_jax.rewards.judging import Judging, RewardError
 from unigrpo_jax.rewards.load import load_rewards
 from unigrpo_jax.rewards.protocol import DifferentiableReward, RewardBatch
 from unigrpo_jax.rollout.program import check_window, flow_sampler
 from unigrpo_jax.training import measured
-from unigrpo_jax.training.evaluation import by_round
+from unigrpo_jax.training.evaluation import by_round, check_guidance
 from unigrpo_jax.training.given import check_pictures, given_pictures
 from unigrpo_jax.training.image_statistics import colour_entropy, edge_density
 from unigrpo_jax.training.programs import Followed, Inputs, Programs
@@ -83,6 +84,7 @@ def build(config: RunConfig, world: World | None = None) -> Parts:
     loaded = load_model(config.model)  # last, since a model on the hub takes long to fetch
     loaded.check_image_size(config.rollout)
     check_verbs(loaded, config.rollout, any(pictured(prompts) for prompts in world.longest if prompts))
+    check_guidance(config.evaluation, loaded)
     check_schedule(loaded, config)
     for name, module in (("tensorboard", "tensorboardX"), ("wandb", "wandb")):
         if getattr(config.logging, name):
@@ -96,7 +98,7 @@ def build(config: RunConfig, world: World | None = None) -> Parts:
     layout = Layout(mesh, loaded.network.axes)
     for path, x in tree.flatten(loaded.abstract_params()).items():
         layout.parameter(path, x.shape)
-    loaded = loaded.placed(layout.activations, attend)
+    loaded = loaded.placed(layout.activations, attend, on_own_devices(mesh))
     parameters.groups(loaded.abstract_params(), config.learning, loaded.network.trained_by)
     require(
         config.model.param_dtype == "float32" or config.model.lora.rank > 0,

@@ -57,7 +57,7 @@ def read_autoencoder(path: pathlib.Path, files: str) -> ImageAutoencoder:
     return ImageAutoencoder(
         width=widths[0],
         multipliers=tuple(width // widths[0] for width in widths),
-        blocks=found.whole("layers_per_block", 1),
+        blocks=found.layers("layers_per_block", 1),
         channels=found.whole("latent_channels", 4),
         scale=found.positive("scaling_factor", _SCALE),
         shift=found.number("shift_factor", 0.0),

@@ -10,7 +10,7 @@ from unigrpo_jax.models.bagel.tiny import tiny_folder
 
 NAME, FILES = "bagel", layout.FILES
 HUB_FILES = ()  # found by what its index names, `models.hub`
-VERBS = "think, draw, look at pictures, answer"
+VERBS = "thinks, draws, looks at pictures, answers"
 TOYS = {"tiny": tiny_folder}
 __all__ = ["FILES", "HUB_FILES", "NAME", "TOYS", "VERBS", "is_here", "known", "load"]
 

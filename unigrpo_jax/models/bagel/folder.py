@@ -24,6 +24,7 @@ from unigrpo_jax.models.bagel.text import (
     check_vocabulary,
     special_tokens,
 )
+from unigrpo_jax.models.building import lora
 from unigrpo_jax.models.loaded import Published
 from unigrpo_jax.models.stored import StoredTensors
 from unigrpo_jax.models.text_encoders.tokenizer import load_tokenizer
@@ -70,8 +71,8 @@ class BagelFolder:
             answer=UNDERSTANDING_SYSTEM_PROMPT,
         )
 
-    def placed(self, hold, attend) -> "BagelFolder":
-        """The same with a network for a mesh."""
+    def placed(self, hold, attend, frozen: weights.Place | None = None) -> "BagelFolder":
+        """The same with a network for a mesh; no encoder is frozen."""
         return dataclasses.replace(self, network=dataclasses.replace(self.network, hold=hold, attend=attend))
 
     def stored_params(self) -> Params:
@@ -97,6 +98,11 @@ class BagelFolder:
         """The parameters with fresh adapters, or as they are where the config asks for none."""
         settings = self.config.lora
         return self.network.adapted(params, settings, jax.random.key(0)) if settings.rank else params
+
+    def adapted_layers(self) -> dict[str, int]:
+        """How many linear maps each target of adapters hits, in all layers; {} where there are none."""
+        settings = self.config.lora
+        return lora.hits(self.stored_params(), settings.targets) if settings.rank else {}
 
     def check_weights(self) -> None:
         """ConfigError that names everything in which the weights do not fit the config; reads headers only."""

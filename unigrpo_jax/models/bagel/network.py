@@ -249,6 +249,13 @@ class Bagel:
         others = {name: value for name, value in params.items() if name != "layers"}
         return dataclasses.replace(self, stacked=False), others | layers
 
+    def cuts(self) -> dict[str, dict[str, int]]:
+        """Sizes that an axis of a mesh must divide, {axis of the mesh: {what is cut: size}}."""
+        c = self.config
+        widths = {"width": c.hidden_size} | ({"vision encoder's width": c.vision.hidden_size} if c.vision else {})
+        heads = {"heads of keys": c.kv_heads, "heads": c.heads}
+        return {"fsdp": widths, "tensor": heads | {"MLP": c.intermediate_size, "vocabulary": c.vocab_size}}
+
     def work(self, run: RunConfig, system: int, pictures: bool = False, turns: bool = False) -> BagelWork:
         """What the episodes of a run cost; see `models.work`."""
         return BagelWork(run=run, config=self.config, lengths=flops.lengths(run, self.config, system, pictures, turns))

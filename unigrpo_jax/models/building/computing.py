@@ -49,12 +49,14 @@ class Computing:
         `scanned` says that a scan runs it, where nothing could be merged with what was computed before.
         """
 
-        def held(params, *streams):
-            return function(params, *(streams if self.hold is None else map(self.hold, streams)))
-
+        held = lambda params, *streams: function(params, *map(self.held, streams))
         if self.remat == "none":
             return held
         return jax.checkpoint(held, prevent_cse=not scanned, policy=KEPT[self.remat])
+
+    def held(self, x):
+        """An activation at its place."""
+        return x if self.hold is None else self.hold(x)
 
     def attention(self, q_BLHK, k_BSHK, v_BSHK):
         """What queries get of keys that they all see, [B, L, H, K]."""

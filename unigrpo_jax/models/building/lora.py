@@ -28,6 +28,22 @@ def is_second(path: str) -> bool:
     return re.search(r"[/.]lora_(b|B\.weight)$", path) is not None
 
 
+def hits(params: dict, targets: Sequence[str]) -> dict[str, int]:
+    """How many linear maps each target means, those of all layers; ValueError where it is none, or no regular expression."""
+    kernels = {path.removesuffix("/kernel"): x for path, x in flatten(params).items()
+               if re.fullmatch(r"layers/.*_proj/kernel", path)}  # fmt: skip
+    out = {}
+    for target in targets:
+        try:
+            own = [x for path, x in kernels.items() if re.fullmatch(target, path)]
+        except re.error as error:
+            raise ValueError(f"{target!r} is not a regular expression ({error}).") from None
+        if not own:
+            raise ValueError(f"{target!r} matches no projection; there are {', '.join(sorted(kernels))}.")
+        out[target] = sum(x.shape[0] for x in own)
+    return out
+
+
 def attach(params: dict, rank: int, targets: Sequence[str], key: jax.Array) -> dict:
     """The parameters with fresh adapters: A normal with variance 1 / inputs, B zero, so that nothing changes yet.
 
@@ -40,15 +56,9 @@ def attach(params: dict, rank: int, targets: Sequence[str], key: jax.Array) -> d
     Raises:
       ValueError: a target matches no projection, or is no regular expression.
     """
+    hits(params, targets)
     flat = flatten(params)
     kernels = [path.removesuffix("/kernel") for path in flat if re.fullmatch(r"layers/.*_proj/kernel", path)]
-    for target in targets:
-        try:
-            hit = any(re.fullmatch(target, path) for path in kernels)
-        except re.error as error:
-            raise ValueError(f"{target!r} is not a regular expression ({error}).") from None
-        if not hit:
-            raise ValueError(f"{target!r} matches no projection; there are {', '.join(sorted(kernels))}.")
     for path in kernels:
         if any(re.fullmatch(target, path) for target in targets):
             layers, *shape = flat[f"{path}/kernel"].shape

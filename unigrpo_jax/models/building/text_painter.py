@@ -9,13 +9,14 @@ from typing import ClassVar, Literal
 import jax
 import jax.numpy as jnp
 
-from unigrpo_jax.config import LoraConfig
+from unigrpo_jax.config import LoraConfig, RunConfig
 from unigrpo_jax.models.building import attention, flat_adapters
 from unigrpo_jax.models.building.computing import Computing, Remat
 from unigrpo_jax.models.building.flat import Params
 from unigrpo_jax.models.building.fresh import fresh
 from unigrpo_jax.models.component import Network
 from unigrpo_jax.models.text_encoders.states import TextStates
+from unigrpo_jax.models.work import Evaluation, PainterWork
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -49,6 +50,10 @@ class TextPainter:
         """What has the parameters."""
         raise NotImplementedError
 
+    def evaluation(self, latents: int, text: int) -> Evaluation:
+        """What one evaluation costs, upon so many tokens of a text."""
+        raise NotImplementedError
+
     def outputs(self, params: Params, x_BNC, t_B, grid: tuple[int, int], condition: TextStates, way: Computing):
         """The network's output, float32, of tokens in the compute dtype."""
         raise NotImplementedError
@@ -62,7 +67,12 @@ class TextPainter:
           t_B: times in (0, 1], 1 is noise.
           grid: latent tokens (rows, columns).
           condition: the text.
+
+        Raises:
+          ValueError: there is no text.
         """
+        if not condition.states.shape[1]:
+            raise ValueError("there is no text to draw upon; guidance needs a codec that encodes the empty text, too.")
         return _predict(self, params, x_BNC, t_B, grid, condition)
 
     def init(self, key: jax.Array) -> Params:
@@ -88,6 +98,12 @@ class TextPainter:
     def adapted(self, params: Params, settings: LoraConfig, key: jax.Array) -> Params:
         """The parameters with fresh adapters; ValueError where a target matches no linear map (`flat_adapters.attach`)."""
         return flat_adapters.attach(self.network, params, settings.rank, settings.targets, key)
+
+    def work(self, run: RunConfig, system: int, pictures: bool = False, turns: bool = False) -> PainterWork:
+        """What the episodes of a run cost; see `models.work`.  A text has `prompt_tokens` states."""
+        rows, columns = self.grid(run.rollout.image_height, run.rollout.image_width)
+        each = self.evaluation(rows * columns, run.rollout.prompt_tokens)
+        return PainterWork(run=run, latents=rows * columns, each=each)
 
     def hits(self, targets: tuple[str, ...]) -> dict[str, int]:
         """How many linear maps of the file each target of adapters means; ValueError where it is none."""

@@ -26,8 +26,8 @@ def read_transformer(path: pathlib.Path) -> FluxTransformer:
         raise found.error("axes_dims_rope", f"it must be three even widths whose sum is attention_head_dim = {head_dim}")
     return FluxTransformer(
         channels=channels,
-        double=found.whole("num_layers", 19),
-        single=found.whole("num_single_layers", 38),
+        double=found.layers("num_layers", 19),
+        single=found.layers("num_single_layers", 38),
         heads=found.whole("num_attention_heads", 24),
         axes=axes,
         text_width=found.whole("joint_attention_dim", 4096),

@@ -22,7 +22,6 @@ NAME = "flux"
 VERBS = "draws by a flow, upon what T5 and CLIP say of the prompt"
 FILES = configs.FILES
 PART, TOYS = "transformer", {"flux_tiny": tiny_folder}
-_CLASS = "FluxPipeline"
 _PARTS = {
     PART: ("FluxTransformer2DModel",),
     "vae": ("AutoencoderKL",),
@@ -40,8 +39,8 @@ DYNAMIC = FlowShift(line=((256, 0.5), (4096, 1.15)))
 
 
 def is_here(folder: pathlib.Path) -> bool:
-    """Whether a folder is one of FLUX.1's, by its model_index.json; ConfigError where that is damaged."""
-    return diffusers_folder.pipeline_class(folder) == _CLASS
+    """Whether a folder is one of FLUX.1's, by its model_index.json; ConfigError where that is no family's."""
+    return diffusers_folder.family_of(folder) == NAME
 
 
 def load(config: ModelConfig, folder: pathlib.Path) -> Pipeline:
@@ -79,6 +78,7 @@ def load(config: ModelConfig, folder: pathlib.Path) -> Pipeline:
             stored_dtype=DTYPES[weights.dtype("x_embedder.weight")],
             unknown_settings=diffusers_folder.unknown_settings(folder, known),
             unread_files=diffusers_folder.unread_files(folder, _PARTS),
+            adapters=diffusers_folder.open_adapters(folder, PART, transformer),
         )
 
 

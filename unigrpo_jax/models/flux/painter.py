@@ -10,10 +10,12 @@ from unigrpo_jax.models.building.computing import Computing
 from unigrpo_jax.models.building.flat import Params
 from unigrpo_jax.models.building.text_painter import TextPainter
 from unigrpo_jax.models.flux.axes import AXES
+from unigrpo_jax.models.flux.flops import evaluation
 from unigrpo_jax.models.flux.transformer import MLP, FluxTransformer
 from unigrpo_jax.models.paths import RECTIFIED
 from unigrpo_jax.models.schedule import FlowShift, timesteps
 from unigrpo_jax.models.text_encoders.states import TextStates
+from unigrpo_jax.models.work import Evaluation
 
 PATCH = 2  # latent pixels along the side of a token
 
@@ -43,6 +45,10 @@ class Flux(TextPainter):
     def network(self) -> FluxTransformer:
         """What has the parameters."""
         return self.transformer
+
+    def evaluation(self, latents: int, text: int) -> Evaluation:
+        """What one evaluation costs (`flops.evaluation`)."""
+        return evaluation(self.transformer, latents, text)
 
     def outputs(self, params: Params, x_BNC, t_B, grid: tuple[int, int], condition: TextStates, way: Computing):
         """The velocity."""

@@ -10,7 +10,7 @@ from unigrpo_jax.models.flux.config import FILES, read_transformer
 
 def tiny_folder() -> pathlib.Path:
     """The toy's folder, made on first use."""
-    return made_once("tiny-flux", make_tiny)
+    return made_once("tiny-flux-t5-clip", make_tiny)
 
 
 def make_tiny(folder: pathlib.Path, seed: int = 0) -> None:

@@ -84,7 +84,7 @@ class FluxTransformer:
         streams, _ = jax.lax.scan(lambda h, p: (double(p, *h, condition), None), (text, picture), of_stack(params, DOUBLE))
         h = jnp.concatenate(streams, axis=1)
         h, _ = jax.lax.scan(lambda h, p: (single(p, h, condition), None), h, of_stack(params, SINGLE))
-        factor, shift = jnp.split(linear(params, "norm_out.linear", condition)[:, None], 2, axis=-1)  # in this order, here
+        factor, shift = modulation(params, "norm_out.linear", condition, 2, way)  # in this order, here
         return linear(params, "proj_out", _norm(h[:, length:]) * (1 + factor) + shift).astype(jnp.float32)
 
     def condition(self, params: Params, t_B, pooled_BP, scale_B=None):
@@ -100,8 +100,7 @@ class FluxTransformer:
         """Two streams with weights of their own; their attention is one, text first."""
         streams = []
         for x, norm, names in ((text, "norm1_context", "add_{}_proj norm_added_{}"), (picture, "norm1", "to_{} norm_{}")):
-            six = jnp.split(linear(p, f"{norm}.linear", condition)[:, None], 6, axis=-1)
-            shift, factor, gate, shift_mlp, factor_mlp, gate_mlp = six
+            shift, factor, gate, shift_mlp, factor_mlp, gate_mlp = modulation(p, f"{norm}.linear", condition, 6, way)
             heads = self._heads(p, _norm(x) * (1 + factor) + shift, *(f"attn.{name}" for name in names.split()))
             streams.append((x, gate, shift_mlp, factor_mlp, gate_mlp, heads))
         q, k, v = (jnp.concatenate(both, axis=1) for both in zip(*(stream[-1] for stream in streams), strict=True))
@@ -116,7 +115,7 @@ class FluxTransformer:
 
     def single_block(self, p: Params, x, condition, turn, way: Computing = PLAIN):
         """One stream; attention and MLP read the same and are projected together."""
-        shift, factor, gate = jnp.split(linear(p, "norm.linear", condition)[:, None], 3, axis=-1)
+        shift, factor, gate = modulation(p, "norm.linear", condition, 3, way)
         h = _norm(x) * (1 + factor) + shift
         attended = _attend(*self._heads(p, h, "attn.to_{}", "attn.norm_{}"), turn, way)
         wide = jax.nn.gelu(linear(p, "proj_mlp", h), approximate=True)
@@ -183,6 +182,15 @@ def rotary(grid: tuple[int, int], length: int, axes: tuple[int, ...]) -> tuple[n
     angle = [ids[:, i, None] * THETA ** (-np.arange(0, width, 2) / width) for i, width in enumerate(axes)]
     angle = np.concatenate(angle, axis=1)
     return np.cos(angle).astype(np.float32), np.sin(angle).astype(np.float32)
+
+
+def modulation(p: Params, name: str, condition, parts: int, way: Computing):
+    """What a condition [B, D] says of every token, `parts` times [B, 1, D].
+
+    It is held before it is cut: on a mesh the weights are cut elsewhere, and parts that lie otherwise than the tokens that
+    they meet have been seen to give the tokens of other samples.
+    """
+    return jnp.split(way.held(linear(p, name, condition))[:, None], parts, axis=-1)
 
 
 def _attend(q_BLHK, k_BLHK, v_BLHK, turn, way: Computing):

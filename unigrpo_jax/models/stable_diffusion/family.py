@@ -24,7 +24,6 @@ NAME = "stable_diffusion"
 VERBS = "draws by a diffusion, upon what CLIP says of the prompt"
 FILES = configs.FILES
 PART, TOYS = "unet", {"sd_tiny": tiny_folder}
-_CLASS = "StableDiffusionPipeline"
 _PARTS = {
     PART: ("UNet2DConditionModel",),
     "vae": ("AutoencoderKL",),
@@ -38,8 +37,8 @@ PUBLISHED = ("CompVis/stable-diffusion-v1-4", "stable-diffusion-v1-5/stable-diff
 
 
 def is_here(folder: pathlib.Path) -> bool:
-    """Whether a folder is one of Stable Diffusion's, by its model_index.json; ConfigError where that is damaged."""
-    return diffusers_folder.pipeline_class(folder) == _CLASS
+    """Whether a folder is one of Stable Diffusion's, by its model_index.json; ConfigError where that is no family's."""
+    return diffusers_folder.family_of(folder) == NAME
 
 
 def load(config: ModelConfig, folder: pathlib.Path) -> Pipeline:
@@ -75,6 +74,7 @@ def load(config: ModelConfig, folder: pathlib.Path) -> Pipeline:
             stored_dtype=DTYPES[weights.dtype("conv_in.weight")],
             unknown_settings=diffusers_folder.unknown_settings(folder, known),
             unread_files=diffusers_folder.unread_files(folder, _PARTS),
+            adapters=diffusers_folder.open_adapters(folder, PART, unet),
         )
 
 

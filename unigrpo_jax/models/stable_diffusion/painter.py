@@ -12,8 +12,10 @@ from unigrpo_jax.models.building.text_painter import TextPainter
 from unigrpo_jax.models.paths import Path, Prediction
 from unigrpo_jax.models.schedule import DiffusionSchedule
 from unigrpo_jax.models.stable_diffusion.axes import AXES
+from unigrpo_jax.models.stable_diffusion.flops import evaluation
 from unigrpo_jax.models.stable_diffusion.unet import MLP, UNet
 from unigrpo_jax.models.text_encoders.states import TextStates
+from unigrpo_jax.models.work import Evaluation
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -40,6 +42,10 @@ class StableDiffusion(TextPainter):
     def network(self) -> UNet:
         """What has the parameters."""
         return self.unet
+
+    def evaluation(self, latents: int, text: int) -> Evaluation:
+        """What one evaluation costs (`flops.evaluation`)."""
+        return evaluation(self.unet, latents, text)
 
     def outputs(self, params: Params, x_BNC, t_B, grid: tuple[int, int], condition: TextStates, way: Computing):
         """The U-Net counts its K steps from 0: it is fed k - 1 at t = k / K."""

@@ -10,7 +10,7 @@ from unigrpo_jax.models.stable_diffusion.config import FILES, read_unet
 
 def tiny_folder() -> pathlib.Path:
     """The toy's folder, made on first use."""
-    return made_once("tiny-stable-diffusion", make_tiny)
+    return made_once("tiny-stable-diffusion-clip", make_tiny)
 
 
 def make_tiny(folder: pathlib.Path, seed: int = 0) -> None:

@@ -71,7 +71,7 @@ def read_clip_text(path: pathlib.Path, files: str) -> ClipText:
     tower = TowerConfig(
         width=width,
         mlp=found.whole("intermediate_size", 2048),
-        layers=found.whole("num_hidden_layers", 12),
+        layers=found.layers("num_hidden_layers", 12),
         heads=heads,
         activation=found.word("hidden_act", "quick_gelu", *ACTIVATIONS),
         norm_eps=found.positive("layer_norm_eps", 1e-5),

@@ -44,7 +44,7 @@ class EmbeddingCodec:
     kept: EmbeddingsConfig
     guided: bool = False
     place: Place | None = None
-    notice: Callable[[str], None] = functools.partial(tell, stream=sys.stderr)
+    notice: Callable[[str], None] = lambda words: tell(words, sys.stderr)
     _told: set[str] = dataclasses.field(default_factory=set, repr=False, compare=False)
 
     def system(self, rollout: RolloutConfig) -> tuple[int, ...]:
@@ -163,9 +163,10 @@ class EmbeddingCodec:
                       "again whenever a prompt is drawn that is not there.")  # fmt: skip
 
     def _say(self, of: str, words: str) -> None:
-        if of not in self._told:
-            self._told.add(of)
+        """Once, and by one process; a disk may be one process's own."""
+        if of not in self._told and (of == "disk" or jax.process_index() == 0):
             self.notice(words)
+        self._told.add(of)
 
 
 def in_turn(texts: Sequence[str], process: int, count: int) -> list[Sequence[str]]:

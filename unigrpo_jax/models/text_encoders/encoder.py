@@ -238,8 +238,8 @@ def _clip(folder: pathlib.Path, files: str, pooled: bool) -> ClipEncoder:
     except ValueError as error:
         raise ConfigError(str(error)) from None
     coder = open_coder(words, network.tokens, network.vocabulary, network.eos)
-    shorter = min(network.tokens, coder.tokenizer.model_max_length)  # which the public pipelines pad to
-    coder = dataclasses.replace(coder, tokens=shorter)
+    tokens = int(min(network.tokens, coder.tokenizer.model_max_length))  # which the public pipelines pad to
+    coder = dataclasses.replace(coder, tokens=tokens)
     return ClipEncoder(network, weights, coder, _files(own, weights, words), pooled)
 
 

@@ -139,7 +139,7 @@ def read_t5(path: pathlib.Path, files: str) -> T5Encoder:
         heads=found.whole("num_heads", 8),
         head_dim=found.whole("d_kv", 64),
         mlp=found.whole("d_ff", 2048),
-        layers=found.whole("num_layers", 6),
+        layers=found.layers("num_layers", 6),
         buckets=buckets,
         farthest=farthest,
         norm_eps=found.positive("layer_norm_epsilon", 1e-6),

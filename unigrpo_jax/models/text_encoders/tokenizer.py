@@ -1,12 +1,15 @@
 """The tokenizer files of a folder, read by transformers, which is imported when they are."""
 
+import math
 import os
 import pathlib
 from typing import Any
 
 from unigrpo_jax.config import ConfigError, require
+from unigrpo_jax.foreign_text import quoted
 
 LARGEST_FILE = 2**28  # bytes; BAGEL's tokenizer.json has 7 MB
+SHORTEST = 3  # tokens that a text may have: the two around it and one
 
 
 def load_tokenizer(folder: pathlib.Path) -> Any:
@@ -22,9 +25,14 @@ def load_tokenizer(folder: pathlib.Path) -> Any:
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
     except Exception as error:  # the Rust library under it raises plain Exception
         first = next(iter(str(error).splitlines()), type(error).__name__).rstrip(" .:")
         raise ConfigError(
             f"the tokenizer in {folder} cannot be read ({first}); copy the tokenizer files of the model there again."
         ) from None
+    longest = tokenizer.model_max_length  # 10^30 where the file does not say
+    require(isinstance(longest, int | float) and SHORTEST <= longest < math.inf and longest == int(longest),
+            f"the tokenizer in {folder} has model_max_length = {quoted(longest)}, but it must be a whole number of at least "
+            f"{SHORTEST}; copy tokenizer_config.json of the model there again.")  # fmt: skip
+    return tokenizer

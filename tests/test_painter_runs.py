@@ -1,0 +1,95 @@
+"""The whole way of a model that only draws, at toy size: train, checkpoint, resume, evaluate, generate, export."""
+
+import json
+import pathlib
+import shutil
+
+import numpy as np
+import pytest
+from PIL import Image
+from safetensors.numpy import load_file
+
+from tests.command import command
+
+SMALL = ("--evaluation.prompts", 4, "--evaluation.batch", 4, "--evaluation.flow-steps", 2, "--devices", 1,
+         "--rollout.prompts-per-iteration", 2, "--rollout.flow-steps", 4, "--rollout.window-size", 2,
+         "--rollout.window-range", 0, 4)  # fmt: skip
+PARTS = {"flux_tiny": "transformer", "sd_tiny": "unet"}
+
+
+@pytest.fixture(scope="module", params=PARTS)
+def trained(request, tmp_path_factory) -> tuple[str, pathlib.Path]:
+    """Of adapters for FLUX, of all weights for Stable Diffusion, whose guidance is part of its policy."""
+    run_dir = tmp_path_factory.mktemp("runs") / request.param
+    own = ("--model.lora.rank", 2, "--model.lora.targets", r".*attn\.to_[qkv]") if request.param == "flux_tiny" else ()
+    outcome = command("experiments.run", request.param, "--run-dir", run_dir, *SMALL, *own)
+    assert outcome.code == 0, outcome
+    if own:
+        assert r".*attn\.to_[qkv] hits 12 layers" in outcome.out
+    return request.param, run_dir
+
+
+def lines(run_dir: pathlib.Path) -> list[dict]:
+    return [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_a_run_learns_on_policy_and_resumes_bit_for_bit(trained, tmp_path):
+    preset, run_dir = trained
+    first = lines(run_dir)
+    for line in first:
+        assert line["flow/ratio_min"] == line["flow/ratio_max"] == 1 and line["flow/log_prob_gap_max"] < 1e-4
+    assert first[0]["flow/velocity_mse"] == 0 < first[1]["flow/velocity_mse"]
+    assert not any(name.startswith("text/") for line in first for name in line)
+    copy = shutil.copytree(run_dir, tmp_path / "copy")
+    shutil.rmtree(copy / "checkpoints" / "2")
+    own = ("--model.lora.rank", 2, "--model.lora.targets", r".*attn\.to_[qkv]") if preset == "flux_tiny" else ()
+    outcome = command("experiments.run", preset, "--run-dir", copy, "--resume", *SMALL, *own)
+    assert outcome.code == 0 and "Resuming after iteration 1" in outcome.out, outcome
+    known = lambda line: {name: x for name, x in line.items() if "time" not in name and "per_second" not in name}
+    assert known(lines(copy)[1]) == known(first[1])
+
+
+def test_an_export_is_the_checkpoint_and_draws(trained, tmp_path):
+    preset, run_dir = trained
+    out = tmp_path / "model"
+    outcome = command("experiments.export", run_dir, out)
+    assert outcome.code == 0 and (out / "model_index.json").is_file(), outcome
+    assert (out / "lora" / "adapter_config.json").is_file() == (preset == "flux_tiny")
+    tables = []
+    for path in (run_dir, out):
+        asked = ("--preset", preset, "--evaluation.no-thinking", *SMALL[:8])
+        outcome = command("experiments.evaluate", path, *asked, "--out", tmp_path / "table.json")
+        assert outcome.code == 0, outcome
+        tables.append(json.loads((tmp_path / "table.json").read_text())["table"]["colourfulness"])
+    assert tables[0].keys() == tables[1].keys()
+    for name, value in tables[0].items():
+        assert value == pytest.approx(tables[1][name], abs=2e-3), name
+    again = tmp_path / "again"
+    assert command("experiments.export", out, again).code == 0
+    part = f"{PARTS[preset]}/diffusion_pytorch_model.safetensors"
+    first, second = load_file(out / part), load_file(again / part)
+    assert first.keys() == second.keys() and all(first[name].tobytes() == second[name].tobytes() for name in first)
+    picture = tmp_path / "drawn.png"
+    outcome = command("experiments.generate", out, "a red circle", "--out", picture, "--flow-steps", 2)
+    assert outcome.code == 0 and outcome.out == f"Wrote {picture}\n", outcome
+    assert np.asarray(Image.open(picture)).shape == (32, 32, 3)
+
+
+@pytest.mark.parametrize("words, said", [
+    (["flux_tiny", "--rollout.thinking"], "only draws (flux), but rollout.thinking is on"),
+    (["flux_tiny", "--rollout.guidance", 2], "(flux) is not guided by a second pass; use 1"),
+    (["flux_tiny", "--evaluation.guidance", 2], "(flux) is not guided by a second pass; use 1"),
+    (["flux_tiny", "--rollout.rounds", 2], "looks at no image, but rollout.rounds = 2"),
+    (["flux_tiny", "--model.path", "sd_tiny"], "a model of the family stable_diffusion, and these settings are for flux"),
+    (["flux_tiny", "--model.family", "fluxx"], "there are bagel, flux, stable_diffusion"),
+    (["flux_tiny", "--rollout.image-height", 20], "both sides must be multiples of 8"),
+    (["flux_tiny", "--model.lora.rank", 2, "--model.lora.targets", "layers/.*"], "model.lora.targets: "),
+    (["sd_tiny", "--rollout.timestep-shift", 3], "spaced by its scheduler file, not shifted; use 0"),
+    (["sd_tiny", "--rollout.flow-steps", 7, "--rollout.window-range", 0, 5], "must divide the 1000 steps"),
+    (["sd_tiny", "--rollout.noise-level", 1.5], "for ddim it is eta, at most 1"),
+    (["sd_tiny", "--learning.minibatches", 2], "2 optimizer steps"),
+])  # fmt: skip
+def test_what_a_family_cannot_do_is_one_sentence(words, said, tmp_path):
+    outcome = command("experiments.run", *words, "--run-dir", tmp_path / "run")
+    assert outcome.code == 2 and outcome.err.count("\n") == 1 and said in outcome.err, outcome.err
+    assert not (tmp_path / "run").exists()
