@@ -410,6 +410,10 @@ def test_a_run_learns_four_pictures_resumes_bit_for_bit_and_leaves_a_model_to_be
     jax.tree.map(np.testing.assert_array_equal, learned, restore(str(straight), base).read())
 
 
+FLUX_TINY = """--model.path flux_tiny --model.family flux --rollout.no-thinking --evaluation.no-thinking
+    --rollout.image-height 32 --rollout.image-width 32""".split()
+
+
 @pytest.mark.parametrize(
     ("change", "arguments", "words"),
     [
@@ -417,8 +421,7 @@ def test_a_run_learns_four_pictures_resumes_bit_for_bit_and_leaves_a_model_to_be
         (lambda lines: lines[1].update(prompt="red " * 30), (), ["line 2", "32 tokens", "prompt_tokens"]),
         (lambda lines: lines[2].update(image="cut.png"), (), ["line 3", "cut.png is not a picture that can be read"]),
         (lambda lines: lines[3].update(thinking="violet circle"), (), ["line 4", "violet"]),
-        (lambda lines: None, ("--model.path", "flux_tiny", "--rollout.no-thinking", "--evaluation.no-thinking",
-                              "--rollout.image-height", "32", "--rollout.image-width", "32"), ["line 1", "only draws"]),
+        (lambda lines: None, FLUX_TINY, ["line 1", "only draws"]),
     ],
 )  # fmt: skip
 def test_what_cannot_be_learned_is_said_before_anything_compiles(
