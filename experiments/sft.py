@@ -28,7 +28,7 @@ def main() -> None:
 def settings(preset: RunConfig) -> RunConfig:
     """A preset's settings for the method `sft`: its machine and model, and pieces of an update as large as they were."""
     batch = preset.trained_episodes // preset.learning.minibatches
-    rollout = dataclasses.replace(preset.rollout, prompts_per_iteration=batch, micro_batches=1, rounds=1)
+    rollout = dataclasses.replace(preset.rollout, prompts_per_iteration=batch, micro_batches=1)
     learning = dataclasses.replace(
         preset.learning, method="sft", group_size=1, best=0, worst=0, ppo_epochs=1, minibatches=1, credit="shared",
         thought_rewards=(), round_reward="last",

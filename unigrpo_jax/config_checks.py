@@ -241,7 +241,8 @@ def _check_supervised(config: RunConfig) -> None:
             f"learning.group_size = {learn.group_size}, learning.best = {learn.best} and learning.worst = {learn.worst}, "
             "but examples form no groups; use 1, 0 and 0, and rollout.prompts_per_iteration for the examples of an "
             "iteration.")  # fmt: skip
-    require(r.rounds == 1, f"rollout.rounds = {r.rounds}, but an example is one round; use 1.")
+    require(r.rounds == 1, f"rollout.rounds = {r.rounds}, but an example is one round; use 1, and evaluation.rounds = "
+                           f"{r.rounds} to judge as many.")  # fmt: skip
 
 
 def _check_judge(judge: JudgeConfig) -> None:
