@@ -86,6 +86,7 @@ def test_an_export_is_the_checkpoint_and_draws(trained, tmp_path):
     (["flux_tiny", "--model.lora.rank", 2, "--model.lora.targets", "layers/.*"], "model.lora.targets: "),
     (["sd_tiny", "--rollout.timestep-shift", 3], "spaced by its scheduler file, not shifted; use 0"),
     (["sd_tiny", "--rollout.flow-steps", 7, "--rollout.window-range", 0, 5], "must divide the 1000 steps"),
+    (["sd_tiny", "--model.floor-time"], "model.floor_time is about how FLUX is fed its time"),
     (["sd_tiny", "--rollout.noise-level", 1.5], "for ddim it is eta, at most 1"),
     (["sd_tiny", "--learning.minibatches", 2], "2 optimizer steps"),
 ])  # fmt: skip

@@ -214,7 +214,8 @@ def test_a_damaged_metrics_file_is_one_sentence(copy, tiny_model):
     (copy / "metrics.jsonl").write_text("{\n{}\n")
     record = json.loads((copy / "config.json").read_text())
     outcome = run_small(tiny_model, copy, "--resume", "--rewards", "shapes", "--iterations", 4,
-                        "--evaluation.every", record["evaluation"]["every"], "--evaluation.thinking")  # fmt: skip
+                        "--evaluation.every", record["evaluation"]["every"], "--evaluation.thinking",
+                            *HEADS)  # fmt: skip
     assert outcome.code == 2 and "metrics.jsonl, line 1" in outcome.err and outcome.err.count("\n") == 1, outcome
 
 
@@ -252,7 +253,8 @@ def test_a_damaged_summary_is_one_sentence(copy, tiny_model):
     for content in ("{", "[]", '{"before": [1]}', '{"before": {"a": {"b": "c"}}, "seconds": 1}', '{"seconds": 1}'):
         (copy / "summary.json").write_text(content)
         outcome = run_small(tiny_model, copy, "--resume", "--rewards", "shapes", "--iterations", 4,
-                            "--evaluation.every", record["evaluation"]["every"], "--evaluation.thinking")  # fmt: skip
+                            "--evaluation.every", record["evaluation"]["every"], "--evaluation.thinking",
+                            *HEADS)  # fmt: skip
         assert outcome.code == 2 and "summary.json is no" in outcome.err and outcome.err.count("\n") == 1, outcome
 
 

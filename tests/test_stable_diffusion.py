@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from tests import recorded_gradients, verbs
-from unigrpo_jax.models import component
 from unigrpo_jax.models.building.guidance import Guidance
+from unigrpo_jax.models.folders import component
 from unigrpo_jax.models.paths import scaled_linear
 from unigrpo_jax.models.schedule import DiffusionSchedule
 from unigrpo_jax.models.stable_diffusion.config import read_unet

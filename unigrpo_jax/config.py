@@ -58,6 +58,10 @@ class ModelConfig:
     """Plain products, or a kernel that stores no scores: `splash` on TPUs, `cudnn` on NVIDIA GPUs in bfloat16."""
     remat: Literal["none", "full", "dots"] = "none"
     """What the backward pass recomputes to save memory: each whole layer, or all of it but its products with weights."""
+    told_guidance: float = 3.5
+    """Guidance that a model is told which was distilled from it (FLUX.1-dev); others are told none."""
+    floor_time: bool = False
+    """Feed FLUX floor(1000 t) / 1000 for t, as DanceGRPO's code does."""
     unroll: int = 1
     """Layers per iteration of the scan over layers; more compile longer, and may run faster on CPU (decoding with all)."""
     embeddings: EmbeddingsConfig = dataclasses.field(default_factory=EmbeddingsConfig)

@@ -7,9 +7,9 @@ import jax
 import numpy as np
 
 from unigrpo_jax.models.autoencoders.image import ImageAutoencoder
-from unigrpo_jax.models.component import DIFFUSERS
-from unigrpo_jax.models.settings import read_settings
-from unigrpo_jax.models.stored import StoredTensors, faults
+from unigrpo_jax.models.folders.component import DIFFUSERS
+from unigrpo_jax.models.folders.settings import read_settings
+from unigrpo_jax.models.folders.stored import StoredTensors, faults
 
 # Class defaults: the scale of Stable Diffusion, no shift.
 _SCALE = 0.18215

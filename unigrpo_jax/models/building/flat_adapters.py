@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from unigrpo_jax.models.building.flat import ADAPTER, Params
-from unigrpo_jax.models.component import Network
+from unigrpo_jax.models.folders.component import Network
 
 A, B = ADAPTER
 

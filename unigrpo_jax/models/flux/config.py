@@ -3,7 +3,7 @@
 import pathlib
 
 from unigrpo_jax.models.flux.transformer import FluxTransformer
-from unigrpo_jax.models.settings import read_settings
+from unigrpo_jax.models.folders.settings import read_settings
 
 FILES = "model_index.json, transformer, vae, text_encoder, text_encoder_2, tokenizer, tokenizer_2 and scheduler"
 KNOWN = {"_class_name", "_diffusers_version", "_name_or_path", "patch_size", "in_channels", "out_channels", "axes_dims_rope",

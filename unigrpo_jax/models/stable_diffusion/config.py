@@ -2,7 +2,7 @@
 
 import pathlib
 
-from unigrpo_jax.models.settings import Settings, read_settings
+from unigrpo_jax.models.folders.settings import Settings, read_settings
 from unigrpo_jax.models.stable_diffusion.unet import LAYER_EPS, UNet
 
 FILES = "model_index.json, unet, vae, text_encoder, tokenizer and scheduler"

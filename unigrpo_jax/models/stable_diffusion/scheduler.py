@@ -9,9 +9,9 @@ import pathlib
 
 import numpy as np
 
+from unigrpo_jax.models.folders.settings import read_settings
 from unigrpo_jax.models.paths import Prediction, VariancePreserving, scaled_linear
 from unigrpo_jax.models.schedule import DiffusionSchedule
-from unigrpo_jax.models.settings import read_settings
 
 # Solvers of such a diffusion, by diffusers' names.
 CLASSES = tuple(f"{name}Scheduler" for name in (

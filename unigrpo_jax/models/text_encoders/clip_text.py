@@ -7,10 +7,10 @@ import pathlib
 import jax
 import numpy as np
 
-from unigrpo_jax.models import named
-from unigrpo_jax.models.named import Place
-from unigrpo_jax.models.settings import read_settings
-from unigrpo_jax.models.stored import StoredTensors, faults
+from unigrpo_jax.models.folders import named
+from unigrpo_jax.models.folders.named import Place
+from unigrpo_jax.models.folders.settings import read_settings
+from unigrpo_jax.models.folders.stored import StoredTensors, faults
 from unigrpo_jax.models.text_encoders.clip import ACTIVATIONS, TowerConfig, text_states
 from unigrpo_jax.models.text_encoders.clip_names import IGNORED, TEXT, Row, tower_rows
 from unigrpo_jax.models.tree import unflatten

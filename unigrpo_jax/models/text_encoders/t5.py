@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from unigrpo_jax.models.building.flat import Params, Shapes, layer_names, linear, linear_shapes, of_stack, rms_norm
-from unigrpo_jax.models.settings import read_settings
+from unigrpo_jax.models.folders.settings import read_settings
 
 BLOCK = "encoder.block"
 TABLE = f"{BLOCK}.0.layer.0.SelfAttention.relative_attention_bias.weight"  # of the first block, and read in all

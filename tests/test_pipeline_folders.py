@@ -13,10 +13,10 @@ from huggingface_hub.utils import filter_repo_objects
 from safetensors.numpy import load_file, save_file
 
 from unigrpo_jax.config import ConfigError, LoraConfig, ModelConfig, RolloutConfig
-from unigrpo_jax.models import component, diffusers_folder
 from unigrpo_jax.models.autoencoders import diffusers as autoencoders
 from unigrpo_jax.models.flux import family as flux
 from unigrpo_jax.models.flux.tiny import make_tiny as make_flux
+from unigrpo_jax.models.folders import component, pipelines
 from unigrpo_jax.models.stable_diffusion import family as sd
 from unigrpo_jax.models.stable_diffusion.tiny import make_tiny as make_sd
 from unigrpo_jax.models.text_encoders.clip_text import read_clip_text
@@ -141,7 +141,7 @@ def test_adapters_beside_a_model_are_read_as_a_part_of_it(toys, name, tmp_path, 
                if path not in params}  # fmt: skip
     loaded.export(params, out, "float32")
     for file in ("adapter_config.json", f"{stem}.safetensors"):
-        shutil.copyfile(out / diffusers_folder.ADAPTERS / file, folder / file)
+        shutil.copyfile(out / pipelines.ADAPTERS / file, folder / file)
     both, folded = load(name, folder), load(name, out).params()
     assert both.unread_files == () and both.checksum() != plain
     for path, x in both.params().items():
