@@ -131,9 +131,13 @@ class RolloutConfig:
 class LearningConfig:
     """How episodes become an update."""
 
-    method: Literal["grpo", "best_of_n", "refl"] = "grpo"
+    method: Literal["grpo", "best_of_n", "refl", "sft"] = "grpo"
     """Learn both ratios (UniGRPO); imitate the `best` episodes of each group, all sampled by the frozen start (rejection
-    sampling); or follow the reward's own gradient through drawing (ReFL), beside the token ratio."""
+    sampling); follow the reward's own gradient through drawing (ReFL), beside the token ratio; or learn the examples of
+    `data`, as experiments.sft does."""
+    text_dropout: float = 0.1
+    """Method `sft`: share of the examples of which nothing is learned but to draw without any text, for guidance; a model
+    that is not guided by a second pass leaves none out."""
     group_size: int = 8
     """Episodes G per prompt; an episode's advantage is relative to its group."""
     advantage: Literal["group_std", "global_std", "none"] = "group_std"
@@ -214,6 +218,8 @@ class EvaluationConfig:
 
     source: str | None = None
     """Where the held-out prompts come from, as in `prompts`; None takes those of the world or the first of the file."""
+    data: str | None = None
+    """Method `sft`: examples like those of `data`, not trained on, whose losses are reported; the first `prompts` lines."""
     prompts: int = 480
     """Held-out prompts, equal shares of each category where the world has them."""
     images_per_prompt: int = 1
@@ -260,7 +266,8 @@ class CheckpointConfig:
     keep_best: int = 1
     """Best checkpoints kept beside them, by evaluations during the run; each new best is saved. 0 keeps none."""
     best_metric: str = ""
-    """What the best is the highest of, such as eval/exact; empty is the first score that the evaluation reports."""
+    """What the best is the highest of, such as eval/exact, or the lowest of a loss; empty is the first score that the
+    evaluation reports."""
     keep_every: int = 0
     """Checkpoints of iterations that this divides are kept, too; 0 keeps none."""
 
@@ -416,6 +423,9 @@ class RunConfig:
     prompts: tuple[str, ...] = ("shapes",)
     """`shapes`, the shapes world; `examples`, 48 prompts; FILE.jsonl, a `prompt` and any metadata per line; FILE.txt, one
     prompt per line; geneval:FILE; tfds:NAME[/CONFIG][:SPLIT][#FIELD]; several are mixed."""
+    data: str | None = None
+    """Method `sft`: FILE.jsonl of examples: a `prompt`, an `image` to draw and, where the model thinks, a `thinking` a line.
+    Held-out prompts still come from `prompts`, where there are some."""
     prompt_weights: tuple[float, ...] = ()
     """Shares of several sources of prompts, in their order; without any they are equal."""
     rewards: tuple[str, ...] = ("shapes",)

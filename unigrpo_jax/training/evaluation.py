@@ -190,8 +190,9 @@ class Evaluator:
         moments = [_moments(columns, asked, turn, shown) for turn, shown in enumerate(calls[0].shown)]
         columns = {name: np.asarray(values, np.float64) for name, values in columns.items()}
         rewards = [x for name, x in columns.items() if name.startswith("reward/")]
-        self._judging.hold_to_share(~np.any([np.isnan(x) for x in rewards], axis=0), "held-out images")
-        if all((x == ABSTAINED).all() for x in rewards):
+        if rewards:  # supervised training needs none
+            self._judging.hold_to_share(~np.any([np.isnan(x) for x in rewards], axis=0), "held-out images")
+        if rewards and all((x == ABSTAINED).all() for x in rewards):
             raise RewardError(f"every reward abstained from all of {total} held-out images, so nothing can be compared")
         scores = {name.split("/", 1)[1]: np.where(x == ABSTAINED, np.nan, x) for name, x in columns.items()}
         table = by_category(scores, [str(p.metadata.get("category", "")) for p in asked])
@@ -280,15 +281,19 @@ def by_round(
     return tuple(batches)
 
 
-def by_category(scores: dict[str, np.ndarray], categories: Sequence[str]) -> dict[str, dict[str, float]]:
+def by_category(
+    scores: dict[str, np.ndarray], categories: Sequence[str], weights: np.ndarray | None = None
+) -> dict[str, dict[str, float]]:
     """{score: {"overall": mean, category: mean}}; NaN entries do not count, a mean of nothing is left out.
 
-    A category that is itself called overall stands there as `overall (category)`.
+    A category that is itself called overall stands there as `overall (category)`.  `weights` above 0, one an entry, are
+    those of the means; without any all entries weigh the same.
     """
     labels, table = np.array(categories), {}
     called = lambda category: f"{category} (category)" if category == "overall" else category
     for name, values in scores.items():
         masks = {"overall": np.ones(len(labels), bool)} | {called(c): labels == c for c in dict.fromkeys(categories) if c}
-        rows = {key: values[mask & np.isfinite(values)] for key, mask in masks.items()}
-        table[name] = {key: round(float(row.mean()), 6) for key, row in rows.items() if row.size}
+        rows = {key: mask & np.isfinite(values) for key, mask in masks.items()}
+        mean = lambda row, values=values: np.average(values[row], weights=None if weights is None else weights[row])
+        table[name] = {key: round(float(mean(row)), 6) for key, row in rows.items() if row.any()}
     return table

@@ -61,15 +61,19 @@ class Parts:
     followed: DifferentiableReward | None = None
 
 
-def build(config: RunConfig) -> Parts:
-    """Checks a config against itself, the machine and the files it names; ConfigError says what cannot work."""
+def build(config: RunConfig, world: World | None = None) -> Parts:
+    """Checks a config against itself, the machine and the files it names; ConfigError says what cannot work.
+
+    `world` stands in the place of the one that the config names.
+    """
     check(config)
     mesh = meshes.make_mesh(config.devices, config.mesh)
     check_devices(config, meshes.batch_size(mesh))
     attend = kernels.attend(config.model, mesh)
-    world = load_world(config.prompts, config.prompt_weights, config.evaluation.source, config.rollout.rounds,
-                       config.evaluation.rounds)  # fmt: skip
-    rewards = load_rewards(config)
+    world = world or load_world(config.prompts, config.prompt_weights, config.evaluation.source, config.rollout.rounds,
+                                config.evaluation.rounds)  # fmt: skip
+    unjudged = config.learning.method == "sft" and not config.rewards
+    rewards = {} if unjudged else load_rewards(config)
     judging, followed = Judging(rewards, config.judging), None
     if config.learning.method == "refl":
         followed = next((r for r in rewards.values() if isinstance(r, DifferentiableReward)), None)
@@ -190,12 +194,14 @@ class Moment:
 class Trainer:
     """Rollout, reward and update of a run."""
 
+    programs_of: type[Programs] = Programs
+
     def __init__(self, parts: Parts):
         loaded = parts.loaded
         self.parts, self._thought = parts, Moment()
         system = loaded.codec.system(parts.config.rollout)
         follow = parts.followed and Followed.of(parts.followed, parts.order.batch(0, 1)[0].metadata)
-        self.programs = Programs(
+        self.programs = self.programs_of(
             parts.config, loaded.network, loaded.autoencoder, system, parts.layout, loaded.abstract_params(),
             self._thought, follow,
         )  # fmt: skip
