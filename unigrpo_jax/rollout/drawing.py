@@ -35,7 +35,7 @@ class FlowSampler:
       guidance: None for none, as in UniGRPO, where an episode stays linear.
       path: where the latents lie.
       prediction: what the network predicts.
-      everywhere: whether the transitions outside the window are the rule's, too, with noise.
+      noisy: [first, end) of transitions that are the rule's, with noise, wherever the window lies.
     """
 
     schedule: tuple[float, ...]
@@ -44,7 +44,7 @@ class FlowSampler:
     guidance: Guidance | None = None
     path: Path = RECTIFIED
     prediction: Prediction = "velocity"
-    everywhere: bool = False
+    noisy: tuple[int, int] = (0, 0)
 
     @property
     def steps(self) -> int:
@@ -105,7 +105,8 @@ def denoise(model: Painter, params, condition, x, noise_keys_B, window_W, sample
         mean = sampler.noiseless(x, v, t, t_next)
         if not width:
             return (mean, kept), None
-        inside = True if sampler.everywhere else jnp.any(step == window_W)
+        first, end = sampler.noisy
+        inside = jnp.any(step == window_W) | ((first <= step) & (step < end))
         mean_in, std = sampler.transition(x, v, t, t_next)
         mean = jax.tree.map(lambda a, b: jnp.where(inside, a, b), mean_in, mean)
         noise = randomness.normal_like(noise_keys_B, step, x)
