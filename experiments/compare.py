@@ -1,6 +1,6 @@
-"""The paper's table and ablations, and several rounds: trains every arm with every seed, judges it, writes the page.
+"""Papers' tables and ablations, and several rounds: trains every arm with every seed, judges it, writes the page.
 
-    python -m experiments.compare table|ablations [PRESET] [--seeds 0 1 2] [--updates N] [--quick] [--out DIR] ...
+    python -m experiments.compare table|ablations|dance [PRESET] [--seeds 0 1 2] [--updates N] [--quick] [--out DIR] ...
     python -m experiments.compare rounds [--seeds 0 1 2] [--updates N] [--quick] [--out DIR] ...
 
 DIR gets one JSON record per arm and seed, and pages that are made from those records alone.  What is interrupted is
@@ -27,9 +27,10 @@ from experiments.destination import folder_to_write
 from unigrpo_jax.config import ConfigError, RunConfig, require
 from unigrpo_jax.foreign_text import tell
 
-SEEDS = {"table": (0, 1, 2), "ablations": (0,), "rounds": (0, 1, 2)}
-ITERATIONS = {"table": 100, "ablations": 40, "rounds": None}
-QUICK_ITERATIONS = {"table": 30, "ablations": 20, "rounds": 10}
+SEEDS = {"table": (0, 1, 2), "ablations": (0,), "dance": (0, 1, 2), "rounds": (0, 1, 2)}
+ITERATIONS = {"table": 100, "ablations": 40, "dance": 100, "rounds": None}
+QUICK_ITERATIONS = {"table": 30, "ablations": 20, "dance": 20, "rounds": 10}
+PRESETS = {"dance": "shapes_flux"}  # where none is named and it is not `shapes`
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -40,13 +41,13 @@ class Arguments:
     seeds: tuple[int, ...] = ()
     """Seeds of every arm; default 0 1 2, and 0 of an ablation, where more make differences surer."""
     updates: int = 0
-    """Iterations of every arm; 0 is 100 of a table, 40 of an ablation and the preset's of several rounds."""
+    """Iterations of every arm; 0 is 100 of a table and of `dance`, 40 of an ablation and the preset's of several rounds."""
     arms: tuple[str, ...] = ()
     """Only these arms of the table, or these ablations."""
     quick: bool = False
     """One seed, few arms, short: to see that it works."""
     out: pathlib.Path | None = None
-    """Folder of records and pages; default runs/compare/table, runs/compare/ablations or runs/compare/rounds."""
+    """Folder of records and pages; default runs/compare/ and the name of what is compared."""
     jobs: int = 1
     """Arms that are trained at the same time, each on its own share of the processor's cores."""
     pages: bool = False
@@ -59,8 +60,8 @@ def main() -> None:
         given = given_arguments()
         what = given[0] if given and not given[0].startswith("-") else ""
         if what not in ITERATIONS and not {"-h", "--help"} & set(given):
-            raise ConfigError(f"{what or 'nothing'} is compared by no name; use `table`, `ablations` or `rounds`.")
-        config, rest = preset(given[1:] if what else given, "shapes")
+            raise ConfigError(f"{what or 'nothing'} is compared by no name; use `table`, `ablations`, `dance` or `rounds`.")
+        config, rest = preset(given[1:] if what else given, PRESETS.get(what, "shapes"))
         require(what != "rounds" or rest == given[1:], f"{config.name}: `rounds` has presets of its own; leave it out.")
 
         def read(config: RunConfig) -> Arguments:
@@ -68,7 +69,7 @@ def main() -> None:
                 Arguments,
                 args=rest,
                 default=Arguments(config=config),
-                prog="python -m experiments.compare table|ablations|rounds [PRESET]",
+                prog=f"python -m experiments.compare {'|'.join(ITERATIONS)} [PRESET]",
                 description=__doc__,
             )
 
@@ -97,7 +98,7 @@ def compare(what: str, arguments: Arguments, with_settings: Callable[[RunConfig]
     if what == "rounds":
         base, arms, pages = _rounds(arguments, updates, out, with_settings)
     else:
-        base, arms, pages = {"table": _table, "ablations": _ablations}[what](arguments, updates, out)
+        base, arms, pages = {"table": _table, "ablations": _ablations, "dance": _dance}[what](arguments, updates, out)
     missing = 0 if arguments.pages else _run(_jobs(what, arms, base, seeds, out), arguments.jobs, out)
     pages()
     tell(f"Wrote {out / (what + '.md')} and {out / (what + '.html')}")
@@ -137,6 +138,17 @@ def _ablations(arguments: Arguments, updates: int, out: pathlib.Path) -> tuple:
         for name, labels in named.items()
     ]
     return base, arms, lambda: write_ablations(out, studies)
+
+
+def _dance(arguments: Arguments, updates: int, out: pathlib.Path) -> tuple:
+    """As `_table`."""
+    from experiments.comparison import dance
+
+    base = _base(arguments.config, updates, every=0)
+    arms = dance.arms(base)
+    wanted = _wanted(arguments, [a.name for a in arms], dance.QUICK)
+    arms = [a for a in arms if a.name in wanted]
+    return base, arms, lambda: dance.write_dance(out, arms)
 
 
 def _rounds(

@@ -2,8 +2,10 @@
 
     python -m experiments.pretrain --out DIR               the world of one round
     python -m experiments.pretrain --rounds --out DIR      reflect, edit and story, from the base of one round
+    python -m experiments.pretrain --family flux --out DIR     or stable_diffusion: drawing alone, by another network
 
-The models inside the package, `base` and `rounds_base`, were made so; the README has the exact commands, times and results.
+The models inside the package, `base`, `rounds_base`, `shapes_flux_base` and `shapes_sd_base`, were made so;
+`shapes_world.md` has the exact commands, times and results.
 """
 
 import dataclasses
@@ -11,6 +13,7 @@ import math
 import pathlib
 import time
 from collections.abc import Sequence
+from typing import Literal
 
 import numpy as np
 
@@ -22,6 +25,9 @@ SIZE, THINKING_TOKENS, PROMPT_TOKENS = 24, 26, 18
 # A patch is a cell of the drawing, so that a token is an object.
 VISION = {"hidden_size": 128, "intermediate_size": 256, "layers": 1, "heads": 4, "patch": 8, "table_side": 3, "max_side": 3}
 FIXED = ("latent_pos_embed", "vit_pos_embed")
+# Settings of every family; the others are BAGEL's.
+SHARED = ("out", "family", "seed", "steps", "batch", "noise_draws", "learning_rate", "ema_decay", "color_attr_share",
+          "text_dropout", "start", "sloppy_plans", "sloppy_drawings")  # fmt: skip
 SIZES = ("hidden_size", "intermediate_size", "layers", "heads", "kv_heads", "latent_patch")
 
 
@@ -30,17 +36,21 @@ class PretrainConfig:
     """Sizes of the network and settings of supervised training."""
 
     out: pathlib.Path
-    """Folder for the model: llm_config.json, ema.safetensors and the tokenizer."""
+    """Folder for the model: llm_config.json, ema.safetensors and the tokenizer; of the other families that of diffusers."""
+    family: Literal["bagel", "stable_diffusion", "flux"] = "bagel"
+    """Which network.  `stable_diffusion` and `flux` learn the direct prompts of one round, with an autoencoder and text
+    encoders of their own, whose sizes stand in experiments/pretraining."""
     rounds: bool = False
     """Learn the worlds of several rounds, beginning with the weights of the shapes base, whose sizes are kept."""
     start: str | None = None
-    """Of several rounds: a model folder to begin with, which `--rounds` made, in the place of the shapes base."""
+    """Of several rounds: a model folder to begin with, which `--rounds` made, in the place of the shapes base.  Of another
+    family: one that it made, to go on from."""
     seed: int = 0
     """Seed of weights, examples and noise."""
     steps: int | None = None
-    """Optimizer steps; default 3600, of several rounds 2000."""
-    batch: int = 32
-    """Examples per step; of several rounds a third of them of each of the three worlds."""
+    """Optimizer steps; default 3600, of several rounds 2000, of another family 3000."""
+    batch: int | None = None
+    """Examples per step, default 32, of another family 64; of several rounds a third of them of each of the three worlds."""
     reading: int = 0
     """Of several rounds: so many examples more per step, of which only the thinking is learned: half of them edits and half
     second looks, all without mistakes.  To read a picture is learned later than all else.  Every example weighs the same."""
@@ -50,18 +60,22 @@ class PretrainConfig:
     """Show images that are only read through the vision encoder alone, without their latents, which are read already: so it
     is learned sooner."""
     noise_draws: int | None = None
-    """Noisy versions of each image; default 3, of several rounds 1, since the base draws already."""
+    """Noisy versions of each image; default 3; of several rounds 1, since the base draws already; of another family 1."""
     learning_rate: float | None = None
     """Peak of Adam's rate, default 2e-3, of several rounds 1.5e-3; warm-up over 100 steps, then a cosine to 2 % of it."""
     ema_decay: float = 0.998
     """Decay of the weight average, which is what is saved."""
     timestep_shift: float = 2.0
-    """Shift of the training times towards noise."""
+    """Shift of the training times towards noise; another family's stands in its scheduler file."""
     color_attr_share: float = 0.4
     """Share of the examples that are two objects of two colours; the rest is drawn from all categories alike.  To copy each
     colour with its own shape is learned much later than all else."""
+    sloppy_plans: float = 0.25
+    """Of one round: share of the examples that mistake the prompt."""
+    sloppy_drawings: float = 0.4
+    """Of one round: share of the examples whose image is not what was planned."""
     text_dropout: float = 0.1
-    """Probability of leaving out the prompt, and of leaving out the thinking."""
+    """Probability of leaving out the prompt, and of leaving out the thinking; where a family is not guided, of neither."""
     seen_noise: float = 0.15
     """Of several rounds: largest standard deviation, of pixels in [-1, 1], of the noise upon an image that is looked at;
     what a model drew is never as clean as what it learned from."""
@@ -82,6 +96,38 @@ class PretrainConfig:
 @command_line
 def main(config: PretrainConfig) -> None:
     """Trains, evaluates nothing, writes the model folder."""
+    if config.family == "bagel":
+        _bagel(config)
+    else:
+        _painter(config)
+
+
+def _painter(config: PretrainConfig) -> None:
+    from experiments.pretraining.painters import Training, make
+    from unigrpo_jax.config import require
+
+    given = [f.name for f in dataclasses.fields(config) if f.name not in SHARED and getattr(config, f.name) != f.default]
+    flags = ", ".join(f"--{name.replace('_', '-')}" for name in given)
+    require(not given, f"{flags} {'is' if len(given) == 1 else 'are'} for --family bagel alone; leave out what is not of "
+            f"{config.family}.")  # fmt: skip
+    require(config.batch != 0, "--batch 0 leaves nothing to learn; leave it out, or give a number from 1 on.")
+    out = folder_to_write(config.out, "--out")
+    training = Training(
+        seed=config.seed,
+        steps=config.steps or 3000,
+        batch=64 if config.batch is None else config.batch,
+        noise_draws=config.noise_draws or 1,
+        learning_rate=config.learning_rate or 2e-3,
+        ema_decay=config.ema_decay,
+        color_attr_share=config.color_attr_share,
+        text_dropout=config.text_dropout,
+        sloppy=(config.sloppy_plans, config.sloppy_drawings),
+    )
+    make(config.family, out, training, config.start)
+    tell(f"wrote {out}")
+
+
+def _bagel(config: PretrainConfig) -> None:
     import jax
     import jax.numpy as jnp
     import optax
@@ -100,6 +146,7 @@ def main(config: PretrainConfig) -> None:
             "--start, --reading and --vision are for --rounds; add it.")  # fmt: skip
     require(not config.patches_only or (config.reading and config.vision),
             "--patches-only is about what a vision encoder reads; add --reading and --vision.")  # fmt: skip
+    config = dataclasses.replace(config, batch=32 if config.batch is None else config.batch)
     require(config.batch > 0 or config.reading > 0, "--batch 0 leaves nothing to learn but what is read; add --reading.")
     start = load_model(ModelConfig(path=config.start)) if config.rounds else None
     devices = jax.device_count()
@@ -208,7 +255,7 @@ def examples(config: PretrainConfig):
     categories = lambda: bound if rng.random() < config.color_attr_share else by_category
 
     def one_round():
-        drawn = supervised.example(rng, categories())
+        drawn = supervised.example(rng, categories(), config.sloppy_plans, config.sloppy_drawings)
         only = rounds_supervised.Round(drawn.prompt.text, drawn.thinking, drawn.image)
         return rounds_supervised.RoundsExample(drawn.prompt, None, (only,))
 

@@ -22,7 +22,8 @@ FAMILIES = (
 )
 
 SHAPES_BASE = pathlib.Path(__file__).resolve().parent.parent / "worlds" / "shapes" / "base"
-ROUNDS_BASE = "rounds_base"  # the name of the base of several rounds, which lies beside it
+# Names of the bases that lie beside it: of several rounds, and of the families that only draw.
+BASES = {"rounds_base": "rounds_base", "shapes_sd_base": "sd_base", "shapes_flux_base": "flux_base"}
 _DISK = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENOTDIR)
 HUB_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,95}/[A-Za-z0-9_][A-Za-z0-9_.-]{0,95}")
 
@@ -38,7 +39,7 @@ def family(name: str) -> ModuleType:
 
 def is_named(path: str) -> bool:
     """Whether a `model.path` is the name of a base or a toy that comes with the package."""
-    return path == ROUNDS_BASE or any(path in family(name).TOYS for name in FAMILIES)
+    return path in BASES or any(path in family(name).TOYS for name in FAMILIES)
 
 
 def load_model(config: ModelConfig) -> Loaded:
@@ -65,7 +66,7 @@ def known(config: ModelConfig) -> Loaded | None:
 
 
 def find_folder(path: str | None) -> pathlib.Path:
-    """The folder of a `model.path`: a folder, a name on the Hugging Face hub, "rounds_base", "tiny", or None for the base.
+    """The folder of a `model.path`: a folder, a name on the Hugging Face hub, one of `BASES`, "tiny", or None for the base.
 
     Raises:
       ConfigError: there is no such folder, and no such name that can be fetched.
@@ -75,8 +76,8 @@ def find_folder(path: str | None) -> pathlib.Path:
     folder = named(path, "model.path")
     if folder.is_dir():
         return folder
-    if path == ROUNDS_BASE:
-        return SHAPES_BASE.parent / ROUNDS_BASE
+    if path in BASES:
+        return SHAPES_BASE.parent / BASES[path]
     for name in FAMILIES:
         if path in family(name).TOYS:
             return family(name).TOYS[path]()

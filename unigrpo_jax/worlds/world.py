@@ -15,6 +15,7 @@ from unigrpo_jax.worlds.source import read_source
 # Worlds with rules of their own: name -> where the function stands that makes it.
 SHAPES: dict[str, str] = {
     "shapes": "unigrpo_jax.worlds.shapes.world:shapes",
+    "shapes_direct": "unigrpo_jax.worlds.shapes.world:shapes_direct",
     "shapes_reflect": "unigrpo_jax.worlds.shapes.reflect:shapes_reflect",
     "shapes_edit": "unigrpo_jax.worlds.shapes.edit:shapes_edit",
     "shapes_story": "unigrpo_jax.worlds.shapes.story:shapes_story",

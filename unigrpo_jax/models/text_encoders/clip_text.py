@@ -7,13 +7,13 @@ import pathlib
 import jax
 import numpy as np
 
-from unigrpo_jax.models.folders import named
+from unigrpo_jax.models.folders import component, named, stored
 from unigrpo_jax.models.folders.named import Place
 from unigrpo_jax.models.folders.settings import read_settings
 from unigrpo_jax.models.folders.stored import StoredTensors, faults
 from unigrpo_jax.models.text_encoders.clip import ACTIVATIONS, TowerConfig, text_states
 from unigrpo_jax.models.text_encoders.clip_names import IGNORED, TEXT, Row, tower_rows
-from unigrpo_jax.models.tree import unflatten
+from unigrpo_jax.models.tree import flatten, unflatten
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -45,16 +45,25 @@ class ClipText:
 
     def stored_shapes(self) -> dict[str, tuple[int, ...]]:
         """Every tensor of the file and its shape."""
-        return {name: row.tensor.stored_shape(row.shape) for row in self._rows for name in row.tensor.names}
+        return {name: row.tensor.stored_shape(row.shape) for row in self.rows for name in row.tensor.names}
 
     def read(self, weights: StoredTensors, place: Place | None = None) -> dict:
         """The parameters, float32 and nested, each laid out by `place` (by its path and shape)."""
-        shapes = {row.tensor.path: jax.ShapeDtypeStruct(row.shape, np.float32) for row in self._rows}
-        table = [row.tensor for row in self._rows]
+        shapes = {row.tensor.path: jax.ShapeDtypeStruct(row.shape, np.float32) for row in self.rows}
+        table = [row.tensor for row in self.rows]
         return unflatten(named.read(table, shapes, lambda _, name: weights.read(name), place))
 
+    def write(self, folder: pathlib.Path, params: dict, dtype: str) -> None:
+        """Writes nested parameters as `open_weights` and `read` take them; `dtype` is safetensors' float."""
+        flat = flatten(params)
+        layers = lambda row: flat[row.tensor.path] if row.tensor.stacked else (flat[row.tensor.path],)
+        tensors = ((name, row.tensor.to_stored(np.asarray(p))) for row in self.rows
+                   for name, p in zip(row.tensor.names, layers(row), strict=True))  # fmt: skip
+        stored.write(folder, component.TRANSFORMERS, self.stored_shapes(), tensors, dtype)
+
     @functools.cached_property
-    def _rows(self) -> tuple[Row, ...]:
+    def rows(self) -> tuple[Row, ...]:
+        """Every parameter."""
         return tuple(tower_rows("text", self.tower, TEXT, {"V": self.vocabulary, "L": self.tokens}))
 
 

@@ -11,7 +11,7 @@ import functools
 import hashlib
 import itertools
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 from unigrpo_jax.worlds.prompt import Prompt
 from unigrpo_jax.worlds.shapes.requirement import CATEGORIES, OPPOSITE, Requirement, Wanted
@@ -45,9 +45,20 @@ def by_category(split: str) -> dict[str, tuple[Prompt, ...]]:
     return chosen
 
 
-def evaluation_prompts(n: int, split: str = "held_out") -> list[Prompt]:
-    """The first n of a fixed order: the categories in turn; a text comes again only after all of its category."""
-    cycles = [itertools.cycle(members) for members in by_category(split).values()]
+@functools.cache
+def direct(split: str) -> dict[str, tuple[Prompt, ...]]:
+    """Those prompts of each category that say what is to be seen, so that nothing must be worked out first."""
+    return {name: tuple(p for p in members if not p.metadata["indirect"]) for name, members in by_category(split).items()}
+
+
+def evaluation_prompts(
+    n: int, split: str = "held_out", of: Callable[[str], Mapping[str, Sequence[Prompt]]] = by_category
+) -> list[Prompt]:
+    """The first n of a fixed order: the categories in turn; a text comes again only after all of its category.
+
+    `of` is `by_category` or `direct`.
+    """
+    cycles = [itertools.cycle(members) for members in of(split).values()]
     return [next(cycles[i % len(cycles)]) for i in range(n)]
 
 

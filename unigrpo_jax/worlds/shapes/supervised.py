@@ -1,9 +1,9 @@
 """What the base model learns from: prompts with a thinking and a drawing, each of which is sometimes faulty.
 
-A share `SLOPPY_PLANS` of the plans makes one mistake about the prompt; half of these also state the mistake, half state
-the prompt rightly and then plan something else.  A share `SLOPPY_DRAWINGS` of the drawings makes one mistake about the
-plan.  Faults are other scenes, never blur or noise: a model that learns from these examples has right and wrong modes
-to choose between.
+A share `SLOPPY_PLANS` of the plans, where no other is asked for, makes one mistake about the prompt; half of these also
+state the mistake, half state the prompt rightly and then plan something else.  A share `SLOPPY_DRAWINGS` of the drawings
+makes one mistake about the plan.  Faults are other scenes, never blur or noise: a model that learns from these examples has
+right and wrong modes to choose between.
 """
 
 import dataclasses
@@ -40,16 +40,19 @@ class Example:
     image: np.ndarray
 
 
-def example(rng: np.random.Generator, prompts: Mapping[str, Sequence[Prompt]]) -> Example:
+def example(
+    rng: np.random.Generator, prompts: Mapping[str, Sequence[Prompt]], sloppy_plans: float = SLOPPY_PLANS,
+    sloppy_drawings: float = SLOPPY_DRAWINGS,
+) -> Example:  # fmt: skip
     """One example; `prompts` are those of each category, which is drawn uniformly."""
     prompt = pick(rng, prompts[pick(rng, tuple(prompts))])
     requirement = from_metadata(prompt.metadata)
     stated = planned = requirement
-    if rng.random() < SLOPPY_PLANS:
+    if rng.random() < sloppy_plans:
         planned = misread(rng, requirement)
         stated = pick(rng, (planned, requirement))
     plan = place(rng, planned)
-    drawn = misdraw(rng, plan, requirement) if rng.random() < SLOPPY_DRAWINGS else plan
+    drawn = misdraw(rng, plan, requirement) if rng.random() < sloppy_drawings else plan
     return Example(prompt, plan_text(stated.statement(), plan), render(drawn))
 
 

@@ -1,6 +1,7 @@
 """The shapes world as the training loop sees it."""
 
-from collections.abc import Callable, Sequence
+import itertools
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
@@ -9,7 +10,7 @@ from unigrpo_jax.worlds.order import Drawn, Order, PromptOrder
 from unigrpo_jax.worlds.prompt import Prompt
 from unigrpo_jax.worlds.shapes import prompts
 from unigrpo_jax.worlds.shapes.checker import Findings, find_objects_batch
-from unigrpo_jax.worlds.shapes.judge import Verdict, drawing_follows_plan, judge, judge_plan
+from unigrpo_jax.worlds.shapes.judge import Verdict, drawing_follows_plan, judge, judge_images, judge_plan
 from unigrpo_jax.worlds.world import Judgement, World
 
 SPLITS = ("train", "held_out")
@@ -28,6 +29,13 @@ def judge_episodes(batch: RewardBatch) -> Judgement:
         [judge_plan(t, m) for t, m in zip(batch.thinking, batch.metadata, strict=True)],
         [drawing_follows_plan(f, t) for f, t in zip(found, batch.thinking, strict=True)],
     )
+
+
+def judge_drawings(batch: RewardBatch) -> Judgement:
+    """Judges the images alone: `exact` and `graded`."""
+    verdicts = judge_images(batch.images, batch.metadata)
+    exact, graded = (np.array([getattr(v, name) for v in verdicts], np.float64) for name in ("exact", "graded"))
+    return Judgement(correct=exact > 0, verdicts=[v.reason for v in verdicts], scores={"exact": exact, "graded": graded})
 
 
 def told_apart(images: Sequence[Verdict], plans: Sequence[Verdict], follows: Sequence[bool | None]) -> Judgement:
@@ -69,10 +77,19 @@ def drawn_world(prompts: Callable[[int, str], Order], judge: Callable[[RewardBat
 
 def shapes() -> World:
     """Prompts in GenEval's six categories; the held-out ones share neither text nor requirement with the train ones."""
-    groups = list(prompts.by_category("train").values())
+    return _world(prompts.by_category, judge_episodes)
+
+
+def shapes_direct() -> World:
+    """The prompts of `shapes` that say what is to be seen, for models that do not think."""
+    return _world(prompts.direct, judge_drawings)
+
+
+def _world(of: Callable[[str], Mapping[str, Sequence[Prompt]]], judge: Callable[[RewardBatch], Judgement]) -> World:
+    train = list(of("train").values())
     return World(
-        train=lambda seed: PromptOrder(groups, seed),
-        evaluation=prompts.evaluation_prompts,
-        longest=[prompts.prompts("train")],
-        judge=judge_episodes,
+        train=lambda seed: PromptOrder(train, seed),
+        evaluation=lambda n: prompts.evaluation_prompts(n, of=of),
+        longest=[tuple(itertools.chain.from_iterable(train))],
+        judge=judge,
     )

@@ -1,0 +1,161 @@
+"""Makes a base painter of the shapes world: an autoencoder, then a network and its text encoders, learned together.
+
+    loss = mean (predict(x_t, t | text) - target)^2,    x_t = alpha_t data + sigma_t noise          (`models.paths`)
+
+A flow's times are t = shift s / (1 + (shift - 1) s), s = sigmoid(u), u ~ N(0, 1), with the shift that it samples with; a
+diffusion's are uniform over its steps.  The examples are those of the base that thinks, without the thinking: of direct
+prompts, and as sloppy.
+"""
+
+import dataclasses
+import itertools
+import pathlib
+import shutil
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from experiments.pretraining import autoencoder as autoencoders
+from experiments.pretraining.folder import weights_of, write_settings
+from unigrpo_jax.config import ModelConfig, require
+from unigrpo_jax.foreign_text import tell
+from unigrpo_jax.models import families
+from unigrpo_jax.models.autoencoders.diffusers import stored_shapes
+from unigrpo_jax.models.autoencoders.pixels import from_uint8
+from unigrpo_jax.models.folders import component, stored
+from unigrpo_jax.models.folders.pipelines import Pipeline
+from unigrpo_jax.models.paths import RectifiedFlow, target
+from unigrpo_jax.models.text_encoders.encoder import ClipEncoder
+from unigrpo_jax.models.text_encoders.states import TextStates
+from unigrpo_jax.models.verbs import Params
+from unigrpo_jax.worlds.shapes import prompts, supervised
+
+SIZE, DTYPE = 24, "float16"  # pixels along a side; of the files
+WEIGHT_DECAY = 1e-3
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Training:
+    """Settings of supervised training.
+
+    Attributes:
+      seed: of weights, examples and noise.
+      steps: of the optimizer.
+      batch: examples of a step.
+      noise_draws: noisy versions of each image.
+      learning_rate: peak of AdamW's; warm-up over 100 steps, then a cosine to 2 % of it.
+      ema_decay: of the weights that are saved.
+      color_attr_share: of the examples that are two objects of two colours; the rest is of all categories alike.
+      text_dropout: probability of the empty text, where the family is guided by it.
+      sloppy: shares of the examples that mistake the prompt, and that mistake what was planned (`supervised`).
+    """
+
+    seed: int
+    steps: int
+    batch: int
+    noise_draws: int
+    learning_rate: float
+    ema_decay: float
+    color_attr_share: float
+    text_dropout: float
+    sloppy: tuple[float, float]
+
+
+def make(family: str, folder: pathlib.Path, training: Training, start: str | None = None) -> None:
+    """Learns "stable_diffusion" or "flux", and writes its folder in diffusers' layout; `start` is one to go on from."""
+    if start is None:
+        folder.mkdir(parents=True, exist_ok=True)
+        _begin(family, folder, training.seed)
+    else:
+        begun = families.load_model(ModelConfig(path=start))
+        require(begun.family == family, f"--start {start} is of {begun.family}; give a folder that --family {family} made.")
+        shutil.copytree(begun.folder, folder, dirs_exist_ok=True)
+    loaded = families.load_model(ModelConfig(path=str(folder)))
+    own = loaded.network.init(jax.random.key(training.seed)) if start is None else loaded.params()
+    params = _learn(loaded, own, training)
+    component.write(folder / loaded.part, component.DIFFUSERS, loaded.network.network, params[0], DTYPE)
+    for encoder, own in zip(loaded.codec.encoders.parts, params[1:], strict=True):
+        place = encoder.files[0].parent
+        if isinstance(encoder, ClipEncoder):
+            encoder.network.write(place, own, DTYPE)
+        else:
+            component.write(place, component.TRANSFORMERS, encoder.network, own, DTYPE)
+
+
+def _begin(family: str, folder: pathlib.Path, seed: int) -> None:
+    """Writes the folder with a learned autoencoder; all other weights are random."""
+    words = {word for split in ("train", "held_out") for text in _texts(split) for word in text.split()}
+    autoencoder, decoder = autoencoders.learn(autoencoders.STEPS, seed)
+    write_settings(folder, family, autoencoder, sorted(words))
+    names = stored_shapes(autoencoder)
+    stored.write(folder / "vae", component.DIFFUSERS, dict(names.values()),
+                 ((theirs, np.asarray(decoder[name]).reshape(shape)) for name, (theirs, shape) in names.items()),
+                 DTYPE)  # fmt: skip
+    weights_of(folder, family, seed)
+
+
+def _learn(loaded: Pipeline, own: Params, training: Training) -> tuple:
+    """Averaged parameters of the network, which begins with `own`, and of each encoder."""
+    painter, encoders, guided = loaded.network, loaded.codec.encoders.parts, loaded.codec.guided
+    grid, flow = painter.grid(SIZE, SIZE), isinstance(painter.path, RectifiedFlow)
+    decoder = loaded.autoencoder_params()
+    key = jax.random.key(training.seed)
+    params = (own, *(encoder.read(None) for encoder in encoders))
+    steps = training.steps
+    rate = optax.warmup_cosine_decay_schedule(0.0, training.learning_rate, min(100, steps // 10), steps,
+                                              training.learning_rate * 0.02)  # fmt: skip
+    transform = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(rate, b2=0.99, weight_decay=WEIGHT_DECAY))
+
+    def loss(params, ids, images, key):
+        key_time, key_noise = jax.random.split(key)
+        said = {}
+        for encoder, own, rows in zip(encoders, params[1:], ids, strict=True):
+            said |= encoder(own, rows)
+        text = TextStates(**said).repeat(training.noise_draws)
+        data = painter.to_tokens(loaded.autoencoder.encode(decoder, from_uint8(images)))
+        data = jnp.repeat(data, training.noise_draws, axis=0)
+        t = _times(painter, flow, key_time, len(data), grid)
+        noise, wide = jax.random.normal(key_noise, data.shape), t[:, None, None]
+        alpha, sigma = painter.path.coefficients(wide)
+        says = painter.predict(params[0], alpha * data + sigma * noise, t, grid, text)
+        return jnp.mean((says - target(painter.path, painter.prediction, data, noise, wide)) ** 2)
+
+    @jax.jit
+    def step(state, ids, images, number):
+        params, opt_state, ema = state
+        value, grads = jax.value_and_grad(loss)(params, ids, images, jax.random.fold_in(key, number))
+        updates, opt_state = transform.update(grads, opt_state, params)
+        params = optax.apply_updates(params, updates)
+        decay = jnp.minimum(training.ema_decay, (1 + number) / (10 + number))
+        return (params, opt_state, jax.tree.map(lambda a, b: decay * a + (1 - decay) * b, ema, params)), value
+
+    rows = {text: tuple(encoder.coder([text])[0][0] for encoder in encoders) for text in ["", *_texts("train")]}
+    rng, by_category = np.random.default_rng(training.seed), prompts.direct("train")
+    bound = {"color_attr": by_category["color_attr"]}
+    state, began, found = (params, transform.init(params), params), time.monotonic(), []
+    for number in range(steps):
+        groups = (bound if rng.random() < training.color_attr_share else by_category for _ in range(training.batch))
+        drawn = [supervised.example(rng, group, *training.sloppy) for group in groups]
+        asked = ["" if guided and rng.random() < training.text_dropout else one.prompt.text for one in drawn]
+        ids = tuple(np.stack(column) for column in zip(*(rows[text] for text in asked), strict=True))
+        state, value = step(state, ids, np.stack([one.image for one in drawn]), number)
+        found.append(float(value))
+        if number % 100 == 0 or number == steps - 1:
+            tell(f"step {number:5d}  mse {np.mean(found[-100:]):.4f}  {time.monotonic() - began:6.0f} s")
+    return state[2]
+
+
+def _times(painter, flow: bool, key: jax.Array, count: int, grid: tuple[int, int]) -> jax.Array:
+    """Training times [count]."""
+    if flow:
+        shift, s = painter.shift.of(grid[0] * grid[1]), jax.nn.sigmoid(jax.random.normal(key, (count,)))
+        return shift * s / (1 + (shift - 1) * s)
+    most = painter.schedule.train_steps
+    return jax.random.randint(key, (count,), 1, most + 1) / most
+
+
+def _texts(split: str) -> list[str]:
+    return [prompt.text for prompt in itertools.chain.from_iterable(prompts.direct(split).values())]
