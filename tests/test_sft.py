@@ -16,7 +16,7 @@ from tests import oracle, tiny
 from tests.command import SMALL, Outcome, command
 from tests.test_config import changed, refusal
 from tests.test_resume import assert_same_state, metrics
-from unigrpo_jax.config import LoraConfig
+from unigrpo_jax.config import LoraConfig, MeshConfig
 from unigrpo_jax.config_checks import check, check_devices
 from unigrpo_jax.episode import Thinking
 from unigrpo_jax.learning import parameters
@@ -28,6 +28,7 @@ from unigrpo_jax.models.flux.painter import Flux
 from unigrpo_jax.models.flux.transformer import FluxTransformer
 from unigrpo_jax.models.paths import RECTIFIED, scaled_linear
 from unigrpo_jax.models.text_encoders.states import TextStates
+from unigrpo_jax.parallel import mesh as meshes
 from unigrpo_jax.picture_files import fit
 from unigrpo_jax.rollout.drawing import FlowSampler
 from unigrpo_jax.rollout.step_rules import ODE
@@ -137,6 +138,22 @@ def test_part_of_a_batch_is_learned_as_in_the_whole():
     rows = lambda tree: jax.tree.map(lambda x: np.asarray(x)[2:], tree)
     part = tiny.jit(LESSONS.__call__)({}, rows(TEXT), rows(THINKING), LEVELS[2:], 5, 3, 2)
     tiny.assert_trees_equal(part, rows(lessons()))
+
+
+def test_examples_spread_over_devices_are_those_of_one(tmp_path, monkeypatch):
+    """Pictures are read for two devices, encoded one by one, and get the noise that they have in the whole batch."""
+    monkeypatch.setattr("unigrpo_jax.learning.teaching.DECODED_PIXELS", 1)  # as where a picture is large
+    place = meshes.spread(meshes.make_mesh(2, MeshConfig()))
+    for row, levels in enumerate(LEVELS):
+        Image.fromarray(levels).save(tmp_path / f"{row}.png")
+    lines = [{"prompt": str(row), "image": f"{row}.png"} for row in range(B)]
+    (tmp_path / "data.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    examples = read_examples(str(tmp_path / "data.jsonl"), "--data", False).prompts
+    image = Pictures(tiny.ROLLOUT, B, place)(list(examples))
+    np.testing.assert_array_equal(image, LEVELS)
+    spread = tiny.jit(dataclasses.replace(LESSONS, parts=2).__call__, out_shardings=place)
+    given = jax.device_put((TEXT, THINKING), place)
+    tiny.assert_trees_equal(jax.tree.map(np.asarray, spread({}, *given, image, 5, 3)), lessons())
 
 
 def test_pieces_learn_as_the_whole_batch_and_again_and_again_lowers_the_loss():
