@@ -10,7 +10,7 @@ def config() -> RunConfig:
     """Shared noise, noise in every transition, a random 60 % of them trained; no leash."""
     return RunConfig(
         name="shapes_flux",
-        iterations=150,
+        iterations=300,
         prompts=("shapes_direct",),
         model=ModelConfig(path="shapes_flux_base", family="flux"),
         rollout=RolloutConfig(
@@ -26,7 +26,14 @@ def config() -> RunConfig:
             shared_noise=True,
         ),
         learning=LearningConfig(
-            group_size=12, denoising_lr=3e-4, mse_weight=0.0, ratio_norm=False, flow_clip=1e-4, ema_decay=0.97
+            group_size=12,
+            minibatches=4,
+            denoising_lr=2e-4,
+            mse_weight=0.0,
+            ratio_norm=False,
+            flow_clip=3e-3,
+            ema_decay=0.99,
+            cooldown=(200, 300),
         ),
         evaluation=EvaluationConfig(thinking=False),
     )
