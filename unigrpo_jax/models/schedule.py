@@ -6,6 +6,8 @@ from typing import Literal
 
 import numpy as np
 
+from unigrpo_jax.config_checks import nearest_divisors
+
 
 def timesteps(steps: int, shift: float) -> np.ndarray:
     """The times between which a flow sampler moves, float32 [steps + 1], from exactly 1 down to exactly 0.
@@ -88,10 +90,12 @@ def diffusion_times(
       to_data: whether the last transition ends in the data (`set_alpha_to_one`) or after the first of the K steps.
     """
     if steps < 1 or train_steps % steps:
-        raise ValueError(f"steps = {steps}: it must divide the {train_steps} steps of the training.")
+        raise ValueError(f"steps = {steps}: it must divide the {train_steps} steps of the training; use "
+                         f"{nearest_divisors(train_steps, max(steps, 1))}.")  # fmt: skip
     stride = train_steps // steps
     if spacing == "leading" and not 0 <= offset < stride:
-        raise ValueError(f"steps_offset = {offset}: it must be at least 0 and below {train_steps} / {steps} = {stride}.")
+        raise ValueError(f"steps = {steps}: the scheduler file's steps_offset = {offset} must be at least 0 and below "
+                         f"{train_steps} / {steps} = {stride}; use fewer steps.")  # fmt: skip
     first = offset + 1 if spacing == "leading" else stride
     k = np.array([*range(first + (steps - 1) * stride, 0, -stride), 0 if to_data else 1])
     return (k / train_steps).astype(np.float32)
