@@ -26,13 +26,18 @@ def timesteps(steps: int, shift: float) -> np.ndarray:
     if not shift > 0:
         raise ValueError(f"shift = {shift}: it must be above 0; 1 gives evenly spaced times.")
     u = np.linspace(1.0, 0.0, steps + 1, dtype=np.float64)
-    return (shift * u / (1 + (shift - 1) * u)).astype(np.float32)
+    with np.errstate(all="ignore"):  # what is no number goes nowhere
+        times = (shift * u / (1 + (shift - 1) * u)).astype(np.float32)
+    if not np.all(np.diff(times) < 0):
+        raise ValueError(f"shift = {shift:g}: {steps} steps from 1 to 0 fall together; use a shift nearer to 1.")
+    return times
 
 
 def resolution_shift(tokens: int, base: tuple[int, float] = (256, 0.5), largest: tuple[int, float] = (4096, 1.15)) -> float:
     """FLUX's shift for an image of so many latent tokens, exp(mu), where mu is a line through two (tokens, mu)."""
     (first, low), (last, high) = base, largest
-    return math.exp(low + (tokens - first) * (high - low) / (last - first))
+    mu = low + (tokens - first) * (high - low) / (last - first)
+    return math.exp(mu) if mu < 700 else math.inf
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
