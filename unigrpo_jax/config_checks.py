@@ -31,6 +31,7 @@ _POSITIVE = {
     "alarms": ("sigmas",),
 }
 _NOT_NEGATIVE = {
+    "model": ("told_guidance",),
     "rollout": ("timestep_shift", "temperature", "top_k", "noise_level"),
     "learning": ("flow_weight", "text_weight", "mse_weight", "latent_kl_weight", "text_kl_weight", "reasoning_lr",
                  "denoising_lr", "weight_decay", "ema_decay", "best", "worst"),
@@ -92,6 +93,8 @@ def check(config: RunConfig) -> None:
                                      "but that must be below 2^31; use fewer.")  # fmt: skip
     r, learn, e, lora = config.rollout, config.learning, config.evaluation, config.model.lora
     require(lora.rank >= 0, f"model.lora.rank = {lora.rank}, but it must be 0 (no adapters) or more.")
+    require(lora.rank == 0 or len(lora.targets) > 0, f"model.lora.rank = {lora.rank}, but model.lora.targets names nothing; "
+            "leave it out for the preset's, or use rank 0, which trains the weights.")  # fmt: skip
     require(lora.alpha > 0, f"model.lora.alpha = {lora.alpha}, but it must be above 0.")
     kept = config.model.embeddings
     require(kept.gigabytes > 0, f"model.embeddings.gigabytes = {kept.gigabytes}, but it must be above 0.")

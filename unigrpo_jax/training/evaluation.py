@@ -35,7 +35,7 @@ def evaluation_rollout(evaluation: EvaluationConfig, rollout: RolloutConfig, loa
 
     ConfigError where several processes are to read thinkings as text, or where the model's family has not what is asked for.
     """
-    check_guidance(evaluation, loaded)
+    check_evaluation(evaluation, rollout, loaded)
     require(not evaluation.thinking_as_text or jax.process_count() == 1,
             f"thinking_as_text works in one process, not in {jax.process_count()}; leave it out or start one.")  # fmt: skip
     guidance = Guidance(
@@ -61,16 +61,28 @@ def evaluation_rollout(evaluation: EvaluationConfig, rollout: RolloutConfig, loa
     )
 
 
-def check_guidance(evaluation: EvaluationConfig, loaded: Loaded) -> None:
-    """ConfigError where a model that only draws is to think, or to be guided in a way that it is not."""
+def check_evaluation(evaluation: EvaluationConfig, rollout: RolloutConfig, loaded: Loaded) -> None:
+    """ConfigError where a model that only draws is to think, to look or to be guided otherwise, or has no such schedule."""
     words = f"{loaded.folder} is a model that only draws ({loaded.family})"
     if not loaded.network.thinks:
         require(not evaluation.thinking, f"{words}, so it cannot think; turn thinking off (--no-thinking, or "
                 "--evaluation.no-thinking in a run).")  # fmt: skip
+        require(evaluation.rounds <= 1, f"{words} and looks at no image, but evaluation.rounds = {evaluation.rounds}; use "
+                "1.")  # fmt: skip
         require(evaluation.guidance_image <= 1, f"{words} and looks at no image, so it cannot be guided by one; leave "
                 "guidance_image out.")  # fmt: skip
     require(evaluation.guidance <= 1 or loaded.codec.guided, f"guidance = {evaluation.guidance:g}, but {loaded.folder} "
             f"({loaded.family}) is not guided by a second pass; use 1.")  # fmt: skip
+    check_schedule("evaluation.flow_steps", evaluation.flow_steps, rollout, loaded)
+
+
+def check_schedule(setting: str, steps: int, rollout: RolloutConfig, loaded: Loaded) -> None:
+    """ConfigError where the family has no schedule of so many steps, those of a setting."""
+    network = loaded.network
+    try:
+        network.times(steps, rollout.timestep_shift, network.grid(rollout.image_height, rollout.image_width))
+    except ValueError as error:
+        raise ConfigError(f"{setting}, rollout.timestep_shift: {error}") from None
 
 
 def on_mesh(program: RolloutProgram, layout: Layout, batch: int) -> tuple[RolloutProgram, jax.sharding.NamedSharding]:
