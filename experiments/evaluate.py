@@ -59,6 +59,7 @@ def main(arguments: Arguments) -> None:
     bare, _ = preset([arguments.preset] if arguments.preset else [], "shapes")
     check(RunConfig(evaluation=arguments.evaluation))
     restored = restore(arguments.checkpoint, bare, arguments.devices, arguments.mesh)
+    restored = restored if arguments.preset else restored.as_published
     restored.loaded.check_image_size(restored.config.rollout)
     source = bare if arguments.preset else restored.config
     prompts, weights, held_out = source.prompts, source.prompt_weights, source.evaluation.source

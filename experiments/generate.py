@@ -82,9 +82,6 @@ def settings(arguments: Arguments, restored, picture) -> tuple[EvaluationConfig,
     chosen = lambda value, default: default if value is None else value
     loaded, rollout = restored.loaded, restored.config.rollout
     published, thinks = loaded.published, arguments.thinking and loaded.network.thinks
-    if published is not None and restored.is_bare:
-        own = {"image_height": published.side, "image_width": published.side, **published.rollout}
-        rollout = dataclasses.replace(rollout, **own)
     height, width = (rollout.image_height, rollout.image_width) if picture is None else picture.pixels.shape[1:3]
     rollout = dataclasses.replace(
         rollout,
@@ -117,7 +114,7 @@ def restored_model(arguments: Arguments, words: tuple[str, ...]):
             "a checkpoint knows its model; give either CHECKPOINT or --model settings.")  # fmt: skip
     bare = dataclasses.replace(preset([], "shapes")[0], model=arguments.model)
     source = words[0] if words else arguments.model.path or "base"
-    return restore(source, bare, arguments.devices, arguments.mesh)
+    return restore(source, bare, arguments.devices, arguments.mesh).as_published
 
 
 def checked(arguments: Arguments, restored, picture) -> tuple[EvaluationConfig, RolloutConfig]:
@@ -175,11 +172,12 @@ def generate(arguments: Arguments, restored, prompt: str) -> None:
                      rollout.thinking_tokens, arguments.temperature, arguments.seed))  # fmt: skip
         return
     loaded.check_image_size(rollout)
+    drawing = evaluation_rollout(evaluation, rollout, loaded)
     block = loaded.codec.prompts([prompt], loaded.codec.bucket([prompt]))
     out = file_to_write(arguments.out or f"{slug(prompt)}.png", "--out")
     params, autoencoder_params = restored.read(), loaded.autoencoder_params(meshes.replicated(restored.layout.mesh))
     out.parent.mkdir(parents=True, exist_ok=True)
-    program = jax.jit(evaluation_rollout(evaluation, rollout, loaded).__call__)
+    program = jax.jit(drawing.__call__)
     episodes = program(params, autoencoder_params, block, arguments.seed, 0, 0, picture)
     if rollout.thinking:
         tell(loaded.codec.thoughts(episodes.thinking, 1)[0])

@@ -29,7 +29,7 @@ class Write:
     metadata: pathlib.Path
     """GenEval's evaluation_metadata.jsonl, or another file of its form."""
     preset: str | None = None
-    """Sample a model folder as this preset says; a run knows its own settings."""
+    """Sample a model folder as this preset says, and not as it was published; a run knows its own settings."""
     grid: bool = False
     """Also write each prompt's images beside each other, as grid.png."""
     devices: int = 0
@@ -84,6 +84,7 @@ def write(arguments: Write) -> None:
     require(bool(prompts), f"{arguments.metadata} holds no prompts; give GenEval's evaluation_metadata.jsonl.")
     bare, _ = preset([arguments.preset] if arguments.preset else [], "shapes")
     restored = restore(arguments.checkpoint, bare, arguments.devices, arguments.mesh)
+    restored = restored if arguments.preset else restored.as_published
     loaded, rollout = restored.loaded, restored.config.rollout
     loaded.check_image_size(rollout)
 

@@ -7,6 +7,7 @@ PRESET is a file in experiments/presets (default: shapes).  --help lists every f
 
 import dataclasses
 import sys
+from collections.abc import Callable
 from typing import Annotated
 
 import tyro
@@ -40,14 +41,29 @@ class Arguments:
 
 def main() -> None:
     """Parses the command line and runs."""
+    train("experiments.run", __doc__)
+
+
+def train(
+    program: str, words: str, settings: Callable[[RunConfig], RunConfig] = lambda preset: preset,
+    then: Callable[[str], None] = lambda run_dir: None,
+) -> None:  # fmt: skip
+    """Parses the command line and runs.
+
+    Args:
+      program: its name, for messages.
+      words: what --help says first.
+      settings: makes the defaults of a preset's.
+      then: what comes after the last iteration, given the run folder.
+    """
     try:
         default, rest = preset(given_arguments(), "shapes")
         arguments = tyro.cli(
             Arguments,
             args=rest,
-            default=Arguments(default),
-            prog="python -m experiments.run [PRESET]",
-            description=f"{__doc__}Presets: {', '.join(presets())}.",
+            default=Arguments(settings(default)),
+            prog=f"python -m {program} [PRESET]",
+            description=f"{words}Presets: {', '.join(presets())}.",
         )
         configure_jax()
         from unigrpo_jax.parallel.roll_call import PeersMissing
@@ -57,15 +73,16 @@ def main() -> None:
         try:
             run_dir = arguments.run_dir or f"runs/{arguments.config.name}"
             run(arguments.config, run_dir, arguments.resume, arguments.allow_changed)
+            then(run_dir)
         except PeersMissing as error:
-            leave(RESTART, f"experiments.run: {error}.")
+            leave(RESTART, f"{program}: {error}.")
         except StorageFailed as error:
-            leave(1, f"experiments.run: {error}")
+            leave(1, f"{program}: {error}")
         except RunStopped as error:
-            say("experiments.run", error)
+            say(program, error)
             sys.exit(RESTART if isinstance(error, Preempted) else 1)
     except ConfigError as error:
-        complain(error, "experiments.run")
+        complain(error, program)
     except BrokenPipeError:
         unheard()
     except KeyboardInterrupt:

@@ -42,7 +42,7 @@ def main(config: ScorerConfig) -> None:
     import numpy as np
     import optax
 
-    from unigrpo_jax.models import stored
+    from unigrpo_jax.models.folders import stored
     from unigrpo_jax.worlds.shapes import scorer
     from unigrpo_jax.worlds.shapes.drawing import render
     from unigrpo_jax.worlds.shapes.scene import CELLS, Object

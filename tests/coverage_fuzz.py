@@ -20,7 +20,7 @@ with atheris.instrument_imports(include=["unigrpo_jax"]):
     from unigrpo_jax.config_checks import check
     from unigrpo_jax.config_json import load_run_config, to_dict
     from unigrpo_jax.foreign_files import parse_json
-    from unigrpo_jax.models.stored import StoredTensors
+    from unigrpo_jax.models.folders.stored import StoredTensors
     from unigrpo_jax.rewards.remote_reply import NotJudged, probability_of_yes, says_yes, score
     from unigrpo_jax.training.metrics import read_metrics
     from unigrpo_jax.worlds.world import load_world

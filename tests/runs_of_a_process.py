@@ -5,6 +5,7 @@ After a line that begins with "last" it ends as that run ends, with the run's ow
 """
 
 import json
+import resource
 import sys
 
 from tests.command import command
@@ -24,6 +25,7 @@ def main() -> None:
             with shared_programs():
                 return run.main()
         outcome = command("experiments.run", first, *words)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))  # a test may have set it
         print(ENDED + json.dumps([outcome.code, outcome.out, outcome.err]), flush=True)
 
 

@@ -6,16 +6,17 @@ from collections.abc import Iterator
 
 import pytest
 
-_RUNS, _EVALUATIONS = {}, {}
+_RUNS, _EVALUATIONS, _LOSSES = {}, {}, {}
 
 
 @contextlib.contextmanager
 def shared_programs() -> Iterator[None]:
     """While it lasts, a trainer or an evaluator with the settings, sizes and places of an earlier one compiles nothing."""
     from unigrpo_jax.training.evaluation import Evaluator
+    from unigrpo_jax.training.supervised import SupervisedEvaluator
     from unigrpo_jax.training.trainer import Trainer
 
-    compile_anew, build_anew = Trainer.compile, Evaluator.__init__
+    compile_anew, build_anew, hold_out_anew = Trainer.compile, Evaluator.__init__, SupervisedEvaluator.__init__
 
     def compile_once(self: Trainer) -> None:
         parts, config = self.parts, self.parts.config
@@ -40,9 +41,18 @@ def shared_programs() -> Iterator[None]:
         key = repr((asked, drawn, model, layout.mesh, self._count, *_model(loaded, thinking)))
         self._run = _EVALUATIONS.setdefault(key, self._run)
 
+    def hold_out_once(self: SupervisedEvaluator, parts) -> None:
+        hold_out_anew(self, parts)
+        if parts.held_out is not None:
+            c = parts.config
+            model = dataclasses.replace(c.model, path=None)
+            key = repr((model, c.rollout, c.evaluation.batch, parts.layout.mesh, *_model(parts.loaded, c.rollout)))
+            self._losses = _LOSSES.setdefault(key, self._losses)
+
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Trainer, "compile", compile_once)
         patch.setattr(Evaluator, "__init__", build_once)
+        patch.setattr(SupervisedEvaluator, "__init__", hold_out_once)
         yield
 
 
@@ -50,6 +60,7 @@ def forget() -> None:
     """Lets go of all programs."""
     _RUNS.clear()
     _EVALUATIONS.clear()
+    _LOSSES.clear()
 
 
 def _model(loaded, rollout) -> tuple:

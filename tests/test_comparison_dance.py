@@ -31,7 +31,7 @@ def test_an_arm_is_what_its_name_says():
     base = shapes_flux.config()
     by_name = {a.name: a.stages[0] for a in dance.arms(base)[1:]}
     steps, trained = base.rollout.flow_steps, {name: c.rollout.window_size for name, c in by_name.items()}
-    assert by_name["dance"] == base and base.rollout.shared_noise and base.rollout.noise == "everywhere"
+    assert by_name["dance"] == base and base.rollout.shared_noise and base.rollout.noise == "range"
     assert trained["dance"] == round(0.6 * steps) and base.rollout.window == "random"
     assert by_name["own_noise"] == changed(base, rollout={"shared_noise": False})
     assert trained["all_transitions"] == trained["ddpo"] == trained["flow_grpo"] == steps

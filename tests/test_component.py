@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from unigrpo_jax.models import component
 from unigrpo_jax.models.flux.transformer import FluxTransformer
+from unigrpo_jax.models.folders import component
 
 SMALL = FluxTransformer(channels=4, double=2, single=3, heads=2, axes=(2, 4, 2), text_width=6, pooled_width=5, guidance=True)
 

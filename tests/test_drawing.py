@@ -168,3 +168,15 @@ def test_in_turn_every_device_takes_one_of_its_own():
     text = jax.jit(lambda x: in_turn(jnp.sin, x, 8), out_shardings=spread).lower(rows).compile().as_text()
     assert '"known_trip_count":{"n":"3"}' in text and "f32[3,8,4]" not in text
     assert not any(word in text for word in ("all-gather", "all-to-all", "all-reduce", "collective-permute"))
+
+
+def test_noise_of_a_whole_range_is_that_of_a_window_as_wide():
+    """Which transitions are kept to be trained changes no latent; what lies outside of the range is without noise."""
+    wide = tiny.rollout_program(thinking=False, noise="range", window="contiguous", window_size=1, window_range=(1, 3))
+    window = tiny.rollout_program(thinking=False, window="contiguous", window_size=2, window_range=(1, 3))
+    sample = lambda program: tiny.jit(program.__call__)(tiny.params(), {}, tiny.prompts(), 0, 0).drawing
+    a, b = sample(wide), sample(window)
+    np.testing.assert_allclose(a.latent, b.latent, atol=1e-6)
+    assert a.x.shape[1] == 1 and b.x.shape[1] == 2
+    for row in range(len(a.steps)):
+        np.testing.assert_allclose(a.noise[row, 0], b.noise[row, int(a.steps[row, 0]) - 1], atol=0)

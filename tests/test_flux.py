@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 from tests import recorded_gradients
-from unigrpo_jax.models import component
 from unigrpo_jax.models.building.flat import of_stack
 from unigrpo_jax.models.flux.config import read_transformer
 from unigrpo_jax.models.flux.painter import Flux
 from unigrpo_jax.models.flux.transformer import rotary
+from unigrpo_jax.models.folders import component
 from unigrpo_jax.models.schedule import FlowShift
 from unigrpo_jax.models.text_encoders.states import TextStates
 from unigrpo_jax.rollout.step_rules import ODE, DanceSDE

@@ -16,7 +16,7 @@ from unigrpo_jax.config_json import from_dict, load_run_config
 from unigrpo_jax.foreign_text import quoted
 from unigrpo_jax.models.bagel import layout
 from unigrpo_jax.models.families import HUB_PATTERN, find_folder, load_model
-from unigrpo_jax.models.stored import MOST_FAULTS, StoredTensors, faults
+from unigrpo_jax.models.folders.stored import MOST_FAULTS, StoredTensors, faults
 from unigrpo_jax.training.metrics import LONGEST_LINE, read_metrics
 from unigrpo_jax.training.report import write_report
 from unigrpo_jax.worlds.world import load_world

@@ -16,7 +16,7 @@ from unigrpo_jax import picture_files
 from unigrpo_jax.config import ConfigError, ModelConfig
 from unigrpo_jax.models.bagel import layout, pictures
 from unigrpo_jax.models.families import load_model
-from unigrpo_jax.models.stored import StoredTensors
+from unigrpo_jax.models.folders.stored import StoredTensors
 from unigrpo_jax.rewards.clip_weights import read_config as read_clip_config
 from unigrpo_jax.training.metrics import read_metrics
 from unigrpo_jax.training.report import write_report

@@ -18,8 +18,8 @@ from safetensors.numpy import save_file
 
 from unigrpo_jax.config import ConfigError, ModelConfig, RunConfig
 from unigrpo_jax.models.families import find_folder, load_model
-from unigrpo_jax.models.hub import fetch
-from unigrpo_jax.models.stored import StoredTensors
+from unigrpo_jax.models.folders.hub import fetch
+from unigrpo_jax.models.folders.stored import StoredTensors
 from unigrpo_jax.training.restore import restore
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -182,7 +182,7 @@ def test_what_is_fetched_lies_where_caches_do(tmp_path, monkeypatch):
 
 def test_what_is_wrong_with_a_model_of_the_hub_is_told_where_a_checkpoint_is_asked_for(tmp_path, monkeypatch):
     (tmp_path / "adapter_config.json").write_text("{}")
-    monkeypatch.setattr("unigrpo_jax.models.hub.fetch", lambda *_: tmp_path)
+    monkeypatch.setattr("unigrpo_jax.models.folders.hub.fetch", lambda *_: tmp_path)
     with pytest.raises(ConfigError, match="is an adapter"):
         restore("a/b", RunConfig())
 

@@ -9,7 +9,10 @@ import pytest
 from PIL import Image
 from safetensors.numpy import load_file
 
+from experiments.command_line import preset
 from tests.command import command
+from unigrpo_jax.models.folders.pipelines import Pipeline
+from unigrpo_jax.training.restore import restore
 
 SMALL = ("--evaluation.prompts", 4, "--evaluation.batch", 4, "--evaluation.flow-steps", 2, "--devices", 1,
          "--rollout.prompts-per-iteration", 2, "--rollout.flow-steps", 4, "--rollout.window-size", 2,
@@ -86,6 +89,14 @@ def test_an_export_is_the_checkpoint_and_draws(trained, tmp_path):
     (["flux_tiny", "--model.lora.rank", 2, "--model.lora.targets", "layers/.*"], "model.lora.targets: "),
     (["sd_tiny", "--rollout.timestep-shift", 3], "spaced by its scheduler file, not shifted; use 0"),
     (["sd_tiny", "--rollout.flow-steps", 7, "--rollout.window-range", 0, 5], "must divide the 1000 steps"),
+    (["sd_tiny", "--rollout.flow-steps", 1000, "--rollout.window-range", 0, 5], "below 1000 / 1000 = 1; use fewer steps"),
+    (["sd_tiny", "--evaluation.flow-steps", 7], "evaluation.flow_steps, rollout.timestep_shift: steps = 7: it must divide"),
+    (["sd_tiny", "--evaluation.flow-steps", 999], "the 1000 steps of the training; use 500 or 1000"),
+    (["sd_tiny", "--evaluation.rounds", 2], "looks at no image, but evaluation.rounds = 2; use 1"),
+    (["sd_tiny", "--model.lora.rank", 2, "--model.lora.targets"], "model.lora.targets names nothing; leave it out"),
+    (["sd_tiny", "--model.lora.rank", 2, "--model.lora.targets", "x"], r"down_blocks.\d+.resnets.\d+.time_emb_proj, "),
+    (["flux_tiny", "--model.told-guidance", -1], "model.told_guidance = -1.0, but it must be 0 or more"),
+    (["sd_tiny", "--model.floor-time"], "model.floor_time is about how FLUX is fed its time"),
     (["sd_tiny", "--rollout.noise-level", 1.5], "for ddim it is eta, at most 1"),
     (["sd_tiny", "--learning.minibatches", 2], "2 optimizer steps"),
 ])  # fmt: skip
@@ -93,3 +104,29 @@ def test_what_a_family_cannot_do_is_one_sentence(words, said, tmp_path):
     outcome = command("experiments.run", *words, "--run-dir", tmp_path / "run")
     assert outcome.code == 2 and outcome.err.count("\n") == 1 and said in outcome.err, outcome.err
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("module, words, said", [
+    ("generate", ["sd_tiny", "a circle", "--flow-steps", 7], "steps = 7: it must divide the 1000 steps"),
+    ("generate", ["flux_tiny", "a circle", "--guidance", 2], "(flux) is not guided by a second pass"),
+    ("generate", ["flux_tiny", "a circle", "--guidance-image", 2], "so it cannot be guided by one"),
+    ("evaluate", ["sd_tiny", "--evaluation.no-thinking", "--evaluation.flow-steps", 7], "steps = 7: it must divide"),
+    ("evaluate", ["flux_tiny", "--evaluation.no-thinking", "--evaluation.rounds", 2], "but evaluation.rounds = 2; use 1"),
+    ("evaluate", ["flux_tiny", "--evaluation.no-thinking", "--prompts", "shapes_edit"], "only draws and sees none"),
+    ("evaluate", ["sd_tiny", "--preset", "shapes", "--evaluation.no-thinking"], "not shifted; use 0"),
+    ("geneval", ["write", "sd_tiny", "OUT", "--evaluation.no-thinking", "--evaluation.flow-steps", 7], "steps = 7: it must"),
+])  # fmt: skip
+def test_what_a_family_cannot_do_is_said_before_its_weights_are_read(module, words, said, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(Pipeline, "params", lambda *_: pytest.fail("its weights were read"))
+    (tmp_path / "metadata.jsonl").write_text('{"tag": "colors", "prompt": "a red circle", "include": []}\n')
+    more = ("--metadata", "metadata.jsonl") if module == "geneval" else ()
+    outcome = command(f"experiments.{module}", *words, *more)
+    assert outcome.code == 2 and outcome.err.count("\n") == 1 and said in outcome.err, outcome
+
+
+@pytest.mark.parametrize("name, sides", [("sd_tiny", (32, 32)), ("flux_tiny", (32, 32)), ("base", (24, 24))])
+def test_a_bare_model_draws_as_it_was_published(name, sides):
+    rollout = restore(name, preset([], "shapes")[0]).as_published.config.rollout
+    assert (rollout.image_height, rollout.image_width) == sides
+    assert rollout.timestep_shift == (3 if name == "base" else 0)

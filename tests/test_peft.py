@@ -8,9 +8,9 @@ import pytest
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
-from unigrpo_jax.models import peft
 from unigrpo_jax.models.building import flat_adapters
 from unigrpo_jax.models.flux.transformer import FluxTransformer
+from unigrpo_jax.models.folders import peft
 from unigrpo_jax.models.stable_diffusion.unet import UNet
 
 FLUX = FluxTransformer(channels=4, double=2, single=3, heads=2, axes=(2, 4, 2), text_width=6, pooled_width=5, guidance=True)

@@ -11,7 +11,7 @@ import jax
 import pytest
 from PIL import Image
 
-from experiments.presets import bagel_7b, bagel_edit, flux_dance
+from experiments.presets import bagel_7b, bagel_edit, flux_dance, sd_dance
 from launch.plan import show
 from launch.planning import advice, compiler, sweep
 from launch.planning.compile import (
@@ -303,6 +303,15 @@ def test_a_plan_of_what_only_draws_shows_neither_cache_nor_thinking(monkeypatch,
     assert got["estimate"]["seconds"] > 0 and 0 < got["estimate"]["utilisation"] < 1
     for text in (outcome.out, (tmp_path / "plan.html").read_text()):
         assert not re.search("cache|keys and values|thinking|prefill|looking", text), text
+
+
+@pytest.mark.parametrize(
+    ("preset", "hit"),
+    [(flux_dance, [57 * 3, 19]), (sd_dance, [16 * 2 * 4])],  # blocks of both kinds; a self- and a cross-attention each
+)
+def test_the_adapters_of_dancegrpos_presets_hit_every_attention(preset, hit):
+    config = preset.config()
+    assert list(find_model(config.model).network.hits(config.model.lora.targets).values()) == hit
 
 
 def test_an_evaluation_of_flux_counts_all_tokens_of_its_text():

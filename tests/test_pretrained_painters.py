@@ -8,9 +8,10 @@ from experiments import pretrain
 from experiments.pretraining import autoencoder
 from experiments.pretraining.folder import weights_of, write_settings
 from unigrpo_jax.config import ConfigError, ModelConfig
-from unigrpo_jax.models import component, families
+from unigrpo_jax.models import families
 from unigrpo_jax.models.autoencoders.diffusers import stored_shapes
-from unigrpo_jax.models.diffusers_tiny import save_weights
+from unigrpo_jax.models.folders import component
+from unigrpo_jax.models.folders.toys import save_weights
 from unigrpo_jax.models.tree import flatten
 from unigrpo_jax.worlds.shapes import prompts
 from unigrpo_jax.worlds.world import load_world

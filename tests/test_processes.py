@@ -117,7 +117,7 @@ def free_port() -> int:
 class Processes:
     """Processes with one CPU device each that do the same runs of `experiments.run`, one after the other."""
 
-    def __init__(self, folder: pathlib.Path, model: pathlib.Path, *arguments, count=2, own=lambda i: ()):
+    def __init__(self, folder: pathlib.Path, model: pathlib.Path, *arguments, count=2):
         (folder / "tiny_reward.py").write_text(REWARD)
         flags = f"--xla_force_host_platform_device_count=1 {FLAGS}"
         environment = os.environ | {
@@ -129,20 +129,20 @@ class Processes:
         self.children = []
         for i in range(count):
             place = ["--processes.count", count, "--processes.index", i, "--processes.coordinator", coordinator]
-            words = ["smoke", "--model.path", model, *SMALL, "--devices", 0, *OTHERWISE, *arguments, *own(i)]
+            words = ["smoke", "--model.path", model, *SMALL, "--devices", 0, *OTHERWISE, *arguments]
             self._words.append(words + (place if count > 1 else []))
             self.children.append(subprocess.Popen([sys.executable, "-m", "tests.runs_of_a_process"], cwd=folder,
                                  env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
                                  text=True))  # fmt: skip
 
-    def _tell(self, first: tuple[str, ...], arguments) -> None:
-        for child, words in zip(self.children, self._words, strict=True):
-            child.stdin.write(json.dumps([*first, *map(str, [*words, *arguments])]) + "\n")
+    def _tell(self, first: tuple[str, ...], arguments, own=((), ())) -> None:
+        for child, words, more in zip(self.children, self._words, own, strict=False):
+            child.stdin.write(json.dumps([*first, *map(str, [*words, *arguments, *more])]) + "\n")
             child.stdin.flush()
 
-    def run(self, run_dir: pathlib.Path, *arguments) -> list[tuple[int, str, str]]:
-        """(exit code, stdout, stderr) of a run in each, after which they are ready for another."""
-        self._tell((), ["--run-dir", run_dir, *arguments])
+    def run(self, run_dir: pathlib.Path, *arguments, own=((), ())) -> list[tuple[int, str, str]]:
+        """(exit code, stdout, stderr) of a run in each, after which they are ready for another; `own` of each alone."""
+        self._tell((), ["--run-dir", run_dir, *arguments], own)
         answers = [next(line for line in child.stdout if line.startswith(ENDED)) for child in self.children]
         return [tuple(json.loads(answer.removeprefix(ENDED))) for answer in answers]
 
@@ -196,13 +196,17 @@ def alone(tiny_model, reward, tmp_path_factory) -> pathlib.Path:
 
 @pytest.fixture(scope="module")
 def living(tiny_model, tmp_path_factory):
-    """Two processes that one test after the other asks for a run; others where a test has ended them."""
+    """Two processes that one test after the other asks for a run; others where a test has ended them.
+
+    They compare their settings when they first meet, and are given different ones then (`refused`).
+    """
     with contextlib.ExitStack() as stack:
         begun = []
 
         def give() -> Processes:
             if not begun or begun[-1].ended:
-                begun.append(stack.enter_context(Processes(tmp_path_factory.mktemp("two"), tiny_model)))
+                begun.append(two := stack.enter_context(Processes(tmp_path_factory.mktemp("two"), tiny_model)))
+                two.refused = two.run(two.folder / "run", own=((), ("--learning.flow-clip", "1e-4")))
             return begun[-1]
 
         yield give
@@ -245,14 +249,12 @@ def test_two_processes_train_as_one_and_one_goes_on_from_their_checkpoint(traine
         assert row == pytest.approx(table(run_dir)["after"][name], abs=0.01)
 
 
-def test_processes_with_other_settings_do_not_start(tiny_model, tmp_path):
-    own = lambda i: ["--learning.flow-clip", "1e-4"] if i else []
-    with Processes(tmp_path, tiny_model, own=own) as two:
-        two.begin_last(tmp_path / "run")
-        for code, out, err in two.wait():
-            assert code == 2 and out == "" and err.count("\n") == 1, (out, err)
-            assert "process 1 has learning.flow_clip = 0.0001 (process 0: 1.2e-05)" in err
-    assert not (tmp_path / "run").exists()
+def test_processes_with_other_settings_do_not_start(living):
+    two = living()
+    for code, out, err in two.refused:
+        assert code == 2 and out == "" and err.count("\n") == 1, (out, err)
+        assert "process 1 has learning.flow_clip = 0.0001 (process 0: 1.2e-05)" in err
+    assert not (two.folder / "run").exists()
 
 
 def test_a_reward_that_fails_in_one_process_stops_both_in_one_sentence(living, tmp_path):
@@ -270,6 +272,19 @@ def test_a_reward_that_fails_in_one_process_stops_both_in_one_sentence(living, t
     assert steps(run_dir) == [1]
 
 
+def test_a_disk_that_is_full_for_one_process_ends_both_in_one_sentence(living, tmp_path):
+    """The first process, which writes metrics, may write no file of more than 1 kB from iteration 3 on.  No checkpoint is
+    being written then: the other process would wait for it beyond this run."""
+    two, run_dir = living(), tmp_path / "run"
+    (two.folder / "filling.py").write_text(
+        "import jax, resource\ncalls = 0\n\ndef score(batch):\n    global calls\n    calls += 1\n"
+        "    if jax.process_index() == 0 and calls == 4:\n"
+        "        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, -1))\n"
+        "    return batch.images[..., 0].mean((1, 2)) / 255\n")  # fmt: skip
+    for code, _, err in two.run(run_dir, "--rewards", "filling:score", "--checkpoint.every", 1000):
+        assert code == 1 and f"{run_dir} cannot be written: File too large" in err and "Traceback" not in err, err
+
+
 def test_a_signal_to_one_process_saves_in_both_and_asks_for_a_restart(living, tmp_path):
     """SIGTERM, as a preemption sends it; the other process hears of it at the iteration's end."""
     two, run_dir = living(), tmp_path / "run"
@@ -280,20 +295,6 @@ def test_a_signal_to_one_process_saves_in_both_and_asks_for_a_restart(living, tm
     outcomes = two.wait()
     assert [code for code, _, _ in outcomes] == [75, 75], outcomes
     assert len(steps(run_dir)) == 1 and steps(run_dir)[0] == len(metrics(run_dir)) >= 1
-
-
-def test_a_disk_that_is_full_for_one_process_ends_both_in_one_sentence(tiny_model, tmp_path):
-    """The first process, which writes metrics, may write no file of more than 1 kB from iteration 3 on."""
-    (tmp_path / "filling.py").write_text(
-        "import jax, resource\ncalls = 0\n\ndef score(batch):\n    global calls\n    calls += 1\n"
-        "    if jax.process_index() == 0 and calls == 4:\n"
-        "        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\n"
-        "    return batch.images[..., 0].mean((1, 2)) / 255\n")  # fmt: skip
-    run_dir = tmp_path / "run"
-    with Processes(tmp_path, tiny_model, *DRAWN) as two:
-        two.begin_last(run_dir, "--rewards", "filling:score")
-        for code, _, err in two.wait():
-            assert code == 1 and f"{run_dir} cannot be written: File too large" in err and "Traceback" not in err, err
 
 
 def test_a_process_that_is_killed_ends_the_other_which_asks_for_a_restart(tiny_model, tmp_path):

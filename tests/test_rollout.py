@@ -91,7 +91,7 @@ def test_what_an_episode_looks_like():
         "t": {"tokens": ("int32", (b, 6)), "mask": ("bool", (b, 6)), "log_probs": ("float32", (b, 6))},
         "d": {
             "steps": ("int32", (b, w)), "x": latent, "noise": latent, "mean": latent,
-            "latent": ("float32", (b, n, c)), "image": ("uint8", (b, 12, 8, 3)), "finite": ("bool", (b,)),
+            "latent": ("float32", (b, n, c)), "media": {"image": ("uint8", (b, 12, 8, 3))}, "finite": ("bool", (b,)),
         },
     }  # fmt: skip
     prompts = tiny.prompts()

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from unigrpo_jax.models.schedule import timesteps
+from unigrpo_jax.models.schedule import FlowShift, timesteps
 
 
 def test_the_first_times_of_the_papers_setting():
@@ -51,7 +51,13 @@ def test_bagels_count_of_times_is_one_more_than_the_transitions(fixtures, assert
     assert len(recorded["t_used"]) == int(recorded["num_timesteps"]) - 1
 
 
-@pytest.mark.parametrize(("steps", "shift"), [(0, 3.0), (-1, 3.0), (5, 0.0), (5, -1.0), (5, float("nan"))])
+@pytest.mark.parametrize(("steps", "shift"), [(0, 3.0), (-1, 3.0), (5, 0.0), (5, -1.0), (5, float("nan")), (5, 1e9),
+                                             (5, 1e-300), (5, float("inf"))])  # fmt: skip
 def test_refuses_what_is_no_schedule(steps, shift):
     with pytest.raises(ValueError, match="steps|shift"):
         timesteps(steps, shift)
+
+
+def test_a_scheduler_files_shift_that_is_none_is_refused_as_one():
+    with pytest.raises(ValueError, match="shift = inf: 5 steps from 1 to 0 fall together; use a shift nearer to 1"):
+        timesteps(5, FlowShift(line=((256, 1000.0), (4096, 1000.0))).of(64))

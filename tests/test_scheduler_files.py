@@ -90,6 +90,8 @@ def test_a_name_that_is_left_out_is_ddims_default_and_the_pipelines_offset(tmp_p
         ({"timestep_type": "continuous"}, "timestep_type = 'continuous'"),
         ({"beta_end": 1.5}, "beta_end = 1.5, but it must be below 1"),
         ({"beta_start": 0}, "beta_start = 0"),
+        ({"beta_start": 1e-20}, "beta_start = 1e-20, but the first step adds no noise then; use a larger one"),
+        ({"beta_end": 0.999}, "beta_end = 0.999, but nothing of the data is left after 1000 steps then; use a smaller one"),
         ({"steps_offset": -1}, "steps_offset = -1"),
         ({"steps_offset": True}, "steps_offset = True"),
         ({"num_train_timesteps": 10**6}, "num_train_timesteps = 1000000, but it must be at most 100000"),

@@ -9,14 +9,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests import recorded_gradients
-from unigrpo_jax.models import component
+from tests import recorded_gradients, verbs
+from unigrpo_jax.models.building.guidance import Guidance
+from unigrpo_jax.models.folders import component
 from unigrpo_jax.models.paths import scaled_linear
+from unigrpo_jax.models.schedule import DiffusionSchedule
 from unigrpo_jax.models.stable_diffusion.config import read_unet
 from unigrpo_jax.models.stable_diffusion.painter import StableDiffusion
 from unigrpo_jax.models.stable_diffusion.unet import UNet
 from unigrpo_jax.models.text_encoders.states import TextStates
-from unigrpo_jax.rollout.step_rules import DDIM
+from unigrpo_jax.rollout.drawing import FlowSampler
+from unigrpo_jax.rollout.step_rules import DDIM, ODE
 
 pixels = lambda x: jnp.asarray(np.moveaxis(x, -3, -1))
 SMALL = UNet(channels=4, widths=(16, 32), attends=(True, False), blocks=1, heads=4, text_width=24, groups=8)
@@ -119,6 +122,22 @@ def test_a_guided_run_and_the_gradient_of_a_transitions_log_probability(recorded
         return jnp.sum(rule.log_prob(states[step + 1], mean, std))
 
     recorded_gradients.check(loss, params, painter.network.stored_names, fixtures / "sd", "grad_logprob", assert_close)
+
+
+@pytest.mark.parametrize(("name", "to_data"), [("a1F_eta0_cfg1", False), ("a1F_eta0_cfg5", False), ("a1T_eta0_cfg5", True)])
+def test_whole_runs_of_the_sampler(recorded, assert_close, name, to_data):
+    """DDIM without noise, without guidance and with it, up to the first of the diffusion's steps and up to the data."""
+    read, painter, params = recorded
+    run, schedule = read("ddim"), DiffusionSchedule(to_data=to_data)
+    x, painter = pixels(run["init_latents"]), dataclasses.replace(painter, schedule=schedule)
+    grid, scale = x.shape[1:3], float(name[-1])
+    text, empty = (TextStates(run[f"{which}_hidden_states"]) for which in ("encoder", "uncond"))
+    times = tuple(painter.times(len(run["timesteps"]), 0, grid).tolist())
+    guidance = Guidance(text=scale, renorm_min=1.0)  # which is no renormalisation
+    sampler = FlowSampler(schedule=times, rule=ODE(), grid=grid, guidance=guidance, path=painter.path, prediction="noise")
+    nothing = jnp.zeros(0, jnp.int32)
+    found, _ = verbs.denoise(painter, params, text, painter.to_tokens(x), None, nothing, sampler, (empty, empty))
+    assert_close(painter.to_latent(found, grid), pixels(run[f"{name}_latents"][-1]), limit=2e-4)
 
 
 def test_bfloat16_stays_within_two_percent(recorded):

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from unigrpo_jax.models import component
+from unigrpo_jax.models.folders import component
 from unigrpo_jax.models.text_encoders.t5 import T5Encoder, read_t5
 
 

@@ -18,7 +18,7 @@ from unigrpo_jax.config import ConfigError, ModelConfig
 from unigrpo_jax.models.bagel import Bagel, BagelConfig, VisionConfig, latents, layout
 from unigrpo_jax.models.bagel.folder import save_model
 from unigrpo_jax.models.families import load_model
-from unigrpo_jax.models.stored import StoredTensors
+from unigrpo_jax.models.folders.stored import StoredTensors
 from unigrpo_jax.models.tree import flatten
 from unigrpo_jax.worlds.shapes import tokenizer
 

@@ -58,6 +58,10 @@ class ModelConfig:
     """Plain products, or a kernel that stores no scores: `splash` on TPUs, `cudnn` on NVIDIA GPUs in bfloat16."""
     remat: Literal["none", "full", "dots"] = "none"
     """What the backward pass recomputes to save memory: each whole layer, or all of it but its products with weights."""
+    told_guidance: float = 3.5
+    """Guidance that a model is told which was distilled from it (FLUX.1-dev); others are told none."""
+    floor_time: bool = False
+    """Feed FLUX floor(1000 t) / 1000 for t, as DanceGRPO's code does."""
     unroll: int = 1
     """Layers per iteration of the scan over layers; more compile longer, and may run faster on CPU (decoding with all)."""
     embeddings: EmbeddingsConfig = dataclasses.field(default_factory=EmbeddingsConfig)
@@ -105,9 +109,9 @@ class RolloutConfig:
     """The window lies inside [first, end)."""
     window: Literal["contiguous", "random", "sliding"] = "contiguous"
     """Transitions in a row from a random start, any of them (DanceGRPO), or in a row and moving on in time (MixGRPO)."""
-    noise: Literal["window", "everywhere"] = "window"
-    """Which transitions are stochastic: the window's alone (Flow-GRPO-Fast), or all, of which the window's are trained
-    (DanceGRPO)."""
+    noise: Literal["window", "range"] = "window"
+    """Which transitions are stochastic: the window's alone (Flow-GRPO-Fast), or all of window_range, of which the window's
+    are trained (DanceGRPO)."""
     window_every: int = 25
     """Iterations that a sliding window rests before it moves on."""
     window_stride: int = 1
@@ -127,9 +131,13 @@ class RolloutConfig:
 class LearningConfig:
     """How episodes become an update."""
 
-    method: Literal["grpo", "best_of_n", "refl"] = "grpo"
+    method: Literal["grpo", "best_of_n", "refl", "sft"] = "grpo"
     """Learn both ratios (UniGRPO); imitate the `best` episodes of each group, all sampled by the frozen start (rejection
-    sampling); or follow the reward's own gradient through drawing (ReFL), beside the token ratio."""
+    sampling); follow the reward's own gradient through drawing (ReFL), beside the token ratio; or learn the examples of
+    `data`, as experiments.sft does."""
+    text_dropout: float = 0.1
+    """Method `sft`: share of the examples of which nothing is learned but to draw without any text, for guidance; a model
+    that is not guided by a second pass leaves none out."""
     group_size: int = 8
     """Episodes G per prompt; an episode's advantage is relative to its group."""
     advantage: Literal["group_std", "global_std", "none"] = "group_std"
@@ -210,6 +218,8 @@ class EvaluationConfig:
 
     source: str | None = None
     """Where the held-out prompts come from, as in `prompts`; None takes those of the world or the first of the file."""
+    data: str | None = None
+    """Method `sft`: examples like those of `data`, not trained on, whose losses are reported; the first `prompts` lines."""
     prompts: int = 480
     """Held-out prompts, equal shares of each category where the world has them."""
     images_per_prompt: int = 1
@@ -256,7 +266,8 @@ class CheckpointConfig:
     keep_best: int = 1
     """Best checkpoints kept beside them, by evaluations during the run; each new best is saved. 0 keeps none."""
     best_metric: str = ""
-    """What the best is the highest of, such as eval/exact; empty is the first score that the evaluation reports."""
+    """What the best is the highest of, such as eval/exact, or the lowest of a loss; empty is the first score that the
+    evaluation reports."""
     keep_every: int = 0
     """Checkpoints of iterations that this divides are kept, too; 0 keeps none."""
 
@@ -412,6 +423,9 @@ class RunConfig:
     prompts: tuple[str, ...] = ("shapes",)
     """`shapes`, the shapes world; `examples`, 48 prompts; FILE.jsonl, a `prompt` and any metadata per line; FILE.txt, one
     prompt per line; geneval:FILE; tfds:NAME[/CONFIG][:SPLIT][#FIELD]; several are mixed."""
+    data: str | None = None
+    """Method `sft`: FILE.jsonl of examples: a `prompt`, an `image` to draw and, where the model thinks, a `thinking` a line.
+    Held-out prompts still come from `prompts`, where there are some."""
     prompt_weights: tuple[float, ...] = ()
     """Shares of several sources of prompts, in their order; without any they are equal."""
     rewards: tuple[str, ...] = ("shapes",)

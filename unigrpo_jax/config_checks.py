@@ -31,6 +31,7 @@ _POSITIVE = {
     "alarms": ("sigmas",),
 }
 _NOT_NEGATIVE = {
+    "model": ("told_guidance",),
     "rollout": ("timestep_shift", "temperature", "top_k", "noise_level"),
     "learning": ("flow_weight", "text_weight", "mse_weight", "latent_kl_weight", "text_kl_weight", "reasoning_lr",
                  "denoising_lr", "weight_decay", "ema_decay", "best", "worst"),
@@ -92,13 +93,16 @@ def check(config: RunConfig) -> None:
                                      "but that must be below 2^31; use fewer.")  # fmt: skip
     r, learn, e, lora = config.rollout, config.learning, config.evaluation, config.model.lora
     require(lora.rank >= 0, f"model.lora.rank = {lora.rank}, but it must be 0 (no adapters) or more.")
+    require(lora.rank == 0 or len(lora.targets) > 0, f"model.lora.rank = {lora.rank}, but model.lora.targets names nothing; "
+            "leave it out for the preset's, or use rank 0, which trains the weights.")  # fmt: skip
     require(lora.alpha > 0, f"model.lora.alpha = {lora.alpha}, but it must be above 0.")
     kept = config.model.embeddings
     require(kept.gigabytes > 0, f"model.embeddings.gigabytes = {kept.gigabytes}, but it must be above 0.")
     require(kept.folder != "", "model.embeddings.folder is empty; give a folder, or leave it out for this user's caches.")
     require(r.guidance >= 1, f"rollout.guidance = {r.guidance}, but it must be 1, which is none, or more.")
+    _check_supervised(config)
     require(
-        learn.group_size >= 2,
+        learn.group_size >= 2 or learn.method == "sft",
         f"learning.group_size = {learn.group_size}: an advantage compares an episode with its group, so a group needs "
         "at least 2 episodes (the paper uses 24).",
     )
@@ -222,6 +226,26 @@ def check(config: RunConfig) -> None:
         r.thinking or learn.flow_weight > 0,
         "rollout.thinking is off and learning.flow_weight is 0, so nothing learns; change one of them.",
     )
+
+
+def _check_supervised(config: RunConfig) -> None:
+    """Raises ConfigError unless the settings of the method `sft` stand together, and alone."""
+    learn, r, sft = config.learning, config.rollout, config.learning.method == "sft"
+    for name, value in (("data", config.data), ("evaluation.data", config.evaluation.data)):
+        require(sft or value is None, f"{name} = {value!r} holds examples, which learning.method = {learn.method!r} does "
+                "not learn; use experiments.sft, or leave it out.")  # fmt: skip
+    require(0 <= learn.text_dropout < 1,
+            f"learning.text_dropout = {learn.text_dropout}, but it must be 0 or more and below 1.")  # fmt: skip
+    if not sft:
+        return
+    require(config.data is not None, "there is nothing to learn from; give --data FILE.jsonl, a `prompt` and an `image` per "
+                                     "line.")  # fmt: skip
+    require(learn.group_size == 1 and not learn.best + learn.worst,
+            f"learning.group_size = {learn.group_size}, learning.best = {learn.best} and learning.worst = {learn.worst}, "
+            "but examples form no groups; use 1, 0 and 0, and rollout.prompts_per_iteration for the examples of an "
+            "iteration.")  # fmt: skip
+    require(r.rounds == 1, f"rollout.rounds = {r.rounds}, but an example is one round; use 1, and evaluation.rounds = "
+                           f"{r.rounds} to judge as many.")  # fmt: skip
 
 
 def _check_judge(judge: JudgeConfig) -> None:

@@ -73,6 +73,8 @@ class Drawing:
       latent: float32 [B, N, C], the clean latent tokens that the media were decoded from.
       media: {name: array}: "image", uint8 [B, height, width, 3].
       finite: bool [B], whether everything on the way to the media was a finite number, its episode's thinking included.
+      times: float32 [B, W], where `x` lies; None for the schedule's times at `steps`.  Set, there are no transitions, only
+        noisy versions of a picture that is given.
     """
 
     steps: jax.Array
@@ -82,6 +84,7 @@ class Drawing:
     latent: Any
     media: dict[str, jax.Array]
     finite: jax.Array
+    times: jax.Array | None = None
 
     @property
     def image(self) -> jax.Array:

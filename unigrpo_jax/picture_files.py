@@ -1,5 +1,6 @@
 """Pictures from files, opened as RGB whatever they hold."""
 
+import contextlib
 import pathlib
 import warnings
 
@@ -16,13 +17,38 @@ def open_rgb(path: pathlib.Path):
 
     ConfigError where it is no picture in one of FORMATS, or a larger one than MOST_PIXELS.
     """
+    from PIL import ImageOps
+
+    with _opened(path) as file:
+        return _rgb(ImageOps.exif_transpose(file), file.format)
+
+
+def check_picture(path: pathlib.Path) -> None:
+    """ConfigError where the head of a file, which alone is read, is not that of a picture that `open_rgb` takes."""
+    with _opened(path):
+        pass
+
+
+def fit(image, height: int, width: int) -> np.ndarray:
+    """A Pillow RGB image as uint8 [height, width, 3]: what fills that size when it is scaled, cut out of its middle.
+
+    A picture of that size keeps every bit.
+    """
     from PIL import Image, ImageOps
+
+    return np.asarray(ImageOps.fit(image, (width, height), Image.Resampling.LANCZOS))
+
+
+@contextlib.contextmanager
+def _opened(path: pathlib.Path):
+    """The file as Pillow opens it, its pixels not yet read; whatever is raised inside becomes a ConfigError."""
+    from PIL import Image
 
     try:
         with warnings.catch_warnings(action="ignore"), Image.open(path, formats=FORMATS) as file:  # large, or odd EXIF
             if file.width * file.height > MOST_PIXELS:
                 raise ValueError(f"it has {file.width} x {file.height} pixels, more than {MOST_PIXELS}")
-            return _rgb(ImageOps.exif_transpose(file), file.format)
+            yield file
     except FileNotFoundError:
         raise ConfigError(f"there is no picture {path}; give an existing file.") from None
     except Exception as error:  # a broken file makes Pillow's decoders raise nearly anything

@@ -64,7 +64,12 @@ def cache(workload: Workload) -> float:
 
 
 def rounds(workload: Workload, repeats: int, most: int = MOST) -> list[Row]:
-    """Time, operations and memory of 1 to `most` rounds, the line through each, and the cost of guidance in one round."""
+    """Time, operations and memory of 1 to `most` rounds, the line through each, and the cost of guidance in one round.
+
+    Nothing for a network that only draws, which has one round.
+    """
+    if not workload.network.thinks:
+        return []
     many = [workload.changed(rounds=count) for count in range(1, most + 1)]
     functions: dict[str, Callable[[], Any]] = {}
     sizes: dict[str, list[float]] = {"rollout": [], "update": []}

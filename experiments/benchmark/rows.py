@@ -88,7 +88,8 @@ def speed(workload: Workload, repeats: int) -> list[Row]:
         seconds = alternate(functions, repeats)
     top = {name: [limit.work] if limit.run is None else limit.rates(seconds[name]) for name, limit in limits.items()}
     work, upon = measured(workload, thinking), slots(condition)
-    per_step = config.episodes * work.evaluation(upon)
+    guidance = workload.program.flow.guidance
+    per_step = config.episodes * (guidance.passes if guidance else 1) * work.evaluation(upon)
     update = sum(work.update().values())
 
     def row(name, unit, work, share_of, needed, measured):
@@ -128,7 +129,12 @@ def _compared(name: str, short: Sequence[float], long: Sequence[float], measured
 
 
 def savings(workload: Workload, repeats: int) -> list[Row]:
-    """Seconds the long way over seconds as it is: the shared context, and the prompt that a group shares."""
+    """Seconds the long way over seconds as it is: the shared context, and the prompt that a group shares.
+
+    Nothing for a network that reads no text itself.
+    """
+    if not workload.network.thinks:
+        return []
     config, parts = workload.config, workload.parts()
     width = config.rollout.window_size
     whole = variants.one_forward_per_step(workload.policy, width)

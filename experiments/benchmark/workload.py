@@ -19,7 +19,7 @@ from unigrpo_jax.learning.update import UpdateProgram, new_state
 from unigrpo_jax.models.autoencoders.pixels import PixelAutoencoder
 from unigrpo_jax.models.bagel import Bagel, BagelConfig
 from unigrpo_jax.models.verbs import Painter
-from unigrpo_jax.models.work import Work
+from unigrpo_jax.models.work import Work, with_texts
 from unigrpo_jax.parallel import kernels
 from unigrpo_jax.parallel import mesh as meshes
 from unigrpo_jax.parallel.rules import Layout
@@ -62,7 +62,8 @@ class Workload:
     @property
     def work(self) -> Work:
         """What its episodes cost, with full buckets."""
-        return self.network.work(self.config, len(self.system), pictures=self.picture is not None)
+        config = with_texts(self.config, self.prompt)
+        return self.network.work(config, len(self.system), pictures=self.picture is not None)
 
     def pictured(self) -> "Workload":
         """The same with a picture before each prompt, as an edit has; of random pixels.  Its `parts` do not read it."""
@@ -151,7 +152,9 @@ class Workload:
 
         def read(params, prompt, group):
             dialogue = begin(network, params, program.system, jax.tree.leaves(prompt)[0].shape[0])
-            return hear(network, params, dialogue, prompt).repeat(group).full
+            dialogue = hear(network, params, dialogue, prompt).repeat(group)
+            others = (dialogue.without_text, dialogue.without_images)
+            return dialogue.full, others if program.flow.guidance is not None else ()
 
         prefill = jax.jit(read, static_argnums=2)
         reason = jax.jit(lambda params, context, keys: think(network, params, context, keys, program.thinking_tokens,
@@ -159,9 +162,9 @@ class Workload:
         window = jnp.arange(c.rollout.window_size) + c.rollout.window_range[0]
 
         @jax.jit
-        def paint(params, context, keys):
+        def paint(params, condition, others, keys):
             x = randomness.normal_like(keys, 0, program.latent(len(keys)))
-            return denoise(network, params, context, x, keys, window, program.flow)
+            return denoise(network, params, condition, x, keys, window, program.flow, others)
 
         return Parts(self, prefill, reason, paint)
 
@@ -172,9 +175,9 @@ class Parts:
 
     Attributes:
       workload: what they are parts of.
-      read: (params, prompts, episodes per prompt) -> context of all episodes.
+      read: (params, prompts, episodes per prompt) -> condition of all episodes, and what guidance compares it with.
       reason: (params, context, keys) -> (thinking, context).
-      paint: (params, context, keys) -> latents and the window.
+      paint: (params, condition, what guidance compares it with, keys) -> latents and the window.
     """
 
     workload: Workload
@@ -188,26 +191,26 @@ class Parts:
         return randomness.sample_keys(jax.random.key(0), jnp.arange(self.workload.config.episodes))
 
     def prefill(self):
-        """The context of all episodes, each prompt read once."""
+        """The condition of all episodes, each prompt read once, and what guidance compares it with."""
         return self.read(self.workload.params, self.workload.prompt, self.workload.config.learning.group_size)
 
     @functools.cached_property
     def before(self):
-        """The context before thinking."""
+        """The condition before thinking, and what guidance compares it with."""
         return self.prefill()
 
     def think(self):
         """Thinking and the context behind it."""
-        return self.reason(self.workload.params, self.before, self.keys)
+        return self.reason(self.workload.params, self.before[0], self.keys)
 
     @functools.cached_property
     def thought(self):
-        """The thinking, and the context behind it; None and the context where nothing is thought."""
-        return self.think() if self.workload.program.thinking_tokens else (None, self.before)
+        """The thinking, and the context behind it; None and the condition where nothing is thought."""
+        return self.think() if self.workload.program.thinking_tokens else (None, self.before[0])
 
     def draw(self):
-        """All flow steps upon the context behind the thinking."""
-        return self.paint(self.workload.params, self.thought[1], self.keys)
+        """All flow steps upon the condition behind the thinking."""
+        return self.paint(self.workload.params, self.thought[1], self.before[1], self.keys)
 
 
 def of_config(config: RunConfig) -> Workload:

@@ -7,8 +7,8 @@ Not run yet: no machine that holds it was at hand; launch/from_laptop_to_pod.md 
 said of chips that fit, with all weights and with adapters (`--model.param-dtype bfloat16 --model.lora.rank 128
 --model.lora.alpha 256 --learning.denoising-lr 3e-4`, as the public script has them).
 
-Every transition draws noise, 15 of 25 are trained; both rewards' advantages are added, and nothing holds the policy to its
-start.  The public scripts draw 720 x 720 in 16 steps and leave the last transition out:
+Every transition draws noise; trained are 15 of 25, any but the last, as in the public scripts.  Both rewards' advantages are
+added, and nothing holds the policy to its start.  Those scripts draw 720 x 720 in 16 steps:
 
     --rollout.image-height 720 --rollout.image-width 720 --rollout.flow-steps 16 --rollout.window-range 0 15 \\
         --rollout.window-size 9
@@ -56,10 +56,10 @@ def config() -> RunConfig:
             timestep_shift=3.0,
             step_rule="dance_sde",
             noise_level=0.3,
-            noise="everywhere",
+            noise="range",
             window="random",
             window_size=15,
-            window_range=(0, 25),
+            window_range=(0, 24),
             shared_noise=True,
             micro_batches=4,
         ),

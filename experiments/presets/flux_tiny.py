@@ -6,7 +6,8 @@
 import dataclasses
 
 from experiments.presets import bagel_tiny
-from unigrpo_jax.config import RunConfig
+from experiments.presets.flux_dance import ADAPTED
+from unigrpo_jax.config import LoraConfig, RunConfig
 
 
 def config() -> RunConfig:
@@ -20,7 +21,7 @@ def config() -> RunConfig:
         timestep_shift=0.0,
         step_rule="dance_sde",
         noise_level=0.3,
-        noise="everywhere",
+        noise="range",
         window="random",
         window_size=3,
         window_range=(0, 5),
@@ -29,7 +30,7 @@ def config() -> RunConfig:
     return dataclasses.replace(
         full,
         name="flux_tiny",
-        model=dataclasses.replace(full.model, path="flux_tiny", family="flux"),
+        model=dataclasses.replace(full.model, path="flux_tiny", family="flux", lora=LoraConfig(targets=ADAPTED)),
         rollout=rollout,
         learning=dataclasses.replace(full.learning, mse_weight=0.0, frozen=()),
         evaluation=dataclasses.replace(full.evaluation, thinking=False, flow_steps=4, guidance=1.0),

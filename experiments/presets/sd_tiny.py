@@ -6,7 +6,8 @@
 import dataclasses
 
 from experiments.presets import flux_tiny
-from unigrpo_jax.config import RunConfig
+from experiments.presets.sd_dance import ADAPTED
+from unigrpo_jax.config import LoraConfig, RunConfig
 
 
 def config() -> RunConfig:
@@ -15,7 +16,7 @@ def config() -> RunConfig:
     return dataclasses.replace(
         full,
         name="sd_tiny",
-        model=dataclasses.replace(full.model, path="sd_tiny", family="stable_diffusion"),
+        model=dataclasses.replace(full.model, path="sd_tiny", family="stable_diffusion", lora=LoraConfig(targets=ADAPTED)),
         rollout=dataclasses.replace(full.rollout, step_rule="ddim", noise_level=1.0, guidance=5.0),
         evaluation=dataclasses.replace(full.evaluation, guidance=5.0),
     )

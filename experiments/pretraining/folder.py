@@ -5,12 +5,12 @@ import pathlib
 from collections.abc import Iterable
 
 from experiments.pretraining import tokenizers
-from unigrpo_jax.models import component
 from unigrpo_jax.models.autoencoders.image import ImageAutoencoder
-from unigrpo_jax.models.diffusers_folder import INDEX
-from unigrpo_jax.models.diffusers_tiny import save_weights
 from unigrpo_jax.models.flux.config import FILES as FLUX
 from unigrpo_jax.models.flux.config import read_transformer
+from unigrpo_jax.models.folders import component
+from unigrpo_jax.models.folders.pipelines import INDEX
+from unigrpo_jax.models.folders.toys import save_weights
 from unigrpo_jax.models.stable_diffusion.config import FILES as STABLE_DIFFUSION
 from unigrpo_jax.models.stable_diffusion.config import read_unet
 from unigrpo_jax.models.text_encoders.clip_text import read_clip_text

@@ -22,10 +22,11 @@ from experiments.pretraining import autoencoder as autoencoders
 from experiments.pretraining.folder import weights_of, write_settings
 from unigrpo_jax.config import ModelConfig, require
 from unigrpo_jax.foreign_text import tell
-from unigrpo_jax.models import component, families, stored
+from unigrpo_jax.models import families
 from unigrpo_jax.models.autoencoders.diffusers import stored_shapes
 from unigrpo_jax.models.autoencoders.pixels import from_uint8
-from unigrpo_jax.models.diffusers_folder import Pipeline
+from unigrpo_jax.models.folders import component, stored
+from unigrpo_jax.models.folders.pipelines import Pipeline
 from unigrpo_jax.models.paths import RectifiedFlow, target
 from unigrpo_jax.models.text_encoders.encoder import ClipEncoder
 from unigrpo_jax.models.text_encoders.states import TextStates

@@ -23,7 +23,7 @@ from unigrpo_jax.config_checks import check, check_devices
 from unigrpo_jax.models import tree
 from unigrpo_jax.models.families import known, load_model
 from unigrpo_jax.models.loaded import Loaded
-from unigrpo_jax.models.work import Split, Work
+from unigrpo_jax.models.work import Split, Work, with_texts
 from unigrpo_jax.parallel import kernels
 from unigrpo_jax.parallel import mesh as meshes
 from unigrpo_jax.parallel.rules import Layout
@@ -115,9 +115,8 @@ def find_model(config: ModelConfig) -> Loaded:
 
 
 def find_work(config: RunConfig, model: Loaded, given: Given) -> Work:
-    """What the episodes of a run cost, with texts as long as the codec makes them, which may heed no bucket."""
-    texts = jax.tree.leaves(model.codec.shapes(1, config.rollout.prompt_tokens))[0]
-    config = dataclasses.replace(config, rollout=dataclasses.replace(config.rollout, prompt_tokens=texts.shape[1]))
+    """What the episodes of a run cost."""
+    config = with_texts(config, model.codec.shapes(1, config.rollout.prompt_tokens))
     return model.network.work(config, len(model.codec.system(config.rollout)), given.pictures, given.turns)
 
 

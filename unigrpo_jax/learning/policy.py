@@ -129,8 +129,7 @@ class Policy:
     def _flow(self, params, drawing: Drawing, context, without_text) -> FlowView:
         if self.context_gradient == "stop":
             context, without_text = jax.lax.stop_gradient((context, without_text))
-        times = self.flow.times()
-        t, t_next = times[drawing.steps], times[drawing.steps + 1]
+        t, t_next = self._times(drawing)
         guidance = self.flow.guidance
 
         def at(x, t_B):
@@ -149,3 +148,9 @@ class Policy:
             output = swapped(jax.lax.map(lambda step: again(*step), (swapped(drawing.x), t.T)))
         mean, std = jax.vmap(jax.vmap(self.flow.transition))(drawing.x, output, t, t_next)
         return FlowView(output=output, mean=mean, std=std)
+
+    def _times(self, drawing: Drawing) -> tuple[jax.Array, jax.Array]:
+        if drawing.times is not None:  # of what has no next one, nothing but the output means anything
+            return drawing.times, drawing.times
+        times = self.flow.times()
+        return times[drawing.steps], times[drawing.steps + 1]

@@ -9,7 +9,7 @@ from types import ModuleType
 
 from unigrpo_jax.config import ConfigError, ModelConfig, require
 from unigrpo_jax.foreign_files import named
-from unigrpo_jax.models import hub
+from unigrpo_jax.models.folders import hub
 from unigrpo_jax.models.loaded import Loaded
 
 # Folders of `models`, each with a `family.py`: FILES (words for what its folder holds), VERBS (words for what it can do),
@@ -49,7 +49,10 @@ def load_model(config: ModelConfig) -> Loaded:
     found = next((name for name in FAMILIES if family(name).is_here(folder)), None)
     require(config.family in ("", found) or found is None, f"{folder} is a model of the family {found}, and these settings "
             f"are for {config.family}; use a preset of {found}, or --model.family '' with settings for it.")  # fmt: skip
-    return family(found or FAMILIES[0]).load(config, folder)
+    loaded = family(found or FAMILIES[0]).load(config, folder)
+    require(not config.floor_time or hasattr(loaded.network, "floor_time"), "model.floor_time is about how FLUX is fed its "
+            f"time, and {folder} is a model of {found}; leave it out.")  # fmt: skip
+    return loaded
 
 
 def _parts(folder: pathlib.Path) -> tuple[str, ...]:

@@ -41,7 +41,13 @@ class Estimates:
 
 
 class Path(abc.ABC):
-    """A Gaussian path, and the SDE dx = f x dt + g dw whose marginals it has, f = d ln(alpha) / dt."""
+    """A Gaussian path, and the SDE dx = f x dt + g dw whose marginals it has, f = d ln(alpha) / dt.
+
+    Attributes:
+      steps: K, where its times are k / K; 0 where they are all of (0, 1].
+    """
+
+    steps: int = 0
 
     @abc.abstractmethod
     def coefficients(self, t) -> tuple[jax.Array, jax.Array]:
@@ -96,6 +102,11 @@ class VariancePreserving(Path):
     def __post_init__(self):
         if not self.betas or not all(0 < beta < 1 for beta in self.betas):
             raise ValueError("VariancePreserving: betas must be numbers between 0 and 1, at least one.")
+
+    @property
+    def steps(self) -> int:
+        """K."""
+        return len(self.betas)
 
     @functools.cached_property
     def _tables(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -6,6 +6,8 @@ from typing import Literal
 
 import numpy as np
 
+from unigrpo_jax.config_checks import nearest_divisors
+
 
 def timesteps(steps: int, shift: float) -> np.ndarray:
     """The times between which a flow sampler moves, float32 [steps + 1], from exactly 1 down to exactly 0.
@@ -24,13 +26,18 @@ def timesteps(steps: int, shift: float) -> np.ndarray:
     if not shift > 0:
         raise ValueError(f"shift = {shift}: it must be above 0; 1 gives evenly spaced times.")
     u = np.linspace(1.0, 0.0, steps + 1, dtype=np.float64)
-    return (shift * u / (1 + (shift - 1) * u)).astype(np.float32)
+    with np.errstate(all="ignore"):  # what is no number goes nowhere
+        times = (shift * u / (1 + (shift - 1) * u)).astype(np.float32)
+    if not np.all(np.diff(times) < 0):
+        raise ValueError(f"shift = {shift:g}: {steps} steps from 1 to 0 fall together; use a shift nearer to 1.")
+    return times
 
 
 def resolution_shift(tokens: int, base: tuple[int, float] = (256, 0.5), largest: tuple[int, float] = (4096, 1.15)) -> float:
     """FLUX's shift for an image of so many latent tokens, exp(mu), where mu is a line through two (tokens, mu)."""
     (first, low), (last, high) = base, largest
-    return math.exp(low + (tokens - first) * (high - low) / (last - first))
+    mu = low + (tokens - first) * (high - low) / (last - first)
+    return math.exp(mu) if mu < 700 else math.inf
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -88,10 +95,12 @@ def diffusion_times(
       to_data: whether the last transition ends in the data (`set_alpha_to_one`) or after the first of the K steps.
     """
     if steps < 1 or train_steps % steps:
-        raise ValueError(f"steps = {steps}: it must divide the {train_steps} steps of the training.")
+        raise ValueError(f"steps = {steps}: it must divide the {train_steps} steps of the training; use "
+                         f"{nearest_divisors(train_steps, max(steps, 1))}.")  # fmt: skip
     stride = train_steps // steps
     if spacing == "leading" and not 0 <= offset < stride:
-        raise ValueError(f"steps_offset = {offset}: it must be at least 0 and below {train_steps} / {steps} = {stride}.")
+        raise ValueError(f"steps = {steps}: the scheduler file's steps_offset = {offset} must be at least 0 and below "
+                         f"{train_steps} / {steps} = {stride}; use fewer steps.")  # fmt: skip
     first = offset + 1 if spacing == "leading" else stride
     k = np.array([*range(first + (steps - 1) * stride, 0, -stride), 0 if to_data else 1])
     return (k / train_steps).astype(np.float32)

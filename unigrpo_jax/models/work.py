@@ -25,6 +25,12 @@ from unigrpo_jax.config import RunConfig
 from unigrpo_jax.models.building.guidance import Guidance
 
 
+def with_texts(run: RunConfig, texts: Any) -> RunConfig:
+    """The settings with a bucket as long as a codec's texts, or their shapes, are; some codecs heed no bucket."""
+    tokens = jax.tree.leaves(texts)[0].shape[1]
+    return dataclasses.replace(run, rollout=dataclasses.replace(run.rollout, prompt_tokens=tokens))
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Split:
     """How the work lies on the chips.

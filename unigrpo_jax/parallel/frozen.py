@@ -4,7 +4,7 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from unigrpo_jax.models.named import Place
+from unigrpo_jax.models.folders.named import Place
 
 DEVICES = "devices"
 

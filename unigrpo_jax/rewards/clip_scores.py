@@ -21,7 +21,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from unigrpo_jax.config import RunConfig, require
 from unigrpo_jax.foreign_files import named
-from unigrpo_jax.models.stored import checksum
+from unigrpo_jax.models.folders.stored import checksum
 from unigrpo_jax.models.text_encoders import clip
 from unigrpo_jax.models.text_encoders.coder import TOKENIZER_FILES, Text, TextCoder, open_coder
 from unigrpo_jax.rewards.aesthetic import HeadFile, rating

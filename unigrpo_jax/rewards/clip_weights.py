@@ -16,9 +16,9 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from unigrpo_jax.config import ConfigError, require
 from unigrpo_jax.foreign_files import read_json
 from unigrpo_jax.foreign_text import quoted
-from unigrpo_jax.models import named
-from unigrpo_jax.models.named import TABLE
-from unigrpo_jax.models.stored import StoredTensors, faults
+from unigrpo_jax.models.folders import named
+from unigrpo_jax.models.folders.named import TABLE
+from unigrpo_jax.models.folders.stored import StoredTensors, faults
 from unigrpo_jax.models.text_encoders.clip import ACTIVATIONS, ClipConfig, TowerConfig
 from unigrpo_jax.models.text_encoders.clip_names import IGNORED, TEXT, Row, tower_rows
 from unigrpo_jax.models.tree import unflatten

@@ -35,7 +35,7 @@ class FlowSampler:
       guidance: None for none, as in UniGRPO, where an episode stays linear.
       path: where the latents lie.
       prediction: what the network predicts.
-      everywhere: whether the transitions outside the window are the rule's, too, with noise.
+      noisy: [first, end) of transitions that are the rule's, with noise, wherever the window lies.
     """
 
     schedule: tuple[float, ...]
@@ -44,7 +44,7 @@ class FlowSampler:
     guidance: Guidance | None = None
     path: Path = RECTIFIED
     prediction: Prediction = "velocity"
-    everywhere: bool = False
+    noisy: tuple[int, int] = (0, 0)
 
     @property
     def steps(self) -> int:
@@ -105,7 +105,8 @@ def denoise(model: Painter, params, condition, x, noise_keys_B, window_W, sample
         mean = sampler.noiseless(x, v, t, t_next)
         if not width:
             return (mean, kept), None
-        inside = True if sampler.everywhere else jnp.any(step == window_W)
+        first, end = sampler.noisy
+        inside = jnp.any(step == window_W) | ((first <= step) & (step < end))
         mean_in, std = sampler.transition(x, v, t, t_next)
         mean = jax.tree.map(lambda a, b: jnp.where(inside, a, b), mean_in, mean)
         noise = randomness.normal_like(noise_keys_B, step, x)
@@ -124,18 +125,21 @@ def denoise(model: Painter, params, condition, x, noise_keys_B, window_W, sample
 def in_turn(function, x_B, parts: int, together: int = 1):
     """`function` of a batch that lies in `parts` equal parts on as many devices: a few elements of each part at a time.
 
+    The batch is an array or a pytree of some.
+
     At most `together`, as many as divide a part.  A batch that does not divide, or `parts` = 0, is computed at once.
     `function` may return several arrays.
     """
-    batch = x_B.shape[0]
+    batch = jax.tree.leaves(x_B)[0].shape[0]
     if not parts or batch % parts:
         return function(x_B)
     each = batch // parts
     few = max(k for k in range(1, min(max(together, 1), each) + 1) if each % k == 0)
     if few == each:
         return function(x_B)  # not as a loop of one turn: on CPU, convolutions in a loop are several times slower
-    turns = x_B.reshape(parts, each // few, few, *x_B.shape[1:]).swapaxes(0, 1)
-    out = jax.lax.map(function, turns.reshape(each // few, parts * few, *x_B.shape[1:]))
+    cut = lambda x: x.reshape(parts, each // few, few, *x.shape[1:]).swapaxes(0, 1)
+    turns = jax.tree.map(lambda x: cut(x).reshape(each // few, parts * few, *x.shape[1:]), x_B)
+    out = jax.lax.map(function, turns)
     in_order = lambda y: y.reshape(each // few, parts, few, *y.shape[2:]).swapaxes(0, 1).reshape(batch, *y.shape[2:])
     return jax.tree.map(in_order, out)
 

@@ -225,7 +225,7 @@ def flow_sampler(config: RolloutConfig, model: Painter, guidance: Guidance | Non
         guidance=guidance,
         path=model.path,
         prediction=model.prediction,
-        everywhere=config.noise == "everywhere",
+        noisy=config.window_range if config.noise == "range" else (0, 0),
     )
 
 

@@ -58,7 +58,8 @@ class TokenSampler:
 def thinking_block(model: Thinker, thinking: Thinking) -> TokenBlock:
     """The text block that a thinking leaves in the context: BOS, the actions, and EOS if the chain was truncated.
 
-    M + 2 positions; position i < M is the one whose logits the i-th action was drawn from.
+    M + 2 positions; position i < M is the one whose logits the i-th action was drawn from.  Where there is no action, the
+    block is empty.
     """
     batch, length = thinking.tokens.shape
     whole = jnp.all(thinking.mask, axis=1) & (thinking.tokens[:, length - 1] != model.config.eos_token)
@@ -66,7 +67,7 @@ def thinking_block(model: Thinker, thinking: Thinking) -> TokenBlock:
     last = jnp.full((batch, 1), model.config.eos_token, jnp.int32)
     return TokenBlock(
         tokens=jnp.concatenate([first, thinking.tokens, last], axis=1),
-        valid=jnp.concatenate([jnp.ones((batch, 1), bool), thinking.mask, whole[:, None]], axis=1),
+        valid=jnp.concatenate([jnp.any(thinking.mask, axis=1)[:, None], thinking.mask, whole[:, None]], axis=1),
     )
 
 

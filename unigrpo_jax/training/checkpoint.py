@@ -120,8 +120,9 @@ class Checkpoints:
 
     def improves(self, scores: Mapping[str, float]) -> bool:
         """Whether an evaluation is the best so far; `save` notes it."""
-        value = scores.get(self._metric(scores))
-        return value is not None and (self.best is None or value > self.best["value"])
+        metric = self._metric(scores)
+        value = worth(metric, scores.get(metric))
+        return value is not None and (self.best is None or value > worth(metric, self.best["value"]))
 
     def save(self, state: TrainState, scores: Mapping[str, float] | None = None) -> None:
         """Starts to write a checkpoint named after the iterations done; waits only for the one before.
@@ -228,7 +229,8 @@ class Checkpoints:
             except manifest.Damaged:
                 continue
             scores = self._comparable(record).get("evaluation", {})
-            found[step] = scores.get(self._metric(scores))
+            metric = self._metric(scores)
+            found[step] = worth(metric, scores.get(metric))
         return {step: score for step, score in found.items() if step not in self._damaged}
 
     def _metric(self, scores: Mapping[str, float]) -> str:
@@ -292,6 +294,11 @@ def pass_over_late_writes() -> None:
 
     hook.passes_over = True
     sys.unraisablehook = hook
+
+
+def worth(metric: str, value: float | None) -> float | None:
+    """A score of which more is better: that of a loss is its negative."""
+    return -value if value is not None and metric.endswith("loss") else value
 
 
 def kept(scores: Mapping[int, float | None], config: CheckpointConfig) -> set[int]:

@@ -23,6 +23,8 @@ COLUMNS = (
     ("velocity MSE", ("flow/velocity_mse",), "{:.2e}"),
     ("thinking", ("text/length",), "{:.1f}"),
 )
+# In their place where examples are learned, which no reward judges.
+TAUGHT = (("text loss", ("text/loss",), "{:.4f}"), ("flow loss", ("flow/loss",), "{:.5f}"))
 # The second line, on how healthy the run is: the metrics stand beside each other.
 HEALTH = (
     ("entropy", ("text/entropy",), "{:.2f}"),
@@ -100,7 +102,8 @@ class Console:
         if self._previous is not None:
             self._durations.append(now - self._previous)
         self._previous = now
-        cells = [(title, _shown(metrics, names, form)) for title, names, form in COLUMNS]
+        columns = COLUMNS if "reward/mean" in metrics else (*TAUGHT, *COLUMNS)
+        cells = [(title, _shown(metrics, names, form)) for title, names, form in columns]
         cells = [(title, value) for title, value in cells if value is not None]
         if self._durations:
             seconds = statistics.median(self._durations)  # so that a checkpoint or an evaluation does not move it

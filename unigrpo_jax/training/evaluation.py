@@ -35,7 +35,7 @@ def evaluation_rollout(evaluation: EvaluationConfig, rollout: RolloutConfig, loa
 
     ConfigError where several processes are to read thinkings as text, or where the model's family has not what is asked for.
     """
-    check_guidance(evaluation, loaded)
+    check_evaluation(evaluation, rollout, loaded)
     require(not evaluation.thinking_as_text or jax.process_count() == 1,
             f"thinking_as_text works in one process, not in {jax.process_count()}; leave it out or start one.")  # fmt: skip
     guidance = Guidance(
@@ -45,7 +45,7 @@ def evaluation_rollout(evaluation: EvaluationConfig, rollout: RolloutConfig, loa
         renorm=loaded.network.guidance_renorm if evaluation.guidance_renorm == "model" else evaluation.guidance_renorm,
         renorm_min=evaluation.guidance_renorm_min,
     )
-    rollout = dataclasses.replace(rollout, flow_steps=evaluation.flow_steps)
+    rollout = dataclasses.replace(rollout, flow_steps=evaluation.flow_steps, noise="window")
     steps = evaluation.flow_steps if evaluation.sampler == "sde" else 0
     return RolloutProgram(
         model=loaded.network,
@@ -61,16 +61,28 @@ def evaluation_rollout(evaluation: EvaluationConfig, rollout: RolloutConfig, loa
     )
 
 
-def check_guidance(evaluation: EvaluationConfig, loaded: Loaded) -> None:
-    """ConfigError where a model that only draws is to think, or to be guided in a way that it is not."""
+def check_evaluation(evaluation: EvaluationConfig, rollout: RolloutConfig, loaded: Loaded) -> None:
+    """ConfigError where a model that only draws is to think, to look or to be guided otherwise, or has no such schedule."""
     words = f"{loaded.folder} is a model that only draws ({loaded.family})"
     if not loaded.network.thinks:
         require(not evaluation.thinking, f"{words}, so it cannot think; turn thinking off (--no-thinking, or "
                 "--evaluation.no-thinking in a run).")  # fmt: skip
+        require(evaluation.rounds <= 1, f"{words} and looks at no image, but evaluation.rounds = {evaluation.rounds}; use "
+                "1.")  # fmt: skip
         require(evaluation.guidance_image <= 1, f"{words} and looks at no image, so it cannot be guided by one; leave "
                 "guidance_image out.")  # fmt: skip
     require(evaluation.guidance <= 1 or loaded.codec.guided, f"guidance = {evaluation.guidance:g}, but {loaded.folder} "
             f"({loaded.family}) is not guided by a second pass; use 1.")  # fmt: skip
+    check_schedule("evaluation.flow_steps", evaluation.flow_steps, rollout, loaded)
+
+
+def check_schedule(setting: str, steps: int, rollout: RolloutConfig, loaded: Loaded) -> None:
+    """ConfigError where the family has no schedule of so many steps, those of a setting."""
+    network = loaded.network
+    try:
+        network.times(steps, rollout.timestep_shift, network.grid(rollout.image_height, rollout.image_width))
+    except ValueError as error:
+        raise ConfigError(f"{setting}, rollout.timestep_shift: {error}") from None
 
 
 def on_mesh(program: RolloutProgram, layout: Layout, batch: int) -> tuple[RolloutProgram, jax.sharding.NamedSharding]:
@@ -190,8 +202,9 @@ class Evaluator:
         moments = [_moments(columns, asked, turn, shown) for turn, shown in enumerate(calls[0].shown)]
         columns = {name: np.asarray(values, np.float64) for name, values in columns.items()}
         rewards = [x for name, x in columns.items() if name.startswith("reward/")]
-        self._judging.hold_to_share(~np.any([np.isnan(x) for x in rewards], axis=0), "held-out images")
-        if all((x == ABSTAINED).all() for x in rewards):
+        if rewards:  # supervised training needs none
+            self._judging.hold_to_share(~np.any([np.isnan(x) for x in rewards], axis=0), "held-out images")
+        if rewards and all((x == ABSTAINED).all() for x in rewards):
             raise RewardError(f"every reward abstained from all of {total} held-out images, so nothing can be compared")
         scores = {name.split("/", 1)[1]: np.where(x == ABSTAINED, np.nan, x) for name, x in columns.items()}
         table = by_category(scores, [str(p.metadata.get("category", "")) for p in asked])
@@ -280,15 +293,19 @@ def by_round(
     return tuple(batches)
 
 
-def by_category(scores: dict[str, np.ndarray], categories: Sequence[str]) -> dict[str, dict[str, float]]:
+def by_category(
+    scores: dict[str, np.ndarray], categories: Sequence[str], weights: np.ndarray | None = None
+) -> dict[str, dict[str, float]]:
     """{score: {"overall": mean, category: mean}}; NaN entries do not count, a mean of nothing is left out.
 
-    A category that is itself called overall stands there as `overall (category)`.
+    A category that is itself called overall stands there as `overall (category)`.  `weights` above 0, one an entry, are
+    those of the means; without any all entries weigh the same.
     """
     labels, table = np.array(categories), {}
     called = lambda category: f"{category} (category)" if category == "overall" else category
     for name, values in scores.items():
         masks = {"overall": np.ones(len(labels), bool)} | {called(c): labels == c for c in dict.fromkeys(categories) if c}
-        rows = {key: values[mask & np.isfinite(values)] for key, mask in masks.items()}
-        table[name] = {key: round(float(row.mean()), 6) for key, row in rows.items() if row.size}
+        rows = {key: mask & np.isfinite(values) for key, mask in masks.items()}
+        mean = lambda row, values=values: np.average(values[row], weights=None if weights is None else weights[row])
+        table[name] = {key: round(float(mean(row)), 6) for key, row in rows.items() if row.any()}
     return table

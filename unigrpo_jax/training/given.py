@@ -35,6 +35,8 @@ def given_pictures(
     """
     if not pictured(prompts, others):
         return None
+    require(model.thinks, "the prompts come with pictures, but the model only draws and sees none; take them out, or use "
+                          "a model that sees.")  # fmt: skip
     each = [_given(prompt, model, rollout) for prompt in prompts]
     return jax.tree.map(lambda *x: np.concatenate(x), *each)
 

@@ -112,7 +112,8 @@ class Iterations:
                 self._alone(write_json, self._run_dir / "summary.json", self._summary)
                 self._save_now()
         header, rows = summary_table(self._summary["before"], self._summary["after"])
-        self._show(self._console.table, "Held-out prompts", header, rows)
+        if rows:
+            self._show(self._console.table, "Held-out prompts", header, rows)
         words = f"{self._summary['seconds']:.0f} s.  Report: {self._run_dir / 'report.html'}"
         self._show(self._console.message, words)
         return self._summary
@@ -131,7 +132,7 @@ class Iterations:
             self._write_samples(0, before.samples)
             self._alone(lambda: self._writer.table(0, before.table))
             self._alone(write_json, self._run_dir / "summary.json", summary)
-            self._show(self._console.message, f"Before: {headline(before.table)}")
+            self._show(self._console.message, f"Before: {headline(before.table) or 'nothing judges the images'}")
             self._alone(self._show, write_report, self._run_dir)
         wanted, names = self._config.checkpoint.best_metric, list(evaluated(summary["before"]))
         require(not wanted or wanted in names,

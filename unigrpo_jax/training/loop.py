@@ -11,7 +11,7 @@ from unigrpo_jax.config_json import to_dict
 from unigrpo_jax.learning import parameters
 from unigrpo_jax.parallel import processes
 from unigrpo_jax.parallel.roll_call import PeersMissing
-from unigrpo_jax.training import storage
+from unigrpo_jax.training import storage, supervised
 from unigrpo_jax.training.checkpoint import Checkpoints, abstract
 from unigrpo_jax.training.console import Console
 from unigrpo_jax.training.evaluation import Evaluator
@@ -21,6 +21,7 @@ from unigrpo_jax.training.overview import card
 from unigrpo_jax.training.placement import HEADER, placement
 from unigrpo_jax.training.run_folder import check_folder, check_same_weights, flat, versions, write_json
 from unigrpo_jax.training.stopping import Preempted, RunStopped, StorageFailed
+from unigrpo_jax.training.supervised import SupervisedEvaluator, SupervisedTrainer
 from unigrpo_jax.training.trainer import Parts, Trainer, build
 
 __all__ = ["Preempted", "RunStopped", "StorageFailed", "run"]
@@ -51,8 +52,10 @@ def run(config: RunConfig, run_dir: storage.Place, resume: bool = False, allow_c
     processes.start(config.processes, settings | versions() | told)
     require(resume or not allow_changed, "--allow-changed is for --resume; a new run takes any settings.")
 
+    taught = config.learning.method == "sft"
+
     def begin() -> tuple[Parts, bool]:
-        parts = build(config)
+        parts = supervised.build(config) if taught else build(config)
         return parts, check_folder(run_dir, parts, resume, allow_changed)
 
     parts, known = processes.agree_on_errors((ConfigError,), begin)
@@ -60,8 +63,9 @@ def run(config: RunConfig, run_dir: storage.Place, resume: bool = False, allow_c
     require(len(set(seen)) == 1, f"only process {seen.index(True) if True in seen else 0} of {len(seen)} finds a run in "
                                  f"{run_dir}; put the run folder on storage that all of them share.")  # fmt: skip
     what = (parts.loaded, parts.world, parts.judging, parts.layout, config.logging.samples)
-    evaluator = processes.agree_on_errors((ConfigError,), lambda: Evaluator(config.evaluation, config.rollout, *what))
-    trainer = Trainer(parts)
+    judge = lambda: SupervisedEvaluator(parts) if taught else Evaluator(config.evaluation, config.rollout, *what)
+    evaluator = processes.agree_on_errors((ConfigError,), judge)
+    trainer = SupervisedTrainer(parts) if taught else Trainer(parts)
     checksum = parts.loaded.checksum()
     facts = {"seed": config.seed, "model_sha256": checksum, "versions": versions(), "config": to_dict(config)}
     checkpoints = Checkpoints(run_dir / "checkpoints", config.checkpoint, facts)
@@ -86,7 +90,8 @@ def run(config: RunConfig, run_dir: storage.Place, resume: bool = False, allow_c
         loaded = parts.loaded
         labels = parameters.groups(loaded.abstract_params(), config.learning, loaded.network.trained_by)
         places = placement(trainer.inputs(), labels)
-        console.card(f"UniGRPO: {config.name}", card(parts, run_dir, sum(row.bytes for row in places)))
+        title = f"{'Supervised' if taught else 'UniGRPO'}: {config.name}"
+        console.card(title, card(parts, run_dir, sum(row.bytes for row in places)))
         if parts.layout.mesh.size > 1:
             console.table("What lies where", HEADER, [row.cells() for row in places])
         for words in troubles:

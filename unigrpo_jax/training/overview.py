@@ -33,6 +33,7 @@ def summary_table(before: dict, after: dict) -> tuple[list[str], list[list[str]]
 def card(parts: Parts, run_dir: epath.Path, held: int) -> list[tuple[str, str]]:
     """What a run is about to do, in rows; `held` are the bytes that lie on a device all the time."""
     c, learn, r = parts.config, parts.config.learning, parts.config.rollout
+    taught = learn.method == "sft"
     params = parts.loaded.abstract_params()
     labels = parameters.groups(params, learn, parts.loaded.network.trained_by)
     sizes = {group: 0 for group in parameters.GROUPS}
@@ -52,13 +53,15 @@ def card(parts: Parts, run_dir: epath.Path, held: int) -> list[tuple[str, str]]:
         *((f"{group} parameters", f"{size:,}, {rate[group]}") for group, size in sizes.items()),
         *((("adapters", "; ".join(f"{target} hits {n} layers" for target, n in adapted.items())),) if adapted else ()),
         ("held per device", f"{shown_bytes(held)} (weights, optimizer, reference)"),
-        ("episodes per iteration", f"{r.prompts_per_iteration} prompts x {learn.group_size} = {c.episodes}"),
+        (("examples per iteration", f"{c.episodes} of {c.data}, {r.window_size} noise level(s) each") if taught else
+         ("episodes per iteration", f"{r.prompts_per_iteration} prompts x {learn.group_size} = {c.episodes}")),
         ("update", f"{learn.ppo_epochs} epoch(s) x {learn.minibatches} step(s); "
                    f"{pieces} piece(s) of {c.trained_episodes // pieces}"),
         ("thinking", f"at most {r.thinking_tokens} tokens" if r.thinking else "off"),
-        ("drawing", f"{r.flow_steps} steps, {r.step_rule} {r.noise_level:g} in {r.window_size} of "
+        ("drawing", f"{r.image_height} x {r.image_width} px" if taught else
+                    f"{r.flow_steps} steps, {r.step_rule} {r.noise_level:g} in {r.window_size} of "
                     f"[{r.window_range[0]}, {r.window_range[1]}), {r.image_height} x {r.image_width} px"),
-        ("prompts; rewards", f"{', '.join(c.prompts)}; {', '.join(c.rewards)}"),
+        ("prompts; rewards", f"{', '.join(c.prompts) or 'those of the data'}; {', '.join(c.rewards) or 'none'}"),
         *((("told to rewards alone", f"{', '.join(parts.world.facts)} (a prompt's picture stands under image)"),)
           if parts.world.facts else ()),
         *((("fields not read", ", ".join(parts.world.unread)),) if parts.world.unread else ()),

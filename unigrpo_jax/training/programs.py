@@ -130,6 +130,8 @@ class Programs:
             return Imitation(policy=policy, config=learning, seed=self.config.seed)
         if learning.method == "grpo":
             return Objective(policy=policy, config=learning)
+        require(learning.method == "refl", f"learning.method = {learning.method!r} has programs of its own, and no plan "
+                "yet; plan with grpo.")  # fmt: skip
         require(self._followed is not None, "learning.method = 'refl' follows a reward, and none was read; use grpo.")
         require(isinstance(autoencoder, PixelAutoencoder), "learning.method = 'refl' follows a reward into pixels, "
                 "but not yet through an autoencoder, which this model has; use grpo.")  # fmt: skip

@@ -47,6 +47,16 @@ class Restored:
     folder: epath.Path
     is_bare: bool
 
+    @property
+    def as_published(self) -> "Restored":
+        """The same, where it is a bare model folder of a released kind drawing as that was published."""
+        published = self.loaded.published
+        if published is None or not self.is_bare:
+            return self
+        own = {"image_height": published.side, "image_width": published.side, **published.rollout}
+        rollout = dataclasses.replace(self.config.rollout, **own)
+        return dataclasses.replace(self, config=dataclasses.replace(self.config, rollout=rollout))
+
 
 def restore(path: str, bare: RunConfig, devices: int = 1, mesh: MeshConfig = MeshConfig()) -> Restored:  # noqa: B008 (frozen)
     """Finds weights, and checks all that can be checked without reading them.

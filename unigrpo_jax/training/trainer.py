@@ -28,7 +28,7 @@ from unigrpo_jax.rewards.load import load_rewards
 from unigrpo_jax.rewards.protocol import DifferentiableReward, RewardBatch
 from unigrpo_jax.rollout.program import check_window, flow_sampler
 from unigrpo_jax.training import measured
-from unigrpo_jax.training.evaluation import by_round, check_guidance
+from unigrpo_jax.training.evaluation import by_round, check_evaluation, check_schedule
 from unigrpo_jax.training.given import check_pictures, given_pictures
 from unigrpo_jax.training.image_statistics import colour_entropy, edge_density
 from unigrpo_jax.training.programs import Followed, Inputs, Programs
@@ -61,15 +61,19 @@ class Parts:
     followed: DifferentiableReward | None = None
 
 
-def build(config: RunConfig) -> Parts:
-    """Checks a config against itself, the machine and the files it names; ConfigError says what cannot work."""
+def build(config: RunConfig, world: World | None = None) -> Parts:
+    """Checks a config against itself, the machine and the files it names; ConfigError says what cannot work.
+
+    `world` stands in the place of the one that the config names.
+    """
     check(config)
     mesh = meshes.make_mesh(config.devices, config.mesh)
     check_devices(config, meshes.batch_size(mesh))
     attend = kernels.attend(config.model, mesh)
-    world = load_world(config.prompts, config.prompt_weights, config.evaluation.source, config.rollout.rounds,
-                       config.evaluation.rounds)  # fmt: skip
-    rewards = load_rewards(config)
+    world = world or load_world(config.prompts, config.prompt_weights, config.evaluation.source, config.rollout.rounds,
+                                config.evaluation.rounds)  # fmt: skip
+    unjudged = config.learning.method == "sft" and not config.rewards
+    rewards = {} if unjudged else load_rewards(config)
     judging, followed = Judging(rewards, config.judging), None
     if config.learning.method == "refl":
         followed = next((r for r in rewards.values() if isinstance(r, DifferentiableReward)), None)
@@ -80,8 +84,8 @@ def build(config: RunConfig) -> Parts:
     loaded = load_model(config.model)  # last, since a model on the hub takes long to fetch
     loaded.check_image_size(config.rollout)
     check_verbs(loaded, config.rollout, any(pictured(prompts) for prompts in world.longest if prompts))
-    check_guidance(config.evaluation, loaded)
-    check_schedule(loaded, config)
+    check_schedule("rollout.flow_steps", config.rollout.flow_steps, config.rollout, loaded)
+    check_evaluation(config.evaluation, config.rollout, loaded)
     for name, module in (("tensorboard", "tensorboardX"), ("wandb", "wandb")):
         if getattr(config.logging, name):
             try:
@@ -119,16 +123,6 @@ def check_verbs(loaded: Loaded, rollout: RolloutConfig, shows: bool = False) -> 
             "that sees.")  # fmt: skip
     require(rollout.guidance <= 1 or loaded.codec.guided, f"rollout.guidance = {rollout.guidance:g}, but {loaded.folder} "
             f"({loaded.family}) is not guided by a second pass; use 1.")  # fmt: skip
-
-
-def check_schedule(loaded: Loaded, config: RunConfig) -> None:
-    """ConfigError where the family has no such schedule."""
-    rollout, network = config.rollout, loaded.network
-    for steps in (rollout.flow_steps, config.evaluation.flow_steps):
-        try:
-            network.times(steps, rollout.timestep_shift, network.grid(rollout.image_height, rollout.image_width))
-        except ValueError as error:
-            raise ConfigError(f"rollout.timestep_shift, flow_steps: {error}") from None
 
 
 def _check_words(rollout: RolloutConfig, loaded: Loaded, world: World) -> None:
@@ -190,12 +184,14 @@ class Moment:
 class Trainer:
     """Rollout, reward and update of a run."""
 
+    programs_of: type[Programs] = Programs
+
     def __init__(self, parts: Parts):
         loaded = parts.loaded
         self.parts, self._thought = parts, Moment()
         system = loaded.codec.system(parts.config.rollout)
         follow = parts.followed and Followed.of(parts.followed, parts.order.batch(0, 1)[0].metadata)
-        self.programs = Programs(
+        self.programs = self.programs_of(
             parts.config, loaded.network, loaded.autoencoder, system, parts.layout, loaded.abstract_params(),
             self._thought, follow,
         )  # fmt: skip

@@ -120,12 +120,13 @@ def text_prompt(line: str) -> Prompt:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Image:
+class Image:
     """A picture in a file, opened whenever it is called."""
 
     path: pathlib.Path
 
     def __call__(self) -> np.ndarray:
+        """uint8 [H, W, 3]; ConfigError where it cannot be read."""
         return np.asarray(open_rgb(self.path))
 
 
@@ -147,11 +148,11 @@ def with_picture(prompt: Prompt, folder: pathlib.Path) -> Prompt:
                                      "picture there.")  # fmt: skip
     require(path.is_file(), f'"image" is {quoted(name)}, but there is no such file in {folder}, the folder of the '
                             "prompts; put it there.")  # fmt: skip
-    return dataclasses.replace(prompt, picture=_Image(path))
+    return dataclasses.replace(prompt, picture=Image(path))
 
 
 @dataclasses.dataclass(frozen=True)
-class _Line:
+class Line:
     """A line of a file; its number is found when it is asked for."""
 
     path: pathlib.Path
@@ -179,7 +180,7 @@ def read_file(path: pathlib.Path, parse: Callable[[str], Prompt] = json_prompt, 
       ConfigError: the file is missing or empty, a line (with its number) is no prompt or says what this run cannot read, or
         some show a picture, or say more later, and others do not.
     """
-    stamp = _stamp(os.stat(path)) if path.exists() else None
+    stamp = written(path)
     shown = lambda text: with_picture(parse(text), path.parent)
 
     def checked(text: str) -> Prompt:
@@ -194,21 +195,33 @@ def read_file(path: pathlib.Path, parse: Callable[[str], Prompt] = json_prompt, 
     longest: list[tuple[int, int]] = []  # a heap of (characters, offset)
     for offset, prompt in parsed(path, checked, option):
         if (prompt.picture is not None) != shows:  # nearly never, and where a line stands takes long to say
-            shows = pictured([dataclasses.replace(prompt, place=_Line(path, offset))], shows)
+            shows = pictured([dataclasses.replace(prompt, place=Line(path, offset))], shows)
         if len(prompt.turns) != turns:
-            turns = same_turns(dataclasses.replace(prompt, place=_Line(path, offset)), turns)
+            turns = same_turns(dataclasses.replace(prompt, place=Line(path, offset)), turns)
         if len(facts) < MOST_NAMES:
             facts |= dict.fromkeys(itertools.islice((k for k in prompt.metadata if k not in RESERVED), MOST_NAMES))
         category = str(prompt.metadata.get("category", ""))
         if category not in groups:
             require(len(category) <= LONGEST_CATEGORY and len(groups) < MOST_CATEGORIES,
-                    f"{_Line(path, offset)}: \"category\" is one of at most {MOST_CATEGORIES} kinds of prompts, in at most "
+                    f"{Line(path, offset)}: \"category\" is one of at most {MOST_CATEGORIES} kinds of prompts, in at most "
                     f"{LONGEST_CATEGORY} characters; call what is different for every prompt otherwise.")  # fmt: skip
             groups[category] = array.array("q")
         groups[category].append(offset)
         (heapq.heappush if len(longest) < CHECKED else heapq.heappushpop)(longest, (_letters(prompt), offset))
     form = "one prompt" if parse is text_prompt else "one JSON object"
     require(bool(groups), f"{path} holds no prompts; write {form} per line.")
+
+    read = reader(path, shown, stamp)
+    longest_first = [offset for _, offset in sorted(longest, reverse=True)]
+    return Source(
+        groups=[Picked(read, offsets) for offsets in groups.values()],
+        longest=Picked(read, longest_first),
+        facts=tuple(itertools.islice(facts, MOST_NAMES)),
+    )
+
+
+def reader(path: pathlib.Path, parse: Callable[[str], Prompt], stamp: tuple[int, int] | None) -> Callable[[int], Prompt]:
+    """Reads the prompt that begins at an offset of a file; ConfigError where the file is no longer as it was `written`."""
 
     def read(offset: int) -> Prompt:
         try:
@@ -218,14 +231,14 @@ def read_file(path: pathlib.Path, parse: Callable[[str], Prompt] = json_prompt, 
                 line = file.readline(LONGEST_LINE)
         except OSError as error:
             raise ConfigError(f"{path} can no longer be read ({error.strerror}); bring it back.") from None
-        return dataclasses.replace(shown(_decoded(path, line, offset)), place=_Line(path, offset))
+        return dataclasses.replace(parse(_decoded(path, line, offset)), place=Line(path, offset))
 
-    longest_first = [offset for _, offset in sorted(longest, reverse=True)]
-    return Source(
-        groups=[Picked(read, offsets) for offsets in groups.values()],
-        longest=Picked(read, longest_first),
-        facts=tuple(itertools.islice(facts, MOST_NAMES)),
-    )
+    return read
+
+
+def written(path: pathlib.Path) -> tuple[int, int] | None:
+    """Size and time of a file, by which a change is noticed; None where there is none."""
+    return _stamp(os.stat(path)) if path.exists() else None
 
 
 def _letters(prompt: Prompt) -> int:

@@ -7,9 +7,9 @@ import jax
 import numpy as np
 
 from unigrpo_jax.models.autoencoders.image import ImageAutoencoder
-from unigrpo_jax.models.component import DIFFUSERS
-from unigrpo_jax.models.settings import read_settings
-from unigrpo_jax.models.stored import StoredTensors, faults
+from unigrpo_jax.models.folders.component import DIFFUSERS
+from unigrpo_jax.models.folders.settings import read_settings
+from unigrpo_jax.models.folders.stored import StoredTensors, faults
 
 # Class defaults: the scale of Stable Diffusion, no shift.
 _SCALE = 0.18215
@@ -57,7 +57,7 @@ def read_autoencoder(path: pathlib.Path, files: str) -> ImageAutoencoder:
     return ImageAutoencoder(
         width=widths[0],
         multipliers=tuple(width // widths[0] for width in widths),
-        blocks=found.whole("layers_per_block", 1),
+        blocks=found.layers("layers_per_block", 1),
         channels=found.whole("latent_channels", 4),
         scale=found.positive("scaling_factor", _SCALE),
         shift=found.number("shift_factor", 0.0),

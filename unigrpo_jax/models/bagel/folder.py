@@ -12,7 +12,6 @@ import numpy as np
 
 from unigrpo_jax.config import ConfigError, ModelConfig, RolloutConfig, require
 from unigrpo_jax.foreign_files import is_inside
-from unigrpo_jax.models import stored as stores
 from unigrpo_jax.models.autoencoders.image import ImageAutoencoder, sizes_of
 from unigrpo_jax.models.autoencoders.pixels import PixelAutoencoder
 from unigrpo_jax.models.bagel import Bagel, BagelConfig, Params, latents, layout, weights
@@ -25,8 +24,9 @@ from unigrpo_jax.models.bagel.text import (
     special_tokens,
 )
 from unigrpo_jax.models.building import lora
+from unigrpo_jax.models.folders import stored as stores
+from unigrpo_jax.models.folders.stored import StoredTensors
 from unigrpo_jax.models.loaded import Published
-from unigrpo_jax.models.stored import StoredTensors
 from unigrpo_jax.models.text_encoders.tokenizer import load_tokenizer
 from unigrpo_jax.models.tree import flatten, unflatten
 

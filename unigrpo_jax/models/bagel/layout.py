@@ -19,8 +19,8 @@ from typing import Any
 from unigrpo_jax.models.autoencoders.image import ImageAutoencoder
 from unigrpo_jax.models.bagel import rope_settings
 from unigrpo_jax.models.bagel.config import BagelConfig, VisionConfig
-from unigrpo_jax.models.settings import read_settings
-from unigrpo_jax.models.stored import SUFFIXES, StoredTensors
+from unigrpo_jax.models.folders.settings import read_settings
+from unigrpo_jax.models.folders.stored import SUFFIXES, StoredTensors
 
 FILES = "llm_config.json, vit_config.json, ema.safetensors, ae.safetensors and the tokenizer's files"
 WEIGHT_STEMS = ("ema", "model")  # the release's file, and what trainers call theirs

@@ -10,7 +10,7 @@ The network turns every dimension of a head by unscaled angles, so whatever else
 
 from collections.abc import Iterator
 
-from unigrpo_jax.models.settings import Settings
+from unigrpo_jax.models.folders.settings import Settings
 
 NAMES = {"rope_theta", "rope_scaling", "rope_parameters", "partial_rotary_factor"}
 LAYER_TYPES = ("full_attention", "sliding_attention", "chunked_attention", "linear_attention")

@@ -141,6 +141,25 @@ class TextCodec:
                 "that are kept for it; leave thinking_as_text out.")  # fmt: skip
         return self._left_padded(blocks, length)
 
+    def thinkings(self, texts: Sequence[str], length: int, place: Callable[[int], object] | None = None) -> Thinking:
+        """Thinkings of given words as if they had been sampled, [B, length]: the ids, and the token that ends them.
+
+        ConfigError where one has more tokens; `place` says where one stands.
+        """
+        rows = [self.ids(text)[1:] for text in texts]
+        most = max(range(len(rows)), key=lambda row: len(rows[row]))
+        at = place(most) if place is not None else None
+        require(
+            len(rows[most]) <= length,
+            f"the thinking {texts[most][:60]!r}{f' ({at})' if at else ''} has {len(rows[most])} tokens with the one that "
+            f"ends it, more than rollout.thinking_tokens = {length}; shorten it or use {len(rows[most])}.",
+        )
+        tokens = np.full((len(rows), length), self.config.pad_token, np.int32)
+        mask = np.arange(length) < np.array([len(ids) for ids in rows])[:, None]
+        for row, ids in enumerate(rows):
+            tokens[row, : len(ids)] = ids
+        return Thinking(tokens=tokens, mask=mask, log_probs=np.zeros(mask.shape, np.float32))
+
     def thoughts(self, thinking: Thinking | None, batch: int) -> list[str]:
         """The words of B thinkings, without the stop token; empty texts where there is no thinking."""
         if thinking is None:

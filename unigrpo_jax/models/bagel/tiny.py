@@ -13,10 +13,10 @@ import numpy as np
 
 import unigrpo_jax
 from unigrpo_jax import caches
-from unigrpo_jax.models import stored
 from unigrpo_jax.models.autoencoders.image import ImageAutoencoder
 from unigrpo_jax.models.bagel import Bagel, BagelConfig, VisionConfig, layout, weights
 from unigrpo_jax.models.bagel.text import special_tokens
+from unigrpo_jax.models.folders import stored
 from unigrpo_jax.models.text_encoders.tokenizer import load_tokenizer
 
 SPECIAL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>")

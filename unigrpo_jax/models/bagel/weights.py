@@ -4,11 +4,11 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from unigrpo_jax.models import named
 from unigrpo_jax.models.bagel.config import BagelConfig
 from unigrpo_jax.models.building import lora
-from unigrpo_jax.models.named import TABLE, Place, Tensor
-from unigrpo_jax.models.stored import StoredTensors, faults
+from unigrpo_jax.models.folders import named
+from unigrpo_jax.models.folders.named import TABLE, Place, Tensor
+from unigrpo_jax.models.folders.stored import StoredTensors, faults
 from unigrpo_jax.models.tree import flatten, unflatten
 
 # (ours, theirs, input axes of ours) as in `named.Tensor`; {e} is "" or "_moe_gen".

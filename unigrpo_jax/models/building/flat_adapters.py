@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from unigrpo_jax.models.building.flat import ADAPTER, Params
-from unigrpo_jax.models.component import Network
+from unigrpo_jax.models.folders.component import Network
 
 A, B = ADAPTER
 
@@ -42,7 +42,8 @@ def hits(network: Network, targets: Sequence[str]) -> dict[str, int]:
         except re.error as error:
             raise ValueError(f"{target!r} is not a regular expression ({error}).") from None
         if not matched:
-            raise ValueError(f"{target!r} matches no linear map; there are {', '.join(modules)}.")
+            kinds = dict.fromkeys(re.sub(r"(?<=\.)\d+(?=\.)", r"\\d+", module) for module in modules)
+            raise ValueError(f"{target!r} matches no linear map; there are {', '.join(kinds)}.")
         found[target] = sum(len(network.stored_names(f"{module}.weight")) for module in matched)
     return found
 

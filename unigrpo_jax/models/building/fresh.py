@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from unigrpo_jax.models.building.flat_adapters import stacked
-from unigrpo_jax.models.component import Network
+from unigrpo_jax.models.folders.component import Network
 
 
 def fresh(network: Network, zero: str, key: jax.Array) -> dict[str, jax.Array]:

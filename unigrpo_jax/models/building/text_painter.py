@@ -14,7 +14,7 @@ from unigrpo_jax.models.building import attention, flat_adapters
 from unigrpo_jax.models.building.computing import Computing, Remat
 from unigrpo_jax.models.building.flat import Params
 from unigrpo_jax.models.building.fresh import fresh
-from unigrpo_jax.models.component import Network
+from unigrpo_jax.models.folders.component import Network
 from unigrpo_jax.models.text_encoders.states import TextStates
 from unigrpo_jax.models.work import Evaluation, PainterWork
 

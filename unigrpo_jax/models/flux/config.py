@@ -3,7 +3,7 @@
 import pathlib
 
 from unigrpo_jax.models.flux.transformer import FluxTransformer
-from unigrpo_jax.models.settings import read_settings
+from unigrpo_jax.models.folders.settings import read_settings
 
 FILES = "model_index.json, transformer, vae, text_encoder, text_encoder_2, tokenizer, tokenizer_2 and scheduler"
 KNOWN = {"_class_name", "_diffusers_version", "_name_or_path", "patch_size", "in_channels", "out_channels", "axes_dims_rope",
@@ -26,8 +26,8 @@ def read_transformer(path: pathlib.Path) -> FluxTransformer:
         raise found.error("axes_dims_rope", f"it must be three even widths whose sum is attention_head_dim = {head_dim}")
     return FluxTransformer(
         channels=channels,
-        double=found.whole("num_layers", 19),
-        single=found.whole("num_single_layers", 38),
+        double=found.layers("num_layers", 19),
+        single=found.layers("num_single_layers", 38),
         heads=found.whole("num_attention_heads", 24),
         axes=axes,
         text_width=found.whole("joint_attention_dim", 4096),

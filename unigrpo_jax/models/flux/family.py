@@ -3,18 +3,18 @@
 import pathlib
 
 from unigrpo_jax.config import ModelConfig, require
-from unigrpo_jax.models import diffusers_folder
 from unigrpo_jax.models.autoencoders import diffusers as autoencoders
 from unigrpo_jax.models.autoencoders.image import ImageAutoencoder
-from unigrpo_jax.models.diffusers_folder import Pipeline
 from unigrpo_jax.models.flux import config as configs
 from unigrpo_jax.models.flux import scheduler as schedulers
 from unigrpo_jax.models.flux.painter import PATCH, Flux
 from unigrpo_jax.models.flux.tiny import tiny_folder
 from unigrpo_jax.models.flux.transformer import FluxTransformer
+from unigrpo_jax.models.folders import pipelines
+from unigrpo_jax.models.folders.pipelines import Pipeline
+from unigrpo_jax.models.folders.stored import DTYPES
 from unigrpo_jax.models.loaded import Published
 from unigrpo_jax.models.schedule import FlowShift
-from unigrpo_jax.models.stored import DTYPES
 from unigrpo_jax.models.text_encoders.codec import EmbeddingCodec, KnownTexts
 from unigrpo_jax.models.text_encoders.encoder import open_flux
 
@@ -32,7 +32,7 @@ _PARTS = {
     "scheduler": schedulers.CLASSES,
 }
 _TRANSFORMER, _VAE, _SCHEDULER = "transformer/config.json", "vae/config.json", "scheduler/scheduler_config.json"
-HUB_FILES = diffusers_folder.hub_files(*_PARTS)
+HUB_FILES = pipelines.hub_files(*_PARTS)
 DEV, SCHNELL = "black-forest-labs/FLUX.1-dev", "black-forest-labs/FLUX.1-schnell"
 TOKENS = {True: 512, False: 256}  # of a prompt's states, by whether guidance is told: dev, and schnell
 DYNAMIC = FlowShift(line=((256, 0.5), (4096, 1.15)))
@@ -40,13 +40,13 @@ DYNAMIC = FlowShift(line=((256, 0.5), (4096, 1.15)))
 
 def is_here(folder: pathlib.Path) -> bool:
     """Whether a folder is one of FLUX.1's, by its model_index.json; ConfigError where that is no family's."""
-    return diffusers_folder.family_of(folder) == NAME
+    return pipelines.family_of(folder) == NAME
 
 
 def load(config: ModelConfig, folder: pathlib.Path) -> Pipeline:
     """A folder without its weights; ConfigError where a file is missing, does not fit, or asks for what is not built."""
-    with diffusers_folder.told():
-        diffusers_folder.check_parts(folder, _PARTS, FILES)
+    with pipelines.told():
+        pipelines.check_parts(folder, _PARTS, FILES)
         transformer = configs.read_transformer(folder / _TRANSFORMER)
         autoencoder = autoencoders.read_autoencoder(folder / _VAE, FILES)
         shift = schedulers.read_scheduler(folder / _SCHEDULER, FILES)
@@ -58,7 +58,7 @@ def load(config: ModelConfig, folder: pathlib.Path) -> Pipeline:
                                  ("pooled_projection_dim", "pooled", transformer.pooled_width)):  # fmt: skip
             found = encoders.shapes()[own].shape[-1]
             require(width == found, f"{folder / _TRANSFORMER}: {name} = {width}, but the text encoder says {found} numbers.")
-        weights = diffusers_folder.open_network(folder / PART, transformer)
+        weights = pipelines.open_network(folder / PART, transformer)
         known = {_TRANSFORMER: configs.KNOWN, _VAE: autoencoders.KNOWN, _SCHEDULER: schedulers.KNOWN}
         return Pipeline(
             family=NAME,
@@ -70,15 +70,15 @@ def load(config: ModelConfig, folder: pathlib.Path) -> Pipeline:
             codec=EmbeddingCodec(encoders=encoders, kept=config.embeddings),
             stored=weights,
             published=Published(
-                side=diffusers_folder.drawn_side(folder, 1024),
+                side=pipelines.drawn_side(folder, 1024),
                 rollout={"timestep_shift": 0.0},
                 evaluation={"flow_steps": 28 if transformer.guidance else 4, "guidance": 1.0},
             ),
-            autoencoder_stored=diffusers_folder.open_autoencoder(folder / "vae", autoencoder),
+            autoencoder_stored=pipelines.open_autoencoder(folder / "vae", autoencoder),
             stored_dtype=DTYPES[weights.dtype("x_embedder.weight")],
-            unknown_settings=diffusers_folder.unknown_settings(folder, known),
-            unread_files=diffusers_folder.unread_files(folder, _PARTS),
-            adapters=diffusers_folder.open_adapters(folder, PART, transformer),
+            unknown_settings=pipelines.unknown_settings(folder, known),
+            unread_files=pipelines.unread_files(folder, _PARTS),
+            adapters=pipelines.open_adapters(folder, PART, transformer),
         )
 
 
@@ -105,4 +105,5 @@ def known(config: ModelConfig) -> Pipeline | None:
 
 
 def _network(config: ModelConfig, transformer: FluxTransformer, shift: FlowShift, downsample: int) -> Flux:
-    return Flux(transformer=transformer, shift=shift, downsample=downsample, **diffusers_folder.computing(config))
+    own = {"guidance_scale": config.told_guidance, "floor_time": config.floor_time}
+    return Flux(transformer=transformer, shift=shift, downsample=downsample, **own, **pipelines.computing(config))

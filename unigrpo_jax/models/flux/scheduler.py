@@ -2,8 +2,8 @@
 
 import pathlib
 
+from unigrpo_jax.models.folders.settings import read_settings
 from unigrpo_jax.models.schedule import FlowShift
-from unigrpo_jax.models.settings import read_settings
 
 CLASSES = ("FlowMatchEulerDiscreteScheduler",)
 # What would be another flow, or other times, with the values that mean that it is not done.

@@ -2,10 +2,10 @@
 
 import pathlib
 
-from unigrpo_jax.models import component
-from unigrpo_jax.models.diffusers_folder import INDEX
-from unigrpo_jax.models.diffusers_tiny import WIDTH, made_once, save, save_autoencoder, save_clip, save_t5, save_weights
 from unigrpo_jax.models.flux.config import FILES, read_transformer
+from unigrpo_jax.models.folders import component
+from unigrpo_jax.models.folders.pipelines import INDEX
+from unigrpo_jax.models.folders.toys import WIDTH, made_once, save, save_autoencoder, save_clip, save_t5, save_weights
 
 
 def tiny_folder() -> pathlib.Path:

@@ -2,7 +2,7 @@
 
 import pathlib
 
-from unigrpo_jax.models.settings import Settings, read_settings
+from unigrpo_jax.models.folders.settings import Settings, read_settings
 from unigrpo_jax.models.stable_diffusion.unet import LAYER_EPS, UNet
 
 FILES = "model_index.json, unet, vae, text_encoder, tokenizer and scheduler"
@@ -69,6 +69,8 @@ def read_unet(path: pathlib.Path) -> UNet:
     # `attention_head_dim` has always been the number of heads in these files; a later name says so.
     heads = found.whole("num_attention_heads" if "num_attention_heads" in found else "attention_head_dim", 8)
     groups = found.whole("norm_num_groups", 32)
+    if widths[0] % 2:
+        raise found.error("block_out_channels", "the first must be even, as wide as the sinusoid of time")
     for width in widths:
         if width % heads or width % groups:
             raise found.error("block_out_channels", f"{width} must divide into {heads} heads and into {groups} groups")
@@ -76,7 +78,7 @@ def read_unet(path: pathlib.Path) -> UNet:
         channels=channels,
         widths=widths,
         attends=attends,
-        blocks=found.whole("layers_per_block", 2),
+        blocks=found.layers("layers_per_block", 2),
         heads=heads,
         text_width=found.whole("cross_attention_dim", 1280),
         groups=groups,

@@ -3,10 +3,11 @@
 import pathlib
 
 from unigrpo_jax.config import ModelConfig, require
-from unigrpo_jax.models import diffusers_folder
 from unigrpo_jax.models.autoencoders import diffusers as autoencoders
 from unigrpo_jax.models.autoencoders.image import ImageAutoencoder
-from unigrpo_jax.models.diffusers_folder import Pipeline
+from unigrpo_jax.models.folders import pipelines
+from unigrpo_jax.models.folders.pipelines import Pipeline
+from unigrpo_jax.models.folders.stored import DTYPES
 from unigrpo_jax.models.loaded import Published
 from unigrpo_jax.models.paths import scaled_linear
 from unigrpo_jax.models.schedule import DiffusionSchedule
@@ -16,7 +17,6 @@ from unigrpo_jax.models.stable_diffusion.painter import StableDiffusion
 from unigrpo_jax.models.stable_diffusion.scheduler import Scheduler
 from unigrpo_jax.models.stable_diffusion.tiny import tiny_folder
 from unigrpo_jax.models.stable_diffusion.unet import UNet
-from unigrpo_jax.models.stored import DTYPES
 from unigrpo_jax.models.text_encoders.codec import EmbeddingCodec, KnownTexts
 from unigrpo_jax.models.text_encoders.encoder import open_stable_diffusion
 
@@ -32,19 +32,19 @@ _PARTS = {
     "scheduler": schedulers.CLASSES,
 }
 _UNET, _VAE, _SCHEDULER = "unet/config.json", "vae/config.json", "scheduler/scheduler_config.json"
-HUB_FILES = diffusers_folder.hub_files(*_PARTS)
+HUB_FILES = pipelines.hub_files(*_PARTS)
 PUBLISHED = ("CompVis/stable-diffusion-v1-4", "stable-diffusion-v1-5/stable-diffusion-v1-5")
 
 
 def is_here(folder: pathlib.Path) -> bool:
     """Whether a folder is one of Stable Diffusion's, by its model_index.json; ConfigError where that is no family's."""
-    return diffusers_folder.family_of(folder) == NAME
+    return pipelines.family_of(folder) == NAME
 
 
 def load(config: ModelConfig, folder: pathlib.Path) -> Pipeline:
     """A folder without its weights; ConfigError where a file is missing, does not fit, or asks for what is not built."""
-    with diffusers_folder.told():
-        diffusers_folder.check_parts(folder, _PARTS, FILES)
+    with pipelines.told():
+        pipelines.check_parts(folder, _PARTS, FILES)
         unet = configs.read_unet(folder / _UNET)
         autoencoder = autoencoders.read_autoencoder(folder / _VAE, FILES)
         scheduler = schedulers.read_scheduler(folder / _SCHEDULER, FILES)
@@ -54,7 +54,7 @@ def load(config: ModelConfig, folder: pathlib.Path) -> Pipeline:
         width = encoders.shapes()["states"].shape[-1]
         require(unet.text_width == width, f"{folder / _UNET}: cross_attention_dim = {unet.text_width}, but states of "
                 f"{folder / 'text_encoder'} are {width} wide.")  # fmt: skip
-        weights = diffusers_folder.open_network(folder / PART, unet)
+        weights = pipelines.open_network(folder / PART, unet)
         known = {_UNET: configs.KNOWN, _VAE: autoencoders.KNOWN, _SCHEDULER: schedulers.KNOWN}
         return Pipeline(
             family=NAME,
@@ -66,15 +66,15 @@ def load(config: ModelConfig, folder: pathlib.Path) -> Pipeline:
             codec=EmbeddingCodec(encoders=encoders, kept=config.embeddings, guided=True),
             stored=weights,
             published=Published(
-                side=diffusers_folder.drawn_side(folder, 512),
+                side=pipelines.drawn_side(folder, 512),
                 rollout={"timestep_shift": 0.0},
                 evaluation={"flow_steps": 50, "guidance": 7.5},
             ),
-            autoencoder_stored=diffusers_folder.open_autoencoder(folder / "vae", autoencoder),
+            autoencoder_stored=pipelines.open_autoencoder(folder / "vae", autoencoder),
             stored_dtype=DTYPES[weights.dtype("conv_in.weight")],
-            unknown_settings=diffusers_folder.unknown_settings(folder, known),
-            unread_files=diffusers_folder.unread_files(folder, _PARTS),
-            adapters=diffusers_folder.open_adapters(folder, PART, unet),
+            unknown_settings=pipelines.unknown_settings(folder, known),
+            unread_files=pipelines.unread_files(folder, _PARTS),
+            adapters=pipelines.open_adapters(folder, PART, unet),
         )
 
 
@@ -108,5 +108,5 @@ def _network(config: ModelConfig, unet: UNet, scheduler: Scheduler, downsample: 
         prediction=scheduler.prediction,
         schedule=scheduler.schedule,
         downsample=downsample,
-        **diffusers_folder.computing(config),
+        **pipelines.computing(config),
     )

@@ -9,9 +9,9 @@ import pathlib
 
 import numpy as np
 
+from unigrpo_jax.models.folders.settings import read_settings
 from unigrpo_jax.models.paths import Prediction, VariancePreserving, scaled_linear
 from unigrpo_jax.models.schedule import DiffusionSchedule
-from unigrpo_jax.models.settings import read_settings
 
 # Solvers of such a diffusion, by diffusers' names.
 CLASSES = tuple(f"{name}Scheduler" for name in (
@@ -39,6 +39,7 @@ _NO_MATTER = {
 }  # fmt: skip
 KNOWN = {*_ONLY, *_NO_MATTER, "beta_start", "beta_end", "beta_schedule", "num_train_timesteps", "prediction_type",
           "timestep_spacing", "steps_offset", "set_alpha_to_one"}  # fmt: skip
+_LEAST = 1e-12  # of alpha^2 and sigma^2; their roots are float32
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,8 +72,15 @@ def read_scheduler(path: pathlib.Path, files: str) -> Scheduler:
     if max(first, last) >= 1:
         raise found.error("beta_start" if first >= 1 else "beta_end", "it must be below 1")
     scaled = found.word("beta_schedule", "linear", "linear", "scaled_linear") == "scaled_linear"
+    betas = np.linspace(first, last, steps)
+    diffusion = scaled_linear(first, last, steps) if scaled else VariancePreserving(tuple(betas))
+    kept = np.cumprod(1 - np.asarray(diffusion.betas))  # alpha^2, which is divided by, as is 1 - alpha^2
+    if 1 - kept[0] < _LEAST:
+        raise found.error("beta_start", "the first step adds no noise then; use a larger one")
+    if kept[-1] < _LEAST:
+        raise found.error("beta_end", f"nothing of the data is left after {steps} steps then; use a smaller one")
     return Scheduler(
-        path=scaled_linear(first, last, steps) if scaled else VariancePreserving(tuple(np.linspace(first, last, steps))),
+        path=diffusion,
         prediction=_PREDICTIONS[found.word("prediction_type", "epsilon", *_PREDICTIONS)],
         schedule=DiffusionSchedule(
             train_steps=steps,

@@ -2,9 +2,9 @@
 
 import pathlib
 
-from unigrpo_jax.models import component
-from unigrpo_jax.models.diffusers_folder import INDEX
-from unigrpo_jax.models.diffusers_tiny import WIDTH, made_once, save, save_autoencoder, save_clip, save_weights
+from unigrpo_jax.models.folders import component
+from unigrpo_jax.models.folders.pipelines import INDEX
+from unigrpo_jax.models.folders.toys import WIDTH, made_once, save, save_autoencoder, save_clip, save_weights
 from unigrpo_jax.models.stable_diffusion.config import FILES, read_unet
 
 

@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Iterator, Mapping
 
-from unigrpo_jax.models.named import TABLE, Tensor
+from unigrpo_jax.models.folders.named import TABLE, Tensor
 from unigrpo_jax.models.text_encoders.clip import TowerConfig
 
 Names = tuple[tuple[str, str, int, str], ...]

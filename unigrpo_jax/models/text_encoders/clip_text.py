@@ -7,10 +7,10 @@ import pathlib
 import jax
 import numpy as np
 
-from unigrpo_jax.models import component, named, stored
-from unigrpo_jax.models.named import Place
-from unigrpo_jax.models.settings import read_settings
-from unigrpo_jax.models.stored import StoredTensors, faults
+from unigrpo_jax.models.folders import component, named, stored
+from unigrpo_jax.models.folders.named import Place
+from unigrpo_jax.models.folders.settings import read_settings
+from unigrpo_jax.models.folders.stored import StoredTensors, faults
 from unigrpo_jax.models.text_encoders.clip import ACTIVATIONS, TowerConfig, text_states
 from unigrpo_jax.models.text_encoders.clip_names import IGNORED, TEXT, Row, tower_rows
 from unigrpo_jax.models.tree import flatten, unflatten
@@ -80,7 +80,7 @@ def read_clip_text(path: pathlib.Path, files: str) -> ClipText:
     tower = TowerConfig(
         width=width,
         mlp=found.whole("intermediate_size", 2048),
-        layers=found.whole("num_hidden_layers", 12),
+        layers=found.layers("num_hidden_layers", 12),
         heads=heads,
         activation=found.word("hidden_act", "quick_gelu", *ACTIVATIONS),
         norm_eps=found.positive("layer_norm_eps", 1e-5),

@@ -16,7 +16,7 @@ import numpy as np
 
 from unigrpo_jax.config import ConfigError, EmbeddingsConfig, RolloutConfig
 from unigrpo_jax.foreign_text import tell
-from unigrpo_jax.models.named import Place
+from unigrpo_jax.models.folders.named import Place
 from unigrpo_jax.models.text_encoders.cache import FIELD, Store
 from unigrpo_jax.models.text_encoders.encoder import ROWS, Encoders
 from unigrpo_jax.models.text_encoders.states import TextStates

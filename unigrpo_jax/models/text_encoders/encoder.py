@@ -19,9 +19,9 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec, Sharding
 
 from unigrpo_jax.config import ConfigError
-from unigrpo_jax.models import component
-from unigrpo_jax.models.named import Place
-from unigrpo_jax.models.stored import StoredTensors, checksum
+from unigrpo_jax.models.folders import component
+from unigrpo_jax.models.folders.named import Place
+from unigrpo_jax.models.folders.stored import StoredTensors, checksum
 from unigrpo_jax.models.text_encoders.clip_text import ClipText, read_clip_text
 from unigrpo_jax.models.text_encoders.coder import TOKENIZER_FILES, TextCoder, open_coder
 from unigrpo_jax.models.text_encoders.t5 import T5Encoder, read_t5

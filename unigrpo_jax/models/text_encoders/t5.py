@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from unigrpo_jax.models.building.flat import Params, Shapes, layer_names, linear, linear_shapes, of_stack, rms_norm
-from unigrpo_jax.models.settings import read_settings
+from unigrpo_jax.models.folders.settings import read_settings
 
 BLOCK = "encoder.block"
 TABLE = f"{BLOCK}.0.layer.0.SelfAttention.relative_attention_bias.weight"  # of the first block, and read in all
@@ -139,7 +139,7 @@ def read_t5(path: pathlib.Path, files: str) -> T5Encoder:
         heads=found.whole("num_heads", 8),
         head_dim=found.whole("d_kv", 64),
         mlp=found.whole("d_ff", 2048),
-        layers=found.whole("num_layers", 6),
+        layers=found.layers("num_layers", 6),
         buckets=buckets,
         farthest=farthest,
         norm_eps=found.positive("layer_norm_epsilon", 1e-6),

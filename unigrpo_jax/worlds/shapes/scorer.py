@@ -29,7 +29,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from unigrpo_jax.config import RunConfig, require
-from unigrpo_jax.models.stored import StoredTensors, checksum
+from unigrpo_jax.models.folders.stored import StoredTensors, checksum
 from unigrpo_jax.rewards.protocol import RewardBatch, RewardFunction
 from unigrpo_jax.worlds.shapes.drawing import CELL, SIDE
 from unigrpo_jax.worlds.shapes.judge import holds

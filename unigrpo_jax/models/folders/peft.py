@@ -19,10 +19,10 @@ from collections.abc import Mapping
 import numpy as np
 
 from unigrpo_jax import foreign_files
-from unigrpo_jax.models import component, stored
 from unigrpo_jax.models.building.flat import ADAPTER
 from unigrpo_jax.models.building.flat_adapters import linears
-from unigrpo_jax.models.settings import Settings, read_settings
+from unigrpo_jax.models.folders import component, stored
+from unigrpo_jax.models.folders.settings import Settings, read_settings
 
 PEFT, DIFFUSERS = "adapter_model", "pytorch_lora_weights"
 CONFIG = "adapter_config.json"

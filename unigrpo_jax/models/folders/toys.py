@@ -14,9 +14,9 @@ import numpy as np
 
 import unigrpo_jax
 from unigrpo_jax import caches
-from unigrpo_jax.models import component, stored
 from unigrpo_jax.models.autoencoders import diffusers as autoencoders
-from unigrpo_jax.models.diffusers_folder import INDEX
+from unigrpo_jax.models.folders import component, stored
+from unigrpo_jax.models.folders.pipelines import INDEX
 from unigrpo_jax.models.text_encoders.clip import OLD_EOS
 from unigrpo_jax.models.text_encoders.clip_text import read_clip_text
 from unigrpo_jax.models.text_encoders.t5 import read_t5

@@ -25,13 +25,13 @@ import numpy as np
 from unigrpo_jax import foreign_files
 from unigrpo_jax.config import ConfigError, ModelConfig, RolloutConfig, require
 from unigrpo_jax.foreign_text import quoted
-from unigrpo_jax.models import component, peft, stored
 from unigrpo_jax.models.autoencoders import diffusers as autoencoders
 from unigrpo_jax.models.autoencoders.image import ImageAutoencoder
 from unigrpo_jax.models.building.lora import is_adapter
 from unigrpo_jax.models.building.text_painter import TextPainter
+from unigrpo_jax.models.folders import component, peft, stored
+from unigrpo_jax.models.folders.settings import read_settings
 from unigrpo_jax.models.loaded import Codec, Place, Published
-from unigrpo_jax.models.settings import read_settings
 from unigrpo_jax.models.text_encoders.codec import EmbeddingCodec
 from unigrpo_jax.models.verbs import Params
 

@@ -11,9 +11,9 @@ from typing import Protocol
 import jax
 import numpy as np
 
-from unigrpo_jax.models import named, stored
 from unigrpo_jax.models.building.flat import ADAPTER
-from unigrpo_jax.models.named import TABLE, Place, Tensor
+from unigrpo_jax.models.folders import named, stored
+from unigrpo_jax.models.folders.named import TABLE, Place, Tensor
 
 # The file's name without .safetensors, by whose folder it is.
 DIFFUSERS, TRANSFORMERS = "diffusion_pytorch_model", "model"

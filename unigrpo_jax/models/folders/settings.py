@@ -9,6 +9,8 @@ from unigrpo_jax.foreign_text import quoted, visible
 
 LARGEST_NUMBER = 1e30
 LARGEST_SIZE = 2**24  # of anything that a config file counts; what is larger is no network's
+MOST_LAYERS = 1000  # each of them is a list of tensors
+MOST_ENTRIES = 100  # of a list of numbers
 MOST_NAMES, LONGEST_NAME = 20, 60  # of a list that is shown
 
 
@@ -45,11 +47,18 @@ class Settings:
             raise self.error(name, f"it must be a whole number from 1 to {LARGEST_SIZE}")
         return value
 
+    def layers(self, name: str, default: int) -> int:
+        """A whole number from 1 to `MOST_LAYERS`."""
+        value = self.whole(name, default)
+        if value > MOST_LAYERS:
+            raise self.error(name, f"it must be at most {MOST_LAYERS}")
+        return value
+
     def wholes(self, name: str, default: Sequence[int]) -> tuple[int, ...]:
-        """A list of whole numbers, at least one."""
+        """A list of whole numbers, at least one and at most `MOST_ENTRIES`."""
         values = self._data.get(name, list(default))
-        if not isinstance(values, list) or not values:
-            raise self.error(name, "it must be a list of whole numbers")
+        if not isinstance(values, list) or not 0 < len(values) <= MOST_ENTRIES:
+            raise self.error(name, f"it must be a list of whole numbers, at most {MOST_ENTRIES}")
         return tuple(Settings(self.path, {name: value}, self._place).whole(name) for value in values)
 
     def words(self, name: str, default: Sequence[str], *known: str) -> tuple[str, ...]:

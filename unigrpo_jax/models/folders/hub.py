@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from unigrpo_jax.caches import hub_folder
 from unigrpo_jax.config import ConfigError
 from unigrpo_jax.models.bagel import layout
-from unigrpo_jax.models.stored import read_index
+from unigrpo_jax.models.folders.stored import read_index
 
 
 def fetch(name: str, parts: Callable[[pathlib.Path], Sequence[str]] = lambda folder: ()) -> pathlib.Path:

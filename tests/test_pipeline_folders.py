@@ -13,10 +13,10 @@ from huggingface_hub.utils import filter_repo_objects
 from safetensors.numpy import load_file, save_file
 
 from unigrpo_jax.config import ConfigError, LoraConfig, ModelConfig, RolloutConfig
-from unigrpo_jax.models import component, diffusers_folder
 from unigrpo_jax.models.autoencoders import diffusers as autoencoders
 from unigrpo_jax.models.flux import family as flux
 from unigrpo_jax.models.flux.tiny import make_tiny as make_flux
+from unigrpo_jax.models.folders import component, pipelines
 from unigrpo_jax.models.stable_diffusion import family as sd
 from unigrpo_jax.models.stable_diffusion.tiny import make_tiny as make_sd
 from unigrpo_jax.models.text_encoders.clip_text import read_clip_text
@@ -141,7 +141,7 @@ def test_adapters_beside_a_model_are_read_as_a_part_of_it(toys, name, tmp_path, 
                if path not in params}  # fmt: skip
     loaded.export(params, out, "float32")
     for file in ("adapter_config.json", f"{stem}.safetensors"):
-        shutil.copyfile(out / diffusers_folder.ADAPTERS / file, folder / file)
+        shutil.copyfile(out / pipelines.ADAPTERS / file, folder / file)
     both, folded = load(name, folder), load(name, out).params()
     assert both.unread_files == () and both.checksum() != plain
     for path, x in both.params().items():
@@ -283,6 +283,15 @@ def renamed(part, to):
          ["pooled_projection_dim = 8", "24 numbers"]),
         ("flux", lambda folder: change(folder / "transformer" / "config.json", num_layers=4),
          ["missing transformer_blocks.{2..3}.attn.to_q.weight"]),
+        ("flux", lambda folder: change(folder / "transformer" / "config.json", num_single_layers=10**6),
+         ["num_single_layers = 1000000, but it must be at most 1000"]),
+        ("sd", lambda folder: change(folder / "unet" / "config.json", layers_per_block=10**7), ["it must be at most 1000"]),
+        ("sd", lambda folder: change(folder / "vae" / "config.json", layers_per_block=10**7), ["it must be at most 1000"]),
+        ("sd", lambda folder: change(folder / "vae" / "config.json", block_out_channels=[8] * 1000), ["at most 100"]),
+        ("sd", lambda folder: change(folder / "unet" / "config.json", block_out_channels=[15, 32], attention_head_dim=1,
+                                     norm_num_groups=1), ["the first must be even"]),
+        ("flux", lambda folder: change(folder / "text_encoder_2" / "config.json", num_layers=10**7), ["at most 1000"]),
+        ("flux", lambda folder: change(folder / "text_encoder" / "config.json", num_hidden_layers=10**7), ["at most 1000"]),
         ("flux", lambda folder: change(folder / "scheduler" / "scheduler_config.json", shift_terminal=0.02),
          ["shift_terminal = 0.02", "does not have that"]),
     ],

@@ -1,0 +1,65 @@
+"""Supervised training on one's own pictures, in the loop of every run; reinforcement learning begins with what it writes.
+
+    python -m experiments.sft [PRESET] --data FILE.jsonl [--field value ...]
+    python -m experiments.run [PRESET] --model.path runs/PRESET_sft/model
+
+A line of FILE.jsonl is {"prompt": text, "image": path}, and has a "thinking", too, where the model thinks.  PRESET is a file
+in experiments/presets (default: shapes); an iteration is one optimizer step upon as many examples as one of the preset's
+takes episodes.  --help lists every field with its default and meaning.
+"""
+
+import dataclasses
+import pathlib
+import shutil
+
+from experiments.run import train
+from unigrpo_jax.config import RunConfig, require
+from unigrpo_jax.foreign_text import tell
+
+PROGRAM = "experiments.sft"
+MODEL = "model"  # the folder in a finished run that holds what it learned, as `--model.path` takes it
+
+
+def main() -> None:
+    """Parses the command line, runs, and writes the model."""
+    train(PROGRAM, __doc__, settings, write_model)
+
+
+def settings(preset: RunConfig) -> RunConfig:
+    """A preset's settings for the method `sft`: its machine and model, and pieces of an update as large as they were."""
+    batch = preset.trained_episodes // preset.learning.minibatches
+    rollout = dataclasses.replace(preset.rollout, prompts_per_iteration=batch, micro_batches=1)
+    learning = dataclasses.replace(
+        preset.learning, method="sft", group_size=1, best=0, worst=0, ppo_epochs=1, minibatches=1, credit="shared",
+        thought_rewards=(), round_reward="last",
+    )  # fmt: skip
+    return dataclasses.replace(preset, name=f"{preset.name}_sft", rollout=rollout, learning=learning)
+
+
+def write_model(run_dir: str) -> None:
+    """Writes what a finished run learned into a model folder in its run folder; where that cannot be, says what can."""
+    import jax
+
+    from experiments.command_line import preset
+    from unigrpo_jax.parallel import processes
+    from unigrpo_jax.training import storage
+    from unigrpo_jax.training.restore import restore
+
+    if jax.process_count() > 1 or storage.is_bucket(storage.path(run_dir)):
+        if processes.is_first():
+            tell(f"`python -m experiments.export {run_dir} FOLDER` writes what was learned for --model.path FOLDER.")
+        return
+    out = pathlib.Path(run_dir) / MODEL
+    restored = restore(run_dir, preset([], "shapes")[0])
+    try:
+        if out.exists():  # of this run, before it was continued
+            shutil.rmtree(out)
+        restored.loaded.export(restored.read(), out, restored.loaded.stored_dtype)
+    except OSError as error:
+        require(False, f"{out} cannot be written ({error.strerror or error}); `python -m experiments.export {run_dir} "
+                "FOLDER` writes it elsewhere.")  # fmt: skip
+    tell(f"What was learned: {out}; --model.path {out} begins with it.")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,163 @@
+"""Supervised learning from examples that somebody gives: prompts, pictures, and the thinkings between where a model thinks.
+
+    loss = text_weight * CE + flow_weight * MSE
+    CE   = mean over all the tokens of a batch's thinkings of -log pi(y_k | prompt, y_<k)
+    MSE  = mean |f(x_t, t | prompt, thinking) - target(data, noise, t)|^2,    x_t = alpha_t data + sigma_t noise
+
+`data` is a sample of the autoencoder's posterior.  Times of a flow are drawn from a logit-normal distribution (arXiv
+2403.03206) and shifted as the sampler shifts its own; those of a diffusion uniformly from the steps that it was trained in.
+Of an example whose text is left out nothing is learned but to draw upon nothing, which guidance compares with.
+"""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from unigrpo_jax.episode import Drawing, Episodes, Thinking, TokenBlock
+from unigrpo_jax.learning.losses import masked_mean
+from unigrpo_jax.learning.objective import Objective
+from unigrpo_jax.learning.policy import FlowView, TextView
+from unigrpo_jax.models.autoencoders.pixels import from_uint8
+from unigrpo_jax.models.loaded import Autoencoder
+from unigrpo_jax.models.paths import target
+from unigrpo_jax.models.verbs import Painter
+from unigrpo_jax.rollout import randomness
+from unigrpo_jax.rollout.drawing import DECODED_PIXELS, in_turn
+from unigrpo_jax.rollout.not_finite import finite_rows
+
+POINTS = 1000  # of the schedule whose shift times are given; between two of them it is a line
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Lessons:
+    """Examples -> episodes, as if they had been sampled; a pure function of (examples, seed, step), to be jitted.
+
+    Attributes:
+      model: the network.
+      autoencoder: images to latents.
+      grid: latent tokens (rows, columns).
+      shift: of a flow's times, as `Painter.times` takes it.
+      draws: noisy versions of each picture; they share one condition.
+      parts: devices that the examples are spread over; on each, a few pictures are encoded at a time; 0 encodes all at once.
+    """
+
+    model: Painter
+    autoencoder: Autoencoder
+    grid: tuple[int, int]
+    shift: float
+    draws: int
+    parts: int = 0
+
+    def __call__(
+        self, autoencoder_params, text: Any, thinking: Thinking | None, image_BHWC, seed, step, first_id=0
+    ) -> Episodes:
+        """Episodes whose drawings hold noisy versions of the pictures in the place of a window's transitions.
+
+        Args:
+          autoencoder_params: the autoencoder's.
+          text: B prompts, as the network reads them.
+          thinking: the thinkings, as if they had been sampled; None where nothing is thought.
+          image_BHWC: the pictures, uint8.
+          seed: integer scalar of the run.
+          step: integer scalar of the iteration.
+          first_id: number of the first example, for a batch that is part of a larger one.
+        """
+        batch, height, width = image_BHWC.shape[:3]
+        ids = first_id + jnp.arange(batch)
+        keys = lambda stream: randomness.round_keys(seed, step, stream, 0, ids)
+        encode = lambda given: self.autoencoder.encode(autoencoder_params, from_uint8(given[0]), given[1])
+        given = (image_BHWC, keys(randomness.PICTURE))
+        data = self.model.to_tokens(in_turn(encode, given, self.parts, DECODED_PIXELS // (height * width)))
+        data = (self.model.hold or (lambda x: x))(data)
+        finite = finite_rows(data)
+        data = jnp.where(finite[:, None, None], data, 0.0)
+        t = self.times(keys(randomness.TIMES))
+        alpha, sigma = (part[:, :, None, None] for part in self.model.path.coefficients(t))
+        noise = randomness.normal(keys(randomness.INITIAL_NOISE), 0, (self.draws, *data.shape[1:]))
+        drawing = Drawing(
+            steps=jnp.zeros(t.shape, jnp.int32),
+            times=t,
+            x=alpha * data[:, None] + sigma * noise,
+            noise=noise,
+            mean=None,
+            latent=data,
+            media={},
+            finite=finite,
+        )
+        return Episodes(prompt=text, segments=(drawing,) if thinking is None else (thinking, drawing))
+
+    def times(self, keys_B) -> jax.Array:
+        """Times to learn at, float32 [B, draws], in (0, 1]."""
+        shape, steps = (self.draws,), self.model.path.steps
+        if steps:
+            return jax.vmap(lambda key: jax.random.randint(key, shape, 1, steps + 1))(keys_B) / steps
+        u = jax.nn.sigmoid(jax.vmap(lambda key: jax.random.normal(key, shape))(keys_B))
+        shifted = self.model.times(POINTS, self.shift, self.grid)[::-1]
+        return jnp.interp(u, np.linspace(0, 1, POINTS + 1, dtype=np.float32), shifted)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Teaching(Objective):
+    """The supervised loss of a batch of episodes that `Lessons` made, each with its weight (`token_weights`)."""
+
+    def signal(self, episodes: Episodes, advantage_B) -> jax.Array:
+        """An example always teaches."""
+        return jnp.bool_(True)
+
+    def anchors(self, params, reference, episodes: Episodes, own_start: bool) -> tuple[None, ...]:
+        """None for each segment: nothing is compared with another policy."""
+        return (None,) * len(episodes.segments)
+
+    def losses(self, params, episodes: Episodes) -> tuple[jax.Array | None, jax.Array]:
+        """Of each example the mean over its thinking's tokens, None where nothing is thought, and over its drawing, [B]."""
+        text = None
+        for segment, view in zip(episodes.segments, self.policy.view(params, episodes), strict=True):
+            if isinstance(segment, Thinking):
+                text = self._cross_entropy(segment, view)
+            else:
+                drawn = self._error(segment, view)
+        return text, drawn
+
+    def _text(self, thinking: Thinking, view: TextView, anchor, weight_B, on_policy, moved, goals):
+        loss = jnp.mean(self._cross_entropy(thinking, view) * weight_B)
+        return self.config.text_weight * loss, {"text/loss": loss}
+
+    def _flow(self, drawing: Drawing, view: FlowView, anchor, weight_B, on_policy, moved, goals):
+        loss = jnp.mean(self._error(drawing, view))
+        return self.config.flow_weight * loss, {"flow/loss": loss}
+
+    def _cross_entropy(self, thinking: Thinking, view: TextView) -> jax.Array:
+        return -masked_mean(view.log_probs, thinking.mask, axis=1)
+
+    def _error(self, drawing: Drawing, view: FlowView) -> jax.Array:
+        """Added over modalities; 0 of a picture whose latents are not finite."""
+        flow, t = self.policy.flow, drawing.times[:, :, None, None]
+        wanted = lambda data, noise: target(flow.path, flow.prediction, data[:, None], noise, t)
+        error = lambda output, data, noise: jnp.mean((output - wanted(data, noise)) ** 2, axis=(1, 2, 3))
+        error_B = sum(jax.tree.leaves(jax.tree.map(error, view.output, drawing.latent, drawing.noise)))
+        return jnp.where(drawing.finite, error_B, 0.0)
+
+
+def token_weights(thinking: Thinking | None, batch: int) -> np.ndarray:
+    """Weights float32 [B] by which a mean over examples of means over their tokens is the mean over all tokens.
+
+    1 where nothing is thought, and in a batch that has no token.
+    """
+    counts = np.zeros(batch) if thinking is None else np.asarray(thinking.mask).sum(axis=1)
+    return (counts / counts.mean() if counts.any() else np.ones(batch)).astype(np.float32)
+
+
+def left_out(text: Any, thinking: Thinking | None, dropped_B: np.ndarray) -> tuple[Any, Thinking | None]:
+    """The texts of B examples, arrays of the host, without those that are dropped: as guidance leaves them out.
+
+    `text` is a text block, which is then empty, or comes with its `empty`, which then stands in its place.
+    """
+    if thinking is not None:
+        thinking = thinking.replace(mask=thinking.mask & ~dropped_B[:, None])
+    if isinstance(text, TokenBlock):
+        return text.replace(valid=text.valid & ~dropped_B[:, None]), thinking
+    pick = lambda other, own: np.where(dropped_B.reshape(-1, *(1,) * (own.ndim - 1)), other, own)
+    return jax.tree.map(pick, text.empty, text.replace(empty=None)).replace(empty=text.empty), thinking

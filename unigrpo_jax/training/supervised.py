@@ -1,0 +1,239 @@
+"""Supervised training in the loop of every run: its parts, its two programs, and what is judged beside the images.
+
+In the place of a rollout a program makes noisy latents of given pictures; in the place of a reward stands the weight of an
+example.  All else is a run's: update, checkpoints, evaluation, samples, report.
+"""
+
+import dataclasses
+import time
+from typing import Any
+
+import jax
+import numpy as np
+
+from unigrpo_jax.config import ConfigError, RunConfig, require
+from unigrpo_jax.config_checks import check
+from unigrpo_jax.episode import Episodes, Thinking
+from unigrpo_jax.learning.policy import Policy
+from unigrpo_jax.learning.teaching import Lessons, Teaching, left_out, token_weights
+from unigrpo_jax.learning.update import TrainState
+from unigrpo_jax.parallel import mesh as meshes
+from unigrpo_jax.parallel import processes
+from unigrpo_jax.parallel.rules import Layout
+from unigrpo_jax.rollout.program import flow_sampler
+from unigrpo_jax.rollout.thinking import TokenSampler
+from unigrpo_jax.training import trainer
+from unigrpo_jax.training.evaluation import Evaluator, Judged, by_category
+from unigrpo_jax.training.programs import Inputs, Programs
+from unigrpo_jax.training.taught import Pictures, check_examples, dropped, texts_of
+from unigrpo_jax.training.trainer import Parts, Trainer
+from unigrpo_jax.worlds.examples import THINKING, Examples, asked, read_examples
+from unigrpo_jax.worlds.order import InTurn, PromptOrder
+from unigrpo_jax.worlds.prompt import Picked
+from unigrpo_jax.worlds.world import World, load_world
+
+
+@dataclasses.dataclass(frozen=True)
+class SupervisedParts(Parts):
+    """What a config of the method `sft` stands for; `order` is that of the examples.
+
+    Attributes:
+      examples: what is learned.
+      held_out: what is not learned, and whose losses are judged; None where there is nothing.
+    """
+
+    examples: Examples | None = None
+    held_out: Examples | None = None
+
+
+def build(config: RunConfig) -> SupervisedParts:
+    """As `trainer.build`, and with every line of the data; ConfigError says what cannot work."""
+    check(config)
+    read = lambda name, option: None if name is None else read_examples(name, option, config.rollout.thinking)
+    examples, held_out = read(config.data, "--data"), read(config.evaluation.data, "--evaluation.data")
+    world = _world(config, examples, held_out or examples)
+    parts = trainer.build(config, world)
+    network, folder, family = parts.loaded.network, parts.loaded.folder, parts.loaded.family
+    for each in filter(None, (examples, held_out)):
+        require(network.thinks or each.thought is None, f'{each.thought}: has a "thinking", but {folder} is a model that '
+                f"only draws ({family}); take it out of every line.")  # fmt: skip
+        check_examples(each, parts.loaded.codec, config.rollout)
+    fields = {field.name: getattr(parts, field.name) for field in dataclasses.fields(Parts)}
+    return SupervisedParts(**fields, examples=examples, held_out=held_out)
+
+
+def _world(config: RunConfig, examples: Examples, judged_on: Examples) -> World:
+    """Trains on the examples; judges on the config's own prompts, or where it has none, on those of `judged_on`."""
+    train = lambda seed: PromptOrder([examples.prompts], seed)
+    unread = (*examples.unread, *((THINKING,) if examples.thought and not config.rollout.thinking else ()))
+    if config.prompts:
+        rollout, evaluation = config.rollout, config.evaluation
+        own = load_world(config.prompts, config.prompt_weights, evaluation.source, rollout.rounds, evaluation.rounds)
+        return dataclasses.replace(own, train=train, unread=(*own.unread, *unread))
+    prompts = judged_on.prompts
+    judged = InTurn([Picked(lambda row: asked(prompts[row]), range(len(prompts)))])
+    evaluation = lambda n: judged.batch(0, min(n, len(prompts)))
+    return World(train=train, evaluation=evaluation, longest=(), judge=None, unread=unread)
+
+
+@dataclasses.dataclass(frozen=True)
+class Lesson(Inputs):
+    """Of what an iteration reads, what is learned beside the prompts.
+
+    Attributes:
+      thinking: that of each example; None where nothing is thought.
+      image: the pictures, uint8 [B, H, W, 3].
+    """
+
+    thinking: Thinking | None = None
+    image: Any = None
+
+
+class SupervisedPrograms(Programs):
+    """`rollout` is (autoencoder's, prompts, thinkings, images, seed, step, first_id) -> episodes."""
+
+    def __init__(self, config: RunConfig, network, autoencoder, system, layout: Layout, *given):
+        super().__init__(config, network, autoencoder, system, layout, *given)
+        lessons = lessons_of(config, network, autoencoder, meshes.batch_size(layout.mesh))
+        self.rollout = jax.jit(lessons.__call__, out_shardings=self.spread)
+
+    def _objective(self, policy: Policy, autoencoder: Any) -> Teaching:
+        flow = dataclasses.replace(policy.flow, guidance=None)  # a sampler's; nobody is taught by it
+        policy = dataclasses.replace(policy, tokens=TokenSampler(), flow=flow)
+        return Teaching(policy=policy, config=self.config.learning)
+
+    def inputs(self, stored: dict, autoencoder: dict, text: Any, talks: bool = False, shows: bool = False) -> Lesson:
+        """As `Programs.inputs`; `talks` and `shows` say nothing of examples."""
+        found = super().inputs(stored, autoencoder, text)
+        at = lambda shape, dtype: jax.ShapeDtypeStruct(shape, dtype, sharding=self.spread)
+        r, batch, thinking = self.config.rollout, self.config.episodes, None
+        if r.thinking:
+            tokens = lambda dtype: at((batch, r.thinking_tokens), dtype)
+            thinking = Thinking(tokens=tokens(np.int32), mask=tokens(np.bool_), log_probs=tokens(np.float32))
+        fields = {field.name: getattr(found, field.name) for field in dataclasses.fields(Inputs)}
+        fields["prompt"] = jax.tree.map(lambda x: at(x.shape, x.dtype), found.prompt)
+        return Lesson(**fields, thinking=thinking, image=at((batch, r.image_height, r.image_width, 3), np.uint8))
+
+    def trace(self, inputs: Lesson) -> tuple[jax.stages.Traced, jax.stages.Traced]:
+        """Both programs, traced."""
+        i = inputs
+        rollout = self.rollout.trace(i.autoencoder, i.prompt, i.thinking, i.image, *(np.int32(0),) * 3)
+        at = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=self.spread)
+        weights = at(jax.ShapeDtypeStruct((self.config.episodes,), np.float32))
+        return rollout, self.update.trace(i.state, i.frozen, i.reference, jax.tree.map(at, rollout.out_info), weights)
+
+
+def lessons_of(config: RunConfig, network, autoencoder, parts: int) -> Lessons:
+    """The program that a config describes; `parts` are the devices that the examples lie on."""
+    r = config.rollout
+    grid = network.grid(r.image_height, r.image_width)
+    return Lessons(
+        model=network, autoencoder=autoencoder, grid=grid, shift=r.timestep_shift, draws=r.window_size, parts=parts
+    )
+
+
+class SupervisedTrainer(Trainer):
+    """Noise, weights and update of a run on given examples."""
+
+    programs_of = SupervisedPrograms
+
+    def __init__(self, parts: SupervisedParts):
+        super().__init__(parts)
+        self._pictures = Pictures(parts.config.rollout, parts.config.episodes, self.programs.spread)
+
+    def sample(self, state: TrainState, step: int) -> tuple[Episodes, np.ndarray, dict[str, float]]:
+        """The examples of iteration `step` as episodes, their weights [B], and the seconds that it took."""
+        config, order, begin = self.parts.config, self.parts.order, time.monotonic()
+        examples = order.batch(step, config.episodes)
+        text, thinking, image = processes.agree_on_errors((ConfigError,), lambda: self._read(examples, step))
+        if step + 1 < config.iterations:
+            self._pictures.ahead(order.batch(step + 1, config.episodes))
+        lessons, _ = self._compiled.result()
+        read = time.monotonic()
+        placed = lambda tree: jax.tree.map(lambda x: processes.to_global(x, self.programs.spread), tree)
+        numbers = (np.int32(config.seed), np.int32(step), np.int32(0))
+        episodes = lessons(self.autoencoder_params, placed(text), placed(thinking), image, *numbers)
+        episodes, end = jax.block_until_ready(episodes), time.monotonic()
+        return episodes, token_weights(thinking, config.episodes), {"time/read": read - begin, "time/noise": end - read}
+
+    def _read(self, examples, step: int) -> tuple[Any, Thinking | None, jax.Array]:
+        config, codec = self.parts.config, self.parts.loaded.codec
+        text, thinking = texts_of(examples, codec, config.rollout)
+        if codec.guided:
+            share = config.learning.text_dropout
+            text, thinking = left_out(text, thinking, dropped(config.seed, step, len(examples), share))
+        return text, thinking, self._pictures(examples)
+
+    def judge(self, own: np.ndarray, times: dict[str, float]) -> tuple[np.ndarray, dict[str, float]]:
+        """The weights, and how often the data has been seen when this iteration is done."""
+        return own, {}
+
+    def learn(self, state: TrainState, episodes: Episodes, advantages: np.ndarray) -> tuple[TrainState, dict[str, float]]:
+        """One update; `state` is donated."""
+        state, metrics = super().learn(state, episodes, advantages)
+        seen = int(state.step) * self.parts.config.episodes
+        return state, metrics | {"data/epochs": seen / len(self.parts.examples.prompts)}
+
+
+class SupervisedEvaluator(Evaluator):
+    """As every run's, and the losses of the examples that are held out.
+
+    Their times and noises are those of `evaluation.seed`, whatever the checkpoint and the batch; no text is left out.
+    """
+
+    def __init__(self, parts: SupervisedParts):
+        config, loaded, layout = parts.config, parts.loaded, parts.layout
+        evaluation = config.evaluation
+        samples = config.logging.samples
+        super().__init__(evaluation, config.rollout, loaded, parts.world, parts.judging, layout, samples)
+        self._held_out, self._settings, self._loaded = parts.held_out, config, loaded
+        if parts.held_out is None:
+            return
+        devices = meshes.batch_size(layout.mesh)
+        whole = evaluation.batch % devices
+        self._at = meshes.replicated(layout.mesh) if whole else meshes.spread(layout.mesh)
+        self._pictures = Pictures(config.rollout, evaluation.batch, self._at)
+        lessons = lessons_of(config, loaded.network, loaded.autoencoder, 0 if whole else devices)
+        flow = flow_sampler(config.rollout, loaded.network)
+        system = loaded.codec.system(config.rollout)
+        policy = Policy(model=loaded.network, system=system, tokens=TokenSampler(), flow=flow, window_steps="scanned")
+        teaching = Teaching(policy=policy, config=config.learning)
+
+        def losses(params, *given):
+            return teaching.losses(params, lessons(*given))
+
+        self._losses = jax.jit(losses, out_shardings=meshes.replicated(layout.mesh))
+
+    def __call__(self, params, autoencoder_params) -> Judged:
+        """What a run's evaluation finds, and `loss`, `text_loss` and `flow_loss` of the held-out examples."""
+        judged = super().__call__(params, autoencoder_params)
+        if self._held_out is None:
+            return judged
+        return dataclasses.replace(judged, table=judged.table | self._table(params, autoencoder_params))
+
+    def _table(self, params, autoencoder_params) -> dict[str, dict[str, float]]:
+        config, size = self._settings, self._settings.evaluation.batch
+        count = min(config.evaluation.prompts, len(self._held_out.prompts))
+        found: dict[str, list] = {"text_loss": [], "flow_loss": [], "tokens": []}
+        categories = []
+        for start in range(0, count, size):
+            rows = [self._held_out.prompts[min(row, count - 1)] for row in range(start, start + size)]
+            read = lambda rows=rows: (*texts_of(rows, self._loaded.codec, config.rollout), self._pictures(rows))
+            text, thinking, image = processes.agree_on_errors((ConfigError,), read)
+            placed = lambda tree: jax.tree.map(lambda x: processes.to_global(x, self._at), tree)
+            numbers = (np.int32(config.evaluation.seed), np.int32(0), np.int32(start))
+            given = (autoencoder_params, placed(text), placed(thinking), image, *numbers)
+            text_B, flow_B = self._losses(params, *given)
+            kept = min(size, count - start)
+            found["flow_loss"] += np.asarray(flow_B, np.float64)[:kept].tolist()
+            if text_B is not None:
+                found["text_loss"] += np.asarray(text_B, np.float64)[:kept].tolist()
+                found["tokens"] += thinking.mask.sum(axis=1)[:kept].tolist()
+            categories += [str(row.metadata.get("category", "")) for row in rows[:kept]]
+        table = by_category({"flow_loss": np.array(found["flow_loss"])}, categories)
+        if found["text_loss"]:
+            tokens = np.array(found["tokens"], np.float64)
+            table |= by_category({"text_loss": np.array(found["text_loss"])}, categories, tokens)
+        weights = {"text_loss": config.learning.text_weight, "flow_loss": config.learning.flow_weight}
+        total = lambda label: sum(weights[name] * row[label] for name, row in table.items())
+        return {"loss": {label: round(total(label), 6) for label in table["flow_loss"]}} | table
