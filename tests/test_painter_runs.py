@@ -29,6 +29,8 @@ def trained(request, tmp_path_factory) -> tuple[str, pathlib.Path]:
     assert outcome.code == 0, outcome
     if own:
         assert r".*attn\.to_[qkv] hits 12 layers" in outcome.out
+    assert "reasoning parameters" not in outcome.out
+    assert "everywhere, 2 of [0, 4) trained, " + ("guidance 5, " if not own else "") + "32 x 32 px" in outcome.out
     return request.param, run_dir
 
 
