@@ -11,6 +11,7 @@ from safetensors.numpy import load_file
 
 from experiments.command_line import preset
 from tests.command import command
+from unigrpo_jax.config import ConfigError
 from unigrpo_jax.models.folders.pipelines import Pipeline
 from unigrpo_jax.training.restore import restore
 
@@ -133,3 +134,18 @@ def test_a_bare_model_draws_as_it_was_published(name, sides):
     rollout = restore(name, preset([], "shapes")[0]).as_published.config.rollout
     assert (rollout.image_height, rollout.image_width) == sides
     assert rollout.timestep_shift == (3 if name == "base" else 0)
+
+
+def test_prompts_are_encoded_before_the_networks_weights_are_read(tmp_path, monkeypatch):
+    """Those that are held out, and those of all iterations, of which two are drawn by two."""
+    texts = tmp_path / "texts"
+    seen = []
+
+    def read(*_):
+        seen.append(len(list(texts.rglob("*.states"))))
+        raise ConfigError("no further")
+
+    monkeypatch.setattr(Pipeline, "params", read)
+    words = ("--run-dir", tmp_path / "run", "--model.embeddings.folder", texts, *SMALL)
+    outcome = command("experiments.run", "flux_tiny", *words)
+    assert outcome.code == 2 and "no further" in outcome.err and seen == [4 + 2 * 2], (outcome, seen)
