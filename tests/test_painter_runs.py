@@ -11,6 +11,7 @@ from safetensors.numpy import load_file
 
 from experiments.command_line import preset
 from tests.command import command
+from unigrpo_jax.config import ConfigError
 from unigrpo_jax.models.folders.pipelines import Pipeline
 from unigrpo_jax.training.restore import restore
 
@@ -29,6 +30,8 @@ def trained(request, tmp_path_factory) -> tuple[str, pathlib.Path]:
     assert outcome.code == 0, outcome
     if own:
         assert r".*attn\.to_[qkv] hits 12 layers" in outcome.out
+    assert "reasoning parameters" not in outcome.out
+    assert "everywhere, 2 of [0, 4) trained, " + ("guidance 5, " if not own else "") + "32 x 32 px" in outcome.out
     return request.param, run_dir
 
 
@@ -46,7 +49,8 @@ def test_a_run_learns_on_policy_and_resumes_bit_for_bit(trained, tmp_path):
     copy = shutil.copytree(run_dir, tmp_path / "copy")
     shutil.rmtree(copy / "checkpoints" / "2")
     own = ("--model.lora.rank", 2, "--model.lora.targets", r".*attn\.to_[qkv]") if preset == "flux_tiny" else ()
-    outcome = command("experiments.run", preset, "--run-dir", copy, "--resume", *SMALL, *own)
+    elsewhere = ("--model.embeddings.folder", tmp_path / "texts")  # where states of prompts are kept changes no number
+    outcome = command("experiments.run", preset, "--run-dir", copy, "--resume", *SMALL, *own, *elsewhere)
     assert outcome.code == 0 and "Resuming after iteration 1" in outcome.out, outcome
     known = lambda line: {name: x for name, x in line.items() if "time" not in name and "per_second" not in name}
     assert known(lines(copy)[1]) == known(first[1])
@@ -130,3 +134,18 @@ def test_a_bare_model_draws_as_it_was_published(name, sides):
     rollout = restore(name, preset([], "shapes")[0]).as_published.config.rollout
     assert (rollout.image_height, rollout.image_width) == sides
     assert rollout.timestep_shift == (3 if name == "base" else 0)
+
+
+def test_prompts_are_encoded_before_the_networks_weights_are_read(tmp_path, monkeypatch):
+    """Those that are held out, and those of all iterations, of which two are drawn by two."""
+    texts = tmp_path / "texts"
+    seen = []
+
+    def read(*_):
+        seen.append(len(list(texts.rglob("*.states"))))
+        raise ConfigError("no further")
+
+    monkeypatch.setattr(Pipeline, "params", read)
+    words = ("--run-dir", tmp_path / "run", "--model.embeddings.folder", texts, *SMALL)
+    outcome = command("experiments.run", "flux_tiny", *words)
+    assert outcome.code == 2 and "no further" in outcome.err and seen == [4 + 2 * 2], (outcome, seen)
