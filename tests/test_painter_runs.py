@@ -18,6 +18,7 @@ from unigrpo_jax.training.restore import restore
 SMALL = ("--evaluation.prompts", 4, "--evaluation.batch", 4, "--evaluation.flow-steps", 2, "--devices", 1,
          "--rollout.prompts-per-iteration", 2, "--rollout.flow-steps", 4, "--rollout.window-size", 2,
          "--rollout.window-range", 0, 4)  # fmt: skip
+JUDGED = ("--evaluation.no-thinking", "--rewards", "colourfulness", "--prompts", "examples")
 PARTS = {"flux_tiny": "transformer", "sd_tiny": "unet"}
 
 
@@ -50,8 +51,8 @@ def test_a_run_learns_on_policy_and_resumes_bit_for_bit(trained, tmp_path):
     copy = shutil.copytree(run_dir, tmp_path / "copy")
     shutil.rmtree(copy / "checkpoints" / "2")
     own = ("--model.lora.rank", 2, "--model.lora.targets", r".*attn\.to_[qkv]") if preset == "flux_tiny" else ()
-    elsewhere = ("--model.embeddings.folder", tmp_path / "texts")  # where states of prompts are kept changes no number
-    outcome = command("experiments.run", preset, "--run-dir", copy, "--resume", *SMALL, *own, *elsewhere)
+    kept = ("--model.embeddings.gigabytes", 40)  # how states of prompts are kept may change
+    outcome = command("experiments.run", preset, "--run-dir", copy, "--resume", *SMALL, *own, *kept)
     assert outcome.code == 0 and "Resuming after iteration 1" in outcome.out, outcome
     known = lambda line: {name: x for name, x in line.items() if "time" not in name and "per_second" not in name}
     assert known(lines(copy)[1]) == known(first[1])
@@ -100,6 +101,8 @@ def test_an_export_is_the_checkpoint_and_draws(trained, tmp_path):
     (["sd_tiny", "--evaluation.rounds", 2], "looks at no image, but evaluation.rounds = 2; use 1"),
     (["sd_tiny", "--model.lora.rank", 2, "--model.lora.targets"], "model.lora.targets names nothing; leave it out"),
     (["sd_tiny", "--model.lora.rank", 2, "--model.lora.targets", "x"], r"down_blocks.\d+.resnets.\d+.time_emb_proj, "),
+    (["sd_tiny", "--prompts", "shapes"], "read pictures of 24 x 24 pixels, but 32 x 32 are drawn; set rollout.image_height"),
+    (["sd_tiny", "--rewards", "shapes"], "rewards: shapes reads pictures of 24 x 24 pixels, but rollout draws 32 x 32"),
     (["flux_tiny", "--model.told-guidance", -1], "model.told_guidance = -1.0, but it must be 0 or more"),
     (["sd_tiny", "--model.floor-time"], "model.floor_time is about how FLUX is fed its time"),
     (["sd_tiny", "--rollout.noise-level", 1.5], "for ddim it is eta, at most 1"),
@@ -115,10 +118,12 @@ def test_what_a_family_cannot_do_is_one_sentence(words, said, tmp_path):
     ("generate", ["sd_tiny", "a circle", "--flow-steps", 7], "steps = 7: it must divide the 1000 steps"),
     ("generate", ["flux_tiny", "a circle", "--guidance", 2], "(flux) is not guided by a second pass"),
     ("generate", ["flux_tiny", "a circle", "--guidance-image", 2], "so it cannot be guided by one"),
-    ("evaluate", ["sd_tiny", "--evaluation.no-thinking", "--evaluation.flow-steps", 7], "steps = 7: it must divide"),
-    ("evaluate", ["flux_tiny", "--evaluation.no-thinking", "--evaluation.rounds", 2], "but evaluation.rounds = 2; use 1"),
-    ("evaluate", ["flux_tiny", "--evaluation.no-thinking", "--prompts", "shapes_edit"], "only draws and sees none"),
+    ("evaluate", ["sd_tiny", *JUDGED, "--evaluation.flow-steps", 7], "steps = 7: it must divide"),
+    ("evaluate", ["flux_tiny", *JUDGED, "--evaluation.rounds", 2], "but evaluation.rounds = 2; use 1"),
+    ("evaluate", ["flux_tiny", *JUDGED, "--prompts", "shapes_edit"], "only draws and sees none"),
+    ("evaluate", ["flux_tiny", *JUDGED, "--prompts", "shapes"], "read pictures of 24 x 24 pixels, but 32 x 32 are drawn"),
     ("evaluate", ["sd_tiny", "--preset", "shapes", "--evaluation.no-thinking"], "not shifted; use 0"),
+    ("evaluate", ["flux_tiny", "--evaluation.no-thinking"], "rewards: shapes reads pictures of 24 x 24 pixels"),
     ("geneval", ["write", "sd_tiny", "OUT", "--evaluation.no-thinking", "--evaluation.flow-steps", 7], "steps = 7: it must"),
 ])  # fmt: skip
 def test_what_a_family_cannot_do_is_said_before_its_weights_are_read(module, words, said, tmp_path, monkeypatch):

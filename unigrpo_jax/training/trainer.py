@@ -84,6 +84,7 @@ def build(config: RunConfig, world: World | None = None) -> Parts:
     loaded = load_model(config.model)  # last, since a model on the hub takes long to fetch
     loaded.check_image_size(config.rollout)
     check_verbs(loaded, config.rollout, any(pictured(prompts) for prompts in world.longest if prompts))
+    world.check_size(config.rollout)
     check_schedule("rollout.flow_steps", config.rollout.flow_steps, config.rollout, loaded)
     check_evaluation(config.evaluation, config.rollout, loaded)
     for name, module in (("tensorboard", "tensorboardX"), ("wandb", "wandb")):
