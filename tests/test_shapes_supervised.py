@@ -8,10 +8,10 @@ import pytest
 
 from unigrpo_jax.worlds.shapes.checker import find_objects_batch
 from unigrpo_jax.worlds.shapes.drawing import render
-from unigrpo_jax.worlds.shapes.judge import drawing_follows_plan, judge_plan
+from unigrpo_jax.worlds.shapes.judge import drawing_follows_plan, judge_images, judge_plan
 from unigrpo_jax.worlds.shapes.prompts import by_category
 from unigrpo_jax.worlds.shapes.scene import parse_plan
-from unigrpo_jax.worlds.shapes.supervised import examples
+from unigrpo_jax.worlds.shapes.supervised import example, examples
 
 N = 4000
 NUMBERS = {"one": 1, "two": 2, "three": 3, "four": 4}
@@ -131,3 +131,9 @@ def test_the_same_seed_gives_the_same_examples():
         assert (a.prompt, a.thinking) == (b.prompt, b.thinking)
         np.testing.assert_array_equal(a.image, b.image)
     assert [e.thinking for e in first] != [e.thinking for e in other]
+
+
+def test_without_sloppiness_every_drawing_is_right():
+    rng = np.random.default_rng(0)
+    drawn = [example(rng, by_category("train"), 0.0, 0.0) for _ in range(60)]
+    assert all(v.exact for v in judge_images(np.stack([d.image for d in drawn]), [d.prompt.metadata for d in drawn]))

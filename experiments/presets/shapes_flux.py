@@ -1,6 +1,21 @@
 """Shapes by a rectified flow: DanceGRPO (arXiv 2505.07818) on FLUX's transformer, on a laptop.
 
     python -m experiments.run shapes_flux
+
+Seen, seed 0: held-out exact 0.388 -> 0.640, graded 0.640 -> 0.836, by the ODE of ten steps; 300 iterations in 15 minutes on
+one of two cores that ten other jobs shared.  Most of it comes in the first 80 iterations.
+
+60 iterations of seed 0 with constant rates, judged in the same way, and how far the velocity had moved by then (MSE):
+
+| optimizer steps | rate | clip | noise level | exact | MSE |
+|---|---|---|---|---|---|
+| 1 | 3e-4 | | 0.3 | 0.531 | 0.70 |
+| 1 | 3e-4 | | 0.6 | 0.531 | |
+| 4 | 1.5e-4 | 3e-3 | 0.3 | 0.525 | 0.13 |
+| 4 | 3.5e-4 | 3e-3 | 0.3 | 0.517 | 0.37 |
+
+The clip range is DanceGRPO's 1e-4 times about the square root of how many more numbers a latent of FLUX has than one of
+these, 144.
 """
 
 from unigrpo_jax.config import EvaluationConfig, LearningConfig, ModelConfig, RolloutConfig, RunConfig

@@ -10,6 +10,12 @@ from unigrpo_jax.config import ModelConfig, RunConfig
 
 
 def config() -> RunConfig:
-    """As `shapes_flux`, by another network."""
+    """As `shapes_flux`, by another network, whose predicted noise bears smaller steps."""
     flow = shapes_flux.config()
-    return dataclasses.replace(flow, name="shapes_sd", model=ModelConfig(path="shapes_sd_base", family="stable_diffusion"))
+    return dataclasses.replace(
+        flow,
+        name="shapes_sd",
+        iterations=200,
+        model=ModelConfig(path="shapes_sd_base", family="stable_diffusion"),
+        learning=dataclasses.replace(flow.learning, denoising_lr=8e-5, cooldown=(130, 200)),
+    )
