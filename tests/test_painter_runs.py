@@ -51,7 +51,7 @@ def test_a_run_learns_on_policy_and_resumes_bit_for_bit(trained, tmp_path):
     copy = shutil.copytree(run_dir, tmp_path / "copy")
     shutil.rmtree(copy / "checkpoints" / "2")
     own = ("--model.lora.rank", 2, "--model.lora.targets", r".*attn\.to_[qkv]") if preset == "flux_tiny" else ()
-    kept = ("--model.embeddings.gigabytes", 40)  # how states of prompts are kept may change
+    kept = ("--model.embeddings.folder", run_dir.parent / "texts", "--model.embeddings.gigabytes", 40)  # that may change
     outcome = command("experiments.run", preset, "--run-dir", copy, "--resume", *SMALL, *own, *kept)
     assert outcome.code == 0 and "Resuming after iteration 1" in outcome.out, outcome
     known = lambda line: {name: x for name, x in line.items() if "time" not in name and "per_second" not in name}
