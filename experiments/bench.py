@@ -71,6 +71,8 @@ def main(arguments: Arguments) -> None:
     require(arguments.repeats > 0, f"--repeats {arguments.repeats}: it must be at least 1.")
     by_rounds = "rounds" in arguments.tables and not arguments.quick
     require(by_rounds or not arguments.pictures, "--pictures is about the table `rounds`; measure it, without --quick.")
+    for size in arguments.sizes if arguments.pictures else ():
+        require(SIZES[size]().network.thinks, f"--pictures are looked at, and {size} only draws; leave them out.")
     repeats = min(arguments.repeats, 3) if arguments.quick else arguments.repeats
     left_out = ("costs", "rounds") if arguments.quick else ()
     tables = [(title, measures[title]) for title in arguments.tables if title not in left_out]

@@ -74,6 +74,7 @@ def test_the_command_prints_its_tables_and_saves_every_row(small, tmp_path, monk
     ("arguments", "words"),
     [
         (["--sizes", "huge"], ["huge", "tiny, shapes, middle"]),
+        (["--sizes", "flux_tiny", "--pictures"], ["--pictures are looked at, and flux_tiny only draws; leave them out"]),
         (["--tables", "speed", "--pictures"], ["--pictures is about the table `rounds`"]),
         (["--tables", "speed", "slowness"], ["--tables slowness", "speed, savings, loop, costs, rounds"]),
         (["--repeats", "0"], ["--repeats 0", "at least 1"]),

@@ -11,12 +11,14 @@ from safetensors.numpy import load_file
 
 from experiments.command_line import preset
 from tests.command import command
+from unigrpo_jax.config import ConfigError
 from unigrpo_jax.models.folders.pipelines import Pipeline
 from unigrpo_jax.training.restore import restore
 
 SMALL = ("--evaluation.prompts", 4, "--evaluation.batch", 4, "--evaluation.flow-steps", 2, "--devices", 1,
          "--rollout.prompts-per-iteration", 2, "--rollout.flow-steps", 4, "--rollout.window-size", 2,
          "--rollout.window-range", 0, 4)  # fmt: skip
+JUDGED = ("--evaluation.no-thinking", "--rewards", "colourfulness", "--prompts", "examples")
 PARTS = {"flux_tiny": "transformer", "sd_tiny": "unet"}
 
 
@@ -25,10 +27,13 @@ def trained(request, tmp_path_factory) -> tuple[str, pathlib.Path]:
     """Of adapters for FLUX, of all weights for Stable Diffusion, whose guidance is part of its policy."""
     run_dir = tmp_path_factory.mktemp("runs") / request.param
     own = ("--model.lora.rank", 2, "--model.lora.targets", r".*attn\.to_[qkv]") if request.param == "flux_tiny" else ()
-    outcome = command("experiments.run", request.param, "--run-dir", run_dir, *SMALL, *own)
+    texts = ("--model.embeddings.folder", run_dir.parent / "texts")  # not what another compiler's flags left on this disk
+    outcome = command("experiments.run", request.param, "--run-dir", run_dir, *SMALL, *own, *texts)
     assert outcome.code == 0, outcome
     if own:
         assert r".*attn\.to_[qkv] hits 12 layers" in outcome.out
+    assert "reasoning parameters" not in outcome.out
+    assert "in [0, 4), 2 of them trained, " + ("guidance 5, " if not own else "") + "32 x 32 px" in outcome.out
     return request.param, run_dir
 
 
@@ -46,7 +51,8 @@ def test_a_run_learns_on_policy_and_resumes_bit_for_bit(trained, tmp_path):
     copy = shutil.copytree(run_dir, tmp_path / "copy")
     shutil.rmtree(copy / "checkpoints" / "2")
     own = ("--model.lora.rank", 2, "--model.lora.targets", r".*attn\.to_[qkv]") if preset == "flux_tiny" else ()
-    outcome = command("experiments.run", preset, "--run-dir", copy, "--resume", *SMALL, *own)
+    kept = ("--model.embeddings.folder", run_dir.parent / "texts", "--model.embeddings.gigabytes", 40)  # that may change
+    outcome = command("experiments.run", preset, "--run-dir", copy, "--resume", *SMALL, *own, *kept)
     assert outcome.code == 0 and "Resuming after iteration 1" in outcome.out, outcome
     known = lambda line: {name: x for name, x in line.items() if "time" not in name and "per_second" not in name}
     assert known(lines(copy)[1]) == known(first[1])
@@ -95,6 +101,8 @@ def test_an_export_is_the_checkpoint_and_draws(trained, tmp_path):
     (["sd_tiny", "--evaluation.rounds", 2], "looks at no image, but evaluation.rounds = 2; use 1"),
     (["sd_tiny", "--model.lora.rank", 2, "--model.lora.targets"], "model.lora.targets names nothing; leave it out"),
     (["sd_tiny", "--model.lora.rank", 2, "--model.lora.targets", "x"], r"down_blocks.\d+.resnets.\d+.time_emb_proj, "),
+    (["sd_tiny", "--prompts", "shapes"], "read pictures of 24 x 24 pixels, but 32 x 32 are drawn; set rollout.image_height"),
+    (["sd_tiny", "--rewards", "shapes"], "rewards: shapes reads pictures of 24 x 24 pixels, but rollout draws 32 x 32"),
     (["flux_tiny", "--model.told-guidance", -1], "model.told_guidance = -1.0, but it must be 0 or more"),
     (["sd_tiny", "--model.floor-time"], "model.floor_time is about how FLUX is fed its time"),
     (["sd_tiny", "--rollout.noise-level", 1.5], "for ddim it is eta, at most 1"),
@@ -110,10 +118,12 @@ def test_what_a_family_cannot_do_is_one_sentence(words, said, tmp_path):
     ("generate", ["sd_tiny", "a circle", "--flow-steps", 7], "steps = 7: it must divide the 1000 steps"),
     ("generate", ["flux_tiny", "a circle", "--guidance", 2], "(flux) is not guided by a second pass"),
     ("generate", ["flux_tiny", "a circle", "--guidance-image", 2], "so it cannot be guided by one"),
-    ("evaluate", ["sd_tiny", "--evaluation.no-thinking", "--evaluation.flow-steps", 7], "steps = 7: it must divide"),
-    ("evaluate", ["flux_tiny", "--evaluation.no-thinking", "--evaluation.rounds", 2], "but evaluation.rounds = 2; use 1"),
-    ("evaluate", ["flux_tiny", "--evaluation.no-thinking", "--prompts", "shapes_edit"], "only draws and sees none"),
+    ("evaluate", ["sd_tiny", *JUDGED, "--evaluation.flow-steps", 7], "steps = 7: it must divide"),
+    ("evaluate", ["flux_tiny", *JUDGED, "--evaluation.rounds", 2], "but evaluation.rounds = 2; use 1"),
+    ("evaluate", ["flux_tiny", *JUDGED, "--prompts", "shapes_edit"], "only draws and sees none"),
+    ("evaluate", ["flux_tiny", *JUDGED, "--prompts", "shapes"], "read pictures of 24 x 24 pixels, but 32 x 32 are drawn"),
     ("evaluate", ["sd_tiny", "--preset", "shapes", "--evaluation.no-thinking"], "not shifted; use 0"),
+    ("evaluate", ["flux_tiny", "--evaluation.no-thinking"], "rewards: shapes reads pictures of 24 x 24 pixels"),
     ("geneval", ["write", "sd_tiny", "OUT", "--evaluation.no-thinking", "--evaluation.flow-steps", 7], "steps = 7: it must"),
 ])  # fmt: skip
 def test_what_a_family_cannot_do_is_said_before_its_weights_are_read(module, words, said, tmp_path, monkeypatch):
@@ -130,3 +140,18 @@ def test_a_bare_model_draws_as_it_was_published(name, sides):
     rollout = restore(name, preset([], "shapes")[0]).as_published.config.rollout
     assert (rollout.image_height, rollout.image_width) == sides
     assert rollout.timestep_shift == (3 if name == "base" else 0)
+
+
+def test_prompts_are_encoded_before_the_networks_weights_are_read(tmp_path, monkeypatch):
+    """Those that are held out, and those of all iterations, of which two are drawn by two."""
+    texts = tmp_path / "texts"
+    seen = []
+
+    def read(*_):
+        seen.append(len(list(texts.rglob("*.states"))))
+        raise ConfigError("no further")
+
+    monkeypatch.setattr(Pipeline, "params", read)
+    words = ("--run-dir", tmp_path / "run", "--model.embeddings.folder", texts, *SMALL)
+    outcome = command("experiments.run", "flux_tiny", *words)
+    assert outcome.code == 2 and "no further" in outcome.err and seen == [4 + 2 * 2], (outcome, seen)

@@ -124,6 +124,11 @@ def test_what_does_not_fit_is_one_sentence(tmp_path, settings, spoil, words):
 def test_a_folder_without_adapters_and_a_damaged_header_are_named(tmp_path):
     with pytest.raises(ValueError, match="holds no adapters; a folder of adapters holds adapter_config.json and"):
         peft.open_adapters(tmp_path, "unet", UNET)
+    assert not peft.is_here(tmp_path)
+    (tmp_path / "adapter_config.json").write_text("{}")
+    assert peft.is_here(tmp_path)
+    with pytest.raises(ValueError, match="holds adapter_config.json, but no adapter_model.safetensors beside it; copy it"):
+        peft.open_adapters(tmp_path, "unet", UNET)
     path = tmp_path / "pytorch_lora_weights.safetensors"
     for text, words in (("{", "holds no settings"), ("[]", "holds no mapping of settings")):
         save_file({"unet.x.lora_A.weight": np.zeros(1, np.float32)}, path, metadata={"lora_adapter_metadata": text})

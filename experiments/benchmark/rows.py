@@ -190,6 +190,7 @@ def loop(workload: Workload, repeats: int) -> list[Row]:
     from unigrpo_jax.training.trainer import Trainer
 
     trainer = Trainer(workload.parts_of_run)
+    trainer.prepare()
     state = trainer.start()
     trainer.compile()
     outside = []

@@ -16,6 +16,7 @@ def config() -> RunConfig:
     rollout = dataclasses.replace(
         full.rollout,
         thinking=False,
+        system_prompt="",
         image_height=32,
         image_width=32,
         timestep_shift=0.0,
@@ -33,5 +34,7 @@ def config() -> RunConfig:
         model=dataclasses.replace(full.model, path="flux_tiny", family="flux", lora=LoraConfig(targets=ADAPTED)),
         rollout=rollout,
         learning=dataclasses.replace(full.learning, mse_weight=0.0, frozen=()),
-        evaluation=dataclasses.replace(full.evaluation, thinking=False, flow_steps=4, guidance=1.0),
+        evaluation=dataclasses.replace(
+            full.evaluation, thinking=False, flow_steps=4, guidance=1.0, guidance_interval=(0.0, 1.0)
+        ),
     )

@@ -157,6 +157,7 @@ class Evaluator:
         self._see = lambda prompts: given_pictures(prompts, loaded.network, rollout)
         for prompt in self.prompts if pictured(self.prompts) else ():
             self._see([prompt])
+        world.check_size(rollout)
         program, place = on_mesh(evaluation_rollout(evaluation, rollout, loaded), layout, evaluation.batch)
 
         def run(*given):

@@ -76,6 +76,7 @@ def run(config: RunConfig, run_dir: storage.Place, resume: bool = False, allow_c
         check_same_weights(checkpoints.folder / str(done), checkpoints.facts(done)["model_sha256"], parts.loaded)
     with contextlib.ExitStack() as opened:
         console = opened.enter_context(Console(quiet=not processes.is_first()))
+        processes.agree_on_errors((ConfigError,), trainer.prepare)
         with _nothing_left(run_dir):
             processes.agree_on_errors((ConfigError,), lambda: _prepare(run_dir, checkpoints))
             checkpoints.probe()

@@ -44,13 +44,16 @@ def card(parts: Parts, run_dir: epath.Path, held: int) -> list[tuple[str, str]]:
     pieces = learn.minibatches * learn.micro_batches
     adapted = parts.loaded.adapted_layers()
     kind, mesh = jax.devices()[0].device_kind, parts.layout.mesh
+    window = f"{r.window_size} of [{r.window_range[0]}, {r.window_range[1]})"
+    first, end = r.window_range
+    noise = f"in {window}" if r.noise == "window" else f"in [{first}, {end}), {r.window_size} of them trained"
     return [
         ("devices", f"{mesh.size} x {kind}, " + ", ".join(f"{n} {s}" for n, s in mesh.shape.items())),
         ("model", f"{parts.loaded.folder}, compute in {c.model.dtype}"),
         *((("model settings not read", "; ".join(parts.loaded.unknown_settings)),) if parts.loaded.unknown_settings else ()),
         *((("model files not read", ", ".join(map(visible, parts.loaded.unread_files[:20]))),) if parts.loaded.unread_files
           else ()),
-        *((f"{group} parameters", f"{size:,}, {rate[group]}") for group, size in sizes.items()),
+        *((f"{group} parameters", f"{size:,}, {rate[group]}") for group, size in sizes.items() if size),
         *((("adapters", "; ".join(f"{target} hits {n} layers" for target, n in adapted.items())),) if adapted else ()),
         ("held per device", f"{shown_bytes(held)} (weights, optimizer, reference)"),
         (("examples per iteration", f"{c.episodes} of {c.data}, {r.window_size} noise level(s) each") if taught else
@@ -59,8 +62,8 @@ def card(parts: Parts, run_dir: epath.Path, held: int) -> list[tuple[str, str]]:
                    f"{pieces} piece(s) of {c.trained_episodes // pieces}"),
         ("thinking", f"at most {r.thinking_tokens} tokens" if r.thinking else "off"),
         ("drawing", f"{r.image_height} x {r.image_width} px" if taught else
-                    f"{r.flow_steps} steps, {r.step_rule} {r.noise_level:g} in {r.window_size} of "
-                    f"[{r.window_range[0]}, {r.window_range[1]}), {r.image_height} x {r.image_width} px"),
+                    f"{r.flow_steps} steps, {r.step_rule} {r.noise_level:g} {noise}, "
+                    f"{f'guidance {r.guidance:g}, ' if r.guidance > 1 else ''}{r.image_height} x {r.image_width} px"),
         ("prompts; rewards", f"{', '.join(c.prompts) or 'those of the data'}; {', '.join(c.rewards) or 'none'}"),
         *((("told to rewards alone", f"{', '.join(parts.world.facts)} (a prompt's picture stands under image)"),)
           if parts.world.facts else ()),

@@ -30,6 +30,7 @@ from unigrpo_jax.training.trainer import OwnEpisodes, Parts
 # Fields and whole sections that a resume may change: they decide how long, how closely and where, not what is learned.
 FREE_FIELDS = (
     "name", "iterations", "devices", "mesh", "processes", "evaluation", "checkpoint", "logging", "alarms",
+    "model.embeddings",
 ) + tuple(
     f"judge.{name}"
     for name in ("url", "hosts", "allow_http", "key_variable", "concurrency", "connect_seconds", "read_seconds",

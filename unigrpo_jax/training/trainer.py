@@ -84,6 +84,7 @@ def build(config: RunConfig, world: World | None = None) -> Parts:
     loaded = load_model(config.model)  # last, since a model on the hub takes long to fetch
     loaded.check_image_size(config.rollout)
     check_verbs(loaded, config.rollout, any(pictured(prompts) for prompts in world.longest if prompts))
+    world.check_size(config.rollout)
     check_schedule("rollout.flow_steps", config.rollout.flow_steps, config.rollout, loaded)
     check_evaluation(config.evaluation, config.rollout, loaded)
     for name, module in (("tensorboard", "tensorboardX"), ("wandb", "wandb")):
@@ -210,13 +211,16 @@ class Trainer:
         text = loaded.codec.shapes(rollout.prompts_per_iteration, rollout.prompt_tokens)
         return self.programs.inputs(loaded.stored_params(), loaded.autoencoder.shapes(), text, self._talks, self._shows)
 
-    def compile(self) -> None:
-        """Starts compiling both programs in the background, from shapes alone; the first use waits for them.
+    def prepare(self) -> None:
+        """Makes what frozen encoders say of all prompts; before `start`, so that the devices hold nothing else meanwhile.
 
-        What frozen encoders say of the prompts is made first, so that they have left the devices by then.
+        ConfigError where that cannot be kept.
         """
         order, drawn = self.parts.order, self.parts.config.iterations * self.parts.config.rollout.prompts_per_iteration
         self.parts.loaded.codec.prepare(order.at(position).text for position in range(drawn))
+
+    def compile(self) -> None:
+        """Starts compiling both programs in the background, from shapes alone; the first use waits for them."""
         inputs = self.inputs()
         executor = ThreadPoolExecutor(1)
         self._compiled = executor.submit(lambda: [program.compile() for program in self.programs.lower(inputs)])

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from unigrpo_jax.config import require
+from unigrpo_jax.config import RolloutConfig, require
 from unigrpo_jax.rewards.protocol import RewardBatch
 from unigrpo_jax.worlds.order import InTurn, Mixture, Order, PromptOrder
 from unigrpo_jax.worlds.prompt import Prompt
@@ -46,6 +46,7 @@ class World:
       evaluation: n prompts that are not trained on, if the world has such.
       longest: of each source the prompts whose length is to be checked before a run.
       judge: the world's own rules, or None where only the reward knows.
+      side: pixels of the square images that its rules read; 0 where any will do.
       facts: names of the prompts' metadata that only rewards read.
       unread: names of what comes with the prompts and nobody reads.
     """
@@ -54,8 +55,17 @@ class World:
     evaluation: Callable[[int], list[Prompt]]
     longest: Sequence[Sequence[Prompt]]
     judge: Callable[[RewardBatch], Judgement] | None
+    side: int = 0
     facts: Sequence[str] = ()
     unread: Sequence[str] = ()
+
+    def check_size(self, rollout: RolloutConfig) -> None:
+        """ConfigError where images are drawn that its rules do not read."""
+        size = rollout.image_height, rollout.image_width
+        require(not self.side or size == (self.side, self.side),
+                f"the rules of these prompts read pictures of {self.side} x {self.side} pixels, but {size[0]} x {size[1]} "
+                f"are drawn; set rollout.image_height and rollout.image_width to {self.side}, or give other "
+                "--prompts.")  # fmt: skip
 
 
 def load_world(prompts: Sequence[str], weights: Sequence[float] = (), evaluation: str | None = None,

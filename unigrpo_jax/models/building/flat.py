@@ -13,6 +13,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+# On CPUs a convolution in a loop takes up to fifty times as long as outside of one, and a product does not; but it lays out
+# what it reads, which is so many numbers at most.
+PRODUCT = 2**26
+
 Params = Mapping[str, jax.Array]
 Shapes = Iterator[tuple[str, tuple[int, ...]]]
 ADAPTER = ("lora_A.weight", "lora_B.weight")  # [r, in] and [out, r], as PEFT names them
@@ -48,9 +52,10 @@ def convolution(params: Params, name: str, x_BHWC, stride: int = 1, padding: int
     kernel = params[f"{name}.weight"].astype(x_BHWC.dtype)
     padding = kernel.shape[-1] // 2 if padding is None else padding
     padded = jnp.pad(x_BHWC, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
-    # On CPUs a convolution in a loop takes up to fifty times as long as outside of one, and a product does not.
-    ways = {"cpu": _by_product, "default": _by_convolution}
-    out = jax.lax.platform_dependent(padded, kernel, **{on: functools.partial(way, stride) for on, way in ways.items()})
+    by = {"cpu": functools.partial(_by_product, stride), "default": functools.partial(_by_convolution, stride)}
+    if math.prod(padded.shape) * kernel.shape[-1] ** 2 > PRODUCT:
+        by["cpu"] = by["default"]
+    out = jax.lax.platform_dependent(padded, kernel, **by)
     return out + _along_last(params[f"{name}.bias"], out)
 
 

@@ -73,8 +73,8 @@ class Adapters:
 
 
 def is_here(folder: pathlib.Path) -> bool:
-    """Whether a folder holds adapters that `open_adapters` reads."""
-    return _stem(folder) is not None
+    """Whether a folder holds adapters, or says so, that `open_adapters` reads or refuses."""
+    return _stem(folder) is not None or (folder / CONFIG).is_file()
 
 
 def is_read(path: pathlib.Path) -> bool:
@@ -123,6 +123,8 @@ def open_adapters(folder: pathlib.Path, part: str, network: component.Network) -
       ValueError: there are none, they are damaged, of another network, or of a kind that is not built, all in one sentence.
     """
     stem = _stem(folder)
+    if stem is None and (folder / CONFIG).is_file():
+        raise ValueError(f"{folder} holds {CONFIG}, but no {PEFT}.safetensors beside it; copy it there, or remove that.")
     if stem is None:
         raise ValueError(f"{folder} holds no adapters; a folder of adapters holds {FILES}.")
     weights = stored.StoredTensors(folder, stem)

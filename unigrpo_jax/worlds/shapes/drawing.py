@@ -6,6 +6,7 @@ least 12 of the 64 pixels of a cell.
 
 import numpy as np
 
+from unigrpo_jax.config import RolloutConfig, require
 from unigrpo_jax.worlds.shapes.scene import COLOURS, SHAPES, Scene
 
 CELL = 8
@@ -39,3 +40,11 @@ def render(scene: Scene) -> np.ndarray:
         y, x = CELL * o.row, CELL * o.column
         image[y : y + CELL, x : x + CELL] = _STAMPS[o.colour, o.shape]
     return image
+
+
+def check_size(reward: str, rollout: RolloutConfig) -> None:
+    """ConfigError where a rollout draws images of another size than a reward of this world reads."""
+    height, width = rollout.image_height, rollout.image_width
+    require((height, width) == (SIDE, SIDE), f"rewards: {reward} reads pictures of {SIDE} x {SIDE} pixels, but rollout "
+            f"draws {height} x {width}; set rollout.image_height and rollout.image_width to {SIDE}, or use other "
+            "--rewards.")  # fmt: skip

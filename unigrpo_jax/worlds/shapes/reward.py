@@ -3,9 +3,11 @@
 from unigrpo_jax.config import RunConfig, require
 from unigrpo_jax.rewards.protocol import RewardFunction
 from unigrpo_jax.worlds.shapes import edit, judge, story
+from unigrpo_jax.worlds.shapes.drawing import check_size
 
 
 def load(argument: str, config: RunConfig) -> RewardFunction:
-    """The reward function; ConfigError where it is given an argument."""
+    """The reward function; ConfigError where it is given an argument, or pictures of another size."""
     require(not argument, f"rewards: shapes:{argument}: shapes takes no argument; leave it out.")
+    check_size("shapes", config.rollout)
     return {("shapes_edit",): edit.reward, ("shapes_story",): story.reward}.get(config.prompts, judge.reward)

@@ -31,7 +31,7 @@ import numpy as np
 from unigrpo_jax.config import RunConfig, require
 from unigrpo_jax.models.folders.stored import StoredTensors, checksum
 from unigrpo_jax.rewards.protocol import RewardBatch, RewardFunction
-from unigrpo_jax.worlds.shapes.drawing import CELL, SIDE
+from unigrpo_jax.worlds.shapes.drawing import CELL, SIDE, check_size
 from unigrpo_jax.worlds.shapes.judge import holds
 from unigrpo_jax.worlds.shapes.requirement import Wanted, from_metadata
 from unigrpo_jax.worlds.shapes.scene import CELLS, COLOURS, SHAPES, Object
@@ -199,7 +199,5 @@ class ShapesScorer:
 def load(argument: str, config: RunConfig) -> RewardFunction:
     """The reward `shapes_scorer`."""
     require(not argument, f"rewards: shapes_scorer:{argument}: shapes_scorer takes no argument; leave it out.")
-    height, width = config.rollout.image_height, config.rollout.image_width
-    require((height, width) == (SIDE, SIDE), f"rewards: shapes_scorer reads pictures of {SIDE} x {SIDE} pixels, but rollout "
-            f"draws {height} x {width}; set rollout.image_height and rollout.image_width to {SIDE}.")  # fmt: skip
+    check_size("shapes_scorer", config.rollout)
     return ShapesScorer()

@@ -10,6 +10,7 @@ from unigrpo_jax.worlds.order import Drawn, Order, PromptOrder
 from unigrpo_jax.worlds.prompt import Prompt
 from unigrpo_jax.worlds.shapes import prompts
 from unigrpo_jax.worlds.shapes.checker import Findings, find_objects_batch
+from unigrpo_jax.worlds.shapes.drawing import SIDE
 from unigrpo_jax.worlds.shapes.judge import Verdict, drawing_follows_plan, judge, judge_images, judge_plan
 from unigrpo_jax.worlds.world import Judgement, World
 
@@ -72,6 +73,7 @@ def drawn_world(prompts: Callable[[int, str], Order], judge: Callable[[RewardBat
         evaluation=lambda n: evaluation.batch(0, n),
         longest=[prompts(0, "train").batch(0, LOOKED_AT)],
         judge=judge,
+        side=SIDE,
     )
 
 
@@ -92,4 +94,5 @@ def _world(of: Callable[[str], Mapping[str, Sequence[Prompt]]], judge: Callable[
         evaluation=lambda n: prompts.evaluation_prompts(n, of=of),
         longest=[tuple(itertools.chain.from_iterable(train))],
         judge=judge,
+        side=SIDE,
     )
