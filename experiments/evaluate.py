@@ -3,7 +3,7 @@
 python -m experiments.evaluate CHECKPOINT [--evaluation.sampler sde] [--evaluation.guidance 2] ...
 
 CHECKPOINT is a run folder (its newest checkpoint), RUN/checkpoints/N, a model folder, or one in the package: `base`, the
-shapes base, or `rounds_base`, that of several rounds.
+shapes base, `rounds_base`, that of several rounds, `shapes_flux_base` or `shapes_sd_base`.
 """
 
 import dataclasses

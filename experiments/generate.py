@@ -16,7 +16,7 @@ What a model can do depends on its family:
     stable_diffusion   draws by a diffusion, upon what CLIP says of the prompt
 
 CHECKPOINT is a run folder (its newest checkpoint), RUN/checkpoints/N, a model folder, or one in the package: `base`, the
-shapes base, or `rounds_base`, that of several rounds.
+shapes base, `rounds_base`, that of several rounds, `shapes_flux_base` or `shapes_sd_base`.
 """
 
 import dataclasses

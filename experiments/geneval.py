@@ -5,7 +5,7 @@
 
 Between the two, in GenEval's environment: python evaluation/evaluate_images.py OUT --outfile results.jsonl --model-path ...
 CHECKPOINT is a run folder (its newest checkpoint), RUN/checkpoints/N, a model folder, or one in the package: `base`, the
-shapes base, or `rounds_base`, that of several rounds.
+shapes base, `rounds_base`, that of several rounds, `shapes_flux_base` or `shapes_sd_base`.
 """
 
 import dataclasses

@@ -22,7 +22,8 @@ from unigrpo_jax.training import storage
 from unigrpo_jax.training.checkpoint import Checkpoints
 from unigrpo_jax.training.run_folder import check_same_weights
 
-EXPECTED = "expected `base`, `rounds_base`, a model folder, a run folder such as runs/shapes, or RUN/checkpoints/N"
+EXPECTED = ("expected `base`, `rounds_base`, `shapes_flux_base`, `shapes_sd_base`, a model folder, a run folder such as "
+            "runs/shapes, or RUN/checkpoints/N")  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
