@@ -2,6 +2,7 @@
 
 import json
 import os
+import pathlib
 import shutil
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import jax
 import jax.monitoring
 import pytest
 
+from experiments import presets
 from tests.command import REWARD, SMALL, command, run_small
 
 compiled: list[str] = []
@@ -207,7 +209,9 @@ def test_help_lists_every_field_with_its_default(here, module):
     assert outcome.code == 0 and "default" in outcome.out and "Traceback" not in outcome.err
     if module == "run":
         assert "[PRESET]" in outcome.out
-        names = "bagel_7b, bagel_7b_512, bagel_edit, bagel_tiny, shapes, shapes_edit, shapes_reflect, shapes_story, smoke"
+        folder = pathlib.Path(presets.__file__).parent
+        names = ", ".join(sorted(path.stem for path in folder.glob("[a-z]*.py")))
+        assert names.startswith("bagel_7b, bagel_7b_512, bagel_edit, bagel_tiny, flux_dance, flux_tiny, sd_dance, sd_tiny, ")
         assert names in " ".join(outcome.out.split())
         for text in ("--learning.group-size INT", "--seed INT", "(default: 8)", "--resume, --no-resume"):
             assert text in outcome.out

@@ -14,7 +14,7 @@ from tests.fuzzing import as_json, changed_bytes, changed_json, fuzz, survives, 
 from tests.test_foreign_page import Page
 from unigrpo_jax import picture_files
 from unigrpo_jax.config import ConfigError, ModelConfig
-from unigrpo_jax.models.bagel import layout, pictures
+from unigrpo_jax.models.bagel import layout
 from unigrpo_jax.models.families import load_model
 from unigrpo_jax.models.folders.stored import StoredTensors
 from unigrpo_jax.rewards.clip_weights import read_config as read_clip_config
@@ -167,7 +167,7 @@ def test_a_picture_is_read_or_refused(tmp_path, data):
     path = tmp_path / "a.png"
     path.write_bytes(data)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pictures, "MOST_PIXELS", 10**6)  # so that no damaged size takes long
+        patch.setattr(picture_files, "MOST_PIXELS", 10**6)  # so that no damaged size takes long
         image = survives("pictures", picture_files.open_rgb, path, clean=ConfigError)
     assert image is None or (image.mode == "RGB" and image.width * image.height <= 10**6)
 
