@@ -92,6 +92,7 @@ def test_what_an_episode_looks_like():
         "d": {
             "steps": ("int32", (b, w)), "x": latent, "noise": latent, "mean": latent,
             "latent": ("float32", (b, n, c)), "media": {"image": ("uint8", (b, 12, 8, 3))}, "finite": ("bool", (b,)),
+            "times": None,
         },
     }  # fmt: skip
     prompts = tiny.prompts()
