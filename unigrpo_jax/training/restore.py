@@ -11,7 +11,7 @@ from unigrpo_jax.config import ConfigError, MeshConfig, RunConfig
 from unigrpo_jax.config_checks import check
 from unigrpo_jax.config_json import load_run_config
 from unigrpo_jax.learning.update import new_state
-from unigrpo_jax.models.families import HUB_PATTERN, NoModel, is_named, load_model
+from unigrpo_jax.models.families import BASES, HUB_PATTERN, NoModel, is_named, load_model
 from unigrpo_jax.models.loaded import Loaded
 from unigrpo_jax.models.tree import flatten
 from unigrpo_jax.parallel import kernels
@@ -22,8 +22,8 @@ from unigrpo_jax.training import storage
 from unigrpo_jax.training.checkpoint import Checkpoints
 from unigrpo_jax.training.run_folder import check_same_weights
 
-EXPECTED = ("expected `base`, `rounds_base`, `shapes_flux_base`, `shapes_sd_base`, a model folder, a run folder such as "
-            "runs/shapes, or RUN/checkpoints/N")  # fmt: skip
+EXPECTED = (f"expected `base`, {', '.join(f'`{name}`' for name in BASES)}, a model folder, a run folder such as runs/shapes, "
+            "or RUN/checkpoints/N")  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
