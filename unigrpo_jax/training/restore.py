@@ -22,8 +22,8 @@ from unigrpo_jax.training import storage
 from unigrpo_jax.training.checkpoint import Checkpoints
 from unigrpo_jax.training.run_folder import check_same_weights
 
-EXPECTED = (f"expected `base`, {', '.join(f'`{name}`' for name in BASES)}, a model folder, a run folder such as runs/shapes, "
-            "or RUN/checkpoints/N")  # fmt: skip
+EXPECTED = (f"expected `base`, {', '.join(f'`{name}`' for name in BASES)}, a model folder, a run folder such as "
+            "runs/shapes, or RUN/checkpoints/N")  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
