@@ -31,10 +31,11 @@ def test_an_arm_is_what_its_name_says():
     base = shapes_flux.config()
     by_name = {a.name: a.stages[0] for a in dance.arms(base)[1:]}
     steps, trained = base.rollout.flow_steps, {name: c.rollout.window_size for name, c in by_name.items()}
-    assert by_name["dance"] == base and base.rollout.shared_noise and base.rollout.noise == "range"
+    assert by_name["dance"] == base and base.rollout.shared_noise and base.rollout.noise_range == (0, steps)
     assert trained["dance"] == round(0.6 * steps) and base.rollout.window == "random"
     assert by_name["own_noise"] == changed(base, rollout={"shared_noise": False})
     assert trained["all_transitions"] == trained["ddpo"] == trained["flow_grpo"] == steps
+    assert {c.rollout.noise_range for c in by_name.values()} == {(0, steps)}
     assert trained["first_30"] == 3 and by_name["first_30"].rollout.window_range == (0, 3)
     assert by_name["advantages"].rewards == by_name["sum"].rewards == ("shapes", "colourfulness")
     assert by_name["best_of_n"].learning.group_size == 2 * base.learning.group_size

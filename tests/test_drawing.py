@@ -172,7 +172,7 @@ def test_in_turn_every_device_takes_one_of_its_own():
 
 def test_noise_of_a_whole_range_is_that_of_a_window_as_wide():
     """Which transitions are kept to be trained changes no latent; what lies outside of the range is without noise."""
-    wide = tiny.rollout_program(thinking=False, noise="range", window="contiguous", window_size=1, window_range=(1, 3))
+    wide = tiny.rollout_program(thinking=False, noise_range=(1, 3), window="contiguous", window_size=1, window_range=(1, 3))
     window = tiny.rollout_program(thinking=False, window="contiguous", window_size=2, window_range=(1, 3))
     sample = lambda program: tiny.jit(program.__call__)(tiny.params(), {}, tiny.prompts(), 0, 0).drawing
     a, b = sample(wide), sample(window)

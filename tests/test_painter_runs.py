@@ -17,7 +17,7 @@ from unigrpo_jax.training.restore import restore
 
 SMALL = ("--evaluation.prompts", 4, "--evaluation.batch", 4, "--evaluation.flow-steps", 2, "--devices", 1,
          "--rollout.prompts-per-iteration", 2, "--rollout.flow-steps", 4, "--rollout.window-size", 2,
-         "--rollout.window-range", 0, 4)  # fmt: skip
+         "--rollout.window-range", 0, 4, "--rollout.noise-range", 0, 4)  # fmt: skip
 JUDGED = ("--evaluation.no-thinking", "--rewards", "colourfulness", "--prompts", "examples")
 PARTS = {"flux_tiny": "transformer", "sd_tiny": "unet"}
 
@@ -33,7 +33,7 @@ def trained(request, tmp_path_factory) -> tuple[str, pathlib.Path]:
     if own:
         assert r".*attn\.to_[qkv] hits 12 layers" in outcome.out
     assert "reasoning parameters" not in outcome.out
-    assert "in [0, 4), 2 of them trained, " + ("guidance 5, " if not own else "") + "32 x 32 px" in outcome.out
+    assert "in 2 of [0, 4), and in all of [0, 4), " + ("guidance 5, " if not own else "") + "32 x 32 px" in outcome.out
     return request.param, run_dir
 
 
@@ -104,7 +104,8 @@ def test_an_export_is_the_checkpoint_and_draws(trained, tmp_path):
     (["sd_tiny", "--prompts", "shapes"], "read pictures of 24 x 24 pixels, but 32 x 32 are drawn; set rollout.image_height"),
     (["sd_tiny", "--rewards", "shapes"], "rewards: shapes reads pictures of 24 x 24 pixels, but rollout draws 32 x 32"),
     (["flux_tiny", "--model.told-guidance", -1], "model.told_guidance = -1.0, but it must be 0 or more"),
-    (["sd_tiny", "--model.floor-time"], "model.floor_time is about how FLUX is fed its time"),
+    (["sd_tiny", "--model.floor-time"], "model.floor_time is a setting of flux alone"),
+    (["sd_tiny", "--model.told-guidance", 2], "model.told_guidance is a setting of flux alone"),
     (["sd_tiny", "--rollout.noise-level", 1.5], "for ddim it is eta, at most 1"),
     (["sd_tiny", "--learning.minibatches", 2], "2 optimizer steps"),
 ])  # fmt: skip

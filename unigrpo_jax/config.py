@@ -109,9 +109,8 @@ class RolloutConfig:
     """The window lies inside [first, end)."""
     window: Literal["contiguous", "random", "sliding"] = "contiguous"
     """Transitions in a row from a random start, any of them (DanceGRPO), or in a row and moving on in time (MixGRPO)."""
-    noise: Literal["window", "range"] = "window"
-    """Which transitions are stochastic: the window's alone (Flow-GRPO-Fast), or all of window_range, of which the window's
-    are trained (DanceGRPO)."""
+    noise_range: tuple[int, int] = (0, 0)
+    """[first, end) of transitions that draw noise beside the window's, which alone are trained (DanceGRPO: all); none."""
     window_every: int = 25
     """Iterations that a sliding window rests before it moves on."""
     window_stride: int = 1

@@ -53,7 +53,7 @@ def arms(base: RunConfig) -> list[Arm]:
         ("flow_grpo", "Flow-GRPO's settings", flow),
         ("own_noise", "own noise", own),
         ("all_transitions", "all transitions trained", changed(base, rollout=every)),
-        ("first_30", "the first 30 % trained, without noise in the others", changed(base, rollout=first)),
+        ("first_30", "the first 30 % trained", changed(base, rollout=first)),
         ("advantages", "two rewards, advantages added", changed(both, learning={"combine": "advantages"})),
         ("sum", "two rewards, their sum", changed(both, learning={"combine": "rewards"})),
         ("best_of_n", "best and worst quarter of groups twice as wide", wide),

@@ -56,7 +56,7 @@ def config() -> RunConfig:
             timestep_shift=3.0,
             step_rule="dance_sde",
             noise_level=0.3,
-            noise="range",
+            noise_range=(0, 24),
             window="random",
             window_size=15,
             window_range=(0, 24),

@@ -22,7 +22,7 @@ def config() -> RunConfig:
         timestep_shift=0.0,
         step_rule="dance_sde",
         noise_level=0.3,
-        noise="range",
+        noise_range=(0, 5),
         window="random",
         window_size=3,
         window_range=(0, 5),

@@ -49,7 +49,7 @@ def config() -> RunConfig:
             timestep_shift=0.0,
             step_rule="ddim",
             noise_level=1.0,
-            noise="range",
+            noise_range=(0, 49),
             window="random",
             window_size=30,
             window_range=(0, 49),

@@ -34,7 +34,7 @@ def config() -> RunConfig:
             timestep_shift=0.0,
             step_rule="dance_sde",
             noise_level=0.3,
-            noise="range",
+            noise_range=(0, 10),
             window="random",
             window_size=6,
             window_range=(0, 10),

@@ -9,12 +9,13 @@ from types import ModuleType
 
 from unigrpo_jax.config import ConfigError, ModelConfig, require
 from unigrpo_jax.foreign_files import named
-from unigrpo_jax.models.folders import hub
+from unigrpo_jax.foreign_text import quoted
+from unigrpo_jax.models.folders import hub, pipelines
 from unigrpo_jax.models.loaded import Loaded
 
-# Folders of `models`, each with a `family.py`: FILES (words for what its folder holds), VERBS (words for what it can do),
-# HUB_FILES (patterns of what is fetched), TOYS ({name: function that makes a folder}), is_here(folder), load(config,
-# folder), known(config).
+# Folders of `models`, each with a `family.py`: NAME, PIPELINE (its class in diffusers, or None), FILES (words for what a
+# folder holds), VERBS (words for what it can do), HUB_FILES (patterns of what is fetched), TOYS ({name: function that makes
+# a folder}), OWN_SETTINGS (of `ModelConfig`, that it alone reads), is_here(folder), load(config, folder), known(config).
 FAMILIES = (
     "bagel",
     "flux",
@@ -46,18 +47,31 @@ def load_model(config: ModelConfig) -> Loaded:
     """Reads a model folder without its weights; ConfigError where one is missing, does not fit, or is another family's."""
     require(config.family in ("", *FAMILIES), f"model.family = {config.family!r}, but there are {', '.join(FAMILIES)}.")
     folder = find_folder(config.path)
-    found = next((name for name in FAMILIES if family(name).is_here(folder)), None)
+    found = _family_of(folder)
     require(config.family in ("", found) or found is None, f"{folder} is a model of the family {found}, and these settings "
             f"are for {config.family}; use a preset of {found}, or --model.family '' with settings for it.")  # fmt: skip
-    loaded = family(found or FAMILIES[0]).load(config, folder)
-    require(not config.floor_time or hasattr(loaded.network, "floor_time"), "model.floor_time is about how FLUX is fed its "
-            f"time, and {folder} is a model of {found}; leave it out.")  # fmt: skip
-    return loaded
+    chosen = found or FAMILIES[0]
+    for other in FAMILIES:
+        for name in family(other).OWN_SETTINGS if other != chosen else ():
+            require(getattr(config, name) == getattr(ModelConfig, name), f"model.{name} is a setting of {other} alone, and "
+                    f"{folder} is a model of {chosen}; leave it out.")  # fmt: skip
+    return family(chosen).load(config, folder)
+
+
+def _family_of(folder: pathlib.Path) -> str | None:
+    """The family that knows a folder, None where none does; ConfigError where it is of a pipeline that is not built."""
+    found = next((name for name in FAMILIES if family(name).is_here(folder)), None)
+    if found is None and (unbuilt := pipelines.pipeline_class(folder)) is not None:
+        built = filter(None, (family(name).PIPELINE for name in FAMILIES))
+        raise ConfigError(f"{folder / pipelines.INDEX} is of {quoted(unbuilt)}, which is not built; give a folder of "
+                          f"{' or '.join(built)}.")  # fmt: skip
+    return found
 
 
 def _parts(folder: pathlib.Path) -> tuple[str, ...]:
     """What is fetched of a folder whose small files are there."""
-    return next((family(name).HUB_FILES for name in FAMILIES if family(name).is_here(folder)), ())
+    found = _family_of(folder)
+    return () if found is None else family(found).HUB_FILES
 
 
 def known(config: ModelConfig) -> Loaded | None:

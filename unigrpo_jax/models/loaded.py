@@ -9,9 +9,10 @@ import jax
 import numpy as np
 
 from unigrpo_jax.config import ModelConfig, RolloutConfig
+from unigrpo_jax.episode import Thinking, TokenBlock
+from unigrpo_jax.models.folders.named import Place
+from unigrpo_jax.models.folders.stored import SHARD_BYTES
 from unigrpo_jax.models.verbs import Painter, Params
-
-Place = Callable[[str, tuple[int, ...]], jax.sharding.Sharding]
 
 
 class Codec(Protocol):
@@ -46,6 +47,19 @@ class Codec(Protocol):
 
     def thoughts(self, thinking: Any, batch: int) -> list[str]:
         """The words of B thinkings; empty texts where there is none."""
+
+
+class WordCodec(Codec, Protocol):
+    """A thinker's codec, which makes tokens of words, and words of tokens."""
+
+    def ids(self, text: str) -> list[int]:
+        """The block of one text."""
+
+    def again(self, tokens_BM, mask_BM, length: int) -> TokenBlock:
+        """Blocks [B, length] of B thinkings' words, encoded again."""
+
+    def thinkings(self, texts: Sequence[str], length: int, place: Callable[[int], object] | None = None) -> Thinking:
+        """B thinkings as if they had been sampled, [B, length]; ConfigError names the one that does not fit."""
 
 
 class Autoencoder(Protocol):
@@ -145,5 +159,14 @@ class Loaded(Protocol):
     def checksum(self) -> str:
         """Of the weight files, to recognise the reference after a resume."""
 
-    def export(self, params: Mapping[str, np.ndarray], folder: pathlib.Path, dtype: str) -> list[pathlib.Path]:
-        """Writes trained parameters, adapters folded in, beside copies of everything else; the files written."""
+    def export(
+        self, params: Mapping[str, np.ndarray], folder: pathlib.Path, dtype: str, shard_bytes: int = SHARD_BYTES
+    ) -> list[pathlib.Path]:
+        """Writes trained parameters, adapters folded in, beside copies of everything else; the files written.
+
+        Args:
+          params: trained parameters.
+          folder: a new folder.
+          dtype: "float32", "float16" or "bfloat16".
+          shard_bytes: more than this is written as shards with an index.
+        """

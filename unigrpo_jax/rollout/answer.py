@@ -3,7 +3,7 @@
 import jax
 import numpy as np
 
-from unigrpo_jax.models.loaded import Codec
+from unigrpo_jax.models.loaded import WordCodec
 from unigrpo_jax.models.verbs import Thinker
 from unigrpo_jax.rollout import dialogue as dialogues
 from unigrpo_jax.rollout import randomness
@@ -11,7 +11,7 @@ from unigrpo_jax.rollout.thinking import TokenSampler, think
 
 
 def answer(
-    model: Thinker, params, codec: Codec, patches, question: str, system: str, length: int, temperature: float, seed: int
+    model: Thinker, params, codec: WordCodec, patches, question: str, system: str, length: int, temperature: float, seed: int
 ) -> str:
     """The model's words.
 

@@ -20,7 +20,7 @@ from unigrpo_jax.config import ConfigError, require
 from unigrpo_jax.episode import Picture
 from unigrpo_jax.models.building import context as contexts
 from unigrpo_jax.models.building.context import Context
-from unigrpo_jax.models.loaded import Codec
+from unigrpo_jax.models.loaded import WordCodec
 from unigrpo_jax.rollout import randomness
 from unigrpo_jax.rollout.dialogue import Dialogue, begin, hear
 from unigrpo_jax.rollout.not_finite import finite_rows
@@ -110,7 +110,7 @@ class Conversation:
       standing: where it stands.
     """
 
-    def __init__(self, program: RolloutProgram, params, autoencoder_params, codec: Codec, *, seed: int, slots: int,
+    def __init__(self, program: RolloutProgram, params, autoencoder_params, codec: WordCodec, *, seed: int, slots: int,
                  text_tokens: int):  # fmt: skip
         """Reads the system prompt.
 

@@ -1,4 +1,4 @@
-"""Drawing: the flow sampler as one scan over the schedule, stochastic inside the window and Euler outside.
+"""Drawing: the sampler as one scan over the schedule, stochastic where it is told and the path's own rule elsewhere.
 
 Only what the update needs is kept: the states, noises and means of the window's transitions.
 """
@@ -125,10 +125,8 @@ def denoise(model: Painter, params, condition, x, noise_keys_B, window_W, sample
 def in_turn(function, x_B, parts: int, together: int = 1):
     """`function` of a batch that lies in `parts` equal parts on as many devices: a few elements of each part at a time.
 
-    The batch is an array or a pytree of some.
-
-    At most `together`, as many as divide a part.  A batch that does not divide, or `parts` = 0, is computed at once.
-    `function` may return several arrays.
+    The batch is an array or a pytree of arrays.  At most `together`, as many as divide a part.  A batch that does not
+    divide, or `parts` = 0, is computed at once.  `function` may return several arrays.
     """
     batch = jax.tree.leaves(x_B)[0].shape[0]
     if not parts or batch % parts:

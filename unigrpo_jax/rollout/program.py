@@ -12,7 +12,7 @@ from unigrpo_jax.episode import Drawing, Episodes, Look, Picture, Segment, Think
 from unigrpo_jax.models.building import context as contexts
 from unigrpo_jax.models.building.context import Context
 from unigrpo_jax.models.building.guidance import Guidance
-from unigrpo_jax.models.loaded import Codec
+from unigrpo_jax.models.loaded import WordCodec
 from unigrpo_jax.models.verbs import Condition, Painter, Thinker
 from unigrpo_jax.rollout import randomness
 from unigrpo_jax.rollout.dialogue import Dialogue, begin, hear, look
@@ -62,7 +62,7 @@ class RolloutProgram:
     shared_noise: bool = False
     micro_batches: int = 1
     place: Callable[[Condition], Condition] | None = None
-    as_text: Codec | None = None
+    as_text: WordCodec | None = None
     parts: int = 0
     thought: Callable[[Any], None] | None = None
 
@@ -225,7 +225,7 @@ def flow_sampler(config: RolloutConfig, model: Painter, guidance: Guidance | Non
         guidance=guidance,
         path=model.path,
         prediction=model.prediction,
-        noisy=config.window_range if config.noise == "range" else (0, 0),
+        noisy=config.noise_range,
     )
 
 

@@ -45,7 +45,7 @@ def evaluation_rollout(evaluation: EvaluationConfig, rollout: RolloutConfig, loa
         renorm=loaded.network.guidance_renorm if evaluation.guidance_renorm == "model" else evaluation.guidance_renorm,
         renorm_min=evaluation.guidance_renorm_min,
     )
-    rollout = dataclasses.replace(rollout, flow_steps=evaluation.flow_steps, noise="window")
+    rollout = dataclasses.replace(rollout, flow_steps=evaluation.flow_steps, noise_range=(0, 0))
     steps = evaluation.flow_steps if evaluation.sampler == "sde" else 0
     return RolloutProgram(
         model=loaded.network,

@@ -45,8 +45,8 @@ def card(parts: Parts, run_dir: epath.Path, held: int) -> list[tuple[str, str]]:
     adapted = parts.loaded.adapted_layers()
     kind, mesh = jax.devices()[0].device_kind, parts.layout.mesh
     window = f"{r.window_size} of [{r.window_range[0]}, {r.window_range[1]})"
-    first, end = r.window_range
-    noise = f"in {window}" if r.noise == "window" else f"in [{first}, {end}), {r.window_size} of them trained"
+    first, end = r.noise_range
+    noise = f"in {window}" + (f", and in all of [{first}, {end})" if first < end else "")
     return [
         ("devices", f"{mesh.size} x {kind}, " + ", ".join(f"{n} {s}" for n, s in mesh.shape.items())),
         ("model", f"{parts.loaded.folder}, compute in {c.model.dtype}"),

@@ -165,7 +165,7 @@ class SupervisedTrainer(Trainer):
         return text, thinking, self._pictures(examples)
 
     def judge(self, own: np.ndarray, times: dict[str, float]) -> tuple[np.ndarray, dict[str, float]]:
-        """The weights, and how often the data has been seen when this iteration is done."""
+        """The weights of the examples [B], in the place of advantages; nothing is measured."""
         return own, {}
 
     def learn(self, state: TrainState, episodes: Episodes, advantages: np.ndarray) -> tuple[TrainState, dict[str, float]]:

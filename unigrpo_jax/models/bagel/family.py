@@ -8,11 +8,11 @@ from unigrpo_jax.models.bagel.folder import BagelFolder, load, make_network
 from unigrpo_jax.models.bagel.release import AUTOENCODER, BAGEL_7B, HUB_NAME, ReleaseCodec
 from unigrpo_jax.models.bagel.tiny import tiny_folder
 
-NAME, FILES = "bagel", layout.FILES
+NAME, PIPELINE, FILES = "bagel", None, layout.FILES
 HUB_FILES = ()  # found by what its index names, `models.hub`
 VERBS = "thinks, draws, looks at pictures, answers"
-TOYS = {"tiny": tiny_folder}
-__all__ = ["FILES", "HUB_FILES", "NAME", "TOYS", "VERBS", "is_here", "known", "load"]
+TOYS, OWN_SETTINGS = {"tiny": tiny_folder}, ()
+__all__ = ["FILES", "HUB_FILES", "NAME", "OWN_SETTINGS", "PIPELINE", "TOYS", "VERBS", "is_here", "known", "load"]
 
 
 def is_here(folder: pathlib.Path) -> bool:

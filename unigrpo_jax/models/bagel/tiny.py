@@ -5,18 +5,15 @@ For trying the whole way (load, roll out, decode, update, export) in seconds.  W
 
 import json
 import pathlib
-import shutil
-import tempfile
 
 import jax
 import numpy as np
 
-import unigrpo_jax
-from unigrpo_jax import caches
 from unigrpo_jax.models.autoencoders.image import ImageAutoencoder
 from unigrpo_jax.models.bagel import Bagel, BagelConfig, VisionConfig, layout, weights
 from unigrpo_jax.models.bagel.text import special_tokens
 from unigrpo_jax.models.folders import stored
+from unigrpo_jax.models.folders.toys import made_once
 from unigrpo_jax.models.text_encoders.tokenizer import load_tokenizer
 
 SPECIAL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>")
@@ -28,17 +25,8 @@ AUTOENCODER = ImageAutoencoder(width=32, multipliers=(1, 1), blocks=1, channels=
 
 
 def tiny_folder() -> pathlib.Path:
-    """The toy's folder, made on first use in the user's cache, or in a temporary folder where there is none."""
-    folder = caches.cache_or_temporary() / f"tiny-bagel-qwen2-{unigrpo_jax.__version__}"
-    if not (folder / "ae.safetensors").exists():
-        fresh = pathlib.Path(tempfile.mkdtemp(dir=folder.parent))
-        fresh.chmod(0o755)
-        make_tiny(fresh)
-        try:
-            fresh.rename(folder)  # another process may have been first, with the same bits
-        except OSError:
-            shutil.rmtree(fresh)
-    return folder
+    """The toy's folder, made on first use."""
+    return made_once("tiny-bagel-qwen2", make_tiny, "ae.safetensors")
 
 
 def make_tiny(folder: pathlib.Path, seed: int = 0) -> None:

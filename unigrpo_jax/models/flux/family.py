@@ -18,10 +18,10 @@ from unigrpo_jax.models.schedule import FlowShift
 from unigrpo_jax.models.text_encoders.codec import EmbeddingCodec, KnownTexts
 from unigrpo_jax.models.text_encoders.encoder import open_flux
 
-NAME = "flux"
+NAME, PIPELINE = "flux", "FluxPipeline"
 VERBS = "draws by a flow, upon what T5 and CLIP say of the prompt"
 FILES = configs.FILES
-PART, TOYS = "transformer", {"flux_tiny": tiny_folder}
+PART, TOYS, OWN_SETTINGS = "transformer", {"flux_tiny": tiny_folder}, ("told_guidance", "floor_time")
 _PARTS = {
     PART: ("FluxTransformer2DModel",),
     "vae": ("AutoencoderKL",),
@@ -39,8 +39,8 @@ DYNAMIC = FlowShift(line=((256, 0.5), (4096, 1.15)))
 
 
 def is_here(folder: pathlib.Path) -> bool:
-    """Whether a folder is one of FLUX.1's, by its model_index.json; ConfigError where that is no family's."""
-    return pipelines.family_of(folder) == NAME
+    """Whether a folder is one of FLUX.1's, by its model_index.json; ConfigError where that is damaged."""
+    return pipelines.pipeline_class(folder) == PIPELINE
 
 
 def load(config: ModelConfig, folder: pathlib.Path) -> Pipeline:

@@ -36,7 +36,6 @@ from unigrpo_jax.models.text_encoders.codec import EmbeddingCodec
 from unigrpo_jax.models.verbs import Params
 
 INDEX = "model_index.json"
-PIPELINES = {"StableDiffusionPipeline": "stable_diffusion", "FluxPipeline": "flux"}  # and their families
 ADAPTERS = "lora"  # the folder of an export that holds what `peft` writes
 # Weights as they are read; variants of them (.fp16., .non_ema.) are not.
 _READ = re.compile(r"(diffusion_pytorch_)?model(-\d+-of-\d+)?\.safetensors(\.index\.json)?")
@@ -199,18 +198,13 @@ def told(place: str = "") -> Iterator[None]:
         raise ConfigError(f"{place}{error}") from None
 
 
-def family_of(folder: pathlib.Path) -> str | None:
-    """The family whose pipeline model_index.json names; None where a folder holds no such file.
-
-    ConfigError where the file is damaged, or names a pipeline that is not built.
-    """
+def pipeline_class(folder: pathlib.Path) -> str | None:
+    """The class that model_index.json names; None where a folder holds no such file, ConfigError where that is damaged."""
     if not (folder / INDEX).exists():
         return None
     name = _index(folder).get("_class_name")
     require(isinstance(name, str), f"{folder / INDEX} names no pipeline (_class_name); download or copy it again.")
-    require(name in PIPELINES, f"{folder / INDEX} is of {quoted(name)}, which is not built; give a folder of "
-            f"{' or '.join(PIPELINES)}.")  # fmt: skip
-    return PIPELINES[name]
+    return name
 
 
 def hub_files(*parts: str) -> tuple[str, ...]:

@@ -29,10 +29,13 @@ _MERGES = ("t h", "th e</w>", "r e", "re d</w>", "b l", "bl u", "blu e</w>", "a 
 _WORDS = ("a", "the", "and", "of", "red", "blue", "green", "circle", "square", "two")
 
 
-def made_once(name: str, make: Callable[[pathlib.Path], None]) -> pathlib.Path:
-    """A toy's folder, made on first use in the user's cache, or in a temporary folder where there is none."""
+def made_once(name: str, make: Callable[[pathlib.Path], None], last: str = INDEX) -> pathlib.Path:
+    """A toy's folder, made on first use in the user's cache, or in a temporary folder where there is none.
+
+    `last` is the file that says that it is whole.
+    """
     folder = caches.cache_or_temporary() / f"{name}-{unigrpo_jax.__version__}"
-    if not (folder / INDEX).exists():
+    if not (folder / last).exists():
         fresh = pathlib.Path(tempfile.mkdtemp(dir=folder.parent))
         fresh.chmod(0o755)
         make(fresh)

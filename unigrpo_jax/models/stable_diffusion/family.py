@@ -20,10 +20,10 @@ from unigrpo_jax.models.stable_diffusion.unet import UNet
 from unigrpo_jax.models.text_encoders.codec import EmbeddingCodec, KnownTexts
 from unigrpo_jax.models.text_encoders.encoder import open_stable_diffusion
 
-NAME = "stable_diffusion"
+NAME, PIPELINE = "stable_diffusion", "StableDiffusionPipeline"
 VERBS = "draws by a diffusion, upon what CLIP says of the prompt"
 FILES = configs.FILES
-PART, TOYS = "unet", {"sd_tiny": tiny_folder}
+PART, TOYS, OWN_SETTINGS = "unet", {"sd_tiny": tiny_folder}, ()
 _PARTS = {
     PART: ("UNet2DConditionModel",),
     "vae": ("AutoencoderKL",),
@@ -37,8 +37,8 @@ PUBLISHED = ("CompVis/stable-diffusion-v1-4", "stable-diffusion-v1-5/stable-diff
 
 
 def is_here(folder: pathlib.Path) -> bool:
-    """Whether a folder is one of Stable Diffusion's, by its model_index.json; ConfigError where that is no family's."""
-    return pipelines.family_of(folder) == NAME
+    """Whether a folder is one of Stable Diffusion's, by its model_index.json; ConfigError where that is damaged."""
+    return pipelines.pipeline_class(folder) == PIPELINE
 
 
 def load(config: ModelConfig, folder: pathlib.Path) -> Pipeline:
