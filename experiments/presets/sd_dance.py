@@ -11,38 +11,26 @@ the public code, which steps by DDIM with eta; the paper writes an SDE with nois
 are added, and nothing holds the policy to its start.  Binary rewards and the best and worst of many: as in `flux_dance`.
 """
 
-from unigrpo_jax.config import (
-    CheckpointConfig,
-    EvaluationConfig,
-    LearningConfig,
-    LoggingConfig,
-    LoraConfig,
-    ModelConfig,
-    RolloutConfig,
-    RunConfig,
-)
+import dataclasses
+
+from experiments.presets import flux_dance
+from unigrpo_jax.config import LoraConfig, RunConfig
 
 ADAPTED = (r".*\.attn[12]\.to_(q|k|v|out\.0)",)  # queries, keys, values and outputs of every attention
 
 
 def config() -> RunConfig:
-    """Table 6."""
-    return RunConfig(
+    """Table 6; what is not of Stable Diffusion is as in `flux_dance`."""
+    flow = flux_dance.config()
+    return dataclasses.replace(
+        flow,
         name="sd_dance",
-        iterations=300,
-        prompts=(),
-        rewards=(),
-        model=ModelConfig(
-            path="CompVis/stable-diffusion-v1-4",
-            family="stable_diffusion",
-            dtype="bfloat16",
-            remat="full",
-            lora=LoraConfig(targets=ADAPTED),
+        model=dataclasses.replace(
+            flow.model, path="CompVis/stable-diffusion-v1-4", family="stable_diffusion", lora=LoraConfig(targets=ADAPTED)
         ),
-        rollout=RolloutConfig(
-            prompts_per_iteration=32,
+        rollout=dataclasses.replace(
+            flow.rollout,
             prompt_tokens=77,
-            thinking=False,
             image_height=512,
             image_width=512,
             flow_steps=50,
@@ -50,25 +38,10 @@ def config() -> RunConfig:
             step_rule="ddim",
             noise_level=1.0,
             noise_range=(0, 49),
-            window="random",
             window_size=30,
             window_range=(0, 49),
-            shared_noise=True,
             guidance=5.0,
-            micro_batches=4,
         ),
-        learning=LearningConfig(
-            group_size=12,
-            ratio_norm=False,
-            flow_clip=1e-4,
-            mse_weight=0.0,
-            micro_batches=24,
-            window_steps="scanned",
-            denoising_lr=1e-5,
-            weight_decay=1e-4,
-            max_grad_norm=1.0,
-        ),
-        evaluation=EvaluationConfig(prompts=128, batch=64, thinking=False, flow_steps=50, guidance=5.0),
-        checkpoint=CheckpointConfig(every=20),
-        logging=LoggingConfig(samples_every=20),
+        learning=dataclasses.replace(flow.learning, minibatches=1, micro_batches=24),
+        evaluation=dataclasses.replace(flow.evaluation, guidance=5.0),
     )

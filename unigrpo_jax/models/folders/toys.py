@@ -19,6 +19,7 @@ from unigrpo_jax.models.folders import component, stored
 from unigrpo_jax.models.folders.pipelines import INDEX
 from unigrpo_jax.models.text_encoders.clip import OLD_EOS
 from unigrpo_jax.models.text_encoders.clip_text import read_clip_text
+from unigrpo_jax.models.text_encoders.new_tokenizers import save_clip_tokenizer, save_t5_tokenizer
 from unigrpo_jax.models.text_encoders.t5 import read_t5
 
 CLIP_TOKENS, T5_TOKENS = 64, 64
@@ -82,18 +83,10 @@ def save_clip(folder: pathlib.Path, files: str, seed: int) -> None:
     from tokenizers import pre_tokenizers
 
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
-    pairs = [merge.replace(" ", "") for merge in _MERGES]
-    vocabulary = [*letters, *(f"{letter}</w>" for letter in letters), *pairs, "<|startoftext|>", "<|endoftext|>"]
-    words = folder / "tokenizer"
-    save(words / "vocab.json", {word: i for i, word in enumerate(vocabulary)})
-    (words / "merges.txt").write_text("\n".join(["#version: 0.2", *_MERGES]) + "\n")
-    special = {"bos_token": vocabulary[-2]} | dict.fromkeys(("eos_token", "unk_token", "pad_token"), vocabulary[-1])
-    save(words / "special_tokens_map.json", special)
-    about = {"tokenizer_class": "CLIPTokenizer", "do_lower_case": True, "errors": "replace"}
-    save(words / "tokenizer_config.json", about | special | {"model_max_length": CLIP_TOKENS})
+    count = save_clip_tokenizer(folder / "tokenizer", letters, _MERGES, CLIP_TOKENS)
     own = folder / "text_encoder"
     sizes = {"hidden_size": WIDTH, "intermediate_size": 2 * WIDTH, "num_hidden_layers": 2, "num_attention_heads": 4,
-             "max_position_embeddings": CLIP_TOKENS, "vocab_size": len(vocabulary), "projection_dim": WIDTH}  # fmt: skip
+             "max_position_embeddings": CLIP_TOKENS, "vocab_size": count, "projection_dim": WIDTH}  # fmt: skip
     about = {"architectures": ["CLIPTextModel"], "model_type": "clip_text_model", "hidden_act": "quick_gelu",
              "layer_norm_eps": 1e-5, "bos_token_id": 0, "pad_token_id": 1, "eos_token_id": OLD_EOS}  # fmt: skip
     save(own / "config.json", about | sizes)
@@ -102,26 +95,11 @@ def save_clip(folder: pathlib.Path, files: str, seed: int) -> None:
 
 def save_t5(folder: pathlib.Path, files: str, seed: int) -> None:
     """Writes `text_encoder_2/` and `tokenizer_2/` of a model folder: T5's encoder, and the likeliest pieces to its ids."""
-    from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
-
-    special, letters = ("<pad>", "</s>", "<unk>"), map(chr, range(33, 127))
-    scored = [*((token, 0.0) for token in special), *((f"▁{word}", -2.0) for word in _WORDS), ("▁", -3.0),
-              *((letter, -5.0) for letter in letters)]  # fmt: skip
-    tokenizer = Tokenizer(models.Unigram(scored, unk_id=2, byte_fallback=False))
-    tokenizer.normalizer = normalizers.NFKC()
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Metaspace()])
-    tokenizer.decoder = decoders.Metaspace()
-    tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
-    tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in special])
-    words = folder / "tokenizer_2"
-    words.mkdir(parents=True, exist_ok=True)
-    tokenizer.save(str(words / "tokenizer.json"))
-    names = {"pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}
-    save(words / "special_tokens_map.json", names)
-    about = {"tokenizer_class": "T5TokenizerFast", "extra_ids": 0, "model_max_length": T5_TOKENS}
-    save(words / "tokenizer_config.json", about | names)
+    letters = map(chr, range(33, 127))
+    pieces = [*((f"▁{word}", -2.0) for word in _WORDS), ("▁", -3.0), *((letter, -5.0) for letter in letters)]
+    count = save_t5_tokenizer(folder / "tokenizer_2", pieces, T5_TOKENS)
     own = folder / "text_encoder_2"
-    sizes = {"d_model": WIDTH, "d_ff": 2 * WIDTH, "d_kv": 8, "num_heads": 4, "num_layers": 2, "vocab_size": len(scored),
+    sizes = {"d_model": WIDTH, "d_ff": 2 * WIDTH, "d_kv": 8, "num_heads": 4, "num_layers": 2, "vocab_size": count,
              "relative_attention_num_buckets": 32, "relative_attention_max_distance": 128}  # fmt: skip
     about = {"architectures": ["T5EncoderModel"], "model_type": "t5", "feed_forward_proj": "gated-gelu",
              "layer_norm_epsilon": 1e-6, "pad_token_id": 0, "eos_token_id": 1}  # fmt: skip
