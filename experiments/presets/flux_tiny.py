@@ -1,6 +1,8 @@
 """Every part of FLUX at toy size with random weights: the way of `flux_dance` in seconds, on a CPU.
 
     python -m experiments.run flux_tiny
+
+Seen on 2 CPU cores with an empty compile cache: 25 s, and 3 s for `python -m experiments.export runs/flux_tiny DIR`.
 """
 
 import dataclasses

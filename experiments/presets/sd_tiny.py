@@ -1,6 +1,8 @@
 """Every part of Stable Diffusion at toy size with random weights: the way of `sd_dance` in seconds, on a CPU.
 
     python -m experiments.run sd_tiny
+
+Seen on 2 CPU cores with an empty compile cache: 65 s, and 3 s for `python -m experiments.export runs/sd_tiny DIR`.
 """
 
 import dataclasses

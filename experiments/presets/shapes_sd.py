@@ -3,8 +3,7 @@
     python -m experiments.run shapes_sd
 
 Seen, seed 0, the first 100 iterations alone (`--iterations 100 --learning.cooldown 60 100`): held-out exact 0.338 -> 0.442,
-graded 0.610 -> 0.706, by DDIM of ten steps; with `--evaluation.guidance 2` exact 0.525.  At a rate of 2e-4 training prompts
-rise faster for 30 iterations and then fall.
+graded 0.610 -> 0.706, by DDIM of ten steps.  At a rate of 2e-4 training prompts rise faster for 30 iterations and then fall.
 """
 
 import dataclasses

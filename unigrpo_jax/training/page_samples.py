@@ -81,12 +81,12 @@ def _strip(step: int, sample: Sample | None) -> str:
 
 
 def _drawn(moment: Moment, alt: str) -> str:
-    """A round's image with its verdict and its thinking."""
+    """A round's image with its verdict and its thinking, where there was one."""
     state, mark = {True: ("right", "✓ "), False: ("wrong", "✗ "), None: ("", "")}[moment.correct]
-    thinking = _text(moment.thinking) if moment.thinking.strip() else "<i>no thinking</i>"
+    thinking = f"<p class=thinking dir=auto>{_text(moment.thinking)}</p>" if moment.thinking.strip() else ""
     return (
         f'{_img(moment.image, state, alt)}<figcaption><p class="verdict {state}" dir=auto>{mark}{_text(moment.verdict)}</p>'
-        f"<p class=thinking dir=auto>{thinking}</p></figcaption>"
+        f"{thinking}</figcaption>"
     )
 
 
