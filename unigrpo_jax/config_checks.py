@@ -117,8 +117,8 @@ def check(config: RunConfig) -> None:
         f"rollout.window_range = [{first}, {end}) reaches beyond the schedule of rollout.flow_steps = {r.flow_steps} "
         f"transitions; use a range that ends at {r.flow_steps} or before, or more steps.",
     )
-    first, last = r.noise_range
-    require(0 <= first <= last <= r.flow_steps, f"rollout.noise_range = [{first}, {last}), but it must lie in [0, "
+    noisy, quiet = r.noise_range
+    require(0 <= noisy <= quiet <= r.flow_steps, f"rollout.noise_range = [{noisy}, {quiet}), but it must lie in [0, "
             f"{r.flow_steps}), the transitions of rollout.flow_steps.")  # fmt: skip
     require(0 < r.top_p <= 1, f"rollout.top_p = {r.top_p}, but it must be above 0 and at most 1.")
     require(r.temperature > 0 or not r.thinking,
