@@ -26,12 +26,15 @@ def main() -> None:
 
 
 def settings(preset: RunConfig) -> RunConfig:
-    """A preset's settings for the method `sft`: its machine and model, and pieces of an update as large as they were."""
+    """A preset's settings for the method `sft`: its machine and model, and pieces of an update as large as they were.
+
+    Nothing holds what is learned to the start, of which no copy is kept.
+    """
     batch = preset.trained_episodes // preset.learning.minibatches
     rollout = dataclasses.replace(preset.rollout, prompts_per_iteration=batch, micro_batches=1)
     learning = dataclasses.replace(
         preset.learning, method="sft", group_size=1, best=0, worst=0, ppo_epochs=1, minibatches=1, credit="shared",
-        thought_rewards=(), round_reward="last",
+        thought_rewards=(), round_reward="last", reference="none", mse_weight=0.0, latent_kl_weight=0.0, text_kl_weight=0.0,
     )  # fmt: skip
     return dataclasses.replace(preset, name=f"{preset.name}_sft", rollout=rollout, learning=learning)
 

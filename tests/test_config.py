@@ -69,6 +69,7 @@ RULES = [
     (dict(rollout=dict(guidance=2.0), learning=dict(minibatches=2)), ["guidance = 2.0", "2 optimizer steps", "use 1 and 1"]),
     (dict(rollout=dict(step_rule="ddim", noise_level=1.1)), ["noise_level = 1.1", "eta, at most 1"]),
     (dict(rollout=dict(step_rule="ode")), ["'ode'", "flow_sde"]),
+    (dict(learning=dict(reference="none")), ["learning.mse_weight = 0.005", "'device'", "weight of 0"]),
     (dict(rollout=dict(noise_level=0.0)), ["noise_level = 0.0", "above 0"]),
     (dict(rollout=dict(temperature=0.0)), ["rollout.temperature = 0", "use 1"]),
     (dict(rollout=dict(top_p=0.0)), ["rollout.top_p = 0.0", "at most 1"]),

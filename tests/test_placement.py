@@ -40,6 +40,7 @@ def bytes_there(arrays, kind="device") -> int:
     [
         ({}, {}),
         ({"dtype": "bfloat16"}, {"reference": "host"}),
+        ({}, {"reference": "none", "mse_weight": 0.0}),
         ({"dtype": "bfloat16", "param_dtype": "bfloat16", "lora": LoraConfig(rank=2)}, {"frozen": ()}),
     ],
 )

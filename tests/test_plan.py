@@ -447,6 +447,7 @@ def test_knobs_save_what_scaling_says_and_name_the_first_that_is_enough():
     assert pieces.saves == pytest.approx((26 - 6) * GIB * (1 - 6 / 8)) and pieces.enough
     assert "--learning.micro-batches 12" not in found  # 8 is enough already
     lora = found["--model.lora.rank 64 --model.param-dtype bfloat16"]
+    assert "--learning.reference none" not in found  # the leash needs it
     assert lora.saves > 20 * GIB  # Adam's 97 GiB, the gradients and half of the weights, an eighth each
     found = {k.change: k for k in advice.knobs(setting, "rollout", compiled(50.0, cache=10.0, trained=6.0))}
     rollouts = [k for change, k in found.items() if change.startswith("--rollout.micro-batches")]

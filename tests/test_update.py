@@ -24,7 +24,7 @@ RATES = (1e-3, 2e-3, 1.0)  # reasoning, denoising, largest gradient norm
 @functools.cache
 def program(**settings):
     """(state, reference, episodes, advantages, *RATES) -> (state, metrics); donates the state, as a run does."""
-    base = tiny.update_program(ema_decay=DECAY, frozen=FROZEN, **LEASH, **settings)
+    base = tiny.update_program(ema_decay=DECAY, frozen=FROZEN, **(LEASH | settings))
 
     def run(state, reference, episodes, advantages, reasoning_lr, denoising_lr, max_grad_norm):
         rates = {"reasoning_lr": reasoning_lr, "denoising_lr": denoising_lr, "max_grad_norm": max_grad_norm}
@@ -74,6 +74,15 @@ def test_a_reference_that_lies_on_the_host_changes_no_bit(once):
     place = jax.sharding.SingleDeviceSharding(jax.devices()[0], memory_kind="pinned_host")
     state, metrics = update(reference="host", kept=jax.device_put(REFERENCE, place))
     tiny.assert_trees_equal((state, metrics), once)
+
+
+def test_without_a_reference_the_step_is_that_of_a_leash_to_itself_and_no_distance_is_measured():
+    held, measured = update(kept=START)  # its leash is exactly 0
+    state, metrics = update(reference="none", kept={}, mse_weight=0.0, latent_kl_weight=0.0, text_kl_weight=0.0)
+    for path, value in flat(state).items():
+        np.testing.assert_allclose(value, flat(held)[path], rtol=0, atol=2e-7, err_msg=path)
+    distances = {"flow/velocity_mse", "flow/latent_kl", "text/reference_kl"}
+    assert measured.keys() - metrics.keys() == distances and metrics.keys() <= measured.keys()
 
 
 IN_PIECES = {"micro_batches": 4, "window_steps": "scanned", "cooldown": (8, 12)}

@@ -177,8 +177,9 @@ class LearningConfig:
     """Weight of the k3 estimate of the text KL to the reference."""
     context_gradient: Literal["full", "stop"] = "full"
     """Whether the flow losses reach the thinking through the context's keys and values."""
-    reference: Literal["device", "host"] = "device"
-    """Where the frozen copy of what is trained lies between updates; on the host it takes no device memory."""
+    reference: Literal["device", "host", "none"] = "device"
+    """Where the frozen copy of what is trained lies between updates; on the host it takes no device memory.  `none` keeps
+    none and leaves out its pass, where no leash holds the policy; how far the network moved is then not measured."""
     old_log_probs: Literal["recompute", "rollout"] = "recompute"
     """Where the ratio's denominator comes from; recomputed ones make the first ratio exactly 1."""
     ppo_epochs: int = 1

@@ -162,6 +162,13 @@ def check(config: RunConfig) -> None:
         f"learning.method = 'best_of_n' imitates learning.best = {learn.best} episodes of each group and none of the "
         f"learning.worst = {learn.worst}; use learning.best = 1 and learning.worst = 0.",
     )
+    leashes = {name: getattr(learn, name) for name in ("mse_weight", "latent_kl_weight", "text_kl_weight")}
+    holding = [f"learning.{name} = {weight:g}" for name, weight in leashes.items() if weight > 0]
+    require(
+        learn.reference != "none" or not holding,
+        f"learning.reference = 'none' keeps nothing that {' and '.join(holding)} could hold the policy to; use 'device' or "
+        "'host', or a weight of 0.",
+    )
     require(
         learn.credit == "shared" or (learn.method == "grpo" and not learn.best + learn.worst),
         f"learning.credit = {learn.credit!r} gives an episode several advantages, by which no best or worst can be chosen; "

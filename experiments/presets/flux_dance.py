@@ -68,6 +68,7 @@ def config() -> RunConfig:
             ratio_norm=False,
             flow_clip=1e-4,
             mse_weight=0.0,
+            reference="none",
             minibatches=4,
             micro_batches=6,
             window_steps="scanned",

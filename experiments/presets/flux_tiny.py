@@ -35,7 +35,7 @@ def config() -> RunConfig:
         name="flux_tiny",
         model=dataclasses.replace(full.model, path="flux_tiny", family="flux", lora=LoraConfig(targets=ADAPTED)),
         rollout=rollout,
-        learning=dataclasses.replace(full.learning, mse_weight=0.0, frozen=()),
+        learning=dataclasses.replace(full.learning, mse_weight=0.0, reference="none", frozen=()),
         evaluation=dataclasses.replace(
             full.evaluation, thinking=False, flow_steps=4, guidance=1.0, guidance_interval=(0.0, 1.0)
         ),

@@ -80,6 +80,8 @@ def _smaller_state(setting: Setting, name: ProgramName) -> Iterator[tuple[str, f
     config, before = setting.config, state_bytes(setting)
     shape = dict(setting.mesh.shape)
     changes = {}
+    if config.learning.reference == "device":  # refused where a leash needs it
+        changes["--learning.reference none"] = with_section(config, "learning", reference="none")
     if shape[meshes.DATA] > 1:
         data, fsdp = shape[meshes.DATA], shape[meshes.FSDP]
         whole = with_section(config, "mesh", data=1, fsdp=data * fsdp)

@@ -42,7 +42,8 @@ class FlowAnchor:
 
     Attributes:
       old: float32 [B, W, N, C], transition means at the start of the iteration; None as above.
-      reference: float32 [B, W, N, C], the network's outputs with frozen weights upon their own context.
+      reference: float32 [B, W, N, C], the network's outputs with frozen weights upon their own context; None where there
+        is no reference.
     """
 
     old: Any
@@ -80,25 +81,25 @@ class Objective:
 
         Args:
           params: parameters at the start of the iteration.
-          reference: the frozen parameters.
+          reference: the frozen parameters; not read where the config keeps none.
           episodes: the batch.
           own_start: the batch takes a single optimizer step, so that its old policy is the trained one itself.
         """
         recorded = self.config.old_log_probs == "rollout"
         nothing = (None,) * len(episodes.segments)
         start = nothing if recorded or own_start else self.policy.view(params, episodes)
-        frozen = self.policy.view(reference, episodes)
+        frozen = nothing if self.config.reference == "none" else self.policy.view(reference, episodes)
         out = []
         for segment, old, ref in zip(episodes.segments, start, frozen, strict=True):
-            if ref is None:
-                out.append(None)
-            elif isinstance(segment, Thinking):
+            if isinstance(segment, Thinking):
                 log_probs = segment.log_probs if recorded else None if old is None else old.log_probs
                 keep = self.config.text_kl_weight > 0
                 out.append(TextAnchor(old=log_probs, reference=ref.log_probs if keep else None))
-            else:
+            elif isinstance(segment, Drawing):
                 mean = segment.mean if recorded else None if old is None else old.mean
-                out.append(FlowAnchor(old=mean, reference=ref.output))
+                out.append(FlowAnchor(old=mean, reference=None if ref is None else ref.output))
+            else:
+                out.append(None)
         return tuple(out)
 
     def __call__(self, params, episodes: Episodes, anchors, advantage_B, on_policy, moved=True) -> tuple[jax.Array, dict]:
@@ -140,7 +141,9 @@ class Objective:
         return new if anchored is None else jax.tree.map(lambda a, b: jnp.where(on_policy, a, b), new, anchored)
 
     def _held(self, anchored, new, moved):
-        """The reference's value, or the new one's own bits where the weights are the reference's."""
+        """The reference's value, or the new one's own bits where the weights are the reference's; None without a value."""
+        if anchored is None:
+            return None
         return jax.tree.map(lambda a, b: jnp.where(moved, a, jax.lax.stop_gradient(b)), anchored, new)
 
     def _text(self, thinking: Thinking, view: TextView, anchor: TextAnchor, advantage_B, on_policy, moved, goals):
@@ -211,7 +214,6 @@ class Objective:
 
         loss_BW, log_ratio = per_step(transition_loss, noise, old, new, std_BW)
         loss = jnp.mean(loss_BW)
-        mse = jnp.mean(known(per_step(losses.velocity_mse, output, held)))
         ratio = jnp.exp(log_ratio)
         above, below = losses.clip_fractions(log_ratio, advantage_B[:, None], c.flow_clip, c.flow_clip)
         square = lambda mean: known(jnp.mean((new - mean) ** 2, axis=(2, 3)) / (2 * std_BW**2))
@@ -230,11 +232,13 @@ class Objective:
             "clip_fraction_below": below,
             "log_prob_gap_mean": jnp.mean(gap),
             "log_prob_gap_max": jnp.max(gap),
-            "velocity_mse": mse,
             "entropy": jnp.mean(0.5 * jnp.log(2 * jnp.pi * jnp.e * std_BW**2)),
             "approx_kl": jnp.mean(square(old)),
         }
-        total = c.flow_weight * loss + c.mse_weight * mse
+        total = c.flow_weight * loss
+        if held is not None:
+            metrics["velocity_mse"] = mse = jnp.mean(known(per_step(losses.velocity_mse, output, held)))
+            total = total + c.mse_weight * mse
         if kl_mean is not None:
             kl = jnp.mean(square(kl_mean))
             metrics["latent_kl"] = kl

@@ -46,6 +46,8 @@ class RewardGradient(Objective):
         reward_BW = jax.vmap(judge, in_axes=1, out_axes=1)(clean)
         known = lambda value_BW: jnp.where(drawing.finite[:, None], value_BW, 0.0)
         reward = jnp.mean(known(reward_BW))
-        held = self._held(anchor.reference, view.output, moved)
-        mse = jnp.mean(known(jax.vmap(losses.velocity_mse, in_axes=1, out_axes=1)(view.output, held)))
-        return c.mse_weight * mse - c.flow_weight * reward, {"flow/reward": reward, "flow/velocity_mse": mse}
+        total, metrics = -c.flow_weight * reward, {"flow/reward": reward}
+        if (held := self._held(anchor.reference, view.output, moved)) is not None:
+            mse = jnp.mean(known(jax.vmap(losses.velocity_mse, in_axes=1, out_axes=1)(view.output, held)))
+            metrics["flow/velocity_mse"], total = mse, c.mse_weight * mse + total
+        return total, metrics

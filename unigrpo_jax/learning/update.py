@@ -89,7 +89,7 @@ class UpdateProgram:
           state: trained parameters and optimizer; donate it.
           frozen: {path: array} of all other parameters.
           reference: nested parameters of the policy that the leash holds to; may share the frozen arrays, and has no
-            adapters where those are what is trained.
+            adapters where those are what is trained; {} where the config keeps none.
           episodes: B episodes, B a multiple of minibatches * micro_batches.
           advantage_B: float32 [B], or more per episode, as the objective takes them.
 

@@ -160,7 +160,8 @@ class PainterWork:
     @property
     def _reads(self) -> int:
         """Passes over the weights in an update; the backward pass reads them for the inputs' gradients, too."""
-        return 1 + bool(self.update()["old"]) + self.run.learning.ppo_epochs * (2 + self._again)
+        anchors = sum(self.update()[name] > 0 for name in ("reference", "old"))
+        return anchors + self.run.learning.ppo_epochs * (2 + self._again)
 
     def blocks(self) -> Sequence[dict[str, float]]:
         """A round adds nothing."""
@@ -182,7 +183,7 @@ class PainterWork:
         forward = count * self.evaluation()
         recorded = learning.old_log_probs == "rollout" or learning.ppo_epochs * learning.minibatches == 1
         return {
-            "reference": forward,
+            "reference": 0 if learning.reference == "none" else forward,
             "old": 0 if recorded else forward,
             "forward": learning.ppo_epochs * forward,
             "backward": learning.ppo_epochs * forward * (1 if model.lora.rank else 2),

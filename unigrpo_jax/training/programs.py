@@ -171,15 +171,14 @@ class Programs:
         rollout = self.config.rollout
         here = lambda shape, dtype: jax.ShapeDtypeStruct(shape, dtype, sharding=self.everywhere)
         kept = self.reference_places(stored)
+        copy = lambda path, x: jax.ShapeDtypeStruct(x.shape, kept[path][0], sharding=kept[path][1])
         text = jax.tree.map(lambda x: here(x.shape, x.dtype), text)
         flat = tree.flatten(stored)
         seen = picture_shapes(rollout.prompts_per_iteration, self._network, rollout) if shows else None
         return Inputs(
             state=jax.tree.map(at, self._state, self.state_shardings),
             frozen=lay(frozen),
-            reference=tree.unflatten(
-                {path: jax.ShapeDtypeStruct(x.shape, kept[path][0], sharding=kept[path][1]) for path, x in flat.items()}
-            ),
+            reference=tree.unflatten({path: copy(path, x) for path, x in flat.items() if path in kept}),
             autoencoder={name: here(shape, np.float32) for name, shape in autoencoder.items()},
             prompt=text,
             turns=(text,) * (rollout.rounds - 1) if talks else (),
@@ -190,9 +189,11 @@ class Programs:
         """{path: dtype and place} of the reference policy's parameters.
 
         What is frozen is shared with the trained policy.  A copy of what is trained is kept in the compute dtype, to which
-        the network would cast it: the numbers are the same, and bfloat16 takes half the memory.
+        the network would cast it: the numbers are the same, and bfloat16 takes half the memory.  {} where none is kept.
         """
         trained, learning, out = self._state.trained, self.config.learning, {}
+        if learning.reference == "none":
+            return out
         for path, x in tree.flatten(stored).items():
             place = self.layout.parameter(path, x.shape)
             if path in trained and learning.reference == "host":

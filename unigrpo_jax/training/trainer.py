@@ -242,12 +242,14 @@ class Trainer:
         trained_by = loaded.network.trained_by
         trained, self.frozen = parameters.split(tree.unflatten(flat), parameters.groups(shapes, learning, trained_by))
         flat = tree.flatten(stored)
-        kept = {path: at for path, at in self.programs.reference_places(stored).items() if path in trained}
+        places = self.programs.reference_places(stored)
+        kept = {path: at for path, at in places.items() if path in trained}
         copied = jax.jit(lambda own: {path: jnp.array(x, kept[path][0], copy=True) for path, x in own.items()})
         own = copied({path: flat[path] for path in kept})
         if learning.method == "best_of_n":  # the frozen start samples, with all adapters and dtypes of what is trained
             self._imitated = tree.unflatten(self.frozen | {path: jnp.copy(x) for path, x in trained.items()})
-        self.reference = tree.unflatten(flat | {path: jax.device_put(x, kept[path][1]) for path, x in own.items()})
+        own = {path: jax.device_put(x, kept[path][1]) for path, x in own.items()}
+        self.reference = tree.unflatten({path: x for path, x in (flat | own).items() if path in places})
         begin = lambda trained: new_state(tree.unflatten(tree.flatten(shapes) | trained), learning, trained_by)
         return jax.jit(begin, out_shardings=self.programs.state_shardings, donate_argnums=0)(trained)
 
@@ -260,7 +262,9 @@ class Trainer:
         return state.averaged(self.frozen)
 
     def first_params(self) -> dict:
-        """The parameters that the run started from, on the devices."""
+        """The parameters that the run started from, on the devices; read again where no reference is kept."""
+        if self.parts.config.learning.reference == "none":
+            return self.parts.loaded.params(self.parts.layout.parameter)
         if self.parts.config.learning.reference == "device":
             return self.reference
         place = lambda x: jax.device_put(x, x.sharding.with_memory_kind("device"))

@@ -264,7 +264,7 @@ def _velocities(passes: int, velocity: Callable[[int, float], float], n: Lengths
 def update(run: RunConfig, count: Flops, n: Lengths) -> dict[str, float]:
     """Operations of one iteration's update, all episodes, by pass.
 
-      reference   forward under the frozen weights, with logits only where the text KL asks for them
+      reference   forward under the frozen weights, where they are kept, with logits only where the text KL asks for them
       old         forward at the iteration's start, where the first ratio is not 1 by construction
       forward     of the trained policy, every PPO epoch
       backward    twice the forward but for the vision encoder; once with adapters, whose own gradients are left out
@@ -292,7 +292,7 @@ def update(run: RunConfig, count: Flops, n: Lengths) -> dict[str, float]:
     recorded = learning.old_log_probs == "rollout" or learning.ppo_epochs * learning.minibatches == 1
     trained = learning.ppo_epochs * (forward + logits)
     return {
-        "reference": forward + (logits if learning.text_kl_weight > 0 else 0),
+        "reference": 0 if learning.reference == "none" else forward + (logits if learning.text_kl_weight > 0 else 0),
         "old": 0 if recorded else forward + logits,
         "forward": trained,
         "backward": (trained - learning.ppo_epochs * encoder) * (1 if model.lora.rank else 2),
