@@ -17,8 +17,8 @@ from collections.abc import Iterable
 from typing import Any
 
 from unigrpo_jax.models.autoencoders.image import ImageAutoencoder
-from unigrpo_jax.models.bagel import rope_settings
 from unigrpo_jax.models.bagel.config import BagelConfig, VisionConfig
+from unigrpo_jax.models.folders import rope_settings
 from unigrpo_jax.models.folders.settings import read_settings
 from unigrpo_jax.models.folders.stored import SUFFIXES, StoredTensors
 

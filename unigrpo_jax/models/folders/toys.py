@@ -19,14 +19,16 @@ from unigrpo_jax.models.folders import component, stored
 from unigrpo_jax.models.folders.pipelines import INDEX
 from unigrpo_jax.models.text_encoders.clip import OLD_EOS
 from unigrpo_jax.models.text_encoders.clip_text import read_clip_text
-from unigrpo_jax.models.text_encoders.new_tokenizers import save_clip_tokenizer, save_t5_tokenizer
+from unigrpo_jax.models.text_encoders.encoder import VIDEO
+from unigrpo_jax.models.text_encoders.llama import read_llama
+from unigrpo_jax.models.text_encoders.new_tokenizers import save_clip_tokenizer, save_llama_tokenizer, save_t5_tokenizer
 from unigrpo_jax.models.text_encoders.t5 import read_t5
 
-CLIP_TOKENS, T5_TOKENS = 64, 64
+CLIP_TOKENS, T5_TOKENS, LLAMA_TOKENS = 64, 64, 256
 WIDTH = 24  # of what each encoder says
 # Of CLIP's tokenizer, in the order in which they are merged.
 _MERGES = ("t h", "th e</w>", "r e", "re d</w>", "b l", "bl u", "blu e</w>", "a n", "an d</w>", "o f</w>", "c i", "ci r")
-# Of T5's tokenizer, beside letters.
+# Of T5's tokenizer, beside letters, and of Llama's.
 _WORDS = ("a", "the", "and", "of", "red", "blue", "green", "circle", "square", "two")
 
 
@@ -61,7 +63,7 @@ def save_weights(folder: pathlib.Path, stem: str, shapes: Mapping[str, tuple[int
 
 def _random(rng: np.random.Generator, name: str, shape: tuple[int, ...]) -> np.ndarray:
     noise = rng.standard_normal(shape, np.float32)
-    if "embedding.weight" in name or name == "shared.weight":
+    if "embedding.weight" in name or name in ("shared.weight", "embed_tokens.weight"):
         return np.float32(0.3) * noise
     if len(shape) > 1:
         return noise / np.sqrt(np.float32(np.prod(shape[1:])))
@@ -78,13 +80,16 @@ def save_autoencoder(folder: pathlib.Path, files: str, seed: int, **config) -> N
     save_weights(folder, component.DIFFUSERS, dict(autoencoders.stored_shapes(autoencoder).values()), seed)
 
 
-def save_clip(folder: pathlib.Path, files: str, seed: int) -> None:
-    """Writes `text_encoder/` and `tokenizer/` of a model folder: CLIP's text tower, and byte pairs to its ids."""
+def save_clip(folder: pathlib.Path, files: str, seed: int, which: str = "") -> None:
+    """Writes `text_encoder/` and `tokenizer/` of a model folder: CLIP's text tower, and byte pairs to its ids.
+
+    `which` is "_2" where it is the second of both.
+    """
     from tokenizers import pre_tokenizers
 
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
-    count = save_clip_tokenizer(folder / "tokenizer", letters, _MERGES, CLIP_TOKENS)
-    own = folder / "text_encoder"
+    count = save_clip_tokenizer(folder / f"tokenizer{which}", letters, _MERGES, CLIP_TOKENS)
+    own = folder / f"text_encoder{which}"
     sizes = {"hidden_size": WIDTH, "intermediate_size": 2 * WIDTH, "num_hidden_layers": 2, "num_attention_heads": 4,
              "max_position_embeddings": CLIP_TOKENS, "vocab_size": count, "projection_dim": WIDTH}  # fmt: skip
     about = {"architectures": ["CLIPTextModel"], "model_type": "clip_text_model", "hidden_act": "quick_gelu",
@@ -105,3 +110,18 @@ def save_t5(folder: pathlib.Path, files: str, seed: int) -> None:
              "layer_norm_epsilon": 1e-6, "pad_token_id": 0, "eos_token_id": 1}  # fmt: skip
     save(own / "config.json", about | sizes)
     save_weights(own, component.TRANSFORMERS, component.wanted(read_t5(own / "config.json", files)), seed)
+
+
+def save_llama(folder: pathlib.Path, files: str, seed: int) -> None:
+    """Writes `text_encoder/` and `tokenizer/` of a model folder: Llama's decoder, and words and bytes to its ids.
+
+    Every word of the template is a token, as in the published tokenizer, so that as many stand before a prompt.
+    """
+    count = save_llama_tokenizer(folder / "tokenizer", [*VIDEO, *_WORDS, *(f" {word}" for word in _WORDS)], LLAMA_TOKENS)
+    own = folder / "text_encoder"
+    sizes = {"hidden_size": WIDTH, "intermediate_size": 2 * WIDTH, "head_dim": 8, "num_attention_heads": 4,
+             "num_key_value_heads": 2, "num_hidden_layers": 3, "vocab_size": count}  # fmt: skip
+    about = {"architectures": ["LlamaModel"], "model_type": "llama", "hidden_act": "silu", "rms_norm_eps": 1e-5,
+             "rope_theta": 500000.0, "attention_bias": False, "mlp_bias": False}  # fmt: skip
+    save(own / "config.json", about | sizes)
+    save_weights(own, component.TRANSFORMERS, component.wanted(read_llama(own / "config.json", files)), seed)

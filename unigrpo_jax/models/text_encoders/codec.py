@@ -183,12 +183,14 @@ class KnownTexts:
     Attributes:
       states: (tokens, width) of a text's states.
       pooled: width of its pooled state; 0 where a network reads none.
-      dtype: of both.
+      masked: whether a mask says which states are padding's.
+      dtype: of states and pooled state.
       guided: whether the empty text's come with them.
     """
 
     states: tuple[int, int]
     pooled: int = 0
+    masked: bool = False
     dtype: str
     guided: bool = False
 
@@ -198,8 +200,12 @@ class KnownTexts:
 
     def shapes(self, count: int, length: int) -> TextStates:
         """As `EmbeddingCodec.shapes`."""
-        here = lambda *shape: jax.ShapeDtypeStruct((count, *shape), jnp.dtype(self.dtype))
-        one = TextStates(states=here(*self.states), pooled=here(self.pooled) if self.pooled else None)
+        here = lambda dtype, *shape: jax.ShapeDtypeStruct((count, *shape), jnp.dtype(dtype))
+        one = TextStates(
+            states=here(self.dtype, *self.states),
+            pooled=here(self.dtype, self.pooled) if self.pooled else None,
+            mask=here(bool, self.states[0]) if self.masked else None,
+        )
         return one.replace(empty=one) if self.guided else one
 
 

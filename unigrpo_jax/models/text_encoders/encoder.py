@@ -1,7 +1,7 @@
 """The text encoders of a family as one program of their own, whose weights are on the devices only while it is used.
 
 The folders are diffusers': `text_encoder` and `text_encoder_2` hold weights, `tokenizer` and `tokenizer_2` say how a text
-becomes ids.  Padding is seen like any other token, as the public pipelines have it.
+becomes ids.  CLIP and T5 see padding like any other token, as the public pipelines have it; Llama does not.
 """
 
 import contextlib
@@ -18,17 +18,30 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec, Sharding
 
-from unigrpo_jax.config import ConfigError
+from unigrpo_jax.config import ConfigError, require
 from unigrpo_jax.models.folders import component
 from unigrpo_jax.models.folders.named import Place
 from unigrpo_jax.models.folders.stored import StoredTensors, checksum
 from unigrpo_jax.models.text_encoders.clip_text import ClipText, read_clip_text
-from unigrpo_jax.models.text_encoders.coder import TOKENIZER_FILES, TextCoder, open_coder
+from unigrpo_jax.models.text_encoders.coder import TOKENIZER_FILES, Template, TextCoder, open_coder
+from unigrpo_jax.models.text_encoders.llama import BUFFERS, Llama, read_llama
 from unigrpo_jax.models.text_encoders.t5 import T5Encoder, read_t5
 
 ROWS = 16  # texts of one call of the program, or one for each device where there are more
 MEANING = 1  # raised whenever this code comes to say anything else of a text
 TIED = r"encoder\.embed_tokens\.weight"  # T5's embedding once more, which older files hold
+SKIPPED = 2  # layers of Llama behind that whose states HunyuanVideo draws upon
+# Of HunyuanVideo: 95 of Llama 3's tokens stand before the prompt.  No blank follows the points before a number.
+VIDEO = Template(
+    before="<|start_header_id|>system<|end_header_id|>\n\nDescribe the video by detailing the following aspects: "
+    "1. The main content and theme of the video."
+    "2. The color, shape, size, texture, quantity, text, and spatial relationships of the objects."
+    "3. Actions, events, behaviors temporal relationships, physical movement changes of the objects."
+    "4. background environment, light, style and atmosphere."
+    "5. camera angles, movements, and transitions used in the video:<|eot_id|>"
+    "<|start_header_id|>user<|end_header_id|>\n\n",
+    behind="<|eot_id|>",
+)
 
 Arrays = dict[str, np.ndarray]
 
@@ -47,13 +60,13 @@ class Encoder(Protocol):
     files: tuple[pathlib.Path, ...]
 
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
-        """What it says of one text: "states" [L, D], or "pooled" [P]."""
+        """What it says of one text: "states" [L, D] and maybe their "mask" [L], or "pooled" [P]."""
 
     def read(self, place: Place | None) -> Any:
         """Its parameters."""
 
-    def __call__(self, params: Any, ids_BL: jax.Array) -> Mapping[str, jax.Array]:
-        """What it says of B texts."""
+    def __call__(self, params: Any, ids_BL: jax.Array, mask_BL: jax.Array) -> Mapping[str, jax.Array]:
+        """What it says of B texts; `mask_BL` is 0 for padding."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,7 +97,7 @@ class ClipEncoder:
         """As `Encoder`."""
         return self.network.read(self.weights, place)
 
-    def __call__(self, params: Any, ids_BL: jax.Array) -> Mapping[str, jax.Array]:
+    def __call__(self, params: Any, ids_BL: jax.Array, mask_BL: jax.Array) -> Mapping[str, jax.Array]:
         """As `Encoder`."""
         states, end = self.network(params, ids_BL)
         return {"pooled": end} if self.pooled else {"states": states}
@@ -117,9 +130,42 @@ class T5States:
         """As `Encoder`."""
         return component.read(self.weights, self.network, jnp.dtype(self.dtype), place)
 
-    def __call__(self, params: Any, ids_BL: jax.Array) -> Mapping[str, jax.Array]:
+    def __call__(self, params: Any, ids_BL: jax.Array, mask_BL: jax.Array) -> Mapping[str, jax.Array]:
         """As `Encoder`."""
         return {"states": self.network(params, ids_BL)[0]}
+
+
+@dataclasses.dataclass(frozen=True)
+class LlamaStates:
+    """Llama's states behind some of its layers, of what follows the template's tokens, and which of them are padding's.
+
+    Attributes:
+      network: its sizes, with the layers that are read alone.
+      weights: its file, of all layers.
+      coder: texts as rows of ids.
+      files: all that decides what it says.
+      dtype: of the pass.
+    """
+
+    network: Llama
+    weights: StoredTensors
+    coder: TextCoder
+    files: tuple[pathlib.Path, ...]
+    dtype: str
+    name = "Llama"
+
+    def shapes(self) -> Mapping[str, tuple[int, ...]]:
+        """As `Encoder`."""
+        return {"states": (self.coder.tokens, self.network.width), "mask": (self.coder.tokens,)}
+
+    def read(self, place: Place | None) -> Any:
+        """As `Encoder`."""
+        return component.read(self.weights, self.network, jnp.dtype(self.dtype), place)
+
+    def __call__(self, params: Any, ids_BL: jax.Array, mask_BL: jax.Array) -> Mapping[str, jax.Array]:
+        """As `Encoder`."""
+        states, _ = self.network(params, ids_BL, mask_BL)
+        return {"states": states[:, self.coder.crop :], "mask": mask_BL[:, self.coder.crop :] != 0}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,7 +174,7 @@ class Encoders:
 
     Attributes:
       parts: the encoders.
-      dtype: of what they say, "float32" or "bfloat16".
+      dtype: of what they say, "float32" or "bfloat16", but for a mask.
     """
 
     parts: tuple[Encoder, ...]
@@ -138,15 +184,20 @@ class Encoders:
     def key(self) -> str:
         """Says which encoders these are, in hexadecimal digits: another one whenever they would say anything else.
 
-        It covers the content of weights, configs and tokenizers, lengths, and dtype.  Computing it reads the files.
+        It covers the content of weights, configs and tokenizers, lengths, templates, and dtype.  Computing it reads the
+        files.
         """
-        about = [(part.name, part.coder.tokens, sorted(part.shapes()), checksum(part.files)) for part in self.parts]
+        about = [(part.name, part.coder.tokens, sorted(part.shapes()), checksum(part.files), *(part.coder.template or ()))
+                 for part in self.parts]  # fmt: skip
         return hashlib.sha256(repr((MEANING, self.dtype, about)).encode()).hexdigest()
 
     def shapes(self) -> dict[str, jax.ShapeDtypeStruct]:
-        """Of the arrays of one text: "states" [L, D], and "pooled" [P] where there is an encoder for it."""
+        """Of the arrays of one text: "states" [L, D], and "pooled" [P] and "mask" bool [L] where an encoder says them."""
         found = {name: shape for part in self.parts for name, shape in part.shapes().items()}
-        return {name: jax.ShapeDtypeStruct(shape, jnp.dtype(self.dtype)) for name, shape in found.items()}
+        return {name: jax.ShapeDtypeStruct(shape, self._dtype(name)) for name, shape in found.items()}
+
+    def _dtype(self, name: str) -> np.dtype:
+        return np.dtype(bool) if name == "mask" else jnp.dtype(self.dtype)
 
     @contextlib.contextmanager
     def on_devices(self, place: Place | None = None) -> Iterator[Callable[[Sequence[str]], list[Arrays]]]:
@@ -167,12 +218,12 @@ class Encoders:
                 leaf.delete()
 
     def _encode(self, params, over: Sharding, texts: Sequence[str]) -> list[Arrays]:
-        rows, said = rows_per_call(over), []
-        for start in range(0, len(texts), rows):
-            part = list(texts[start : start + rows])
-            filled = part + [""] * (rows - len(part))
-            ids = tuple(_spread(one.coder(filled)[0], over) for one in self.parts)
-            found = jax.device_get(self._program(params, ids, over))
+        count, said = rows_per_call(over), []
+        for start in range(0, len(texts), count):
+            part = list(texts[start : start + count])
+            filled = part + [""] * (count - len(part))
+            rows = tuple(tuple(_spread(x, over) for x in one.coder(filled)) for one in self.parts)
+            found = jax.device_get(self._program(params, rows, over))
             said += [{name: x[row] for name, x in found.items()} for row in range(len(part))]
         return said
 
@@ -180,10 +231,10 @@ class Encoders:
     def _program(self) -> Callable:
         return jax.jit(self._said, static_argnums=2)
 
-    def _said(self, params, ids: tuple[jax.Array, ...], over: Sharding) -> dict[str, jax.Array]:
+    def _said(self, params, rows: tuple[tuple[jax.Array, jax.Array], ...], over: Sharding) -> dict[str, jax.Array]:
         with jax.default_matmul_precision("highest"):
-            each = [one(p, i) for one, p, i in zip(self.parts, params, ids, strict=True)]
-        said = {name: x.astype(self.dtype) for part in each for name, x in part.items()}
+            each = [one(p, *row) for one, p, row in zip(self.parts, params, rows, strict=True)]
+        said = {name: x.astype(self._dtype(name)) for part in each for name, x in part.items()}
         if isinstance(over, NamedSharding):  # the host takes it from one device
             said = jax.lax.with_sharding_constraint(said, NamedSharding(over.mesh, PartitionSpec()))
         return said
@@ -208,7 +259,7 @@ def open_stable_diffusion(folder: pathlib.Path, dtype: str) -> Encoders:
     ConfigError where a file is missing or does not fit; only headers of weights are read.
     """
     files = "text_encoder and tokenizer"
-    return Encoders((_clip(folder, files, pooled=False),), dtype)
+    return Encoders((_clip(folder / "text_encoder", folder / "tokenizer", files, pooled=False),), dtype)
 
 
 def open_flux(folder: pathlib.Path, dtype: str, tokens: int) -> Encoders:
@@ -227,11 +278,33 @@ def open_flux(folder: pathlib.Path, dtype: str, tokens: int) -> Encoders:
     coder = open_coder(words, tokens, network.vocabulary)
     coder = dataclasses.replace(coder, tokens=min(tokens, coder.tokenizer.model_max_length))
     t5 = T5States(network, weights, coder, _files(own, weights, words), dtype)
-    return Encoders((t5, _clip(folder, files, pooled=True)), dtype)
+    return Encoders((t5, _clip(folder / "text_encoder", folder / "tokenizer", files, pooled=True)), dtype)
 
 
-def _clip(folder: pathlib.Path, files: str, pooled: bool) -> ClipEncoder:
+def open_hunyuan_video(folder: pathlib.Path, dtype: str, tokens: int, template: Template = VIDEO) -> Encoders:
+    """The encoders of a HunyuanVideo folder: Llama's states of `tokens` tokens (256 as published), and CLIP's of the end.
+
+    Llama reads the prompt inside a template, whose tokens before it are cut from the states and from their mask.  The states
+    are those before the last `SKIPPED` layers, which are not loaded; no norm was applied to them.  How long the tokenizer
+    says that a text may be decides nothing, as in the public pipeline.
+    ConfigError where a file is missing or does not fit; only headers of weights are read.
+    """
+    files = "text_encoder, text_encoder_2, tokenizer and tokenizer_2"
     own, words = folder / "text_encoder", folder / "tokenizer"
+    try:
+        network = read_llama(own / "config.json", files)
+        weights = component.open_weights(own, component.TRANSFORMERS, network, BUFFERS)
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+    require(network.layers > SKIPPED, f"{own / 'config.json'}: num_hidden_layers = {network.layers}, but the states before "
+            f"the last {SKIPPED} layers are read, so it must be at least {SKIPPED + 1}.")  # fmt: skip
+    coder = open_coder(words, tokens, network.vocabulary, template=template, as_stored=True)
+    read = dataclasses.replace(network, layers=network.layers - SKIPPED)
+    llama = LlamaStates(read, weights, coder, _files(own, weights, words), dtype)
+    return Encoders((llama, _clip(folder / "text_encoder_2", folder / "tokenizer_2", files, pooled=True)), dtype)
+
+
+def _clip(own: pathlib.Path, words: pathlib.Path, files: str, pooled: bool) -> ClipEncoder:
     try:
         network = read_clip_text(own / "config.json", files)
         weights = network.open_weights(own)

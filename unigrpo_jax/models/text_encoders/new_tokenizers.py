@@ -1,12 +1,19 @@
-"""New tokenizers of CLIP's and T5's kinds, in the files that transformers and diffusers read."""
+"""New tokenizers of CLIP's, T5's and Llama's kinds, in the files that transformers and diffusers read."""
 
 import json
 import pathlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from unigrpo_jax.models.text_encoders.coder import CONTROL
+
 START, END = "<|startoftext|>", "<|endoftext|>"  # CLIP's
 SPECIAL = ("<pad>", "</s>", "<unk>")  # T5's
+TURNS = ("<|begin_of_text|>", "<|eot_id|>", "<|start_header_id|>", "<|end_header_id|>", "<pad>")  # Llama's
+# What Llama 3 encodes apart: contractions, words with the blank before them, up to three digits, signs, line breaks, blanks.
+SPLIT = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
 
 
 def save_clip_tokenizer(folder: pathlib.Path, letters: Iterable[str], pairs: Sequence[str], tokens: int) -> int:
@@ -54,6 +61,35 @@ def save_t5_tokenizer(folder: pathlib.Path, pieces: Iterable[tuple[str, float]],
     about = {"tokenizer_class": "T5TokenizerFast", "extra_ids": 0, "model_max_length": tokens}
     _save(folder / "tokenizer_config.json", about | names)
     return len(scored)
+
+
+def save_llama_tokenizer(folder: pathlib.Path, texts: Iterable[str], tokens: int) -> int:
+    """Writes a byte-level encoding into a new folder; returns the size of the vocabulary.
+
+    Args:
+      folder: `tokenizer/` of a model folder.
+      texts: whose words become tokens; all other words are their bytes.  Names of control tokens in them are passed over.
+      tokens: of a text, as the files say.
+    """
+    from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, processors
+
+    apart = pre_tokenizers.Split(Regex(SPLIT), "isolated")
+    splits = pre_tokenizers.Sequence([apart, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+    words = (word for text in texts for part in CONTROL.split(text) for word, _ in splits.pre_tokenize_str(part))
+    known = dict.fromkeys([*sorted(pre_tokenizers.ByteLevel.alphabet()), *words])
+    # A word of the vocabulary is a token without being merged of others, as in Llama 3's own file.
+    tokenizer = Tokenizer(models.BPE({word: i for i, word in enumerate(known)}, [], ignore_merges=True))
+    tokenizer.pre_tokenizer, tokenizer.decoder = splits, decoders.ByteLevel()
+    tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in TURNS])
+    start = (TURNS[0], tokenizer.token_to_id(TURNS[0]))
+    tokenizer.post_processor = processors.TemplateProcessing(single=f"{TURNS[0]} $A", special_tokens=[start])
+    folder.mkdir(parents=True, exist_ok=True)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    names = {"bos_token": TURNS[0], "eos_token": TURNS[1], "pad_token": TURNS[-1]}
+    _save(folder / "special_tokens_map.json", names)
+    about = {"tokenizer_class": "PreTrainedTokenizerFast", "padding_side": "right", "model_max_length": tokens}
+    _save(folder / "tokenizer_config.json", about | names)
+    return tokenizer.get_vocab_size()
 
 
 def _save(path: pathlib.Path, data: Mapping[str, Any]) -> None:
