@@ -116,6 +116,49 @@ def test_padding_on_either_side_and_what_stands_in_it_change_no_state_of_a_token
         assert (again[row, :count] == states[row, :count]).all()
 
 
+def by_hand(network: Llama, params, ids, seen):
+    """One text [L] through all layers, float64, token by token and head by head."""
+    params = {name: np.asarray(x, np.float64) for name, x in params.items()}
+    norm = lambda x, weight: x / np.sqrt((x**2).mean(-1, keepdims=True) + network.norm_eps) * weight
+    half, x = network.head_dim // 2, params["embed_tokens.weight"][ids]
+    turn = np.exp(1j * np.arange(len(ids))[:, None, None] * network.theta ** (-np.arange(half) / half))
+
+    def turned(x):
+        x = (x[..., :half] + 1j * x[..., half:]) * turn
+        return np.concatenate([x.real, x.imag], axis=-1)
+
+    for layer in range(network.layers):
+        own = lambda name, layer=layer: params[f"layers.{name}.weight"][layer]
+        heads = lambda h, which, own=own: (h @ own(f"self_attn.{which}_proj").T).reshape(len(ids), -1, network.head_dim)
+        h = norm(x, own("input_layernorm"))
+        q, k, v = turned(heads(h, "q")), turned(heads(h, "k")), heads(h, "v")
+        mixed = np.zeros(q.shape)
+        for token in range(len(ids)):
+            keys = [key for key in range(token + 1) if seen[key]]
+            for head in range(network.heads if keys else 0):
+                shared = head // (network.heads // network.kv_heads)
+                weights = np.exp(k[keys, shared] @ q[token, head] / np.sqrt(network.head_dim))
+                mixed[token, head] = weights @ v[keys, shared] / weights.sum()
+        x = x + mixed.reshape(len(ids), -1) @ own("self_attn.o_proj").T
+        h = norm(x, own("post_attention_layernorm"))
+        gate = h @ own("mlp.gate_proj").T
+        x = x + (gate / (1 + np.exp(-gate)) * (h @ own("mlp.up_proj").T)) @ own("mlp.down_proj").T
+    return x
+
+
+def test_sizes_that_nothing_binds_to_each_other_agree_with_the_formulas_by_hand(assert_close):
+    network = Llama(vocabulary=11, width=10, heads=6, kv_heads=3, head_dim=4, mlp=9, layers=2, theta=100.0, norm_eps=1e-2)
+    rng = np.random.default_rng(0)
+    params = {name: 0.5 * rng.standard_normal(shape, np.float32) for name, shape in network.shapes().items()}
+    ids, mask = rng.integers(0, 11, (2, 9)), np.ones((2, 9), int)
+    mask[0, 6:] = mask[1, :3] = 0
+    with jax.default_matmul_precision("highest"):
+        found = jax.jit(network.__call__)(params, ids, mask)[0]
+    for row in range(2):
+        kept = mask[row] != 0
+        assert_close(found[row, kept], by_hand(network, params, ids[row], mask[row])[kept], name=f"row {row}")
+
+
 def test_every_name_and_shape_of_the_published_size(fixtures):
     published = json.loads((fixtures / "hunyuan_video" / "param_shapes_full.json").read_text())["shapes"]["text_encoder"]
     network = Llama(vocabulary=128320, width=4096, heads=32, kv_heads=8, head_dim=128, mlp=14336, layers=32, theta=5e5,

@@ -51,8 +51,9 @@ class TextCoder:
     template: Template | None = None
 
     def __call__(self, texts: Sequence[str]) -> Text:
-        """Ids and mask, int32 [B, crop + tokens]; the mask is 0 for padding, which comes last, whatever the tokenizer's
-        files say.  Control tokens that a text names are spelled out.
+        """Ids and mask, int32 [B, crop + tokens]; the mask is 0 for padding.  Control tokens that a text names are spelled out.
+
+        Padding comes last and a text is cut behind, whichever sides the tokenizer's files name.
         """
         before, behind = self._around
         length = self.crop + self.tokens
