@@ -51,9 +51,10 @@ class TextCoder:
     template: Template | None = None
 
     def __call__(self, texts: Sequence[str]) -> Text:
-        """Ids and mask, int32 [B, crop + tokens]; the mask is 0 for padding.  Control tokens that a text names are spelled out.
+        """Ids and mask, int32 [B, crop + tokens]; the mask is 0 for padding.
 
-        Padding comes last and a text is cut behind, whichever sides the tokenizer's files name.
+        Padding comes last and a text is cut behind, whichever sides the tokenizer's files name.  Control tokens that a text
+        names are spelled out.
         """
         before, behind = self._around
         length = self.crop + self.tokens
