@@ -8,25 +8,42 @@ import pytest
 from unigrpo_jax.models.building import flat
 
 
+def by_hand(x, kernel, strides):
+    """Sums over the kernel's places, float64: x [B, ..., C] over any number of axes, already padded."""
+    sides = kernel.shape[2:]
+    shape = [(n - side) // stride + 1 for n, side, stride in zip(x.shape[1:-1], sides, strides, strict=True)]
+    out = np.zeros((len(x), *shape, len(kernel)))
+    for place in np.ndindex(*shape):
+        seen = x[:, *(slice(s * i, s * i + side) for i, side, s in zip(place, sides, strides, strict=True))]
+        seen = seen.reshape(len(x), -1, x.shape[-1])
+        out[:, *place] = np.einsum("bni,oin->bo", seen, kernel.reshape(*kernel.shape[:2], -1))
+    return out
+
+
 @pytest.mark.parametrize(("side", "stride", "padding"), [(1, 1, 0), (3, 1, 1), (3, 2, 1), (3, 2, 0), (5, 3, 2)])
 def test_a_convolution_is_a_sum_over_the_kernels_places_by_hand(side, stride, padding):
     rng = np.random.default_rng(side)
     x, kernel = rng.normal(size=(2, 7, 6, 3)).astype(np.float32), rng.normal(size=(4, 3, side, side)).astype(np.float32)
     bias = rng.normal(size=4).astype(np.float32)
     padded = np.pad(x, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
-    rows, columns = ((n + 2 * padding - side) // stride + 1 for n in (7, 6))
-    expected = np.zeros((2, rows, columns, 4))
-    for r in range(rows):
-        for c in range(columns):
-            seen = padded[:, stride * r : stride * r + side, stride * c : stride * c + side]
-            expected[:, r, c] = np.einsum("bhwi,oihw->bo", seen, kernel) + bias
+    strides = (stride, stride)
+    expected = by_hand(padded, kernel, strides) + bias
     params = {"c.weight": jnp.asarray(kernel), "c.bias": jnp.asarray(bias)}
     np.testing.assert_allclose(flat.convolution(params, "c", x, stride, padding), expected, atol=1e-5)
-    np.testing.assert_allclose(np.asarray(flat._by_convolution(stride, padded, kernel)) + bias, expected, atol=1e-5)
+    np.testing.assert_allclose(np.asarray(flat._by_convolution(strides, padded, kernel)) + bias, expected, atol=1e-5)
+
+
+def test_of_a_clip_frames_are_an_axis_too_with_a_stride_of_its_own():
+    rng = np.random.default_rng(0)
+    x, kernel = rng.normal(size=(2, 5, 6, 7, 3)).astype(np.float32), rng.normal(size=(4, 3, 2, 3, 3)).astype(np.float32)
+    params = {"c.weight": jnp.asarray(kernel), "c.bias": jnp.ones(4)}
+    expected = by_hand(x, kernel, (1, 2, 3)) + 1
+    np.testing.assert_allclose(flat.convolution(params, "c", x, (1, 2, 3), padding=0), expected, atol=1e-5)
+    np.testing.assert_allclose(np.asarray(flat._by_convolution((1, 2, 3), x, kernel)) + 1, expected, atol=1e-5)
 
 
 def test_both_ways_have_one_gradient():
     x, kernel = jax.random.normal(jax.random.key(0), (2, 6, 5, 3)), jax.random.normal(jax.random.key(1), (4, 3, 3, 3))
-    slopes = [jax.grad(lambda x, k, way=way: jnp.sum(jnp.sin(way(2, x, k))), (0, 1))(x, kernel)
+    slopes = [jax.grad(lambda x, k, way=way: jnp.sum(jnp.sin(way((2, 2), x, k))), (0, 1))(x, kernel)
               for way in (flat._by_product, flat._by_convolution)]  # fmt: skip
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), *slopes)

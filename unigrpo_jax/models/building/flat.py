@@ -1,11 +1,12 @@
 """Layers over flat parameters {name: array}, named and laid out as PyTorch stores them, so that nothing is renamed.
 
-A linear weight is [out, in], a convolution's [out, in, height, width]; pixels are [B, height, width, channels].  A layer
-computes in the dtype of its input, which its parameters are cast to; statistics are float32.  Each layer has its shapes
-beside it, {name: shape} of what it reads.
+A linear weight is [out, in], a convolution's [out, in, height, width]; pixels are [B, height, width, channels]; of clips
+both have an axis of frames before the height.  A layer computes in the dtype of its input, which its parameters are cast to;
+statistics are float32.  Each layer has its shapes beside it, {name: shape} of what it reads.
 """
 
 import functools
+import itertools
 import math
 from collections.abc import Iterator, Mapping
 
@@ -47,43 +48,45 @@ def linear_shapes(name: str, width: int, out: int, bias: bool = True) -> Shapes:
         yield f"{name}.bias", (out,)
 
 
-def convolution(params: Params, name: str, x_BHWC, stride: int = 1, padding: int | None = None):
-    """Same-size convolution unless told otherwise."""
+def convolution(params: Params, name: str, x_BHWC, stride: int | tuple[int, ...] = 1, padding: int | None = None):
+    """Same-size convolution unless told otherwise; `stride` is one for all axes, or one for each."""
     kernel = params[f"{name}.weight"].astype(x_BHWC.dtype)
+    axes = kernel.ndim - 2
+    strides = (stride,) * axes if isinstance(stride, int) else stride
     padding = kernel.shape[-1] // 2 if padding is None else padding
-    padded = jnp.pad(x_BHWC, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
-    by = {"cpu": functools.partial(_by_product, stride), "default": functools.partial(_by_convolution, stride)}
-    if math.prod(padded.shape) * kernel.shape[-1] ** 2 > PRODUCT:
+    padded = jnp.pad(x_BHWC, ((0, 0), *((padding, padding),) * axes, (0, 0)))
+    by = {"cpu": functools.partial(_by_product, strides), "default": functools.partial(_by_convolution, strides)}
+    if math.prod(padded.shape) * math.prod(kernel.shape[2:]) > PRODUCT:
         by["cpu"] = by["default"]
     out = jax.lax.platform_dependent(padded, kernel, **by)
     return out + _along_last(params[f"{name}.bias"], out)
 
 
-def _by_convolution(stride: int, x_BHWC, kernel_OIHW):
-    return jax.lax.conv_general_dilated(
-        x_BHWC, kernel_OIHW, (stride, stride), "VALID", dimension_numbers=("NHWC", "OIHW", "NHWC")
-    )
+def _by_convolution(strides: tuple[int, ...], x_BHWC, kernel_OIHW):
+    axes = "THW"[-len(strides) :]
+    layout = (f"N{axes}C", f"OI{axes}", f"N{axes}C")
+    return jax.lax.conv_general_dilated(x_BHWC, kernel_OIHW, strides, "VALID", dimension_numbers=layout)
 
 
-def _by_product(stride: int, x_BHWC, kernel_OIHW):
+def _by_product(strides: tuple[int, ...], x_BHWC, kernel_OIHW):
     """The pixels that one output reads side by side, times the kernel."""
-    out, _, side, _ = kernel_OIHW.shape
-    rows, columns = (stride * ((pixels - side) // stride) + 1 for pixels in x_BHWC.shape[1:3])
-    cut = lambda i, j: x_BHWC[:, i : i + rows : stride, j : j + columns : stride]
-    read = jnp.concatenate([cut(i, j) for i in range(side) for j in range(side)], axis=-1)
-    return read @ kernel_OIHW.transpose(2, 3, 1, 0).reshape(-1, out)
+    out, _, *sides = kernel_OIHW.shape
+    ends = [stride * ((n - side) // stride) + 1 for n, side, stride in zip(x_BHWC.shape[1:-1], sides, strides, strict=True)]
+    cut = lambda at: tuple(slice(i, i + end, stride) for i, end, stride in zip(at, ends, strides, strict=True))
+    read = jnp.concatenate([x_BHWC[:, *cut(at)] for at in itertools.product(*map(range, sides))], axis=-1)
+    return read @ jnp.moveaxis(kernel_OIHW, (0, 1), (-1, -2)).reshape(-1, out)
 
 
-def convolution_shapes(name: str, width: int, out: int, kernel: int) -> Shapes:
-    """Of `convolution`."""
-    yield f"{name}.weight", (out, width, kernel, kernel)
+def convolution_shapes(name: str, width: int, out: int, kernel: int, axes: int = 2) -> Shapes:
+    """Of `convolution` over so many axes."""
+    yield f"{name}.weight", (out, width, *(kernel,) * axes)
     yield f"{name}.bias", (out,)
 
 
 def group_norm(params: Params, name: str, x_BHWC, groups: int, eps: float):
-    """In float32; the statistics over pixels and the group's channels."""
-    batch, height, width, channels = x_BHWC.shape
-    x = x_BHWC.astype(jnp.float32).reshape(batch, height * width, groups, channels // groups)
+    """In float32; the statistics over pixels (of clips: of all frames together) and the group's channels."""
+    batch, *_, channels = x_BHWC.shape
+    x = x_BHWC.astype(jnp.float32).reshape(batch, -1, groups, channels // groups)
     mean = jnp.mean(x, axis=(1, 3), keepdims=True)
     variance = jnp.mean((x - mean) ** 2, axis=(1, 3), keepdims=True)
     x = ((x - mean) * jax.lax.rsqrt(variance + eps)).reshape(x_BHWC.shape)
