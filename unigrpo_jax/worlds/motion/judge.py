@@ -109,7 +109,8 @@ def match(frame: Frame, actors: Sequence[Actor]) -> Match:
     best = max(itertools.permutations(slots, len(actors)), key=lambda seen: sum(map(_likeness, actors, seen)))
     likeness = [_likeness(actor, o) for actor, o in zip(actors, best, strict=True)]
     faults = [f"no {_name(a)}" for a, s in zip(actors, likeness, strict=True) if s < 1]
-    faults += [f"extra {o.colour} {o.shape}" for o in frame.objects if o not in best] + ["something unclear"] * (frame.unclear > 0)
+    faults += [f"extra {o.colour} {o.shape}" for o in frame.objects if o not in best]
+    faults += ["something unclear"] if frame.unclear else []
     score = sum(likeness) / max(len(actors), len(frame.objects) + frame.unclear)
     return Match(tuple(o if s > 0.2 else None for o, s in zip(best, likeness, strict=True)), score, ", ".join(faults))
 

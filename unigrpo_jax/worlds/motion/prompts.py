@@ -8,7 +8,7 @@ its requirements.
 import functools
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from unigrpo_jax.worlds.motion.requirement import (
     CATEGORIES,
@@ -44,11 +44,20 @@ def by_category(split: str) -> dict[str, tuple[Prompt, ...]]:
         held_out = set(facts[: math.ceil(HELD_OUT_SHARE * len(facts))])
         members = [r for r in requirements(category) if (r.facts() in held_out) == (split == "held_out")]
         members.sort(key=lambda r: digest(str(r)))
-        queues = (sorted(wordings(r), key=digest) for r in members[: TEXTS[split]])
-        prompts = [[Prompt(text=t, metadata=r.metadata()) for t in texts] for r, texts in zip(members, queues, strict=False)]
-        in_turn = (p for turn in itertools.zip_longest(*prompts) for p in turn if p is not None)
+        queues = [_texts(r) for r in members[: TEXTS[split]]]
+        in_turn = (p for turn in itertools.zip_longest(*queues) for p in turn if p is not None)
         chosen[category] = tuple(itertools.islice(in_turn, TEXTS[split]))
     return chosen
+
+
+def short(texts: Iterable[str]) -> list[str]:
+    """The texts of at most `MAX_PROMPT_WORDS` words, in an order fixed by hashes."""
+    return sorted((text for text in texts if len(text.split()) <= MAX_PROMPT_WORDS), key=digest)
+
+
+def _texts(requirement: MotionRequirement) -> Iterator[Prompt]:
+    for text in short(wordings(requirement)):
+        yield Prompt(text=text, metadata=requirement.metadata())
 
 
 def held_out_prompts(n: int) -> list[Prompt]:

@@ -63,8 +63,12 @@ def read_clips(clips: np.ndarray) -> list[tuple[Frame, ...]]:
 def is_noise(rest: np.ndarray) -> np.ndarray:
     """Which 8 x 8 windows of a difference of pictures, float [N, 24, 24, 3], hold noise alone: bool [N, 17, 17]."""
     bad = _window_sums((np.abs(rest) > PIXEL_TOLERANCE).any(-1)[..., None])[..., 0]
-    rms = np.sqrt(_window_sums(np.square(rest)).max(-1).clip(0) / CELL**2)
-    return (bad < BAD_PIXELS + 0.5) & (rms <= RMS_TOLERANCE)
+    return (bad < BAD_PIXELS + 0.5) & (window_rms(rest) <= RMS_TOLERANCE)
+
+
+def window_rms(rest: np.ndarray) -> np.ndarray:
+    """The root mean square of each 8 x 8 window in its worst channel, [N, 17, 17], of differences [N, 24, 24, 3]."""
+    return np.sqrt(_window_sums(np.square(rest)).max(-1).clip(0) / CELL**2)
 
 
 def _read(frames: np.ndarray) -> list[Frame]:

@@ -27,7 +27,7 @@ SIDES = {
     "down": (("from the top", "from the bottom"), ("at the top", "at the bottom")),
     "up": (("from the bottom", "from the top"), ("at the bottom", "at the top")),
 }
-SLOW_AND_FAST = {"slow": (("slowly",), ("at a slow pace",)), "fast": (("quickly", "fast"), ("at high speed",))}
+SLOW_AND_FAST = {"slow": (("slowly",), ("at a slow pace",)), "fast": (("quickly",), ("at high speed",))}
 MOVES = ("{move}", "{glide}", "{slide}")
 MEETINGS = ("{meet} and {bounce} apart", "{move} towards each other and {bounce} apart", "{collide} and {turn} back")
 
