@@ -91,7 +91,7 @@ def picture(metadata: Mapping[str, Any]) -> np.ndarray:
 
 
 def judge_animations(clips: np.ndarray, metadata: Sequence[Mapping[str, Any]]) -> list[AnimateVerdict]:
-    """A verdict for each clip, uint8 [B, F, 24, 24, 3] with F at least 5, by its prompt's metadata."""
+    """A verdict for each clip, uint8 [B, F, 24, 24, 3], by its prompt's metadata."""
     read = read_clips(clips)
     given = np.stack([picture(facts) for facts in metadata]) if len(metadata) else clips[:, 0]
     kept = first_frames_kept(clips[:, 0], given)

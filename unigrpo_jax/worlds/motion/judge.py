@@ -41,6 +41,7 @@ TURN_TOLERANCE = 1.0  # between the turn and the wall, or between two boxes when
 LANE_TOLERANCE = 1.5  # across the way of two that meet
 TIME_TOLERANCE = 1.0  # frames between the turns of two that meet
 MISSED = 0.9
+LEAST_FRAMES = 5  # both legs of a turn are seen
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,7 +57,7 @@ class ClipVerdict:
 
 
 def judge_clips(clips: np.ndarray, metadata: Sequence[Mapping[str, Any]]) -> list[ClipVerdict]:
-    """A verdict for each clip, uint8 [B, F, 24, 24, 3] with F at least 5, by its prompt's metadata."""
+    """A verdict for each clip, uint8 [B, F, 24, 24, 3] with F at least `LEAST_FRAMES`, by its prompt's metadata."""
     return [judge(frames, facts) for frames, facts in zip(read_clips(clips), metadata, strict=True)]
 
 
@@ -68,6 +69,8 @@ def scores(verdicts: Sequence[ClipVerdict]) -> dict[str, np.ndarray]:
 
 def judge(frames: Sequence[Frame], metadata: Mapping[str, Any]) -> ClipVerdict:
     """Judges what was read in one clip's frames by the rules above."""
+    if len(frames) < LEAST_FRAMES:
+        raise ValueError(f"motion judge: a clip of {len(frames)} frames shows no motion; it takes {LEAST_FRAMES} or more")
     requirement = with_colours(frames, from_metadata(metadata))
     matches = [match(frame, requirement.actors) for frame in frames]
     content = float(np.mean([m.score for m in matches]))

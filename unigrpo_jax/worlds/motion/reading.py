@@ -8,8 +8,9 @@ there are several, each is found once more with the others taken away, because t
 
 What is left must be noise: in each window of 8 x 8 pixels at most `BAD_PIXELS` pixels have a channel further than
 `PIXEL_TOLERANCE` from 0, and the root mean square is at most `RMS_TOLERANCE` in each channel.  An object counts where its
-own window is so and its colour is within `COLOUR_TOLERANCE` of the palette in each channel; else it is unclear.  Whatever
-else is no noise counts as one more unclear thing of the frame.
+own window is so, its colour is within `COLOUR_TOLERANCE` of the palette in each channel, and no other figure explains more
+than `DOUBT` times as much light (at most 0.82 for figures as drawn, 0.89 or more half way between two); else it is unclear.
+A frame in which nothing is unclear and which is still no noise somewhere has one unclear thing.
 """
 
 import dataclasses
@@ -25,6 +26,7 @@ from unigrpo_jax.worlds.shapes.scene import COLOURS, SHAPES
 STEP = 1 / 8
 MOST = 3
 COLOUR_TOLERANCE = 0.25
+DOUBT = 0.89
 PIXEL_TOLERANCE = 0.40
 BAD_PIXELS = 1
 RMS_TOLERANCE = 0.15
@@ -78,13 +80,14 @@ def _read(frames: np.ndarray) -> list[Frame]:
     figure = np.zeros((n, MOST), int)
     place = np.zeros((n, MOST, 2))
     colour = np.zeros((n, MOST, 3), np.float32)
+    doubt = np.zeros((n, MOST))
     there = np.zeros((n, MOST), bool)
     rows = np.arange(n)
     for k in range(MOST):
         light, coarse = _whole_places(rest[rows])
         rows, coarse = rows[light > _LIGHT], coarse[light > _LIGHT]
         there[rows, k] = True
-        figure[rows, k], place[rows, k], colour[rows, k] = _best_near(rest[rows], coarse)
+        figure[rows, k], place[rows, k], colour[rows, k], doubt[rows, k] = _best_near(rest[rows], coarse)
         rest[rows] -= _picture(figure[rows, k], place[rows, k], colour[rows, k])
     several = np.flatnonzero(there[:, 1])
     for _ in range(2):
@@ -92,18 +95,18 @@ def _read(frames: np.ndarray) -> list[Frame]:
             rows = several[there[several, k]]
             rest[rows] += _picture(figure[rows, k], place[rows, k], colour[rows, k])
             coarse = np.clip(np.rint(place[rows, k]).astype(int), 0, ROOM)
-            figure[rows, k], place[rows, k], colour[rows, k] = _best_near(rest[rows], coarse)
+            figure[rows, k], place[rows, k], colour[rows, k], doubt[rows, k] = _best_near(rest[rows], coarse)
             rest[rows] -= _picture(figure[rows, k], place[rows, k], colour[rows, k])
-    return _named(rest, figure, place, colour, there)
+    return _named(rest, figure, place, colour, there, there & (doubt <= DOUBT))
 
 
-def _named(rest, figure, place, colour, there) -> list[Frame]:
-    """The frames in words; an object is one where its colour is known and its window holds nothing else."""
+def _named(rest, figure, place, colour, there, certain) -> list[Frame]:
+    """The frames in words; an object is one where its figure is certain, its colour known and its window else empty."""
     noise = is_noise(rest)
     distance = np.abs(colour[:, :, None] - PALETTE).max(-1)  # [N, MOST, colours]
     windows = np.clip(np.rint(place).astype(int) - _AROUND, 0, SIDE - CELL)
     own = noise[np.arange(len(rest))[:, None], windows[..., 0], windows[..., 1]]
-    right = there & own & (distance.min(-1) <= COLOUR_TOLERANCE)
+    right = certain & own & (distance.min(-1) <= COLOUR_TOLERANCE)
     wrong = (there & ~right).sum(1)
     unclear = np.where(noise.all((1, 2)), wrong, np.maximum(wrong, 1))
     return [
@@ -148,16 +151,22 @@ def _whole_places(rest: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return light[np.arange(len(rest)), best], grid[best]
 
 
-def _best_near(rest: np.ndarray, coarse: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The best figure [N], its place [N, 2] and its colour [N, 3] within a pixel of given whole places, int [N, 2]."""
+def _best_near(rest: np.ndarray, coarse: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """What explains most light within a pixel of given whole places, int [N, 2].
+
+    Its figure [N], its place [N, 2], its colour [N, 3], and how much another figure explains at best, as a share [N].
+    """
     templates, norms, meaning = _fine()
     rows = np.arange(len(rest))
     padded = np.pad(rest, ((0, 0), (_AROUND, _AROUND), (_AROUND, _AROUND), (0, 0)))
     span = np.arange(CELL)
     window = padded[rows[:, None, None], coarse[:, 0, None, None] + span[:, None], coarse[:, 1, None, None] + span]
     fits = (_by_channel(window) @ templates).reshape(len(rest), 3, templates.shape[1])
-    best = np.square(fits).sum(1).argmax(1)
-    return meaning[best, 0].astype(int), coarse - _AROUND + meaning[best, 1:], fits[rows, :, best] / norms[best, None]
+    light = np.square(fits).sum(1)
+    best = light.argmax(1)
+    each = np.sort(light.reshape(len(rest), len(SHAPES), len(norms) // len(SHAPES)).max(-1), axis=1)
+    figure, place, colour = meaning[best, 0].astype(int), coarse - _AROUND + meaning[best, 1:], fits[rows, :, best]
+    return figure, place, colour / norms[best, None], each[:, -2] / each[:, -1].clip(1e-6)
 
 
 def _by_channel(pictures: np.ndarray) -> np.ndarray:

@@ -17,7 +17,7 @@ BOX = CELL - 2
 ROOM = SIDE - BOX
 WALLS = ("reflect", "stop")
 
-_SOON = 1e-9  # frames; an event that is nearer has just happened
+_SOON = 1e-9  # frames, or pixels: what is nearer has just happened, or touches
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,7 +43,7 @@ class MovingScene:
         starts = np.array([mover.start for mover in self.movers], float).reshape(-1, 2)
         if ((starts < 0) | (starts > ROOM)).any():
             raise ValueError(f"moving scene: an object begins outside of [0, {ROOM}] in {self.movers}; move it inside")
-        if any(np.abs(a - b).max() < BOX for i, a in enumerate(starts) for b in starts[:i]):
+        if any(np.abs(a - b).max() < BOX - _SOON for i, a in enumerate(starts) for b in starts[:i]):
             raise ValueError(f"moving scene: two objects overlap in {self.movers}; begin {BOX} pixels apart")
 
 
