@@ -38,7 +38,7 @@ def by_category(split: str) -> dict[str, tuple[Prompt, ...]]:
     chosen = {}
     for category in CATEGORIES:
         members = [r for r in _requirements(category) if (r.facts() in held_out) == (split == "held_out")]
-        members.sort(key=lambda r: _digest(r.statement()))
+        members.sort(key=lambda r: digest(r.statement()))
         queues = [_texts(requirement) for requirement in members]
         in_turn = (p for turn in itertools.zip_longest(*queues) for p in turn if p is not None)
         chosen[category] = tuple(itertools.islice(in_turn, TEXTS[split]))
@@ -65,9 +65,9 @@ def evaluation_prompts(
 def _texts(requirement: Requirement) -> Iterator[Prompt]:
     """The prompts of a requirement, direct and indirect in turn, each kind in an order fixed by hashes."""
     kinds: dict[bool, list[str]] = {False: [], True: []}
-    for text, indirect in sorted(wordings(requirement), key=lambda wording: _digest(wording[0])):
+    for text, indirect in sorted(wordings(requirement), key=lambda wording: digest(wording[0])):
         kinds[indirect].append(text)
-    first = _digest(requirement.statement())[-1] % 2 == 1
+    first = digest(requirement.statement())[-1] % 2 == 1
     queues = [_framed(kinds[indirect]) for indirect in (first, not first)]
     for turn in itertools.zip_longest(*queues):
         for text, indirect in zip(turn, (first, not first), strict=True):
@@ -79,12 +79,13 @@ def _framed(texts: list[str]) -> Iterator[str]:
     """Every text in every frame that leaves it short enough; every text once before any comes again."""
     for turn in range(len(FRAMES)):
         for text in texts:
-            framed = FRAMES[(_digest(text)[-1] + turn) % len(FRAMES)].format(text)
+            framed = FRAMES[(digest(text)[-1] + turn) % len(FRAMES)].format(text)
             if len(framed.split()) <= MAX_PROMPT_WORDS:
                 yield framed
 
 
-def _digest(text: str) -> bytes:
+def digest(text: str) -> bytes:
+    """What orders texts and decides what is held out: their SHA-256."""
     return hashlib.sha256(text.encode()).digest()
 
 
@@ -115,6 +116,6 @@ def _held_out_facts() -> frozenset[str]:
     decided, held_out = set(), set()
     for category in sorted(CATEGORIES, key=lambda name: name == "counting"):
         facts = {r.facts() for r in _requirements(category)} - decided
-        held_out |= set(sorted(facts, key=_digest)[: math.ceil(HELD_OUT_SHARE * len(facts))])
+        held_out |= set(sorted(facts, key=digest)[: math.ceil(HELD_OUT_SHARE * len(facts))])
         decided |= facts
     return frozenset(held_out)
