@@ -13,7 +13,7 @@ from unigrpo_jax.clip_files import KINDS
 from unigrpo_jax.foreign_text import for_html as _text
 from unigrpo_jax.training.samples import Clip, Moment, Sample, load_samples, saved_steps
 
-PICTURE_SIDE = 320  # larger images are shrunk to this for the page
+PICTURE_SIDE, STRIP_SIDE = 320, 960  # larger images, and strips of frames, are shrunk to this for the page
 TINY_SIDE = 128  # smaller ones are shown with square pixels
 
 Pairs = Mapping[tuple[str, int], Mapping[int, Sample]]
@@ -97,11 +97,11 @@ def _drawn(moment: Moment, when: str) -> str:
     )
 
 
-def _img(image: np.ndarray, state: str, alt: str) -> str:
-    """An image, uint8 [H, W, 3], inline."""
+def _img(image: np.ndarray, state: str, alt: str, most: int = PICTURE_SIDE) -> str:
+    """An image, uint8 [H, W, 3], inline, at most so many pixels on a side."""
     picture = Image.fromarray(image)
-    if max(picture.size) > PICTURE_SIDE:
-        picture.thumbnail((PICTURE_SIDE, PICTURE_SIDE), Image.Resampling.LANCZOS)
+    if max(picture.size) > most:
+        picture.thumbnail((most, most), Image.Resampling.LANCZOS)
     buffer = io.BytesIO()
     picture.save(buffer, format="PNG", optimize=True)
     data = base64.b64encode(buffer.getvalue()).decode()
@@ -118,4 +118,4 @@ def _clip(clip: Clip, state: str, alt: str) -> str:
         plays = f'<video {kind} aria-label="{about}" autoplay loop muted playsinline controls {source}></video>'
     else:
         plays = f'<img {kind} alt="{about}" {source}>'
-    return f"{plays}{_img(clip.strip, f'{state} on-paper', f'frames of the {about}')}"
+    return f"{plays}{_img(clip.strip, f'{state} on-paper', f'frames of the {about}', STRIP_SIDE)}"
