@@ -1,4 +1,4 @@
-"""Thinks about a prompt, draws it, prints the thinking and writes the picture; edits a picture, or answers about it.
+"""Thinks about a prompt, draws it, prints the thinking and writes the picture or clip; edits a picture, or answers about it.
 
     python -m experiments.generate [CHECKPOINT] "three green circles"
     python -m experiments.generate --model.path DIR "a lighthouse at dusk"
@@ -37,7 +37,8 @@ class Arguments:
     words: tyro.conf.Positional[tuple[str, ...]]
     """[CHECKPOINT] PROMPT; without a checkpoint --model.path says which model, and else it is the shapes base."""
     out: pathlib.Path | None = None
-    """PNG file; default the prompt's words in the current folder.  With --chat the folder of the pictures."""
+    """PNG file, of a clip .mp4 or .webp; default the prompt's words in the current folder.  With --chat the folder of the
+    pictures."""
     image: pathlib.Path | None = None
     """A picture to edit, or to answer about (which takes a vision encoder)."""
     answer: bool = False
@@ -150,9 +151,9 @@ def main(arguments: Arguments) -> None:
 def generate(arguments: Arguments, restored, prompt: str) -> None:
     """One prompt: an answer, or a thinking and a picture."""
     import jax
-    import numpy as np
 
-    from experiments.chat import enlarged, slug
+    from experiments.chat import slug
+    from unigrpo_jax.clip_files import WITHOUT_PYAV, has_pyav
     from unigrpo_jax.parallel import mesh as meshes
     from unigrpo_jax.rollout.answer import answer
     from unigrpo_jax.training.evaluation import evaluation_rollout
@@ -175,15 +176,34 @@ def generate(arguments: Arguments, restored, prompt: str) -> None:
     drawing = evaluation_rollout(evaluation, rollout, loaded)
     block = loaded.codec.prompts([prompt], loaded.codec.bucket([prompt]))
     out = file_to_write(arguments.out or f"{slug(prompt)}.png", "--out")
+    require(out.suffix.lower() != ".mp4" or has_pyav(), f"--out {out}: {WITHOUT_PYAV}; or give a name that ends in .webp.")
     params, autoencoder_params = restored.read(), loaded.autoencoder_params(meshes.replicated(restored.layout.mesh))
     out.parent.mkdir(parents=True, exist_ok=True)
     program = jax.jit(drawing.__call__)
     episodes = program(params, autoencoder_params, block, arguments.seed, 0, 0, picture)
     if rollout.thinking:
         tell(loaded.codec.thoughts(episodes.thinking, 1)[0])
-    image = np.asarray(episodes.drawing.image)[0]
-    enlarged(image, arguments.enlarge or _times(loaded)).save(out, format="PNG")
-    tell(f"Wrote {out}")
+    tell(f"Wrote {write_drawn(episodes.drawing, out, arguments.enlarge or _times(loaded))}")
+
+
+def write_drawn(drawing, out: pathlib.Path, times: int) -> pathlib.Path:
+    """Writes the first image as PNG, or the first clip; each pixel becomes `times` on a side.  The file that was written.
+
+    A clip is what `out` ends in, .mp4 or .webp; any other name gets a clip's suffix, in the place of .png.
+    """
+    import numpy as np
+
+    from experiments.chat import enlarged
+    from unigrpo_jax import clip_files
+
+    first = np.asarray(drawing.seen)[0]
+    if "video" not in drawing.media:
+        enlarged(first, times).save(out, format="PNG")
+        return out
+    if out.suffix.lower().removeprefix(".") not in clip_files.KINDS:
+        out = out.with_name(f"{out.name.removesuffix('.png')}.{clip_files.best_kind()}")
+    clip_files.save_clip(out, first.repeat(times, axis=1).repeat(times, axis=2), drawing.fps)
+    return out
 
 
 def converse(arguments: Arguments) -> None:

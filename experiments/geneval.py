@@ -101,6 +101,8 @@ def write(arguments: Write) -> None:
             block = loaded.codec.prompts([prompts[row].text for row in rows], bucket)
             first = np.int32(start * e.images_per_prompt)
             episodes = program(params, autoencoder_params, block, np.int32(e.seed), np.int32(0), first)
+            require("image" in episodes.drawing.media,
+                    f"GenEval judges images, but {restored.name} draws clips; name a model of images.")  # fmt: skip
             images = np.asarray(episodes.drawing.image)
             images = images.reshape(per_call, e.images_per_prompt, *images.shape[1:])
             for number, own in zip(range(start, len(prompts)), images, strict=False):

@@ -15,7 +15,7 @@ from unigrpo_jax.training.run_folder import check_folder
 
 DECISIVE = dict(
     url="https://other/v1", model="m", form="number", question="{prompt}?", low=1.0, high=9.0, questions_key="q",
-    top_logprobs=5, max_tokens=99, show_thinking=True,
+    top_logprobs=5, max_tokens=99, show_thinking=True, clip="video", frames=3,
 )  # fmt: skip
 INDIFFERENT = dict(concurrency=1, retries=9, backoff_seconds=3.0, connect_seconds=1.0, read_seconds=1.0, total_seconds=1.0,
                    retry_after_seconds=1.0, key_variable="X", hosts=("h",), allow_http=True)  # fmt: skip
@@ -26,7 +26,9 @@ def test_the_identity_changes_with_what_decides_a_score_and_with_nothing_else():
     assert all(judge(**{"url": "https://h/v1", name: value}).identity != identity for name, value in DECISIVE.items())
     assert all(judge("https://h/v1", **{name: value}).identity == identity for name, value in INDIFFERENT.items())
     assert judge("https://h/v1", temperature=0.5).identity == ""
-    assert {f.name for f in dataclasses.fields(JudgeConfig)} == {*DECISIVE, *INDIFFERENT, "temperature"}
+    number, names = dict(form="number", max_tokens=99), [(), ("a",), ("a", "b"), ("b", "a")]
+    assert len({judge("https://h/v1", **number, dimensions=some).identity for some in names}) == 4
+    assert {f.name for f in dataclasses.fields(JudgeConfig)} == {*DECISIVE, *INDIFFERENT, "temperature", "dimensions"}
 
 
 REFUSED = [
@@ -97,7 +99,7 @@ def test_a_resume_may_change_where_and_how_the_judge_is_asked_but_not_what(tmp_p
         config=dataclasses.replace(before, judge=dataclasses.replace(before.judge, **change)), loaded=loaded
     )
     assert check_folder(tmp_path, after(**INDIFFERENT, url="https://other/v1"), resume=True)
-    for name, value in (DECISIVE | {"temperature": 1.0}).items():
+    for name, value in (DECISIVE | {"temperature": 1.0, "dimensions": ("a",)}).items():
         if name != "url":
             with pytest.raises(ConfigError, match=f"another config: judge.{name} = "):
                 check_folder(tmp_path, after(**{name: value}), resume=True)

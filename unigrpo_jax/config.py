@@ -297,7 +297,7 @@ class AlarmsConfig:
     entropy_floor: float = 0.1
     """The text entropy may fall to this share of its start."""
     image_range: tuple[float, float] = (0.4, 5.0)
-    """Edge density and colour entropy may fall and rise to these multiples of their start."""
+    """Edge density, colour entropy and a clip's frame difference may fall and rise to these multiples of their start."""
     truncated_share: float = 0.5
     """So much of the thinking may be cut at its maximum."""
     text_ratio: float = 10.0
@@ -342,8 +342,16 @@ class JudgeConfig:
     """Name of the model on that server."""
     form: Literal["yes", "number", "exam"] = "yes"
     """Score: probability of "yes", a number in the reply, or the share of a prompt's own questions answered with yes."""
+    dimensions: tuple[str, ...] = ()
+    """Form `number`: names of several numbers that one reply gives, such as visual_quality motion_quality text_alignment;
+    each is a component of the reward. Empty is one number, the component `judge`."""
     question: str = ""
-    """What is asked; {prompt}, {thinking}, {point}, {low} and {high} are filled in. Empty is the form's own question."""
+    """What is asked; {prompt}, {thinking}, {point}, {low}, {high} and {dimensions} are filled in. Empty is the form's own
+    question."""
+    clip: Literal["frames", "video"] = "frames"
+    """How a clip is shown: some frames of it as images, or all as one MP4 (`video_url`, which vLLM and SGLang take)."""
+    frames: int = 8
+    """Frames of a clip that are shown: the first, the last and others evenly between."""
     show_thinking: bool = False
     """Show the thinking beside the image."""
     low: float = 0.0

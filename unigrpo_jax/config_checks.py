@@ -20,7 +20,7 @@ _AT_LEAST_ONE = {
     "logging": ("samples",),
     "model": ("unroll",),
     "processes": ("wait_seconds",),
-    "judge": ("top_logprobs", "max_tokens", "concurrency"),
+    "judge": ("top_logprobs", "max_tokens", "concurrency", "frames"),
     "alarms": ("text_ratio", "flow_ratio"),
 }  # fmt: skip
 _POSITIVE = {
@@ -288,7 +288,7 @@ def _check_judge(judge: JudgeConfig) -> None:
     require(judge.low < judge.high, f"judge.low = {judge.low} is not below judge.high = {judge.high}; raise judge.high.")
     if not judge.question:
         return
-    known = {"prompt", "thinking", "point", "low", "high"}
+    known = {"prompt", "thinking", "point", "low", "high", *(("dimensions",) if judge.dimensions else ())}
     asked = set(re.findall(r"\{([a-z_]+)\}", judge.question))
     require(asked <= known, f"judge.question names {', '.join(sorted(asked - known))}, but only {', '.join(sorted(known))} "
                             "are filled in; use one of them in the braces.")  # fmt: skip

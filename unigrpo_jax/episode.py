@@ -71,10 +71,11 @@ class Drawing:
       noise: float32 [B, W, N, C], the eps that was drawn.
       mean: float32 [B, W, N, C], the transition's mean at sampling time.
       latent: float32 [B, N, C], the clean latent tokens that the media were decoded from.
-      media: {name: array}: "image", uint8 [B, height, width, 3].
+      media: {name: array}: "image", uint8 [B, height, width, 3], or "video", uint8 [B, F, height, width, 3].
       finite: bool [B], whether everything on the way to the media was a finite number, its episode's thinking included.
       times: float32 [B, W], where `x` lies; None for the schedule's times at `steps`.  Set, there are no transitions, only
         noisy versions of a picture that is given.
+      fps: frames per second of the video; 0 where there is none.
     """
 
     steps: jax.Array
@@ -85,11 +86,17 @@ class Drawing:
     media: dict[str, jax.Array]
     finite: jax.Array
     times: jax.Array | None = None
+    fps: float = flax.struct.field(pytree_node=False, default=0.0)
 
     @property
     def image(self) -> jax.Array:
         """The images, uint8 [B, height, width, 3]."""
         return self.media["image"]
+
+    @property
+    def seen(self) -> jax.Array:
+        """What is looked at: the images, or the clips, uint8 [B, F, height, width, 3], where those were drawn."""
+        return self.media["video" if "video" in self.media else "image"]
 
 
 @flax.struct.dataclass

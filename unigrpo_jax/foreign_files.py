@@ -30,10 +30,7 @@ def read_json(path: os.PathLike, limit: int = SETTINGS) -> Any:
       OSError: the file cannot be read.
       ValueError: it is larger than `limit` bytes, or no JSON; the message begins with the path.
     """
-    with _opened(path) as file:
-        data = file.read(limit + 1)
-    if len(data) > limit:
-        raise ValueError(f"{path} is larger than {limit / MIB:g} MiB, so it is not what it is called")
+    data = read_bytes(path, limit)
     try:
         return parse_json(data)
     except ValueError as error:
@@ -76,6 +73,15 @@ def read_arrays(path: os.PathLike, limit: int = ARRAYS) -> dict[str, np.ndarray]
             zipfile.BadZipFile, zlib.error) as error:  # fmt: skip
         first = next(iter(str(error).splitlines()), "") or type(error).__name__
         raise ValueError(f"{path} is not a readable npz file of numbers ({first})") from None
+
+
+def read_bytes(path: os.PathLike, limit: int) -> bytes:
+    """A file as it is; OSError where it cannot be read, ValueError where it is larger than `limit` bytes."""
+    with _opened(path) as file:
+        data = file.read(limit + 1)
+    if len(data) > limit:
+        raise ValueError(f"{path} is larger than {limit / MIB:g} MiB, so it is not what it is called")
+    return data
 
 
 def _opened(path: os.PathLike):

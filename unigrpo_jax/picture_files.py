@@ -20,7 +20,7 @@ def open_rgb(path: pathlib.Path):
     from PIL import ImageOps
 
     with _opened(path) as file:
-        return _rgb(ImageOps.exif_transpose(file), file.format)
+        return rgb(ImageOps.exif_transpose(file), file.format)
 
 
 def check_picture(path: pathlib.Path) -> None:
@@ -55,7 +55,8 @@ def _opened(path: pathlib.Path):
         raise ConfigError(f"{path} is not a picture that can be read ({error}); give a PNG or JPEG file.") from None
 
 
-def _rgb(image, kind: str | None):
+def rgb(image, kind: str | None):
+    """A Pillow image of a format as RGB, transparency on white; ValueError where its numbers have no black and white."""
     from PIL import Image
 
     if image.mode == "I" and kind != "PNG":  # older versions of Pillow open a PNG of 16 bits so

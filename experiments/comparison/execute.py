@@ -155,7 +155,7 @@ def _judged(path: str, job: Job) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         found = judge(params, autoencoder)
         tables[name] = found.table | over_episodes(found, evaluation.images_per_prompt)
         samples = samples or [
-            {"prompt": s.asked, "thinking": s.thinking, "verdict": s.verdict, "correct": s.correct, "image": _png(s.image)}
+            {"prompt": s.asked, "thinking": s.thinking, "verdict": s.verdict, "correct": s.correct, "image": _png(s.still)}
             for s in found.samples
         ]
     return tables, samples

@@ -16,7 +16,7 @@ import numpy as np
 
 from unigrpo_jax.config import JudgingConfig
 from unigrpo_jax.foreign_text import said
-from unigrpo_jax.rewards.protocol import ABSTAIN, CheckingReward, RewardBatch, RewardFunction
+from unigrpo_jax.rewards.protocol import ABSTAIN, CheckingReward, NotDrawn, RewardBatch, RewardFunction
 
 Columns = dict[str, np.ndarray]
 
@@ -207,6 +207,8 @@ class Judging:
                 found = hold_to_protocol(self._limited(name, reward, batch.take(rows)), name, len(rows))
             except RewardError:
                 raise
+            except NotDrawn as error:
+                raise RewardError(f"the reward function {name} {error}{_by_frames(name, batch)}") from None
             except BaseException as error:  # a user's function may raise anything, and in its own thread no signal arrives
                 if _on_device(reward) and not isinstance(error, Exception):
                     raise
@@ -258,10 +260,15 @@ class Judging:
 
 def _key(name: str, identity: str, batch: RewardBatch, row: int) -> bytes:
     """A hash of everything that a reward may look at."""
-    words = [name, identity, batch.prompts[row], batch.thinking[row], list(batch.size)]
+    words = [name, identity, batch.prompts[row], batch.thinking[row], list(batch.size), sorted(batch.media), batch.fps]
     words.append(json.dumps(batch.metadata[row], sort_keys=True, default=str))
     digest = hashlib.sha256(json.dumps(words).encode())
-    for images in (batch.images, batch.before):
-        if images is not None:
-            digest.update(np.ascontiguousarray(images[row]).tobytes())
+    for pixels in (*(batch.media[medium] for medium in sorted(batch.media)), batch.before):
+        if pixels is not None:
+            digest.update(np.ascontiguousarray(pixels[row]).tobytes())
     return digest.digest()
+
+
+def _by_frames(name: str, batch: RewardBatch) -> str:
+    """What a reward of images may be called instead where clips are drawn."""
+    return f"; frames:mean:{name} has it judge each frame" if "video" in batch.media else ""

@@ -21,6 +21,7 @@ BUILT_IN: dict[str, str] = {
     "pickscore": "unigrpo_jax.rewards.clip_scores:pickscore",
     "hpsv2": "unigrpo_jax.rewards.clip_scores:hpsv2",
     "aesthetic": "unigrpo_jax.rewards.clip_scores:aesthetic",
+    "frames": "unigrpo_jax.rewards.frames:load",
 }
 
 

@@ -11,7 +11,8 @@ Each named value has shape [B] and is one component; higher is better.  Two valu
   nothing to the advantages of that group, all of it.
 
 The images are shown with the original prompt; the thinking is there for tables and for judges of thoughts, not for judging
-the image.  A plain function is a reward.  One that says more about itself is an object with the attributes of `Reward`.
+the image.  A run draws images or clips: `batch.images` or `batch.videos`, and to ask for the other one is an error that says
+so.  A plain function is a reward.  One that says more about itself is an object with the attributes of `Reward`.
 """
 
 import dataclasses
@@ -28,14 +29,19 @@ ABSTAIN = None  # no float, so that it cannot be computed with by accident
 Cost = Literal["device", "host", "remote"]
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+class NotDrawn(AttributeError):
+    """A reward asks for a medium that the run does not draw; the message says what it draws, without a full stop."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, init=False)
 class RewardBatch:
     """Finished episodes as a reward sees them.
 
     Attributes:
       prompts: B prompt texts.
       metadata: B mappings, as they stood in the prompt source.
-      images: uint8 [B, height, width, 3].
+      media: what was drawn, {"image": uint8 [B, height, width, 3]} or {"video": uint8 [B, F, height, width, 3]}.
+      fps: frames per second of the clips; 0 where images are drawn.
       thinking: B texts, without special tokens.
       before: uint8 [B, height, width, 3], what the round began from: the picture that came with the prompt, as the model saw
         it, or in a later round the image drawn before; None in a first round without a picture.
@@ -45,15 +51,52 @@ class RewardBatch:
 
     prompts: Sequence[str]
     metadata: Sequence[Mapping[str, Any]]
-    images: np.ndarray
     thinking: Sequence[str]
-    before: np.ndarray | None = None
-    group: np.ndarray | None = None
+    media: Mapping[str, np.ndarray]
+    fps: float
+    before: np.ndarray | None
+    group: np.ndarray | None
+
+    def __init__(
+        self,
+        *,
+        prompts: Sequence[str],
+        metadata: Sequence[Mapping[str, Any]],
+        thinking: Sequence[str],
+        images: np.ndarray | None = None,
+        videos: np.ndarray | None = None,
+        media: Mapping[str, np.ndarray] | None = None,
+        fps: float = 0.0,
+        before: np.ndarray | None = None,
+        group: np.ndarray | None = None,
+    ):
+        """`images` and `videos` are put into `media`; ValueError where there is neither, or a clip without its `fps`."""
+        given = {"image": images, "video": videos}
+        media = dict(media or {}) | {name: x for name, x in given.items() if x is not None}
+        if not media or ("video" in media) != (fps > 0):
+            raise ValueError(f"a batch holds images, or videos and their fps, not {sorted(media)} with fps = {fps}")
+        values = (prompts, metadata, thinking, media, fps, before, group)
+        for field, value in zip(dataclasses.fields(self), values, strict=True):
+            object.__setattr__(self, field.name, value)
+
+    @property
+    def images(self) -> np.ndarray:
+        """The images, uint8 [B, height, width, 3]; `NotDrawn` where clips are drawn."""
+        if "image" in self.media:
+            return self.media["image"]
+        raise NotDrawn("asked for batch.images, but this run draws clips: batch.videos, and batch.fps")
+
+    @property
+    def videos(self) -> np.ndarray:
+        """The clips, uint8 [B, F, height, width, 3]; `NotDrawn` where images are drawn."""
+        if "video" in self.media:
+            return self.media["video"]
+        raise NotDrawn("asked for batch.videos, but this run draws images: batch.images")
 
     @property
     def size(self) -> tuple[int, int]:
-        """Height and width of the images in pixels."""
-        return self.images.shape[1:3]
+        """Height and width of what was drawn, in pixels."""
+        return next(iter(self.media.values())).shape[-3:-1]
 
     def take(self, rows: Sequence[int]) -> "RewardBatch":
         """The episodes at these positions."""
@@ -61,7 +104,8 @@ class RewardBatch:
         return RewardBatch(
             prompts=pick(self.prompts),
             metadata=pick(self.metadata),
-            images=self.images[index],
+            media={name: x[index] for name, x in self.media.items()},
+            fps=self.fps,
             thinking=pick(self.thinking),
             before=None if self.before is None else self.before[index],
             group=None if self.group is None else np.asarray(self.group)[index],

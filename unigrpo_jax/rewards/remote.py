@@ -1,10 +1,11 @@
-"""The reward `judge`: a vision-language model on a server looks at the image and answers a question about it.
+"""The reward `judge`: a vision-language model on a server looks at the image or clip and answers a question about it.
 
-The server speaks the OpenAI chat API, as vLLM, SGLang and vendors do: POST {judge.url}/chat/completions with the image as a
-PNG data URL in front of the text.  `judge.form` says what is made of the answer, always a score in [0, 1]:
+The server speaks the OpenAI chat API, as vLLM, SGLang and vendors do: POST {judge.url}/chat/completions with what was drawn
+in front of the text (`remote_media`).  `judge.form` says what is made of the answer, always a score in [0, 1]:
 
 - yes     probability of "yes" at the first token of the answer (`remote_reply.probability_of_yes`; needs logprobs);
-- number  the number in the reply, judge.low..judge.high mapped to 0..1 (`remote_reply.score`);
+- number  the number in the reply, judge.low..judge.high mapped to 0..1 (`remote_reply.score`); with judge.dimensions one
+          number under each of those names, which are the components then (`remote_reply.scores`);
 - exam    the share of the prompt's own questions, a list of texts in its metadata, that are answered with yes.  Each is
           asked alone, one after the other, so that no answer depends on another one; the image comes first in all of them,
           so that a server with a prefix cache (vLLM's default) reads it once.
@@ -12,15 +13,13 @@ PNG data URL in front of the text.  `judge.form` says what is made of the answer
 `judge:thinking` is the same judge asked about the thinking, which it reads together with the image: a process reward whose
 component is `thought` (see `learning.thought_rewards`).
 
-An episode with a question that failed is NaN.  What the judge reads of an episode is the model's own words and pixels, and
-may try to talk it into a good score; `judge.show_thinking` is off for that reason, too.
+An episode with a question that failed, or a name without its number, is NaN.  What the judge reads of an episode is the
+model's own words and pixels, and may try to talk it into a good score; `judge.show_thinking` is off for that reason, too.
 """
 
 import asyncio
-import base64
 import collections
 import hashlib
-import io
 import json
 import logging
 import re
@@ -29,41 +28,52 @@ from typing import Any
 
 import numpy as np
 
-from unigrpo_jax.config import RunConfig, require
+from unigrpo_jax import clip_files
+from unigrpo_jax.config import JudgeConfig, RunConfig, require
 from unigrpo_jax.foreign_tokens import spaced
-from unigrpo_jax.rewards import remote_reply
+from unigrpo_jax.rewards import judge_scale, remote_reply
 from unigrpo_jax.rewards.judging import RewardError
 from unigrpo_jax.rewards.protocol import Cost, RewardBatch, RewardFunction
 from unigrpo_jax.rewards.remote_chat import Chat, KeyRefused, connect, read_key
+from unigrpo_jax.rewards.remote_media import Shown, show
 from unigrpo_jax.rewards.remote_reply import NotJudged, shown
 
+# {medium} is "image" or "video", {a_medium} has its article.
 QUESTIONS = {
-    "yes": "Does this image show everything that the following text asks for, and nothing that contradicts it?\n"
+    "yes": "Does this {medium} show everything that the following text asks for, and nothing that contradicts it?\n"
     "<text>\n{prompt}\n</text>\nAnswer with yes or no alone.",
-    "number": "How well does this image show what the following text asks for? Give a score from {low} (not at all) to "
+    "number": "How well does this {medium} show what the following text asks for? Give a score from {low} (not at all) to "
     "{high} (perfectly).\n<text>\n{prompt}\n</text>\nAnswer with the number alone.",
-    "exam": "Look at this image and answer the question with yes or no alone.\n<question>\n{point}\n</question>",
+    "exam": "Look at this {medium} and answer the question with yes or no alone.\n<question>\n{point}\n</question>",
 }
+DIMENSIONS = (
+    "How good is this {medium}, which was made for the following text? Give {dimensions} a score each, from {low} (worst) "
+    "to {high} (best).\n<text>\n{prompt}\n</text>\nAnswer with one JSON object alone, a number under each of these names."
+)
 ABOUT_THINKING = {
-    "yes": "Someone was asked for an image of the following text, thought about it, and then drew this image.\n"
+    "yes": "Someone was asked for {a_medium} of the following text, thought about it, and then drew this {medium}.\n"
     "<text>\n{prompt}\n</text>\n<thinking>\n{thinking}\n</thinking>\n"
-    "Is what was thought right for the text, and does the image follow it? Answer with yes or no alone.",
-    "number": "Someone was asked for an image of the following text, thought about it, and then drew this image.\n"
+    "Is what was thought right for the text, and does the {medium} follow it? Answer with yes or no alone.",
+    "number": "Someone was asked for {a_medium} of the following text, thought about it, and then drew this {medium}.\n"
     "<text>\n{prompt}\n</text>\n<thinking>\n{thinking}\n</thinking>\n"
-    "How right is what was thought for the text, and how well does the image follow it? Give a score from {low} (not at "
+    "How right is what was thought for the text, and how well does the {medium} follow it? Give a score from {low} (not at "
     "all) to {high} (perfectly). Answer with the number alone.",
 }
 THINKING = (
-    "The following was thought before the image was drawn. Judge it together with the image.\n"
+    "The following was thought before the {medium} was drawn. Judge it together with the {medium}.\n"
     "<thinking>\n{thinking}\n</thinking>\n"
 )
+TOKENS_OF_A_DIMENSION = 16  # of a reply, at most: its name, its number, and what JSON puts around them
 DEADLINE = 0.9  # of judging.timeout_seconds: what is not judged by then is given up, so that the rest counts
 
 
 def load(argument: str, config: RunConfig) -> RewardFunction:
-    """The reward `judge` or `judge:thinking`; ConfigError where the key cannot be sent."""
+    """The reward `judge` or `judge:thinking`; ConfigError where the key cannot be sent, or the settings cannot work."""
     require(argument in ("", "thinking"), f"rewards: judge:{argument}: it is judge, or judge:thinking; see --judge.url.")
     read_key(config.judge)
+    require(config.judge.clip == "frames" or clip_files.has_pyav(),
+            f"judge.clip = 'video' sends MP4, but {clip_files.WITHOUT_PYAV}; or use --judge.clip frames.")  # fmt: skip
+    _check_dimensions(config.judge)
     if argument:
         require(config.judge.form in ABOUT_THINKING,
                 "rewards: judge:thinking asks one question, and judge.form = 'exam' many; use yes or number.")  # fmt: skip
@@ -71,19 +81,42 @@ def load(argument: str, config: RunConfig) -> RewardFunction:
     return Judge(config)
 
 
+def _check_dimensions(judge: JudgeConfig) -> None:
+    """ConfigError unless the names of several numbers can be told apart in a reply that is long enough for them."""
+    names = judge.dimensions
+    require(not names or judge.form == "number", f"judge.dimensions = {' '.join(names)} get a number each, but judge.form = "
+            f"{judge.form!r} gives one score; use --judge.form number.")  # fmt: skip
+    for name in names:
+        require(re.fullmatch(r"[A-Za-z][A-Za-z0-9_]*", name) is not None,
+                f"judge.dimensions names {shown(name)}, which is no name of a component; use letters, digits and _.")
+        require(not judge_scale.is_end(name), f"judge.dimensions names {name!r}, which in a reply says what a number is out "
+                                              "of; use another name.")  # fmt: skip
+    require(len({judge_scale.letters(name) for name in names}) == len(names),
+            f"judge.dimensions = {' '.join(names)} holds two names with the same letters, which are not told apart in a "
+            "reply; let their letters differ.")  # fmt: skip
+    least = TOKENS_OF_A_DIMENSION * len(names)
+    require(judge.max_tokens >= least, f"judge.max_tokens = {judge.max_tokens} is too short for a reply with {len(names)} "
+                                       f"numbers and their names; use --judge.max-tokens {least} or more.")  # fmt: skip
+
+
 class Judge:
-    """The remote judge as a reward (`unigrpo_jax.rewards.protocol.Reward`) with the component `judge`, or `thought`."""
+    """The remote judge as a reward (`unigrpo_jax.rewards.protocol.Reward`).
+
+    Its component is `judge`, or `thought`; with judge.dimensions each of those is one.
+    """
 
     cost: Cost = "remote"
 
     def __init__(self, config: RunConfig, about_thinking: bool = False):
         self._settings, self._deadline = config.judge, DEADLINE * config.judging.timeout_seconds
-        own = (THINKING if self._settings.show_thinking else "") + QUESTIONS[self._settings.form]
-        self._question = ABOUT_THINKING[self._settings.form] if about_thinking else self._settings.question or own
+        s = self._settings
+        self._dimensions = () if about_thinking else s.dimensions
+        own = (THINKING if s.show_thinking else "") + (DIMENSIONS if s.dimensions else QUESTIONS[s.form])
+        self._question = ABOUT_THINKING[s.form] if about_thinking else s.question or own
         self._component = "thought" if about_thinking else "judge"
         self._worked = False
-        s = self._settings
-        decisive = [s.url, s.model, s.form, self._question, s.low, s.high, s.questions_key, s.top_logprobs, s.max_tokens]
+        decisive = [s.url, s.model, s.form, self._question, s.low, s.high, s.questions_key, s.top_logprobs, s.max_tokens,
+                    self._dimensions, s.clip, s.frames]  # fmt: skip
         digest = hashlib.sha256(json.dumps(decisive).encode()).hexdigest()
         self.identity = "" if s.temperature else f"judge {digest}"
 
@@ -98,7 +131,7 @@ class Judge:
             )
 
     def __call__(self, batch: RewardBatch) -> dict[str, np.ndarray]:
-        """{"judge" or "thought": float64 [B]}, NaN where an episode was not judged.
+        """{component: float64 [B]}, NaN where an episode was not judged.
 
         The commonest reason is logged.  RewardError where the key is not accepted, or where nothing at all was judged and
         nothing has ever been: then the settings are wrong, not the episodes.
@@ -115,11 +148,12 @@ class Judge:
                 raise RewardError(words)
             logging.getLogger(__name__).warning("%s.", words)
         self._worked = self._worked or len(failures) < len(scores)
-        return {self._component: scores}
+        return dict(zip(self._dimensions or (self._component,), scores.T, strict=True))
 
     async def _judge(self, batch: RewardBatch) -> tuple[np.ndarray, list[NotJudged]]:
-        """Scores [B], and why some are NaN."""
-        scores, failures, places = np.full(len(batch.prompts), np.nan), [], asyncio.Semaphore(self._settings.concurrency)
+        """Scores [B, components], and why some rows are NaN."""
+        scores = np.full((len(batch.prompts), len(self._dimensions) or 1), np.nan)
+        failures, places = [], asyncio.Semaphore(self._settings.concurrency)
         async with connect(self._settings) as chat:
 
             async def judge_one(row: int) -> None:
@@ -141,11 +175,15 @@ class Judge:
         failures += [NotJudged("judging.timeout_seconds are almost over; raise it or judge.concurrency")] * len(late)
         return scores, failures
 
-    async def _score(self, chat: Chat, batch: RewardBatch, row: int) -> float:
-        """The score of one episode."""
-        s, image = self._settings, await asyncio.to_thread(data_url, batch.images[row])
-        facts = {"prompt": batch.prompts[row], "thinking": batch.thinking[row], "low": f"{s.low:g}", "high": f"{s.high:g}"}
-        ask = lambda **more: chat.ask(self._request(fill(self._question, facts | more), image))
+    async def _score(self, chat: Chat, batch: RewardBatch, row: int) -> float | list[float]:
+        """The score of one episode, or one for each dimension."""
+        s, drawn = self._settings, await asyncio.to_thread(show, batch, row, self._settings)
+        facts = {"prompt": batch.prompts[row], "thinking": batch.thinking[row], "low": f"{s.low:g}", "high": f"{s.high:g}",
+                 "dimensions": ", ".join(self._dimensions), "medium": drawn.medium, "a_medium": drawn.a_medium}  # fmt: skip
+        ask = lambda **more: chat.ask(self._request(fill(self._question, facts | more), drawn))
+        if self._dimensions:
+            found = remote_reply.scores(await ask(), self._dimensions, s.low, s.high)
+            return [found[name] for name in self._dimensions]
         if s.form == "yes":
             return remote_reply.probability_of_yes(await ask())
         if s.form == "number":
@@ -155,10 +193,10 @@ class Judge:
             raise NotJudged(f"the prompt's metadata has no list of questions under {s.questions_key!r}")
         return float(np.mean([remote_reply.says_yes(await ask(point=point)) for point in points]))
 
-    def _request(self, text: str, image: str) -> dict[str, Any]:
+    def _request(self, text: str, drawn: Shown) -> dict[str, Any]:
         """The JSON of one request."""
         s = self._settings
-        content = [{"type": "image_url", "image_url": {"url": image}}, {"type": "text", "text": text}]
+        content = [*drawn.parts, {"type": "text", "text": drawn.words + text}]
         logprobs = {"logprobs": True, "top_logprobs": s.top_logprobs} if s.form == "yes" else {}
         settings = {"model": s.model, "temperature": s.temperature, "max_tokens": s.max_tokens}
         return settings | logprobs | {"messages": [{"role": "user", "content": content}]}
@@ -181,12 +219,3 @@ def exam_points(metadata: Mapping[str, Any], key: str) -> list[str]:
     """The questions of a prompt; none where there is no list of texts."""
     points = metadata.get(key)
     return points if isinstance(points, list) and all(isinstance(p, str) and p.strip() for p in points) else []
-
-
-def data_url(image: np.ndarray) -> str:
-    """An image, uint8 [H, W, 3], as a PNG data URL, without loss."""
-    from PIL import Image
-
-    buffer = io.BytesIO()
-    Image.fromarray(image).save(buffer, "PNG", compress_level=1)
-    return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"

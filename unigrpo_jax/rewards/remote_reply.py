@@ -11,6 +11,7 @@ import json
 import math
 import re
 import time
+from collections.abc import Sequence
 from typing import Any
 
 from unigrpo_jax.rewards import verdict
@@ -70,6 +71,13 @@ def score(reply: Any, low: float, high: float) -> float:
     text = _text(reply)
     _refuse_cut(reply, text)
     return (verdict.number(text, low, high) - low) / (high - low)
+
+
+def scores(reply: Any, names: Sequence[str], low: float, high: float) -> dict[str, float]:
+    """{name: score from 0 to 1} of several things that the judge was asked for by name; NotJudged where one is missing."""
+    text = _text(reply)
+    _refuse_cut(reply, text)
+    return {name: (x - low) / (high - low) for name, x in verdict.numbers(text, names, low, high).items()}
 
 
 def says_yes(reply: Any) -> bool:

@@ -9,6 +9,9 @@ What counts, the first that is there:
 
 A total or overall score goes before others; of several numbers that differ none is taken, nor where the text
 contradicts the object.  A number out of anything but [low, high] is not converted.
+
+Where several things were asked for by name, each name is the only label that counts for it: a key of an object, else what
+stands before a number.
 """
 
 import html
@@ -16,7 +19,7 @@ import json
 import math
 import re
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from unigrpo_jax.rewards import judge_scale
@@ -59,12 +62,19 @@ _NAMES = (
     r"(?:(?:final|overall|total)[\s_-]{1,3})?(?:score|rating|grade)|final[\s_-]{1,3}(?:answer|verdict)|"
     r"overall|answer|verdict"
 )
-_LABELLED = re.compile(
-    rf"(?<![A-Za-z0-9])(?P<name>{_NAMES}|\\boxed)(?![A-Za-z0-9_])"
-    r"(?:[\s\"'`*]{0,4}[(\[](?P<scale>[^()\[\]\n]{1,60})[)\]][\s\"'`*|]{0,6}[:=][\s\"'`*]{0,6}|\s{1,3}is\b)?"
-    r"[\s:;=*\"'`“”‘’„«»‹›「」『』【】《》()\[\]{}|#—$]{0,24}(?:-{1,3}\s{1,3})?(?=[-+]?\.?[0-9])",
-    re.IGNORECASE,
-)
+
+
+def _labelled(names: str) -> re.Pattern:
+    """A label that one of `names` is, a pattern, up to the number behind it."""
+    return re.compile(
+        rf"(?<![A-Za-z0-9])(?P<name>{names})(?![A-Za-z0-9_])"
+        r"(?:[\s\"'`*]{0,4}[(\[](?P<scale>[^()\[\]\n]{1,60})[)\]][\s\"'`*|]{0,6}[:=][\s\"'`*]{0,6}|\s{1,3}is\b)?"
+        r"[\s:;=*\"'`“”‘’„«»‹›「」『』【】《》()\[\]{}|#—$]{0,24}(?:-{1,3}\s{1,3})?(?=[-+]?\.?[0-9])",
+        re.IGNORECASE,
+    )
+
+
+_LABELLED = _labelled(rf"{_NAMES}|\\boxed")
 _NAME_WITH_DIGITS = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]*|[0-9]+[A-Za-z_]\w*")
 _FIELD = re.compile(r"\{[^{}]*:")  # of an object that is no JSON: its numbers have names
 _ORDINAL = re.compile(r"^[ \t]*[0-9]{1,2}[.)](?=[ \t]+\S)", re.MULTILINE)
@@ -101,19 +111,37 @@ class _Found(NamedTuple):
 
 def number(text: str, low: float, high: float) -> float:
     """The number that a judge gave, from `low` to `high`; NotJudged where there is none or it is not plain which."""
+    read = lambda: _of_objects(text, high) or _of_text(_without_objects(text), high, low < 0)
+    (found,) = _held(text, low, high, lambda: {"the number": read()}).values()
+    return found
+
+
+def numbers(text: str, names: Sequence[str], low: float, high: float) -> dict[str, float]:
+    """{name: number from `low` to `high`} of several things that a judge was asked for by name; NotJudged as `number`.
+
+    A name is found however its words are joined and whatever letters are capitals; no two may have the same letters.
+    """
+    return _held(text, low, high, lambda: {name: _of_name(text, name, low < 0) for name in names})
+
+
+def _held(text: str, low: float, high: float, read: Callable[[], dict[str, "_Found"]]) -> dict[str, float]:
+    """What `read` finds in a text, held to the range and the scale that were asked for."""
     if len(text) > READ:
         raise NotJudged(f"the reply is longer than {READ} characters", said=text)
     try:
-        found = _of_objects(text, high) or _of_text(_without_objects(text), high, low < 0)
+        every = read()
     except NotJudged as error:
         raise NotJudged(error.reason, said=text) from None
-    if not low <= found.value <= high:
-        raise NotJudged(f"the number is not between judge.low = {low:g} and judge.high = {high:g}", said=text)
-    if found.high is not None and found.high != high:
-        raise NotJudged(f"the number is not out of judge.high = {high:g}", said=text)
-    if found.low is not None and found.low != low:
-        raise NotJudged(f"the number's scale does not begin at judge.low = {low:g}", said=text)
-    return float(found.value)
+    except RecursionError:
+        raise NotJudged("the reply's JSON is nested too deeply", said=text) from None
+    for name, found in every.items():
+        if not low <= found.value <= high:
+            raise NotJudged(f"{name} is not between judge.low = {low:g} and judge.high = {high:g}", said=text)
+        if found.high is not None and found.high != high:
+            raise NotJudged(f"{name} is not out of judge.high = {high:g}", said=text)
+        if found.low is not None and found.low != low:
+            raise NotJudged(f"{name}'s scale does not begin at judge.low = {low:g}", said=text)
+    return {name: float(found.value) for name, found in every.items()}
 
 
 def spoken(text: str) -> str:
@@ -166,10 +194,7 @@ def _closed(text: str, at: int) -> int:
 
 def _of_objects(text: str, high: float) -> _Found | None:
     """What the objects of a text say, on the scale that the text around them names; None where they hold no score."""
-    try:
-        found = _agreed([found for _, _, value in _objects(text) for found in _of_value(value)], "scores")
-    except RecursionError:
-        raise NotJudged("the reply's JSON is nested too deeply") from None
+    found = _agreed([found for _, _, value in _objects(text) for found in _of_value(value)], "scores")
     if found is None:
         return None
     around, scale = judge_scale.taken_out(_levelled(_without_objects(text, "{}")))
@@ -244,9 +269,7 @@ def _on(found: _Found, scale: judge_scale.Scale) -> _Found:
 
 def _of_text(text: str, high: float, signed: bool = False) -> _Found:
     """What a text without objects says; `signed` where its number may be negative, and a dash therefore matters."""
-    text, scale = judge_scale.taken_out(_levelled(text))
-    if signed:
-        text = re.sub(r"(?<![0-9])(?<![0-9]\s)(?:—\s?|-\s)(?=\.?[0-9])", "x", text)
+    text, scale = _without_scale(text, signed)
     labels = _labels(text)
     if None in labels:
         raise NotJudged("there is no number in the reply that can mean one thing only")
@@ -254,11 +277,42 @@ def _of_text(text: str, high: float, signed: bool = False) -> _Found:
     return _on(_agreed(labels, "scores") or _agreed(out_of, "numbers") or _only(text), scale)
 
 
-def _labels(text: str) -> list[_Found | None]:
+def _without_scale(text: str, signed: bool) -> tuple[str, judge_scale.Scale]:
+    """A text made plain, without the scale that it names, and that scale."""
+    text, scale = judge_scale.taken_out(_levelled(text))
+    return re.sub(r"(?<![0-9])(?<![0-9]\s)(?:—\s?|-\s)(?=\.?[0-9])", "x", text) if signed else text, scale
+
+
+def _of_name(text: str, name: str, signed: bool) -> _Found:
+    """What objects and labels say of one name; NotJudged where they do not, or differ."""
+    around, scale = _without_scale(_without_objects(text), signed)
+    labels = _labels(around, _labelled(r"[\s_-]{0,3}".join(re.findall("[A-Za-z]+|[0-9]+", name))))
+    if None in labels:
+        raise NotJudged(f"there is no number for {name} in the reply that can mean one thing only")
+    found = _agreed([f for *_, value in _objects(text) for f in _of_key(value, name)] + labels, f"scores for {name}")
+    if found is None:
+        raise NotJudged(f"the reply has no number for {name}")
+    return _on(found, scale)
+
+
+def _of_key(value: Any, name: str, beyond: judge_scale.Scale = (None, None)) -> list[_Found]:
+    """What stands under a name's key in a value of JSON, outermost first.  `beyond` is the scale around it."""
+    if not isinstance(value, _Pairs):
+        return [found for inner in value for found in _of_key(inner, name, beyond)] if isinstance(value, list) else []
+    scale = judge_scale.of_object(value, beyond)
+    keys = [(key, *judge_scale.of_key(key), inner) for key, inner in value]
+    called = [(inner, ends) for key, own, ends, inner in keys if letters(name) in (own, letters(key))]
+    called = [both for both in called if not _is_remark(both[0])] or called
+    if not called:
+        return [found for _, inner in value for found in _of_key(inner, name, scale)]
+    return [_on(_labelled_value(inner, scale), ends) for inner, ends in called]
+
+
+def _labels(text: str, labelled: re.Pattern = _LABELLED) -> list[_Found | None]:
     """What stands behind the labels of the highest rank; None for what can mean more than one thing."""
     ranked: dict[int, list[_Found | None]] = {}
     out_of = any(found.high is not None for found in _all(text))
-    for label in _LABELLED.finditer(text):
+    for label in labelled.finditer(text):
         match, rank = _OUT_OF.match(text, label.end()), LABELS.get(letters(label["name"]), 2)
         if match and re.search("answer|verdict", label["name"], re.IGNORECASE) and _COUNTS.match(text, match.end()):
             continue  # it says how many there are

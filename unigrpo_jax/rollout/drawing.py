@@ -4,6 +4,7 @@ Only what the update needs is kept: the states, noises and means of the window's
 """
 
 import dataclasses
+import math
 from typing import Any
 
 import jax
@@ -143,12 +144,12 @@ def in_turn(function, x_B, parts: int, together: int = 1):
 
 
 def draw(
-    model: Painter, params, condition, x, noise_keys_B, window_W, sampler: FlowSampler, decode, others=None, parts=0
+    model: Painter, params, condition, x, noise_keys_B, window_W, sampler: FlowSampler, decode, others=None, parts=0, fps=0.0
 ) -> Drawing:
-    """Samples an image upon a condition: `denoise`, and `decode`.
+    """Samples an image or a clip upon a condition: `denoise`, and `decode`.
 
-    `decode` makes latents [B, rows, columns, channels] into images [B, height, width, 3] in [-1, 1]; `parts` is that of
-    `in_turn`.
+    `decode` makes latents, [B, rows, columns, channels] those of images, into images [B, height, width, 3] or clips
+    [B, F, height, width, 3], in [-1, 1]; `parts` is that of `in_turn`, `fps` the clips' frames per second.
     """
     hold = model.hold or (lambda x: x)  # else a partitioner may put several devices' images on one of them
     with jax.named_scope("drawing"):
@@ -156,15 +157,19 @@ def draw(
         tokens, kept = denoise(model, params, condition, start, noise_keys_B, window_W, sampler, others)
     with jax.named_scope("images"):
         latent = model.to_latent(tokens, sampler.grid)
-        _, height, width, _ = jax.eval_shape(decode, latent[:1]).shape
+        shape = jax.eval_shape(decode, latent[:1]).shape
+        medium, pixels = "video" if len(shape) == 5 else "image", math.prod(shape[1:-1])
 
         def picture(latent):
             image = decode(hold(latent))
             return to_uint8(image), finite_rows(image)
 
-        image, finite = in_turn(picture, latent, parts, DECODED_PIXELS // (height * width))
+        image, finite = in_turn(picture, latent, parts, DECODED_PIXELS // pixels)
     x, noise, mean = kept
     steps = jnp.broadcast_to(window_W, jax.tree.leaves(x)[0].shape[:2])
     for array in jax.tree.leaves((tokens, x, mean)):
         finite = finite & finite_rows(array)
-    return Drawing(steps=steps, x=x, noise=noise, mean=mean, latent=tokens, media={"image": image}, finite=finite)
+    return Drawing(
+        steps=steps, x=x, noise=noise, mean=mean, latent=tokens, media={medium: image}, finite=finite,
+        fps=fps if medium == "video" else 0.0,
+    )  # fmt: skip

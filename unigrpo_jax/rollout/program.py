@@ -47,6 +47,7 @@ class RolloutProgram:
       as_text: what decodes a thinking and encodes its words again, to be drawn upon instead of the tokens that were sampled;
         it runs on the host of the only process.  None draws upon the tokens.
       parts: devices that episodes are spread over; on each, a few images are decoded at a time; 0 decodes all at once.
+      fps: frames per second at which clips are meant, where such are drawn.
       thought: called on the host when the thinking is done, to tell the two phases' seconds apart; None for no call.
     """
 
@@ -64,6 +65,7 @@ class RolloutProgram:
     place: Callable[[Condition], Condition] | None = None
     as_text: WordCodec | None = None
     parts: int = 0
+    fps: float = 24.0
     thought: Callable[[Any], None] | None = None
 
     def __call__(
@@ -212,7 +214,7 @@ class RolloutProgram:
         x = randomness.normal_like(keys(randomness.INITIAL_NOISE, first), 0, self.latent(len(ids_B)))
         decode = lambda latent: self.autoencoder.decode(autoencoder_params, latent)
         others, noise = (dialogue.without_text, dialogue.without_images), keys(randomness.STEP_NOISE)
-        return draw(self.model, params, dialogue.full, x, noise, window_W, self.flow, decode, others, self.parts)
+        return draw(self.model, params, dialogue.full, x, noise, window_W, self.flow, decode, others, self.parts, self.fps)
 
 
 def flow_sampler(config: RolloutConfig, model: Painter, guidance: Guidance | None = None) -> FlowSampler:

@@ -35,6 +35,7 @@ HEALTH = (
     ("groups alike", ("reward/zero_variance_share",), "{:.2f}"),
     ("edges", ("image/edge_density",), "{:.3f}"),
     ("colours", ("image/colour_entropy",), "{:.2f}"),
+    ("motion", ("video/frame_difference",), "{:.3f}"),
 )
 RECENT = 20  # iterations behind the estimate of the time left
 

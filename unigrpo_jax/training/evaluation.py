@@ -23,7 +23,7 @@ from unigrpo_jax.rollout.program import RolloutProgram, flow_sampler
 from unigrpo_jax.rollout.thinking import TokenSampler
 from unigrpo_jax.rollout.windows import Window
 from unigrpo_jax.training.given import given_pictures
-from unigrpo_jax.training.samples import Moment, Sample
+from unigrpo_jax.training.samples import Clip, Moment, Sample
 from unigrpo_jax.worlds.prompt import Prompt, pictured, said_later
 from unigrpo_jax.worlds.world import World
 
@@ -94,7 +94,7 @@ def on_mesh(program: RolloutProgram, layout: Layout, batch: int) -> tuple[Rollou
 
 @dataclasses.dataclass(frozen=True)
 class _Call:
-    """What one call of the program gave: this process's episodes among all, and the first images of all; both by round."""
+    """What one call of the program gave: this process's episodes among all, and the first that were drawn; by round."""
 
     rows: np.ndarray
     batches: tuple[RewardBatch, ...]
@@ -162,7 +162,7 @@ class Evaluator:
 
         def run(*given):
             episodes = program(*given)
-            return episodes, tuple(drawing.image[: self._count] for drawing in episodes.drawings)
+            return episodes, tuple(drawing.seen[: self._count] for drawing in episodes.drawings)
 
         self._run = jax.jit(run, out_shardings=(place, meshes.replicated(layout.mesh)))
 
@@ -184,7 +184,7 @@ class Evaluator:
         seed, first = np.int32(self._config.seed), np.int32(start * images)
         episodes, shown = self._run(params, autoencoder_params, block, seed, np.int32(0), first, picture, tuple(turns))
         keep = min(per, len(self.prompts) - start) * images
-        numbers = processes.own_rows(episodes.drawing.image)[0]
+        numbers = processes.own_rows(episodes.drawing.finite)[0]
         kept = numbers < keep
         own, numbers = lambda x: processes.own_rows(x)[1][kept], numbers[kept]
         before = None if picture is None else picture.levels[numbers // images]
@@ -200,7 +200,7 @@ class Evaluator:
         columns = processes.share_rows(np.concatenate([c.rows for c in calls]), columns, total)
         asked = [p for p in self.prompts for _ in range(self._config.images_per_prompt)][:total]
         thinkings = tuple(columns[f"thinking{turn}"] for turn in range(len(joined)))
-        moments = [_moments(columns, asked, turn, shown) for turn, shown in enumerate(calls[0].shown)]
+        moments = [_moments(columns, asked, turn, x, joined[turn].fps) for turn, x in enumerate(calls[0].shown)]
         columns = {name: np.asarray(values, np.float64) for name, values in columns.items()}
         rewards = [x for name, x in columns.items() if name.startswith("reward/")]
         if rewards:  # supervised training needs none
@@ -240,13 +240,16 @@ class Evaluator:
         return columns | {"thinking": list(batch.thinking), "verdict": verdicts, "correct": correct}
 
 
-def _moments(columns: dict[str, list], asked: Sequence[Prompt], turn: int, images: np.ndarray) -> list[dict[str, Any]]:
-    """Fields of one round of the samples; takes the round's words out of the columns."""
+def _moments(
+    columns: dict[str, list], asked: Sequence[Prompt], turn: int, shown: np.ndarray, fps: float
+) -> list[dict[str, Any]]:
+    """Fields of one round of the samples: images, or clips where there is an `fps`; takes its words out of the columns."""
     thinking, verdicts, correct = (columns.pop(f"{name}{turn}") for name in WORDS)
     said = [p.turns[turn - 1] if turn and p.turns else "" if turn else p.text for p in asked]
-    given = [() if turn or p.picture is None else (np.asarray(p.picture()),) for p in asked[: len(images)]]
-    names = ("prompt", "thinking", "image", "verdict", "correct", "given")
-    rows = zip(said, thinking, images, verdicts, correct, given, strict=False)
+    given = [() if turn or p.picture is None else (np.asarray(p.picture()),) for p in asked[: len(shown)]]
+    drawn = [Clip.of(x, fps) for x in shown] if fps else shown
+    names = ("prompt", "thinking", "clip" if fps else "image", "verdict", "correct", "given")
+    rows = zip(said, thinking, drawn, verdicts, correct, given, strict=False)
     return [dict(zip(names, row, strict=True)) for row in rows]
 
 
@@ -256,7 +259,8 @@ def join(batches: Sequence[RewardBatch]) -> RewardBatch:
     return RewardBatch(
         prompts=every("prompts"),
         metadata=every("metadata"),
-        images=np.concatenate([batch.images for batch in batches]),
+        media={medium: np.concatenate([batch.media[medium] for batch in batches]) for medium in batches[0].media},
+        fps=batches[0].fps,
         thinking=every("thinking"),
         before=None if batches[0].before is None else np.concatenate([batch.before for batch in batches]),
         group=None if batches[0].group is None else np.concatenate([batch.group for batch in batches]),
@@ -279,18 +283,19 @@ def by_round(
     """
     batches = []
     for turn, (thinking, drawing) in enumerate(zip(episodes.thinkings, episodes.drawings, strict=True)):
-        prompts, images = [p.at(turn) for p in asked], own(drawing.image)
+        prompts, media = [p.at(turn) for p in asked], {name: own(x) for name, x in drawing.media.items()}
         batches.append(
             RewardBatch(
                 prompts=[p.text for p in prompts],
                 metadata=[p.metadata for p in prompts],
-                images=images,
+                media=media,
+                fps=drawing.fps,
                 thinking=codec.thoughts(jax.tree.map(own, thinking), len(asked)),
                 before=before,
                 group=group,
             )
         )
-        before = images
+        before = media.get("image")
     return tuple(batches)
 
 

@@ -10,7 +10,7 @@ and start are apart, and nothing where a level has fewer than half of its K valu
 | alarm | rings where |
 |---|---|
 | entropy | now's `text/entropy` < `entropy_floor` x start's |
-| image | now's `image/edge_density` or `image/colour_entropy` lies outside `image_range` x start's |
+| image | now's `image/edge_density`, `image/colour_entropy` or `video/frame_difference` is outside `image_range` x start's |
 | truncated | now's `text/truncated_share` > `truncated_share` |
 | ratio | now's median of `text/ratio_max` > `text_ratio` or of `text/ratio_min` < 1 / `text_ratio`; the flow's alike |
 | skipped | in more than `skipped_share` of now's iterations an update was skipped |
@@ -24,8 +24,8 @@ values of the window's first and last K iterations, and
 
 the change in units of its standard error (Welch's t).  It rings where t >= `sigmas` for `reward/mean`, the weighted
 reward, and for some second judge t <= -`sigmas` and mean(b) <= mean(a) - `fall` |mean(a)|.  Its fall must be significant,
-as noise is not, and large, as a small drift is not.  Second judges are `image/edge_density`, `image/colour_entropy`, the
-scores of the world's own judge (`judge/*`), and the rewards of weight 0 (`reward/NAME/mean`).
+as noise is not, and large, as a small drift is not.  Second judges are the statistics of the alarm `image`, the scores of
+the world's own judge (`judge/*`), and the rewards of weight 0 (`reward/NAME/mean`).
 
 What rings is `alarm/NAME` = 1 in its iteration's line.  It is told, and with `action` stop ends the run, where it did
 not ring in the K iterations before.  A run that collapses within its first K iterations has no other start to
@@ -42,7 +42,7 @@ from unigrpo_jax.config import AlarmsConfig, LearningConfig
 Line = Mapping[str, Any]
 MEANINGS = {
     "entropy": "the thinking has lost its variety",
-    "image": "the images became much flatter or much noisier than they were",
+    "image": "what is drawn became much flatter, stiller or noisier than it was",
     "truncated": "the thinking is cut at its maximum",
     "ratio": "the policy moves far within one iteration",
     "skipped": "updates are not finite",
@@ -50,6 +50,7 @@ MEANINGS = {
     "hacking": "the reward rises while the images or a second judge fall",
 }
 IMAGE = ("image/edge_density", "image/colour_entropy")
+CLIP = ("video/frame_difference",)  # beside them, where clips are drawn
 
 
 def alarms(history: Sequence[Line], config: AlarmsConfig, learning: LearningConfig) -> dict[str, str]:
@@ -77,7 +78,7 @@ def alarms(history: Sequence[Line], config: AlarmsConfig, learning: LearningConf
     if was > 0 and entropy < config.entropy_floor * was:
         ring("entropy", f"text/entropy fell from {was:.3g} to {entropy:.3g}")
     low, high = config.image_range
-    for name in IMAGE:
+    for name in (*IMAGE, *CLIP):
         was, is_ = level(name, start), level(name, now)
         if was > 0 and (is_ < low * was or is_ > high * was):
             ring("image", f"{name} went from {was:.3g} to {is_:.3g}")
@@ -102,7 +103,7 @@ def alarms(history: Sequence[Line], config: AlarmsConfig, learning: LearningConf
 def second_judges(line: Line, learning: LearningConfig) -> list[str]:
     """Metrics of a line that the reward should serve and is not."""
     unweighted = [f"reward/{name}/mean" for name, weight in learning.reward_weights.items() if weight == 0]
-    return [name for name in line if name in IMAGE or name.startswith("judge/") or name in unweighted]
+    return [name for name in line if name in (*IMAGE, *CLIP) or name.startswith("judge/") or name in unweighted]
 
 
 def hacked(history: Sequence[Line], config: AlarmsConfig, judges: Sequence[str]) -> list[str]:

@@ -1,12 +1,45 @@
-"""Two numbers per image that fall when the policy collapses to flat or single-coloured pictures.
+"""Numbers per image or clip that fall when the policy collapses to flat, single-coloured or motionless pictures.
 
-Both take B images, uint8 or float in [0, 1], shape [B, H, W, 3], and know nothing of prompts or rewards.
+They take B images, uint8 or float in [0, 1], shape [B, H, W, 3], or B clips, and know nothing of prompts or rewards.
 """
+
+from collections.abc import Mapping
 
 import numpy as np
 
+from unigrpo_jax.clip_files import spread
+
 LUMINANCE = np.array([0.299, 0.587, 0.114])  # Rec. 601 weights of red, green and blue
 BINS = 8  # per colour channel
+LOOKED_AT = 8  # frames of a clip whose edges and colours are measured
+
+
+def statistics(media: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Columns [B] of what was drawn, as `RewardBatch.media` has it.
+
+    `image/edge_density` and `image/colour_entropy`: of a clip the means over at most LOOKED_AT frames, the first, the last
+    and some between; and of clips `video/frame_difference`.
+    """
+    if "video" not in media:
+        images = media["image"]
+        return {"image/edge_density": edge_density(images), "image/colour_entropy": colour_entropy(images)}
+    rows = []
+    for frames in media["video"]:  # one by one: all of them as floats would be many gibibytes
+        some = frames[spread(len(frames), LOOKED_AT)]
+        rows.append((edge_density(some).mean(), colour_entropy(some).mean(), frame_difference(frames)))
+    names = ("image/edge_density", "image/colour_entropy", "video/frame_difference")
+    return dict(zip(names, np.array(rows).reshape(-1, len(names)).T, strict=True))
+
+
+def frame_difference(frames_FHWC: np.ndarray) -> float:
+    """How much changes from a frame to the next, of a clip in uint8 [F, H, W, 3].
+
+        mean_{f,i,j,c} |x[f+1, i, j, c] - x[f, i, j, c]| / 255
+
+    0 for a clip in which nothing moves, and for a single frame; 1 where black and white frames take turns.
+    """
+    pairs = zip(frames_FHWC, frames_FHWC[1:], strict=False)
+    return float(np.mean([np.abs(np.subtract(b, a, dtype=np.int16)).mean() for a, b in pairs] or [0.0])) / 255
 
 
 def edge_density(images_BHWC) -> np.ndarray:

@@ -1,7 +1,8 @@
 """What is measured of an iteration's episodes, as plain functions of columns.
 
 A column holds one number per episode.  Its name says what it is: `reward/NAME` a component of the reward, `judge/NAME` a
-score of the world's own judge, `image/NAME` a statistic of the image.  NaN stands for what is not known.
+score of the world's own judge, `image/NAME` a statistic of the image or of a clip's frames, `video/NAME` one of the clip.
+NaN stands for what is not known.
 """
 
 from collections.abc import Mapping, Sequence
@@ -24,8 +25,8 @@ def by_group(columns: Columns, prefix: str, size: int) -> dict[str, np.ndarray]:
 def means(rounds: Sequence[Columns]) -> dict[str, float]:
     """Metrics of each round's episodes; those of a round before the last are called `roundN/...`, N from 1 on.
 
-    A reward's mean and std over the episodes that it judged, and the means of judge and image; nothing of a column that
-    knows nothing.
+    A reward's mean and std over the episodes that it judged, and the means of judge, image and video; nothing of a column
+    that knows nothing.
     """
     metrics = {}
     for turn, columns in enumerate(rounds, 1):
@@ -35,7 +36,7 @@ def means(rounds: Sequence[Columns]) -> dict[str, float]:
             if seen.size and name.startswith("reward/"):
                 metrics |= {f"{prefix}{name}/mean": float(seen.mean()), f"{prefix}{name}/std": float(seen.std())}
         for name, x in columns.items():
-            if name.startswith(("judge/", "image/")) and np.isfinite(x).any():
+            if name.startswith(("judge/", "image/", "video/")) and np.isfinite(x).any():
                 metrics[f"{prefix}{name}"] = float(np.nanmean(x))
     return metrics
 

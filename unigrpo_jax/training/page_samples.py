@@ -1,4 +1,4 @@
-"""Samples on a page: each image with its verdict and its thinking, the same prompt of several steps together."""
+"""Samples on a page: each image or clip with its verdict and its thinking, the same prompt of several steps together."""
 
 import base64
 import collections
@@ -9,10 +9,11 @@ import numpy as np
 from etils import epath
 from PIL import Image
 
+from unigrpo_jax.clip_files import KINDS
 from unigrpo_jax.foreign_text import for_html as _text
-from unigrpo_jax.training.samples import Moment, Sample, load_samples, saved_steps
+from unigrpo_jax.training.samples import Clip, Moment, Sample, load_samples, saved_steps
 
-PICTURE_SIDE = 320  # larger images are shrunk to this for the page
+PICTURE_SIDE, STRIP_SIDE = 320, 960  # larger images, and strips of frames, are shrunk to this for the page
 TINY_SIDE = 128  # smaller ones are shown with square pixels
 
 Pairs = Mapping[tuple[str, int], Mapping[int, Sample]]
@@ -39,6 +40,11 @@ def are_strips(pairs: Pairs) -> bool:
     return any(len(s.rounds) > 1 or s.given for by_step in pairs.values() for s in by_step.values())
 
 
+def hold_clips(pairs: Pairs) -> bool:
+    """Whether what was drawn are clips, so that the page needs the style `page_shell.CLIPS`."""
+    return any(moment.clip for by_step in pairs.values() for sample in by_step.values() for moment in sample.rounds)
+
+
 def right(ends: Sequence[int], pairs: Pairs) -> str:
     """How many are right at each step, such as "step 0: 3 of 12 right"; "" where that is not known."""
     return "; ".join(
@@ -62,7 +68,7 @@ def strips(ends: Sequence[int], by_step: Mapping[int, Sample]) -> str:
 def _figure(step: int, sample: Sample | None) -> str:
     if sample is None:
         return f"<figure><p class=step>step {step}</p><p class=note>not sampled</p></figure>"
-    return f"<figure><p class=step>step {step}</p>{_drawn(sample, f'image drawn at step {step}')}</figure>"
+    return f"<figure><p class=step>step {step}</p>{_drawn(sample, f'drawn at step {step}')}</figure>"
 
 
 def _strip(step: int, sample: Sample | None) -> str:
@@ -75,28 +81,41 @@ def _strip(step: int, sample: Sample | None) -> str:
             picture = _img(image, "", f"picture given in round {turn}")
             figures.append(f"<figure><p class=said>given</p>{picture}</figure>")
         said = _text(moment.prompt) if moment.prompt else "<i>looks at it again</i>"
-        drawn = _drawn(moment, f"image drawn at step {step}, round {turn}")
+        drawn = _drawn(moment, f"drawn at step {step}, round {turn}")
         figures.append(f"<figure><p class=said dir=auto>{said}</p>{drawn}</figure>")
     return f"<p class=step>step {step}</p><div class=strip>{''.join(figures)}</div>"
 
 
-def _drawn(moment: Moment, alt: str) -> str:
-    """A round's image with its verdict and its thinking, where there was one."""
+def _drawn(moment: Moment, when: str) -> str:
+    """What was drawn in a round with its verdict and its thinking, where there was one."""
     state, mark = {True: ("right", "✓ "), False: ("wrong", "✗ "), None: ("", "")}[moment.correct]
     thinking = f"<p class=thinking dir=auto>{_text(moment.thinking)}</p>" if moment.thinking.strip() else ""
+    shown = _img(moment.image, state, f"image {when}") if moment.clip is None else _clip(moment.clip, state, f"clip {when}")
     return (
-        f'{_img(moment.image, state, alt)}<figcaption><p class="verdict {state}" dir=auto>{mark}{_text(moment.verdict)}</p>'
+        f'{shown}<figcaption><p class="verdict {state}" dir=auto>{mark}{_text(moment.verdict)}</p>'
         f"{thinking}</figcaption>"
     )
 
 
-def _img(image: np.ndarray, state: str, alt: str) -> str:
-    """An image, uint8 [H, W, 3], inline."""
+def _img(image: np.ndarray, state: str, alt: str, most: int = PICTURE_SIDE) -> str:
+    """An image, uint8 [H, W, 3], inline, at most so many pixels on a side."""
     picture = Image.fromarray(image)
-    if max(picture.size) > PICTURE_SIDE:
-        picture.thumbnail((PICTURE_SIDE, PICTURE_SIDE), Image.Resampling.LANCZOS)
+    if max(picture.size) > most:
+        picture.thumbnail((most, most), Image.Resampling.LANCZOS)
     buffer = io.BytesIO()
     picture.save(buffer, format="PNG", optimize=True)
     data = base64.b64encode(buffer.getvalue()).decode()
     tiny = " tiny" if max(picture.size) <= TINY_SIDE else ""
     return f'<img class="{state}{tiny}" alt="{alt}" src="data:image/png;base64,{data}">'
+
+
+def _clip(clip: Clip, state: str, alt: str) -> str:
+    """A clip that plays, inline, and on paper its strip."""
+    about = f"{alt}, {clip.frames} frames at {clip.fps:g} per second"
+    source = f'src="data:{KINDS[clip.kind]};base64,{base64.b64encode(clip.data).decode()}"'
+    kind = f'class="{state}{" tiny" if clip.tiny else ""} plays"'
+    if clip.kind == "mp4":
+        plays = f'<video {kind} aria-label="{about}" autoplay loop muted playsinline controls {source}></video>'
+    else:
+        plays = f'<img {kind} alt="{about}" {source}>'
+    return f"{plays}{_img(clip.strip, f'{state} on-paper', f'frames of the {about}', STRIP_SIDE)}"

@@ -9,6 +9,7 @@ from unigrpo_jax.foreign_text import for_html
 def page(title: str, body: str, script: str = "") -> str:
     """A whole HTML page; `title` is escaped, `body` is HTML, `script` runs at its end, and no other one can."""
     policy = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+    policy += "; media-src data:" if "<video" in body else ""
     if script:
         policy += f"; script-src 'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'"
         body = f"{body}\n<script>{script}</script>"
@@ -89,6 +90,16 @@ polyline { fill: none; stroke: var(--c); stroke-linejoin: round; } circle { fill
 details { margin-top: 28px; } summary { cursor: pointer; font-size: 16px; font-weight: 600; margin-bottom: 10px; }
 @media print { body { max-width: none; padding: 0; font-size: 12px; } .thinking { max-height: none; }
   .charts { grid-template-columns: 1fr 1fr; } h2 { break-after: avoid; } tr { break-inside: avoid; } }
+"""
+
+# Beside it, where a page shows clips: they play on a screen, and on paper strips of their frames stand in their place.
+CLIPS = """
+video { display: block; width: 100%; max-width: 320px; border: 3px solid var(--rule); border-radius: 3px; }
+video.right { border-color: var(--right); } video.wrong { border-color: var(--wrong); }
+video.tiny { image-rendering: pixelated; max-width: 160px; }
+img.on-paper { display: none; max-width: none; }
+@media print { .plays { display: none; } img.on-paper { display: block; } .halves.n2 { grid-template-columns: 1fr; }
+  .gallery { grid-template-columns: 1fr; } }
 """
 
 # Beside it, where a page shows episodes of several rounds: one row each, which scrolls where it is too wide.

@@ -26,7 +26,7 @@ from unigrpo_jax.training.page_parts import (
     words,
     written,
 )
-from unigrpo_jax.training.page_shell import STRIPS, page
+from unigrpo_jax.training.page_shell import CLIPS, STRIPS, page
 from unigrpo_jax.training.recorded_run import RecordedRun, read_run
 from unigrpo_jax.training.storage import Place, write_atomically
 
@@ -51,6 +51,7 @@ CHARTS = (
     ("Update norms", r"update_norm/.+"),
     ("Edge density of the images", r"image/edge_density"),
     ("Colour entropy of the images, nats", r"image/colour_entropy"),
+    ("Difference from frame to frame", r"video/frame_difference"),
     ("Seconds per phase", r"time/.+"),
     ("Tokens per second", r"tokens_per_second"),
 )
@@ -180,6 +181,7 @@ def _gallery(run_dir: epath.Path) -> str:
     note = f"<p class=note>{known}.</p>" if known else ""
     title = f"Samples, step {ends[0]}" + (f" and step {ends[1]}" if len(ends) > 1 else "")
     style, kind = (f"<style>{STRIPS}</style>", "strips") if as_strips else ("", "gallery")
+    style += f"<style>{CLIPS}</style>" if page_samples.hold_clips(pairs) else ""
     return f"<section>{style}<h2>{title}</h2>{note}<div class={kind}>{''.join(cards)}</div></section>"
 
 

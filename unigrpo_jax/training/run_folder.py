@@ -44,15 +44,17 @@ def write_json(path: epath.Path, data: dict) -> None:
 
 
 def save_episodes(run_dir: epath.Path, step: int, own: OwnEpisodes) -> epath.Path:
-    """Writes this process's episodes of an iteration that could not be judged: images.npz and episodes.json."""
+    """Writes this process's episodes of an iteration that could not be judged: images.npz or videos.npz; episodes.json."""
     folder = run_dir / "unjudged" / f"{step:06d}"
     if jax.process_count() > 1:
         folder /= f"process-{jax.process_index()}"
     folder.mkdir(parents=True, exist_ok=True)
     batch = own.batch
     buffer, given = io.BytesIO(), {} if batch.before is None else {"before": batch.before}
-    np.savez_compressed(buffer, images=batch.images, episodes=own.rows, **given)
-    write_atomically(folder / "images.npz", buffer.getvalue())
+    given |= {"fps": np.array(batch.fps)} if batch.fps else {}
+    drawn = {f"{medium}s": x for medium, x in batch.media.items()}
+    np.savez_compressed(buffer, **drawn, episodes=own.rows, **given)
+    write_atomically(folder / f"{next(iter(drawn))}.npz", buffer.getvalue())
     texts = [{"prompt": p, "metadata": dict(m), "thinking": t}
              for p, m, t in zip(batch.prompts, batch.metadata, batch.thinking, strict=True)]  # fmt: skip
     write_atomically(folder / "episodes.json", json.dumps(texts, indent=1).encode())

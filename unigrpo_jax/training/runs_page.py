@@ -22,14 +22,14 @@ from unigrpo_jax.training.page_parts import (
     words,
     written,
 )
-from unigrpo_jax.training.page_shell import STRIPS, page
+from unigrpo_jax.training.page_shell import CLIPS, STRIPS, page
 from unigrpo_jax.training.recorded_run import RecordedRun
 
 MOST_RUNS = 2 * curves.COLOURS  # each colour solid and dashed; further lines could not be told apart
 # Metrics whose figures stand open, by patterns; those of the others open on demand.
 IMPORTANT = (
     r"reward/mean", r"eval/.+", r"judge/.+", r"flow/velocity_mse", r"text/entropy", r"text/length", r"text/truncated_share",
-    r"reward/zero_variance_share", r"grad_norm/.+", r"image/.+", r"time/iteration",
+    r"reward/zero_variance_share", r"grad_norm/.+", r"image/.+", r"video/.+", r"time/iteration",
 )  # fmt: skip
 # Where the files of a run folder differ without being settings.
 FACTS = ("model_sha256", "versions")
@@ -51,9 +51,10 @@ def runs_page(runs: Sequence[RecordedRun]) -> str:
     """The page of at least one and at most MOST_RUNS runs; ValueError where the samples of one are damaged."""
     names = distinct_names(runs)
     samples = [page_samples.first_and_last(run.folder) for run in runs]
+    clips = f"<style>{CLIPS}</style>" if any(page_samples.hold_clips(pairs) for _, pairs in samples) else ""
     title = names[0] if len(names) == 1 else f"{len(names)} runs: {', '.join(names)}"
     body = [
-        f"<style>{_STYLE}{STRIPS}</style><header><h1>{_text(title)}</h1><p class=note>{written()}.</p></header>",
+        f"<style>{_STYLE}{STRIPS}</style>{clips}<header><h1>{_text(title)}</h1><p class=note>{written()}.</p></header>",
         _overview(runs, names),
         _settings(runs, names),
         _held_out(runs, names),

@@ -1,10 +1,14 @@
-"""Pictures to look at during a run: what the policy thought and drew for a fixed list of prompts.
+"""Pictures and clips to look at during a run: what the policy thought and drew for a fixed list of prompts.
 
 Each saved step is three files in `samples/` of the run folder: `000120.png`, a grid with captions for the eye;
 `000120.npz`, the images exactly as drawn; `000120.json`, prompts, thinking and verdicts.  Episodes of several rounds are
 strips in the grid, one row each: what is said, what is thought, the image, and so on.  The npz holds the last images as
 `images`, [N, H, W, 3], those of round r before it as `images_r`, and the n-th picture given in round r of sample i as
 `given_i_r_n`, [H, W, 3], i from 0, r and n from 1; a sample's `earlier` in the JSON lists the rounds before the last.
+
+Of clips there is a file for each sample, too, `000120-1.mp4` and so on (`.webp` where PyAV is not installed); the grid shows
+strips of their frames, which the npz holds as `strips`, and the JSON says of each how many frames it has, and how many
+per second.  Those of round r before the last are `000120-1-round1.mp4` and `strips_r`.
 """
 
 import dataclasses
@@ -21,13 +25,51 @@ import numpy as np
 from etils import epath
 from PIL import Image, ImageDraw, ImageFont
 
-from unigrpo_jax import foreign_files
+from unigrpo_jax import clip_files, foreign_files
 from unigrpo_jax.training.storage import Place, literal, write_atomically
 
 ENLARGE_TO, SHRINK_TO = 96, 256  # a drawn side lies between these, in pixels
+STRIP_FRAMES, GAP = 5, 4  # frames of a clip's strip, and pixels between two
+MOST_BYTES = 64 * foreign_files.MIB  # of a clip's file
 CELL_WIDTH, MARGIN, FRAME = 168, 10, 3
 FONT_SIZE, LINE_HEIGHT, PROMPT_LINES, THINKING_LINES, VERDICT_LINES = 12, 16, 4, 5, 3
 GREEN, RED, GREY, INK, THOUGHT = (26, 138, 72), (200, 48, 48), (190, 190, 190), (32, 32, 32), (70, 90, 150)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Clip:
+    """A clip as it is saved and shown.
+
+    Attributes:
+      kind: of its file, one of `clip_files.KINDS`.
+      data: the file.
+      strip: uint8 [H, W, 3], its first frame, its last and some between, side by side.
+      frames: how many it has.
+      fps: frames per second.
+      tiny: whether it was enlarged, and so has pixels as squares.
+    """
+
+    kind: str
+    data: bytes
+    strip: np.ndarray
+    frames: int
+    fps: float
+    tiny: bool
+
+    @classmethod
+    def of(cls, frames_FHWC: np.ndarray, fps: float) -> "Clip":
+        """The clip of frames uint8 [F, H, W, 3]; a tiny one is enlarged, since yuv420p would blur its colours."""
+        times, kind = max(1, math.ceil(ENLARGE_TO / max(frames_FHWC.shape[1:3]))), clip_files.best_kind()
+        data = clip_files.encode(frames_FHWC.repeat(times, axis=1).repeat(times, axis=2), fps, kind)
+        some = [np.asarray(readable_size(frame)) for frame in frames_FHWC[clip_files.spread(len(frames_FHWC), STRIP_FRAMES)]]
+        gap = np.full((some[0].shape[0], GAP, 3), 255, np.uint8)
+        strip = np.concatenate([part for frame in some for part in (gap, frame)][1:], axis=1)
+        return cls(kind=kind, data=data, strip=strip, frames=len(frames_FHWC), fps=fps, tiny=times > 1)
+
+    @property
+    def words(self) -> dict[str, Any]:
+        """What is known of it beside the file and the strip, JSON values."""
+        return {"kind": self.kind, "frames": self.frames, "fps": self.fps, "tiny": self.tiny}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -37,23 +79,32 @@ class Moment:
     Attributes:
       prompt: what was said in it; empty where nothing was.
       thinking: the text that the policy wrote before it drew.
-      image: uint8 [H, W, 3].
+      image: uint8 [H, W, 3]; None where a clip was drawn.
+      clip: None where an image was drawn.
       verdict: what the judge says in words, such as "2 of 3 objects".
-      correct: whether the image is right; None where that is not known.
+      correct: whether what was drawn is right; None where that is not known.
       given: the pictures that it was given before the words, uint8 [H, W, 3] each, of any size.
     """
 
     prompt: str
     thinking: str
-    image: np.ndarray
+    image: np.ndarray | None = None
+    clip: Clip | None = None
     verdict: str
     correct: bool | None
     given: tuple[np.ndarray, ...] = ()
 
     def __post_init__(self):
-        for image in (self.image, *self.given):
+        if (self.image is None) == (self.clip is None):
+            raise ValueError("a sample is an image or a clip")
+        for image in (self.still, *self.given):
             if not _is_picture(image):
                 raise ValueError(f"a sample's image is uint8 [H, W, 3], not {image.dtype} {list(image.shape)}")
+
+    @property
+    def still(self) -> np.ndarray:
+        """The image, or the clip's strip, uint8 [H, W, 3]."""
+        return self.image if self.clip is None else self.clip.strip
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -78,13 +129,15 @@ class Sample(Moment):
 
 
 def save_samples(folder: Place, step: int, samples: Sequence[Sample]) -> epath.Path:
-    """Writes the three files of `step` under `folder/samples` and returns the path of the grid.
+    """Writes the files of `step` under `folder/samples` and returns the path of the grid.
 
     The text comes last, so that a step that `saved_steps` lists is whole.
     """
     if not samples:
         raise ValueError(f"no samples to save at step {step}")
-    sizes = sorted({moment.image.shape for sample in samples for moment in sample.rounds})
+    if len({moment.clip is None for sample in samples for moment in sample.rounds}) > 1:
+        raise ValueError("samples of one step are all images or all clips")
+    sizes = sorted({moment.still.shape for sample in samples for moment in sample.rounds})
     if len(sizes) > 1:
         raise ValueError(f"samples of one step share one size, not {sizes}")
     counts = sorted({len(sample.rounds) for sample in samples})
@@ -92,12 +145,15 @@ def save_samples(folder: Place, step: int, samples: Sequence[Sample]) -> epath.P
         raise ValueError(f"samples of one step share one number of rounds, not {counts}")
     grid_path, images_path, texts_path = _paths(folder, step)
     write_atomically(grid_path, _png(draw_grid(samples)))
-    arrays = {"images": np.stack([sample.image for sample in samples])}
+    kind = "images" if samples[0].clip is None else "strips"
+    arrays = {kind: np.stack([sample.still for sample in samples])}
     for turn in range(1, counts[0]):
-        arrays[f"images_{turn}"] = np.stack([sample.earlier[turn - 1].image for sample in samples])
+        arrays[f"{kind}_{turn}"] = np.stack([sample.earlier[turn - 1].still for sample in samples])
     for row, sample in enumerate(samples):
         for turn, moment in enumerate(sample.rounds, 1):
             arrays |= {f"given_{row}_{turn}_{n}": image for n, image in enumerate(moment.given, 1)}
+            if moment.clip is not None:
+                write_atomically(_clip_path(folder, step, row, turn, counts[0], moment.clip.kind), moment.clip.data)
     buffer = io.BytesIO()
     np.savez_compressed(buffer, **arrays)
     write_atomically(images_path, buffer.getvalue())
@@ -113,31 +169,45 @@ def _words(moment: Moment) -> dict[str, Any]:
         "thinking": moment.thinking,
         "verdict": moment.verdict,
         "correct": None if moment.correct is None else bool(moment.correct),
-    }
+    } | ({} if moment.clip is None else {"clip": moment.clip.words})
 
 
 def load_samples(folder: Place, step: int) -> list[Sample]:
     """The samples that `save_samples` wrote, images bit for bit; ValueError where the files hold anything else."""
     _, images_path, texts_path = _paths(folder, step)
     arrays = foreign_files.read_arrays(images_path)
-    images = arrays.get("images")
+    kind = "strips" if "strips" in arrays else "images"
+    images = arrays.get(kind)
     if images is None or images.ndim != 4 or images.size == 0 or not _is_picture(images[0]):
         raise ValueError(f"{images_path} does not hold images, uint8 [N, H, W, 3]")
     texts = foreign_files.read_json(texts_path, foreign_files.TABLES)
     if not isinstance(texts, list) or len(texts) != len(images) or not all(map(_is_text, texts)):
         raise ValueError(f"{texts_path} does not hold the texts of {len(images)} images")
     earlier = len(texts[0].get("earlier", ()))
-    every = [arrays.get(f"images_{turn}") for turn in range(1, earlier + 1)] + [images]
+    every = [arrays.get(f"{kind}_{turn}") for turn in range(1, earlier + 1)] + [images]
     if any(len(t.get("earlier", ())) != earlier for t in texts) or any(
         x is None or x.shape != images.shape or x.dtype != np.uint8 for x in every
     ):
         raise ValueError(f"{texts_path} and {images_path} do not hold the same rounds of {len(images)} episodes")
     given = lambda row, turn: _given(arrays, f"given_{row}_{turn}_", images_path)
+
+    def drawn(said: dict[str, Any], still: np.ndarray, row: int, turn: int) -> dict[str, Any]:
+        if ("clip" in said) != (kind == "strips"):
+            raise ValueError(f"{texts_path} and {images_path} do not hold the same clips")
+        if kind == "images":
+            return {"image": still}
+        path = _clip_path(folder, step, row, turn, len(every), said["clip"]["kind"])
+        try:
+            return {"clip": Clip(**said["clip"], data=foreign_files.read_bytes(path, MOST_BYTES), strip=still)}
+        except OSError as error:
+            raise ValueError(f"{path} cannot be read ({error.strerror})") from None
+
     samples = []
     for row, text in enumerate(texts):
         said = [*text.pop("earlier", ()), text]
         *before, last = (
-            m | {"image": x[row], "given": given(row, turn)} for turn, (m, x) in enumerate(zip(said, every, strict=True), 1)
+            m | drawn(m, x[row], row, turn) | {"given": given(row, turn)}
+            for turn, (m, x) in enumerate(zip(said, every, strict=True), 1)
         )
         samples.append(Sample(**last, earlier=tuple(Moment(**m) for m in before)))
     return samples
@@ -166,9 +236,21 @@ def _is_text(value: Any) -> bool:
 def _is_words(value: Any) -> bool:
     """Whether a value is what `_words` gives."""
     names = ("prompt", "thinking", "verdict")
-    if not isinstance(value, dict) or value.keys() != {*names, "correct"}:
+    if not isinstance(value, dict) or value.keys() - {"clip"} != {*names, "correct"}:
+        return False
+    if "clip" in value and not _are_words_of_clip(value["clip"]):
         return False
     return all(isinstance(value[name], str) for name in names) and isinstance(value["correct"], bool | None)
+
+
+def _are_words_of_clip(value: Any) -> bool:
+    """Whether a value is what `Clip.words` gives."""
+    if not isinstance(value, dict) or value.keys() != {"kind", "frames", "fps", "tiny"}:
+        return False
+    frames, fps = value["frames"], value["fps"]
+    if type(frames) is not int or type(fps) not in (int, float) or not (0 < frames < 10**6 and 0 < fps < 10**6):
+        return False
+    return isinstance(value["tiny"], bool) and value["kind"] in tuple(clip_files.KINDS)
 
 
 def saved_steps(folder: Place) -> list[int]:
@@ -197,12 +279,13 @@ def draw_grid(samples: Sequence[Sample]) -> Image.Image:
     font = ImageFont.load_default(FONT_SIZE)
     moments = [moment for sample in samples for moment in sample.rounds]
     strips = len(moments) > len(samples) or any(moment.given for moment in moments)
-    shown = [image for moment in moments for image in (moment.image, *moment.given)]
-    width = max(CELL_WIDTH, *(readable_size(image).width + 2 * FRAME for image in shown))
+    shown = [picture for moment in moments for picture in (_drawn(moment), *map(readable_size, moment.given))]
+    width = max(CELL_WIDTH, *(picture.width + 2 * FRAME for picture in shown))
     if strips:
         return _draw([[cell for m in sample.rounds for cell in _cells(m, font, width, True)] for sample in samples], width)
     cells = [cell for sample in samples for cell in _cells(sample, font, width, False)]
-    columns = min(len(samples), max(1, round(math.sqrt(len(samples) * 1.5))))
+    shape = width / (moments[0].still.shape[0] + 5 * LINE_HEIGHT) if moments[0].clip else 1  # a cell of clips is wide
+    columns = min(len(samples), max(1, round(math.sqrt(len(samples) * 1.5 / shape))))
     return _draw([cells[start : start + columns] for start in range(0, len(cells), columns)], width)
 
 
@@ -215,7 +298,12 @@ def _cells(moment: Moment, font, width: int, strip: bool) -> list[_Cell]:
     thought = [(line, THOUGHT) for line in wrap(moment.thinking, font, width, THINKING_LINES)]
     above, below = (words + thought, verdict) if strip else ([], words + verdict)
     given = [_Cell(readable_size(image), [("given", INK)], []) for image in moment.given]
-    return [*given, _Cell(readable_size(moment.image), above, below, colour, 1 if moment.correct is None else FRAME)]
+    return [*given, _Cell(_drawn(moment), above, below, colour, 1 if moment.correct is None else FRAME)]
+
+
+def _drawn(moment: Moment) -> Image.Image:
+    """The image in a readable size, or the clip's strip, which is."""
+    return readable_size(moment.image) if moment.clip is None else Image.fromarray(moment.clip.strip)
 
 
 def _draw(rows: Sequence[Sequence[_Cell]], width: int) -> Image.Image:
@@ -291,6 +379,12 @@ def _png(picture: Image.Image) -> bytes:
     buffer = io.BytesIO()
     picture.save(buffer, format="PNG", optimize=True)
     return buffer.getvalue()
+
+
+def _clip_path(folder: Place, step: int, row: int, turn: int, rounds: int, kind: str) -> epath.Path:
+    """The file of sample `row`, from 0, in its round `turn` of `rounds`, from 1."""
+    earlier = f"-round{turn}" if turn < rounds else ""
+    return epath.Path(folder) / "samples" / f"{step:06d}-{row + 1}{earlier}.{kind}"
 
 
 def _paths(folder: Place, step: int) -> list[epath.Path]:

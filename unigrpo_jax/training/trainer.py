@@ -30,7 +30,7 @@ from unigrpo_jax.rollout.program import check_window, flow_sampler
 from unigrpo_jax.training import measured
 from unigrpo_jax.training.evaluation import by_round, check_evaluation, check_schedule
 from unigrpo_jax.training.given import check_pictures, given_pictures
-from unigrpo_jax.training.image_statistics import colour_entropy, edge_density
+from unigrpo_jax.training.image_statistics import statistics
 from unigrpo_jax.training.programs import Followed, Inputs, Programs
 from unigrpo_jax.training.stopping import clause
 from unigrpo_jax.worlds.order import Order
@@ -292,13 +292,13 @@ class Trainer:
 
     def _own(self, episodes: Episodes, prompts: list[Prompt], picture: Picture | None) -> OwnEpisodes:
         """The episodes that this process judges."""
-        rows = processes.own_rows(episodes.drawing.image)[0]
+        rows, finite = processes.own_rows(episodes.drawing.finite)
         own, of = lambda x: processes.own_rows(x)[1], rows // self.parts.config.learning.group_size
         before = None if picture is None else picture.levels[of]
         batches = by_round(episodes, [prompts[row] for row in of], self.parts.loaded.codec, own, before, group=of)
         masks = [own(thinking.mask) for thinking in episodes.thinkings if thinking is not None]
         tokens = sum((mask.sum(axis=1) for mask in masks), np.zeros(len(rows), int))
-        return OwnEpisodes(rows, batches, tokens, processes.own_rows(episodes.drawing.finite)[1])
+        return OwnEpisodes(rows, batches, tokens, finite)
 
     def _prompts(self, step: int) -> tuple[list[Prompt], TokenBlock, Picture | None, tuple[TokenBlock, ...]]:
         """The prompts of iteration `step`, what is shown with them and what is said later.
@@ -348,8 +348,7 @@ class Trainer:
         columns = {}
         if self.parts.world.judge is not None:
             columns |= {f"judge/{name}": x for name, x in self.parts.world.judge(batch).scores.items()}
-        columns["image/edge_density"] = edge_density(batch.images)
-        columns["image/colour_entropy"] = colour_entropy(batch.images)
+        columns |= statistics(batch.media)
         columns["tokens"], columns["finite"] = own.tokens, own.finite
         columns |= {f"reward/{component}": values for component, values in judged().items()}
         return {name: np.asarray(x).tolist() for name, x in columns.items()}

@@ -1,0 +1,296 @@
+"""Clips on their way: episodes' media, reward batches, rewards of images frame by frame, and canaries that none sees."""
+
+import dataclasses
+import types
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+
+from experiments.generate import write_drawn
+from tests.moving import FPS, batch, clip
+from unigrpo_jax.clip_files import read_clip
+from unigrpo_jax.config import ConfigError, JudgingConfig, RunConfig
+from unigrpo_jax.episode import Drawing, Episodes
+from unigrpo_jax.rewards.frames import Frames
+from unigrpo_jax.rewards.judging import ABSTAINED, Judging, RewardError
+from unigrpo_jax.rewards.load import load_reward
+from unigrpo_jax.rewards.protocol import ABSTAIN, NotDrawn, Reward, RewardBatch
+from unigrpo_jax.rollout.drawing import FlowSampler, draw
+from unigrpo_jax.rollout.step_rules import ODE
+from unigrpo_jax.training.evaluation import by_round, join
+from unigrpo_jax.training.health import MEANINGS, alarms, second_judges
+from unigrpo_jax.training.image_statistics import colour_entropy, edge_density, frame_difference, statistics
+from unigrpo_jax.training.measured import means
+from unigrpo_jax.training.run_folder import save_episodes
+from unigrpo_jax.training.trainer import OwnEpisodes
+from unigrpo_jax.worlds.prompt import Prompt
+
+ONCE = JudgingConfig(retries=0)
+redness = lambda batch: {"red": batch.images[..., 0].mean(axis=(1, 2)) / 255}
+motion = lambda batch: {"moved": np.abs(np.diff(batch.videos.astype(int), axis=1)).mean(axis=(1, 2, 3, 4)) * batch.fps}
+
+
+# --- batches ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_batch_of_images_is_what_it_was():
+    images = np.zeros((2, 4, 6, 3), np.uint8)
+    made = RewardBatch(prompts=["a", "b"], metadata=[{}] * 2, images=images, thinking=[""] * 2)
+    assert made.images is images and made.size == (4, 6) and made.media == {"image": images} and made.fps == 0
+    assert made.take([1]).images.shape == (1, 4, 6, 3) and not hasattr(made, "videos")
+    assert dataclasses.replace(made, images=images[:, :2]).size == (2, 6)
+
+
+def test_a_batch_of_clips_has_videos_and_their_speed():
+    made = batch(3)
+    assert made.videos.shape == (3, 6, 24, 32, 3) and made.fps == FPS and made.size == (24, 32)
+    part = made.take([2, 0])
+    np.testing.assert_array_equal(part.videos, made.videos[[2, 0]])
+    assert (part.prompts, part.fps, part.group.tolist()) == (["square 2", "square 0"], FPS, [0, 0])
+    assert dataclasses.replace(made, prompts=["x"] * 3).videos is made.videos and not hasattr(made, "images")
+    with pytest.raises(NotDrawn, match="asked for batch.images, but this run draws clips"):
+        made.images  # noqa: B018
+
+
+@pytest.mark.parametrize("wrong", [{}, {"videos": clip()[None]}, {"images": clip()[:1], "fps": 8.0}])
+def test_a_batch_has_images_or_clips_with_their_speed(wrong):
+    with pytest.raises(ValueError, match="images, or videos and their fps"):
+        RewardBatch(prompts=["a"], metadata=[{}], thinking=[""], **wrong)
+
+
+# --- rewards ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_reward_of_clips_is_a_function_of_videos():
+    found = Judging({"motion": motion}, ONCE)(batch(2, speed=2))["moved"]
+    still = Judging({"motion": motion}, ONCE)(batch(2, speed=0))["moved"]
+    assert (found > 0).all() and (still == 0).all()
+
+
+def test_a_reward_of_images_says_that_the_run_draws_clips_and_one_of_clips_that_it_draws_images():
+    calls = []
+    ask = lambda batch: calls.append(1) or redness(batch)
+    with pytest.raises(RewardError) as caught:
+        Judging({"my:red": ask}, JudgingConfig(retries=3, backoff_seconds=0.0))(batch())
+    assert str(caught.value) == (
+        "the reward function my:red asked for batch.images, but this run draws clips: batch.videos, and batch.fps; "
+        "frames:mean:my:red has it judge each frame"
+    )
+    assert len(calls) == 1, "asking again would change nothing"
+    images = RewardBatch(prompts=["a"], metadata=[{}], thinking=[""], images=clip()[:1])
+    with pytest.raises(RewardError, match="my:motion asked for batch.videos, but this run draws images: batch.images$"):
+        Judging({"my:motion": motion}, ONCE)(images)
+
+
+def test_the_same_frames_at_another_speed_are_another_episode():
+    asked = []
+
+    class Remembering:
+        cost, identity = "host", "some"
+
+        def __call__(self, batch):
+            asked.append(batch.fps)
+            return {"x": [1.0] * len(batch.prompts)}
+
+    judging = Judging({"r": Remembering()}, JudgingConfig())
+    for fps in (FPS, FPS, 2 * FPS):
+        judging(dataclasses.replace(batch(1), fps=fps))
+    assert asked == [FPS, 2 * FPS]
+
+
+@pytest.fixture
+def module(tmp_path, monkeypatch):
+    """A user's module in the current folder: a reward of images, and one of clips."""
+    (tmp_path / "user_frames.py").write_text(
+        "def red(batch):\n    return {'red': batch.images[..., 0].mean(axis=(1, 2)) / 255}\n"
+        "def moved(batch):\n    return {'moved': batch.videos[:, -1].mean(axis=(1, 2, 3))}\n"
+    )
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "how, component, wanted",
+    [
+        ("mean", "red_mean", lambda red: red.mean(axis=1)),
+        ("min", "red_min", lambda red: red.min(axis=1)),
+        ("mean/2", "red_mean_2", lambda red: red[:, [0, 2, 4]].mean(axis=1)),
+        ("min/4", "red_min_4", lambda red: red[:, [0, 4]].min(axis=1)),
+        ("mean/99", "red_mean_99", lambda red: red[:, 0]),
+    ],
+)
+def test_a_reward_of_images_judges_clips_by_their_frames(module, how, component, wanted):
+    made = batch(3)
+    fading = (made.videos * np.linspace(1, 0.4, 6).reshape(1, 6, 1, 1, 1)).astype(np.uint8)
+    made = dataclasses.replace(made, videos=fading)
+    reward = load_reward(f"frames:{how}:user_frames:red", RunConfig())
+    found = Judging({"r": reward}, ONCE)(made)
+    red = fading[..., 0].mean(axis=(2, 3)) / 255
+    assert list(found) == [component]
+    np.testing.assert_allclose(found[component], wanted(red), rtol=1e-6)
+
+
+def test_frames_come_with_the_prompt_and_the_group_of_their_clip():
+    seen = []
+    Frames(lambda batch: seen.append(batch) or redness(batch), "my:red", "mean", 3)(batch(2))
+    (given,) = seen
+    assert given.prompts == ["square 0"] * 2 + ["square 1"] * 2 and given.group.tolist() == [0] * 4
+    assert [facts["number"] for facts in given.metadata] == [0, 0, 1, 1] and given.before is None
+    np.testing.assert_array_equal(given.images, np.stack([clip(colour=c)[f] for c in (0, 1) for f in (0, 3)]))
+
+
+def test_one_frame_that_is_not_judged_loses_the_clip_and_one_that_all_abstain_from_does_not():
+    def moody(batch):
+        asked = [(frame % 6, facts["number"]) for frame, facts in enumerate(batch.metadata)]
+        return {"x": [np.nan if both == (2, 1) else ABSTAIN if both[1] == 2 else float(both[0]) for both in asked]}
+
+    found = Judging({"r": Frames(moody, "my:moody", "mean", 1)}, ONCE)(batch(3))["x_mean"]
+    np.testing.assert_array_equal(found, [2.5, np.nan, ABSTAINED])
+
+
+def test_the_adapter_is_the_reward_that_it_asks():
+    inner = types.SimpleNamespace(cost="device", identity="clip 1")
+    mean, least = Frames(inner, "a", "mean", 1), Frames(inner, "a", "min", 1)
+    assert isinstance(mean, Reward) and mean.cost == "device"
+    assert len({inner.identity, mean.identity, least.identity, Frames(inner, "a", "mean", 2).identity}) == 4
+    assert Frames(redness, "a", "mean", 1).identity == "" and Frames(redness, "a", "mean", 1).cost == "host"
+
+
+@pytest.mark.parametrize(
+    "name, words",
+    [
+        ("frames", "it is frames:HOW:REWARD"),
+        ("frames:mean", "it is frames:HOW:REWARD"),
+        ("frames:mean:", "it is frames:HOW:REWARD"),
+        ("frames:max:user_frames:red", "HOW is mean or min"),
+        ("frames:mean/0:user_frames:red", "of every 8th frame mean/8 or min/8"),
+        ("frames:clipscore:FOLDER", "it is frames:HOW:REWARD"),
+        ("frames:mean:frames:min:user_frames:red", "frames is shown whole clips"),
+        ("frames:mean:judge", "give judge alone, with --judge.frames"),
+        ("frames:mean:judge:thinking", "give judge:thinking alone"),
+        ("frames:mean:clipscore", "clipscore needs the folder"),
+        ("frames:mean:nothing", "'nothing' is neither one of"),
+    ],
+)
+def test_a_way_that_is_none_is_one_sentence(module, name, words):
+    with pytest.raises(ConfigError) as caught:
+        load_reward(name, RunConfig())
+    assert words in str(caught.value) and str(caught.value).endswith((".", "module:function.", "?")), caught.value
+
+
+def test_a_reward_that_judges_clips_is_not_asked_about_frames_and_images_have_none(module):
+    with pytest.raises(RewardError, match="user_frames:moved judges clips as they are; leave frames:mean: out"):
+        Judging({"r": load_reward("frames:mean:user_frames:moved", RunConfig())}, ONCE)(batch())
+    images = RewardBatch(prompts=["a"], metadata=[{}], thinking=[""], images=clip()[:1])
+    with pytest.raises(RewardError, match="draws images; leave frames:min/2: out"):
+        Judging({"r": load_reward("frames:min/2:user_frames:red", RunConfig())}, ONCE)(images)
+
+
+# --- episodes -----------------------------------------------------------------------------------------------------------
+
+
+def episodes(count=2) -> Episodes:
+    """Finished episodes that drew clips; of what is learned from there is nothing."""
+    videos = jnp.asarray(np.stack([clip(colour=row) for row in range(count)]))
+    nothing = jnp.zeros((count, 0))
+    drawing = Drawing(
+        steps=nothing, x=nothing, noise=nothing, mean=nothing, latent=nothing, media={"video": videos},
+        finite=jnp.ones(count, bool), fps=FPS,
+    )  # fmt: skip
+    return Episodes(prompt=None, segments=(drawing,))
+
+
+def test_clips_go_from_episodes_to_rewards_with_their_speed():
+    asked = [Prompt(text=f"p{row}", metadata={"n": row}) for row in range(2)]
+    codec = types.SimpleNamespace(thoughts=lambda thinking, count: [""] * count)
+    (found,) = by_round(episodes(), asked, codec, np.asarray, None, group=np.arange(2))
+    np.testing.assert_array_equal(found.videos[1], clip(colour=1))
+    assert found.fps == FPS and found.prompts == ["p0", "p1"]
+    both = join([found, found.take([0])])
+    assert both.videos.shape[0] == 3 and both.fps == FPS and both.group.tolist() == [0, 1, 0]
+
+
+def test_what_a_decoder_of_clips_gives_is_a_video():
+    """From shapes alone: a painter whose latent is one token per pixel."""
+    model = types.SimpleNamespace(
+        hold=None,
+        predict=lambda params, x, t, grid, condition: x,
+        to_latent=lambda tokens, grid: tokens.reshape(-1, 4, 5, 3),
+    )
+    flow = FlowSampler(schedule=(1.0, 0.5, 0.0), rule=ODE(), grid=(4, 5))
+    x = jnp.zeros((2, 20, 3))
+    of_clips = lambda latent: jnp.repeat(latent[:, None], 7, axis=1)
+    drawn = lambda decode, **more: jax.eval_shape(
+        lambda: draw(model, {}, None, x, None, jnp.zeros(0, jnp.int32), flow, decode, **more)
+    )
+    found = drawn(of_clips, parts=2, fps=15.0)
+    assert {name: (x.shape, x.dtype) for name, x in found.media.items()} == {"video": ((2, 7, 4, 5, 3), np.uint8)}
+    assert found.fps == 15 and found.seen is found.media["video"] and found.finite.shape == (2,)
+    found = drawn(lambda latent: latent, fps=15.0)
+    assert found.image.shape == (2, 4, 5, 3) and found.seen is found.image and found.fps == 0
+
+
+def test_generate_writes_a_clip_where_one_was_drawn(tmp_path):
+    drawing = episodes().drawing
+    for name, written in (("a-square.png", "a-square"), ("mine.webp", "mine.webp"), ("v1.2", "v1.2.")):
+        out = write_drawn(drawing, tmp_path / name, 2)
+        assert out.name.startswith(written) and out.suffix in (".mp4", ".webp")
+        frames, fps = read_clip(out)
+        assert frames.shape == (6, 48, 64, 3) and fps == pytest.approx(FPS, rel=0.02)
+    picture = drawing.replace(media={"image": drawing.media["video"][:, 0]}, fps=0.0)
+    assert write_drawn(picture, tmp_path / "b.png", 1) == tmp_path / "b.png"
+    np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "b.png")), clip()[0])
+
+
+def test_clips_that_could_not_be_judged_are_kept(tmp_path):
+    own = OwnEpisodes(rows=np.arange(3), batches=(batch(),), tokens=np.zeros(3, int), finite=np.ones(3, bool))
+    folder = save_episodes(tmp_path, 4, own)
+    with np.load(folder / "videos.npz") as arrays:
+        np.testing.assert_array_equal(arrays["videos"], batch().videos)
+        assert arrays["fps"] == FPS and arrays["episodes"].tolist() == [0, 1, 2]
+
+
+# --- what no reward sees --------------------------------------------------------------------------------------------------
+
+
+def test_the_difference_from_frame_to_frame_by_hand():
+    """Of 4 x 5 pixels one becomes white in one channel in the first step, and two in all channels in the second."""
+    frames = np.zeros((3, 4, 5, 3), np.uint8)
+    frames[1, 0, 0, 1] = 255
+    frames[2] = frames[1]
+    frames[2, 1, :2] = 51
+    assert frame_difference(frames) == pytest.approx((1 / 60 + 6 * 0.2 / 60) / 2)
+    assert frame_difference(frames[:1]) == 0 and frame_difference(np.repeat(frames[:1], 5, axis=0)) == 0
+    assert frame_difference(np.array([0, 255, 0], np.uint8).repeat(12).reshape(3, 2, 2, 3)) == 1
+
+
+def test_statistics_of_images_are_as_ever_and_those_of_clips_are_means_over_frames():
+    images = np.stack([clip(colour=c)[0] for c in range(3)])
+    found = statistics({"image": images})
+    assert list(found) == ["image/edge_density", "image/colour_entropy"]
+    np.testing.assert_array_equal(found["image/edge_density"], edge_density(images))
+    found = statistics({"video": batch(2).videos})
+    for name, of in (("image/edge_density", edge_density), ("image/colour_entropy", colour_entropy)):
+        np.testing.assert_allclose(found[name], [of(clip(colour=c)).mean() for c in (0, 1)])
+    np.testing.assert_allclose(found["video/frame_difference"], [frame_difference(clip(colour=c)) for c in (0, 1)])
+    long = clip(frames=30)
+    some = long[[0, 4, 8, 12, 17, 21, 25, 29]]
+    np.testing.assert_allclose(statistics({"video": long[None]})["image/edge_density"], [edge_density(some).mean()])
+    assert {x.shape for x in statistics({"video": batch(2).videos[:0]}).values()} == {(0,)}
+
+
+def test_clips_that_stand_still_ring_and_are_a_second_judge():
+    config = RunConfig()
+    lines = [{"step": s, "reward/mean": 0.01 * s + 0.001 * (s % 3), "video/frame_difference": 0.05 if s < 30 else 0.005}
+             for s in range(1, 61)]  # fmt: skip
+    rings = alarms(lines, config.alarms, config.learning)
+    assert "video/frame_difference went from 0.05 to 0.005" in rings["image"] and "stiller" in MEANINGS["image"]
+    assert "video/frame_difference falls" in rings["hacking"]
+    assert second_judges(lines[-1], config.learning) == ["video/frame_difference"]
+    assert means([{"video/frame_difference": np.array([0.1, 0.3, np.nan], np.float32)}]) == {
+        "video/frame_difference": pytest.approx(0.2)
+    }
+
+

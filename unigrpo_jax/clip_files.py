@@ -1,0 +1,170 @@
+"""Clips in files: MP4 (H.264, yuv420p) through PyAV, or animated WebP through Pillow; MP4, GIF and WebP are read.
+
+A clip is uint8 [F, height, width, 3] with a number of frames per second.  MP4 needs the extra `video`, which is imported
+only when a clip is written or read.  What is written loses a little: yuv420p keeps colours at half the resolution and takes
+even sides only, so a side that is odd gets its last row or column twice.
+"""
+
+import importlib.util
+import io
+import os
+import pathlib
+import warnings
+from fractions import Fraction
+
+import numpy as np
+
+from unigrpo_jax.config import ConfigError, require
+from unigrpo_jax.picture_files import rgb
+
+KINDS = {"mp4": "video/mp4", "webp": "image/webp"}  # suffix of what is written, and its media type
+MOST_PIXELS = 2**28  # of all frames of a file; a small one may unpack to any number
+LEAST_FPS, MOST_FPS = 0.1, 240
+MISSING_SECONDS = 0.1  # of an animation's frame that says nothing, as browsers have it
+WITHOUT_PYAV = "PyAV is not installed: pip install 'unigrpo_jax[video]'"
+_QUALITY = {"crf": "18", "preset": "veryfast"}
+_BT709, _LIMITED = 1, 1  # numbers of the H.264 standard
+
+
+def has_pyav() -> bool:
+    """Whether MP4 can be written and read."""
+    return importlib.util.find_spec("av") is not None
+
+
+def best_kind() -> str:
+    """What a clip is written as where nobody says it: "mp4", or "webp" where PyAV is not installed."""
+    return "mp4" if has_pyav() else "webp"
+
+
+def spread(count: int, most: int) -> np.ndarray:
+    """At most `most` of `count` frames: the first, the last, and others evenly between, int; of one alone the first."""
+    return np.unique(np.rint(np.linspace(0, count - 1, min(count, most))).astype(int))
+
+
+def encode(frames_FHWC: np.ndarray, fps: float, kind: str) -> bytes:
+    """The file of a clip, uint8 [F, H, W, 3], of a kind of `KINDS`; ValueError where it is no such clip."""
+    if frames_FHWC.dtype != np.uint8 or frames_FHWC.ndim != 4 or frames_FHWC.shape[-1] != 3 or not frames_FHWC.size:
+        raise ValueError(f"a clip is uint8 [F, H, W, 3], not {frames_FHWC.dtype} {list(frames_FHWC.shape)}")
+    if not LEAST_FPS <= fps <= MOST_FPS:
+        raise ValueError(f"a clip has {LEAST_FPS} to {MOST_FPS} frames per second, not {fps}")
+    return {"mp4": _mp4, "webp": _webp}[kind](frames_FHWC, fps)
+
+
+def save_clip(path: pathlib.Path, frames_FHWC: np.ndarray, fps: float) -> None:
+    """Writes a clip as its suffix says, .mp4 or .webp, whole or not at all.
+
+    ConfigError where the suffix is another, or PyAV is not there for an MP4; OSError where it cannot be written.
+    """
+    kind = path.suffix.lower().removeprefix(".")
+    require(kind in KINDS, f"{path} cannot hold a clip; give a name that ends in .mp4 or .webp.")
+    require(kind != "mp4" or has_pyav(), f"{path}: {WITHOUT_PYAV}; or give a name that ends in .webp.")
+    data = encode(frames_FHWC, fps, kind)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_bytes(data)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def read_clip(path: pathlib.Path) -> tuple[np.ndarray, float]:
+    """The frames of an MP4, GIF or WebP file, uint8 [F, H, W, 3], and how many there are per second.
+
+    A frame that an animation shows longer than others stands there as often.  ConfigError where there is no such file, it is
+    no clip, or it holds more than MOST_PIXELS.
+    """
+    try:
+        with open(path, "rb") as file:
+            head = file.read(16)
+    except FileNotFoundError:
+        raise ConfigError(f"there is no clip {path}; give an existing file.") from None
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read ({error.strerror}); give an MP4, GIF or WebP file.") from None
+    is_mp4 = head[4:8] == b"ftyp"
+    require(not is_mp4 or has_pyav(), f"{path}: {WITHOUT_PYAV}; or give a GIF or WebP file.")
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            frames, fps = _read_mp4(path) if is_mp4 else _read_animation(path)
+            return np.stack(frames), fps
+    except Exception as error:  # a broken file makes decoders raise nearly anything
+        words = getattr(error, "strerror", None) or next(iter(str(error).splitlines()), "") or type(error).__name__
+        raise ConfigError(f"{path} is not a clip that can be read ({words}); give an MP4, GIF or WebP file.") from None
+
+
+# --- MP4 ----------------------------------------------------------------------------------------------------------------
+
+
+def _mp4(frames: np.ndarray, fps: float) -> bytes:
+    import av
+
+    odd = [(0, 0), *((0, side % 2) for side in frames.shape[1:3]), (0, 0)]
+    frames, buffer = np.pad(frames, odd, "edge"), io.BytesIO()
+    with av.open(buffer, "w", format="mp4") as file:
+        stream = file.add_stream("libx264", rate=Fraction(fps).limit_denominator(1001), options=_QUALITY)
+        stream.height, stream.width, stream.pix_fmt = *frames.shape[1:3], "yuv420p"
+        context = stream.codec_context  # says how its colours are meant; players guess otherwise, and differ
+        context.colorspace = context.color_primaries = context.color_trc = _BT709
+        context.color_range = _LIMITED
+        for frame in frames:
+            picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")
+            picture = picture.reformat(format="yuv420p", dst_colorspace=_BT709, dst_color_range=_LIMITED)
+            file.mux(stream.encode(picture))
+        file.mux(stream.encode())
+    return buffer.getvalue()
+
+
+def _read_mp4(path: pathlib.Path) -> tuple[list[np.ndarray], float]:
+    import av
+
+    frames, pixels = [], 0
+    # From an open file and as MP4 alone: other formats name further files, or addresses, that would be read, too.
+    with open(path, "rb") as data, av.open(data, format="mp4") as file:
+        if not file.streams.video:
+            raise ValueError("it holds no pictures")
+        stream = file.streams.video[0]
+        for frame in file.decode(stream):
+            pixels = _counted(pixels, frame.width, frame.height)
+            turned = np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90))
+            frames.append(turned)
+        rate = stream.average_rate
+    if not frames:
+        raise ValueError("it holds no frames")
+    if not rate:
+        raise ValueError("it does not say how many frames it has per second")
+    return frames, float(rate)
+
+
+# --- animations ---------------------------------------------------------------------------------------------------------
+
+
+def _webp(frames: np.ndarray, fps: float) -> bytes:
+    from PIL import Image
+
+    buffer, times = io.BytesIO(), np.rint(np.arange(len(frames) + 1) * 1000 / fps).astype(int)
+    first, *rest = map(Image.fromarray, frames)
+    first.save(buffer, "WEBP", save_all=True, append_images=rest, duration=np.diff(times).tolist(), loop=0, quality=90)
+    return buffer.getvalue()
+
+
+def _read_animation(path: pathlib.Path) -> tuple[list[np.ndarray], float]:
+    from PIL import Image, ImageSequence
+
+    frames, seconds, pixels = [], [], 0
+    with Image.open(path, formats=("GIF", "WEBP")) as file:
+        if not getattr(file, "is_animated", False):
+            raise ValueError("it is a single picture")
+        for frame in ImageSequence.Iterator(file):
+            pixels = _counted(pixels, frame.width, frame.height)
+            frames.append(np.asarray(rgb(frame, file.format)))
+            seconds.append(frame.info.get("duration", 0) / 1000 or MISSING_SECONDS)
+    times = [max(1, round(own / min(seconds))) for own in seconds]
+    for again in times:
+        pixels = _counted(pixels, frames[0].shape[1] * (again - 1), frames[0].shape[0])
+    return [frame for frame, again in zip(frames, times, strict=True) for _ in range(again)], sum(times) / sum(seconds)
+
+
+def _counted(pixels: int, width: int, height: int) -> int:
+    """The pixels so far with those of one more frame; ValueError where they are too many."""
+    if pixels + width * height > MOST_PIXELS:
+        raise ValueError(f"its frames have more than {MOST_PIXELS} pixels together")
+    return pixels + width * height
