@@ -14,11 +14,13 @@ class TextStates:
     Attributes:
       states: [B, L, D], one vector a token.
       pooled: [B, P], one vector a text; None where a network reads none.
+      valid: bool [B, L], tokens that are no padding; None where padding counts as text.
       empty: the same of the empty text, B rows of it, for guidance; None where nothing is guided.
     """
 
     states: Any
     pooled: Any = None
+    valid: Any = None
     empty: "TextStates | None" = None
 
     def repeat(self, times: int) -> "TextStates":
