@@ -18,7 +18,7 @@ from unigrpo_jax.models.folders import component
 from unigrpo_jax.models.hunyuan_video.condition import beside_first, upon
 from unigrpo_jax.models.hunyuan_video.config import read_transformer
 from unigrpo_jax.models.hunyuan_video.painter import HunyuanVideo
-from unigrpo_jax.models.hunyuan_video.transformer import REFINER, REFINER_TOLD, TEXT, HunyuanVideoTransformer
+from unigrpo_jax.models.hunyuan_video.transformer import REFINER_TOLD, TEXT, HunyuanVideoTransformer
 from unigrpo_jax.models.schedule import FlowShift
 from unigrpo_jax.models.text_encoders.states import TextStates
 from unigrpo_jax.rollout.step_rules import ODE, DanceSDE
@@ -77,7 +77,7 @@ class Recorded:
         x = x if c.first is None else beside_first(x, c.first)
         scale = np.full(rows, 1000 * self.told, np.float32)
         time = np.full(rows, 1000 * np.float32(t), np.float32)
-        return self.passes(self.params, x, time, (c.states, c.valid, c.pooled), scale)
+        return self.passes(self.params, x, time, (c.states, c.mask, c.pooled), scale)
 
     def loss(self, loss):
         """A loss of (parameters) from one of (velocity at x and t), as the painter predicts it."""
@@ -260,7 +260,7 @@ def test_guidance_compares_with_the_empty_text_upon_the_same_picture():
     read, unread = (verb({}, texts[0].replace(empty=texts[1]), begun) for verb in (painter.read, painter.unread))
     for found, text in ((read, texts[0]), (unread, texts[1])):
         assert found.first.shape == (2, 4, 8) and found.empty is None
-        for name in ("states", "pooled", "valid"):
+        for name in ("states", "pooled", "mask"):
             np.testing.assert_array_equal(getattr(found, name), getattr(text, name))
     assert painter.read({}, texts[0], painter.empty(2)).first is None
     assert painter.unread({}, texts[0], begun) is begun or painter.unread({}, texts[0], begun).states.shape == (2, 0, 0)

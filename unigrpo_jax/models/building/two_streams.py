@@ -67,7 +67,7 @@ class TwoStreams:
         """What every block is modulated by, [B, D]: `told` of the time, the text and, where `guidance`, its scale."""
         return told(params, TOLD, time_B, pooled_BP, scale_B if self.guidance else None)
 
-    def velocity(self, params: Params, text_BLD, latent_BND, condition, turn, way: Computing, valid_BL=None):
+    def velocity(self, params: Params, text_BLD, latent_BND, condition, turn, way: Computing, mask_BL=None):
         """What the blocks make of both streams, float32 [B, N, channels].
 
         Args:
@@ -77,11 +77,11 @@ class TwoStreams:
           condition: from `condition`.
           turn: cosines and sines of both, from `rotary`.
           way: of computing.
-          valid_BL: bool, tokens of the text that are no padding; no token sees the others.  None where all are.
+          mask_BL: bool, tokens of the text that are no padding; no token sees the others.  None where all are.
         """
         length, seen = text_BLD.shape[1], None
-        if valid_BL is not None:
-            seen = jnp.concatenate([valid_BL, jnp.ones(latent_BND.shape[:2], bool)], axis=1)
+        if mask_BL is not None:
+            seen = jnp.concatenate([mask_BL, jnp.ones(latent_BND.shape[:2], bool)], axis=1)
         double = way.block(lambda p, *streams: self.double_block(p, *streams, turn, way, seen), scanned=True)
         single = way.block(lambda p, *streams: self.single_block(p, *streams, turn, way, seen), scanned=True)
         both, step = (text_BLD, latent_BND), lambda h, p: (double(p, *h, condition), None)

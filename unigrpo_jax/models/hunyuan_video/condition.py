@@ -21,7 +21,7 @@ class VideoCondition(TextStates):
 
 def upon(text: TextStates, first_BMC) -> VideoCondition:
     """A text, and the first frame or None."""
-    return VideoCondition(states=text.states, pooled=text.pooled, valid=text.valid, first=first_BMC)
+    return VideoCondition(states=text.states, pooled=text.pooled, mask=text.mask, first=first_BMC)
 
 
 def beside_first(x_BNC, first_BMC):

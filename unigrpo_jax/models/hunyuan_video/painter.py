@@ -69,11 +69,11 @@ class HunyuanVideo(FlowPainter):
 
     def outputs(self, params: Params, x_BNC, t_B, grid: tuple[int, int, int], condition: VideoCondition, way: Computing):
         """The velocity."""
-        states, valid = condition.states, condition.valid
-        valid = jnp.ones(states.shape[:2], bool) if valid is None else valid
+        states, mask = condition.states, condition.mask
+        mask = jnp.ones(states.shape[:2], bool) if mask is None else mask
         x = x_BNC if condition.first is None else beside_first(x_BNC, condition.first)
         told = jnp.full(t_B.shape, 1000 * self.guidance_scale)
-        return self.transformer(params, x, 1000 * t_B, states, valid, condition.pooled, grid, told, way)
+        return self.transformer(params, x, 1000 * t_B, states, mask, condition.pooled, grid, told, way)
 
     def grid(self, height: int, width: int, frames: int = 1) -> tuple[int, int, int]:
         """Latent tokens (frames, rows, columns); ValueError where they do not fill the video."""

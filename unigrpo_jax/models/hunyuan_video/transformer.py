@@ -48,7 +48,7 @@ class HunyuanVideoTransformer(TwoStreams):
         x_BNC,
         time_B,
         text_BLD,
-        valid_BL,
+        mask_BL,
         pooled_BP,
         grid: tuple[int, int, int],
         scale_B=None,
@@ -62,7 +62,7 @@ class HunyuanVideoTransformer(TwoStreams):
             noisy latents, then those of the picture's, each a plane of PATCH.
           time_B: 1000 times the flow's, from 1000 for noise to 0.
           text_BLD: the text's states.
-          valid_BL: bool, its tokens that are no padding: the first ones, at least one.
+          mask_BL: bool, its tokens that are no padding: the first ones, at least one.
           pooled_BP: the state that stands for the whole text.
           grid: latent tokens (frames, rows, columns).
           scale_B: 1000 times the scale of guidance, where `guidance`; else it is not read.
@@ -70,10 +70,10 @@ class HunyuanVideoTransformer(TwoStreams):
         """
         dtype, length = x_BNC.dtype, text_BLD.shape[1]
         condition = self.condition(params, time_B, pooled_BP.astype(dtype), scale_B)
-        text = self.refined(params, text_BLD.astype(dtype), valid_BL, time_B, way)
+        text = self.refined(params, text_BLD.astype(dtype), mask_BL, time_B, way)
         video = self.embedded(params, x_BNC)
         turn = rotary(grid, length, self.axes, self.theta, np.float32)
-        return self.velocity(params, text, video, condition, turn, way, valid_BL)
+        return self.velocity(params, text, video, condition, turn, way, mask_BL)
 
     def embedded(self, params: Params, x_BNC):
         """Tokens [B, N, D]: the file's convolution, whose stride is its kernel and whose weight lies as a token does."""
@@ -82,19 +82,19 @@ class HunyuanVideoTransformer(TwoStreams):
         flat = {f"{name}.weight": kernel.reshape(kernel.shape[0], -1), f"{name}.bias": params[f"{name}.bias"]}
         return linear(flat, name, x_BNC)
 
-    def refined(self, params: Params, text_BLD, valid_BL, time_B, way: Computing = PLAIN):
+    def refined(self, params: Params, text_BLD, mask_BL, time_B, way: Computing = PLAIN):
         """The text after it was looked over, [B, L, D]; what stands at padding is read by nothing."""
-        condition = told(params, REFINER_TOLD, time_B, _mean(text_BLD, valid_BL))
+        condition = told(params, REFINER_TOLD, time_B, _mean(text_BLD, mask_BL))
         h = linear(params, f"{TEXT}.proj_in", text_BLD)
-        block = way.block(lambda p, *streams: self.refiner_block(p, *streams, valid_BL, way), scanned=True)
+        block = way.block(lambda p, *streams: self.refiner_block(p, *streams, mask_BL, way), scanned=True)
         return jax.lax.scan(lambda h, p: (block(p, h, condition), None), h, of_stack(params, REFINER))[0]
 
-    def refiner_block(self, p: Params, h, condition, valid_BL, way: Computing = PLAIN):
+    def refiner_block(self, p: Params, h, condition, mask_BL, way: Computing = PLAIN):
         """Attention among the text's tokens and an MLP; the condition says their gates alone."""
         gate, gate_mlp = modulation(p, "norm_out.linear", condition, 2, way)
         own = layer_norm(p, "norm1", h, EPS)
         q, k, v = (linear(p, f"attn.to_{which}", own).reshape(*h.shape[:2], self.heads, -1) for which in "qkv")
-        h = h + gate * linear(p, "attn.to_out.0", way.attention(q, k, v, valid_BL).reshape(h.shape))
+        h = h + gate * linear(p, "attn.to_out.0", way.attention(q, k, v, mask_BL).reshape(h.shape))
         wide = jax.nn.silu(linear(p, "ff.net.0.proj", layer_norm(p, "norm2", h, EPS)))
         return h + gate_mlp * linear(p, "ff.net.2", wide)
 
@@ -120,7 +120,7 @@ class HunyuanVideoTransformer(TwoStreams):
         yield from linear_shapes("norm_out.linear", width, 2 * width)
 
 
-def _mean(text_BLD, valid_BL):
-    """Of the states of valid tokens, taken in float32."""
-    weight = valid_BL[..., None].astype(jnp.float32)
+def _mean(text_BLD, mask_BL):
+    """Of the states that are no padding, taken in float32."""
+    weight = mask_BL[..., None].astype(jnp.float32)
     return (jnp.sum(weight * text_BLD.astype(jnp.float32), axis=1) / jnp.sum(weight, axis=1)).astype(text_BLD.dtype)

@@ -14,13 +14,13 @@ class TextStates:
     Attributes:
       states: [B, L, D], one vector a token.
       pooled: [B, P], one vector a text; None where a network reads none.
-      valid: bool [B, L], tokens that are no padding; None where padding counts as text.
+      mask: bool [B, L], true for a token and false for padding, which comes last; None where a network reads padding, too.
       empty: the same of the empty text, B rows of it, for guidance; None where nothing is guided.
     """
 
     states: Any
     pooled: Any = None
-    valid: Any = None
+    mask: Any = None
     empty: "TextStates | None" = None
 
     def repeat(self, times: int) -> "TextStates":
