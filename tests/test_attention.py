@@ -123,14 +123,15 @@ def test_splash_equals_xla_in_values_and_gradients(kind):
 
 
 @pytest.mark.parametrize("attend", [attention.xla, splash, attention.cudnn], ids=["xla", "splash", "cudnn"])
+@pytest.mark.parametrize("padded", [False, True])
 @pytest.mark.usefixtures("by_hand")
-def test_all_keys_are_seen_where_there_is_another_number_of_them(attend):
-    """Pixels upon a text: 257 queries, 77 keys, against a softmax in float64."""
+def test_all_keys_are_seen_or_the_same_some_where_there_is_another_number_of_them(attend, padded):
+    """Pixels upon a text: 257 queries, 77 keys, of which a part may be padding, against a softmax in float64."""
     q, k, v = (np.random.default_rng(0).standard_normal((2, n, 4, 8)) for n in (257, 77, 77))
-    scores = np.einsum("blhk,bshk->bhls", q, k) / np.sqrt(8)
-    weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
+    seen = np.arange(77) < np.array([[50], [1]]) if padded else np.ones((2, 77), bool)
+    weights = np.exp(np.einsum("blhk,bshk->bhls", q, k) / np.sqrt(8)) * seen[:, None, None]
     want = np.einsum("bhls,bshk->blhk", weights / weights.sum(axis=-1, keepdims=True), v)
-    given = (jnp.asarray(x, jnp.float32) for x in (q, k, v))
+    given = [jnp.asarray(x, jnp.float32) for x in (q, k, v)] + [jnp.asarray(seen)] * padded
     got = tiny.jit(lambda *given: attention.of_all(attend, *given))(*given)
     np.testing.assert_allclose(got, want, rtol=0, atol=2e-6)
 

@@ -10,9 +10,10 @@ import pytest
 
 from tests import recorded_gradients
 from unigrpo_jax.models.building.flat import of_stack
+from unigrpo_jax.models.building.two_streams import rotary
 from unigrpo_jax.models.flux.config import read_transformer
 from unigrpo_jax.models.flux.painter import Flux
-from unigrpo_jax.models.flux.transformer import rotary
+from unigrpo_jax.models.flux.transformer import THETA
 from unigrpo_jax.models.folders import component
 from unigrpo_jax.models.schedule import FlowShift
 from unigrpo_jax.models.text_encoders.states import TextStates
@@ -52,10 +53,11 @@ def test_single_passes(recorded, assert_close):
     found, network = load("transformer"), painter.transformer
     given = (found["packed"], found["timestep"], found["encoder_hidden_states"], found["pooled_projections"])
     grid = grid_of(found["img_ids"])
-    cos, sin = rotary(grid, len(found["txt_ids"]), network.axes)
+    cos, sin = rotary((1, *grid), len(found["txt_ids"]), network.axes, THETA)
     assert_close(np.repeat(cos, 2, axis=1), found["dev_stage/pos_embed.0"], name="cos")
     assert_close(np.repeat(sin, 2, axis=1), found["dev_stage/pos_embed.1"], name="sin")
-    condition = jax.jit(network.condition)(params, found["timestep"], found["pooled_projections"], found["guidance"])
+    told = 1000 * found["timestep"], found["pooled_projections"], 1000 * found["guidance"]
+    condition = jax.jit(network.condition)(params, *told)
     assert_close(condition, jax.nn.silu(found["dev_stage/time_text_embed"]), name="condition")
     told = jax.jit(lambda p, *given: network(p, *given, grid, found["guidance"]))
     assert_close(told(params, *given), found["dev_out"], name="told")
@@ -67,9 +69,9 @@ def test_stages(recorded, assert_close):
     load, (painter, params), _ = recorded
     found, network = load("transformer"), painter.transformer
     grid, length = grid_of(found["img_ids"]), len(found["txt_ids"])
-    turn = rotary(grid, length, network.axes)
+    turn = rotary((1, *grid), length, network.axes, THETA)
     layer = lambda stack, i: {name: x[i] for name, x in of_stack(params, stack).items()}
-    condition = network.condition(params, found["timestep"], found["pooled_projections"], found["guidance"])
+    condition = network.condition(params, 1000 * found["timestep"], found["pooled_projections"], 1000 * found["guidance"])
     text, picture = found["dev_stage/context_embedder"], found["dev_stage/x_embedder"]
     block = jax.jit(network.double_block)
     for i in range(network.double):

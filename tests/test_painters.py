@@ -18,6 +18,9 @@ from unigrpo_jax.config import LoraConfig, MeshConfig, RunConfig
 from unigrpo_jax.models.building.flat_adapters import linears
 from unigrpo_jax.models.flux.painter import Flux
 from unigrpo_jax.models.flux.transformer import FluxTransformer
+from unigrpo_jax.models.hunyuan_video.condition import upon
+from unigrpo_jax.models.hunyuan_video.painter import HunyuanVideo
+from unigrpo_jax.models.hunyuan_video.transformer import HunyuanVideoTransformer
 from unigrpo_jax.models.paths import scaled_linear
 from unigrpo_jax.models.stable_diffusion.painter import StableDiffusion
 from unigrpo_jax.models.stable_diffusion.unet import UNet
@@ -35,6 +38,12 @@ FLUX = Flux(
         channels=16, double=2, single=1, heads=4, axes=(2, 4, 2), text_width=24, pooled_width=20, guidance=True
     )
 )
+VIDEO = HunyuanVideo(  # from a picture
+    transformer=HunyuanVideoTransformer(
+        channels=16, double=1, single=1, heads=4, axes=(2, 4, 2), text_width=24, pooled_width=20, guidance=True, refiner=2,
+        from_picture=True,
+    )
+)
 REAL = {
     "sd": StableDiffusion(
         unet=UNet(channels=4, widths=(320, 640, 1280, 1280), attends=(True, True, True, False), blocks=2, heads=8,
@@ -44,9 +53,14 @@ REAL = {
         transformer=FluxTransformer(channels=64, double=19, single=38, heads=24, axes=(16, 56, 56), text_width=4096,
                                     pooled_width=768, guidance=True)
     ),
+    "video": HunyuanVideo(
+        transformer=HunyuanVideoTransformer(channels=64, double=20, single=40, heads=24, axes=(16, 56, 56), text_width=4096,
+                                            pooled_width=768, guidance=True, refiner=2)
+    ),
 }  # fmt: skip
 GRID, ROWS, TEXT, SCALE = (4, 6), 8, 5, 1.7
 both = pytest.mark.parametrize("painter", [SD, FLUX], ids=["sd", "flux"])
+every = pytest.mark.parametrize("painter", [SD, FLUX, VIDEO], ids=["sd", "flux", "video"])
 real = pytest.mark.parametrize("painter", REAL.values(), ids=REAL)
 
 
@@ -64,14 +78,22 @@ def params(painter):
 
 
 def given(painter, grid=GRID, rows=ROWS, text=TEXT):
-    """Latent tokens, times and texts."""
+    """Latent tokens, times and texts; of a video the texts' padding, and the first of two frames where it reads one."""
     rng, n = np.random.default_rng(1), painter.network
     draw = lambda *shape: jnp.asarray(rng.standard_normal((rows, *shape)), jnp.float32)
     pooled = draw(n.pooled_width) if painter.path is not PATH else None
-    return draw(*painter.latent_shape(grid)), jnp.linspace(0.1, 1, rows), TextStates(draw(text, n.text_width), pooled)
+    tokens, channels = painter.latent_shape(grid)
+    x, states = draw(tokens, channels), TextStates(draw(text, n.text_width), pooled)
+    if isinstance(painter, HunyuanVideo):
+        lengths = 1 + np.arange(rows)[:, None] % text
+        first = draw(tokens // 2, channels) if n.from_picture else None
+        states = upon(states.replace(mask=jnp.asarray(np.arange(text) < lengths)), first)
+    return x, jnp.linspace(0.1, 1, rows), states
 
 
 def predict(painter, p, x, t, text, grid=GRID):
+    """Of a video two frames, each of half the rows."""
+    grid = (2, grid[0] // 2, grid[1]) if isinstance(painter, HunyuanVideo) else grid
     return painter.predict(p, x, t, grid, text)
 
 
@@ -124,16 +146,18 @@ def test_products_with_weights_are_kept_by_dots_and_made_again_by_full(remat, ag
     assert count(dataclasses.replace(SD, remat=remat)) == count(SD) + again * needed
 
 
-@both
+@every
 def test_every_block_is_held_to_its_place(painter):
     seen = []
     held = dataclasses.replace(painter, hold=lambda x: seen.append(x.shape[0]) or x)
     jax.eval_shape(functools.partial(predict, held), params(painter), *given(painter))
-    # Two streams and what modulates them, and its parts; 8 residual blocks with their time, 4 attentions with their text.
-    assert set(seen) == {ROWS} and len(seen) == ((3 + 2) + (2 + 1) + 1 if painter is FLUX else 8 * 2 + 4 * 2)
+    # Two streams and what modulates them, and its parts; a refiner's text before them; 8 residual blocks with their time, 4
+    # attentions with their text.
+    streams = (3 + 2) + (2 + 1) + 1
+    assert set(seen) == {ROWS} and len(seen) == {SD: 8 * 2 + 4 * 2, FLUX: streams, VIDEO: streams + (2 + 1)}[painter]
 
 
-@both
+@every
 def test_a_mesh_changes_neither_outputs_nor_gradients(painter):
     mesh = meshes.make_mesh(8, MeshConfig(data=2, fsdp=2, tensor=2))
     layout, spread = Layout(mesh, painter.axes), meshes.spread(mesh)
@@ -301,7 +325,7 @@ def test_a_text_is_read_as_it_is_and_guidance_compares_with_the_empty_one(painte
 # ---- what it costs
 
 
-@both
+@every
 def test_an_evaluation_executes_what_the_formula_says(painter):
     """Counted over the traced program, its convolutions with their borders."""
     run = functools.partial(predict, painter)
@@ -316,7 +340,8 @@ def test_the_compiler_counts_what_the_formula_says_at_the_published_size(painter
     """Of one block each, since it counts a loop once, and no pixels beyond a border; other operations are under 1 %."""
     grid, text = (64, 64), 77
     if painter is not REAL["sd"]:
-        painter = dataclasses.replace(painter, transformer=dataclasses.replace(painter.transformer, double=1, single=1))
+        one = {name: 1 for name in ("double", "single", "refiner") if hasattr(painter.transformer, name)}
+        painter = dataclasses.replace(painter, transformer=dataclasses.replace(painter.transformer, **one))
     shapes = {name: jax.ShapeDtypeStruct(shape, jnp.float32) for name, shape in painter.network.shapes().items()}
     inputs = jax.eval_shape(functools.partial(given, painter, grid, 1, text))
     found = jax.jit(functools.partial(predict, painter, grid=grid)).lower(shapes, *inputs).cost_analysis()["flops"]

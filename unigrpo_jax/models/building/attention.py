@@ -80,14 +80,16 @@ def xla(q_BLHK, k_BJLK, v_BJLK, context_k_BJSK, context_v_BJSK, visible: Visibil
     return out.astype(q.dtype).transpose(0, 3, 1, 2, 4).reshape(batch, length, heads, dim)
 
 
-def of_all(attend: Callable[..., jax.Array], q_BLHK, k_BSHK, v_BSHK):
-    """Attention [B, L, H, K] of queries that see all keys, of which there may be another number; `attend` is one of these.
+def of_all(attend: Callable[..., jax.Array], q_BLHK, k_BSHK, v_BSHK, seen_BS=None):
+    """Attention [B, L, H, K] of queries that all see the same keys; `attend` is one of these.
 
-    The keys are a context, upon which the queries are a block without keys of its own.
+    The keys, of which there may be another number, are a context, upon which the queries are a block without keys of its
+    own.  `seen_BS`, bool, says which of them are seen; None is all.
     """
     batch, keys, heads, dim = k_BSHK.shape
     none, everything = jnp.zeros((batch, heads, 0, dim), k_BSHK.dtype), jnp.ones((batch, keys), bool)
-    visible = Visibility(context=everything, block=jnp.ones((batch, 0), bool), causal=False)
+    seen = everything if seen_BS is None else seen_BS
+    visible = Visibility(context=seen, block=jnp.ones((batch, 0), bool), causal=False)
     return attend(q_BLHK, none, none, k_BSHK.swapaxes(1, 2), v_BSHK.swapaxes(1, 2), visible)
 
 

