@@ -2,11 +2,11 @@
 
     python -m experiments.run shapes_flux
 
-Seen, seeds 0 1 2: held-out exact 0.331 -> 0.660, 0.683, 0.652, graded 0.591 -> 0.841, 0.865, 0.849, by the ODE of ten steps;
-8 to 10 minutes on one core (`--devices 1`).
+Seen, seeds 0 1 2: held-out exact 0.331 -> 0.660, 0.683, 0.652, graded 0.591 -> 0.841, 0.865, 0.849, by the ODE of ten
+steps; 8 to 10 minutes on one core (`--devices 1`).
 
-60 iterations of seed 0 with constant rates, judged in the same way, from an earlier base (0.388, commit e21d975), and how far
-the velocity had moved by then (MSE):
+60 iterations of seed 0 with constant rates, judged in the same way, from an earlier base (0.388, commit e21d975), and how
+far the velocity had moved by then (MSE):
 
 | optimizer steps | rate | clip | noise level | exact | MSE |
 |---|---|---|---|---|---|

@@ -4,8 +4,8 @@
 
 SEEN
 
-An evaluation of the U-Net costs more than one of `shapes_flux`, so the pass of the start, which no leash needs here, and that
-of the iteration's beginning are left out: 2.7 s an iteration on one core instead of 4.4.
+An evaluation of the U-Net costs more than one of `shapes_flux`, so the pass of the start, which no leash needs here, and
+that of the iteration's beginning are left out: 2.7 s an iteration on one core instead of 4.4.
 """
 
 import dataclasses
