@@ -228,8 +228,9 @@ def test_what_a_decoder_of_clips_gives_is_a_video():
     found = drawn(of_clips, parts=2, fps=15.0)
     assert {name: (x.shape, x.dtype) for name, x in found.media.items()} == {"video": ((2, 7, 4, 5, 3), np.uint8)}
     assert found.fps == 15 and found.seen is found.media["video"] and found.finite.shape == (2,)
-    found = drawn(lambda latent: latent, fps=15.0)
-    assert found.image.shape == (2, 4, 5, 3) and found.seen is found.image and found.fps == 0
+    of_one = drawn(lambda latent: latent[:, None], parts=2, fps=15.0)
+    for found in (drawn(lambda latent: latent, fps=15.0), of_one):
+        assert found.image.shape == (2, 4, 5, 3) and found.seen is found.image and found.fps == 0
 
 
 def test_generate_writes_a_clip_where_one_was_drawn(tmp_path):

@@ -11,7 +11,7 @@ from unigrpo_jax.worlds.motion.drawing import draw, kinds, render
 from unigrpo_jax.worlds.motion.judge import judge_clips, scores
 from unigrpo_jax.worlds.motion.reading import Frame, Sighting
 from unigrpo_jax.worlds.motion.requirement import CATEGORIES, Motion, from_metadata
-from unigrpo_jax.worlds.motion.scene import BOX, ROOM, Mover, MovingScene, places
+from unigrpo_jax.worlds.motion.scene import ROOM, Mover, MovingScene, places
 from unigrpo_jax.worlds.motion.smoothness import smooth_steps
 from unigrpo_jax.worlds.shapes.scene import COLOURS, SHAPES
 

@@ -94,6 +94,10 @@ class RolloutConfig:
     """Pixels."""
     image_width: int = 24
     """Pixels."""
+    frames: int = 1
+    """Frames of a clip, where a model draws such: 1 more than a multiple of 4; 1 is an image."""
+    frames_per_second: float = 24.0
+    """At which clips are meant, judged and written."""
     flow_steps: int = 10
     """Denoising transitions T (BAGEL counts points: its N is N - 1 here)."""
     timestep_shift: float = 3.0
@@ -124,6 +128,11 @@ class RolloutConfig:
     """Split the prompts of an iteration into this many rollouts, one after the other; changes memory, not episodes."""
     gather_weights: bool = False
     """Gather what mesh.fsdp cuts once per rollout, in the compute dtype, instead of at every token and step."""
+
+    @property
+    def size(self) -> tuple[int, int, int]:
+        """Height, width and frames of what is drawn."""
+        return self.image_height, self.image_width, self.frames
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -8,12 +8,13 @@ import urllib.parse
 from collections.abc import Iterator
 from typing import Any
 
+from unigrpo_jax.clip_files import LEAST_FPS, MOST_FPS
 from unigrpo_jax.config import ConfigError, JudgeConfig, MeshConfig, RunConfig, require
 from unigrpo_jax.foreign_text import quoted, visible
 
 _AT_LEAST_ONE = {
     "rollout": ("prompts_per_iteration", "rounds", "prompt_tokens", "thinking_tokens", "flow_steps", "window_size",
-                "micro_batches", "image_height", "image_width", "window_every", "window_stride"),
+                "micro_batches", "image_height", "image_width", "frames", "window_every", "window_stride"),
     "learning": ("ppo_epochs", "minibatches", "micro_batches"),
     "evaluation": ("prompts", "images_per_prompt", "batch", "flow_steps"),
     "checkpoint": ("every", "keep"),
@@ -99,6 +100,8 @@ def check(config: RunConfig) -> None:
     kept = config.model.embeddings
     require(kept.gigabytes > 0, f"model.embeddings.gigabytes = {kept.gigabytes}, but it must be above 0.")
     require(kept.folder != "", "model.embeddings.folder is empty; give a folder, or leave it out for this user's caches.")
+    require(LEAST_FPS <= r.frames_per_second <= MOST_FPS, f"rollout.frames_per_second = {r.frames_per_second:g}, but it "
+            f"must be from {LEAST_FPS} to {MOST_FPS}.")  # fmt: skip
     require(r.guidance >= 1, f"rollout.guidance = {r.guidance}, but it must be 1, which is none, or more.")
     _check_supervised(config)
     require(
@@ -254,6 +257,7 @@ def _check_supervised(config: RunConfig) -> None:
             f"learning.group_size = {learn.group_size}, learning.best = {learn.best} and learning.worst = {learn.worst}, "
             "but examples form no groups; use 1, 0 and 0, and rollout.prompts_per_iteration for the examples of an "
             "iteration.")  # fmt: skip
+    require(r.frames == 1, f"rollout.frames = {r.frames}, but an example's picture is one frame; use 1.")
     require(r.rounds == 1, f"rollout.rounds = {r.rounds}, but an example is one round; use 1, and evaluation.rounds = "
                            f"{r.rounds} to judge as many.")  # fmt: skip
 

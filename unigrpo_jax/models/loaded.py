@@ -154,7 +154,7 @@ class Loaded(Protocol):
         """Reads the autoencoder's weights, float32; {} where latents are pixels."""
 
     def check_image_size(self, rollout: RolloutConfig) -> None:
-        """ConfigError where an image of this size cannot be drawn."""
+        """ConfigError where an image, or a clip, of this size cannot be drawn."""
 
     def checksum(self) -> str:
         """Of the weight files, to recognise the reference after a resume."""

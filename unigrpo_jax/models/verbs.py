@@ -76,26 +76,29 @@ class Painter(Protocol):
     def unread(self, params: Params, text, condition: Condition) -> Condition:
         """What guidance compares `read` with: the condition without this text."""
 
-    def times(self, steps: int, shift: float, grid: tuple[int, int]) -> np.ndarray:
+    def times(self, steps: int, shift: float, grid: tuple[int, ...]) -> np.ndarray:
         """A sampler's times from the noise to the data, float32 [steps + 1]; a `shift` of 0 is the family's own.
 
         ValueError, in one sentence, where there is no such schedule.
         """
 
-    def predict(self, params: Params, x: Latent, t_B: jax.Array, grid: tuple[int, int], condition: Condition) -> Latent:
+    def predict(self, params: Params, x: Latent, t_B: jax.Array, grid: tuple[int, ...], condition: Condition) -> Latent:
         """The network's output, float32 like x, of a latent at time t upon a condition, which stays as it is."""
 
-    def grid(self, height: int, width: int) -> tuple[int, int]:
-        """Latent tokens (rows, columns) of an image; ValueError where it cannot be drawn."""
+    def grid(self, height: int, width: int, frames: int = 1) -> tuple[int, ...]:
+        """Latent tokens (rows, columns) of an image, (frames, rows, columns) where a family draws clips.
 
-    def latent_shape(self, grid: tuple[int, int]) -> Any:
+        ValueError, in one sentence, where it cannot be drawn.
+        """
+
+    def latent_shape(self, grid: tuple[int, ...]) -> Any:
         """Shape (N, C) of each modality of one sample's latent."""
 
     def to_tokens(self, latent_BHWC: jax.Array) -> jax.Array:
-        """Latents as tokens [B, N, C]."""
+        """Latents as tokens [B, N, C]; of a clip they are [B, frames, h, w, channels]."""
 
-    def to_latent(self, tokens_BNC: jax.Array, grid: tuple[int, int]) -> jax.Array:
-        """Tokens as latents [B, h, w, channels], for the autoencoder."""
+    def to_latent(self, tokens_BNC: jax.Array, grid: tuple[int, ...]) -> jax.Array:
+        """Tokens as latents, [B, h, w, channels] or of a clip [B, frames, h, w, channels], for the autoencoder."""
 
     def adapted(self, params: Params, lora: LoraConfig, key: jax.Array) -> Params:
         """The parameters with fresh adapters; ValueError where a target hits nothing."""

@@ -58,6 +58,7 @@ def evaluation_rollout(evaluation: EvaluationConfig, rollout: RolloutConfig, loa
         rounds=rollout.rounds,
         window=Window(size=steps, range=(0, steps)) if steps else None,
         as_text=loaded.codec if evaluation.thinking_as_text else None,
+        fps=rollout.frames_per_second,
     )
 
 
@@ -80,7 +81,7 @@ def check_schedule(setting: str, steps: int, rollout: RolloutConfig, loaded: Loa
     """ConfigError where the family has no schedule of so many steps, those of a setting."""
     network = loaded.network
     try:
-        network.times(steps, rollout.timestep_shift, network.grid(rollout.image_height, rollout.image_width))
+        network.times(steps, rollout.timestep_shift, network.grid(*rollout.size))
     except ValueError as error:
         raise ConfigError(f"{setting}, rollout.timestep_shift: {error}") from None
 

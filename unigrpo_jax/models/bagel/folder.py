@@ -154,6 +154,10 @@ class BagelFolder:
             self.network.config.grid(rollout.image_height, rollout.image_width)
         except ValueError as error:
             raise ConfigError(f"rollout.image_height, rollout.image_width: {error}") from None
+        try:
+            self.network.grid(*rollout.size)
+        except ValueError as error:
+            raise ConfigError(f"rollout.frames: {error}") from None
 
     def checksum(self) -> str:
         """`stored.checksum` of the weight files, to recognise the reference after a resume."""

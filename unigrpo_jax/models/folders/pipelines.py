@@ -124,9 +124,11 @@ class Pipeline:
             return autoencoders.read(self.autoencoder_stored, self.autoencoder, sharding)
 
     def check_image_size(self, rollout: RolloutConfig) -> None:
-        """ConfigError where an image of this size cannot be drawn."""
+        """ConfigError where an image, or a clip, of this size cannot be drawn."""
         with told("rollout.image_height, rollout.image_width: "):
             self.network.grid(rollout.image_height, rollout.image_width)
+        with told("rollout.frames: "):
+            self.network.grid(*rollout.size)
 
     @functools.cached_property
     def _files(self) -> list[pathlib.Path]:
