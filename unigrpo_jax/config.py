@@ -46,7 +46,8 @@ class ModelConfig:
 
     path: str | None = None
     """Folder in BAGEL's or diffusers' layout, or a name on the Hugging Face hub; None is the shapes base, `rounds_base` that
-    of the shapes worlds of several rounds; `tiny`, `flux_tiny` and `sd_tiny` are toys with all parts."""
+    of the shapes worlds of several rounds; `tiny`, `flux_tiny`, `sd_tiny`, `hunyuan_tiny` and `skyreels_tiny` are toys with
+    all parts."""
     family: str = ""
     """Family whose settings these are, a folder of `unigrpo_jax/models`; another's model is refused.  Empty takes any."""
     dtype: Literal["float32", "bfloat16"] = "float32"
@@ -58,8 +59,9 @@ class ModelConfig:
     """Plain products, or a kernel that stores no scores: `splash` on TPUs, `cudnn` on NVIDIA GPUs in bfloat16."""
     remat: Literal["none", "full", "dots"] = "none"
     """What the backward pass recomputes to save memory: each whole layer, or all of it but its products with weights."""
-    told_guidance: float = 3.5
-    """Guidance that a model is told which was distilled from it (FLUX.1-dev); others are told none."""
+    told_guidance: float | None = None
+    """Guidance that a model is told which was distilled from it; None is what it was published with: 3.5 of FLUX.1-dev, 6 of
+    HunyuanVideo, 1 of SkyReels-V1.  Others are told none."""
     floor_time: bool = False
     """Feed FLUX floor(1000 t) / 1000 for t, as DanceGRPO's code does."""
     unroll: int = 1

@@ -32,7 +32,6 @@ _POSITIVE = {
     "alarms": ("sigmas",),
 }
 _NOT_NEGATIVE = {
-    "model": ("told_guidance",),
     "rollout": ("timestep_shift", "temperature", "top_k", "noise_level"),
     "learning": ("flow_weight", "text_weight", "mse_weight", "latent_kl_weight", "text_kl_weight", "reasoning_lr",
                  "denoising_lr", "weight_decay", "ema_decay", "best", "worst"),
@@ -97,6 +96,8 @@ def check(config: RunConfig) -> None:
     require(lora.rank == 0 or len(lora.targets) > 0, f"model.lora.rank = {lora.rank}, but model.lora.targets names nothing; "
             "leave it out for the preset's, or use rank 0, which trains the weights.")  # fmt: skip
     require(lora.alpha > 0, f"model.lora.alpha = {lora.alpha}, but it must be above 0.")
+    told = config.model.told_guidance
+    require(told is None or told >= 0, f"model.told_guidance = {told}, but it must be 0 or more.")
     kept = config.model.embeddings
     require(kept.gigabytes > 0, f"model.embeddings.gigabytes = {kept.gigabytes}, but it must be above 0.")
     require(kept.folder != "", "model.embeddings.folder is empty; give a folder, or leave it out for this user's caches.")

@@ -88,13 +88,11 @@ class Published:
     """How a model is used where nobody says otherwise.
 
     Attributes:
-      side: of an image, in pixels.
-      rollout: {setting of `RolloutConfig`: value} for drawing.
+      rollout: {setting of `RolloutConfig`: value} for drawing, its size among them.
       evaluation: {setting of `EvaluationConfig`: value} for drawing.
       answer: system prompt of an answer that is thought about; "" where it gives none.
     """
 
-    side: int
     rollout: Mapping[str, Any]
     evaluation: Mapping[str, Any]
     answer: str = ""

@@ -40,6 +40,7 @@ class Painter(Protocol):
       axes: (pattern, names): which axis of which parameter is what, for `parallel.rules`; the first pattern that matches a
         path whole counts.
       thinks: whether it is a thinker.
+      begins: whether it is an animator.
       trained_by: {group: pattern}: which parameter is trained at which rate, "reasoning" or "denoising", and which is
         "frozen", never trained; each parameter's path matches exactly one of them whole.
       guidance_renorm: what holds a guided output's norm to the conditional one's where a run does not say, as
@@ -54,6 +55,7 @@ class Painter(Protocol):
     attend: Callable[..., jax.Array]
     axes: tuple[tuple[str, tuple[str | None, ...]], ...]
     thinks: bool
+    begins: bool
     trained_by: Mapping[str, str]
     guidance_renorm: str
     float32_paths: str
@@ -102,6 +104,19 @@ class Painter(Protocol):
 
     def adapted(self, params: Params, lora: LoraConfig, key: jax.Array) -> Params:
         """The parameters with fresh adapters; ValueError where a target hits nothing."""
+
+
+class Animator(Painter, Protocol):
+    """A painter that goes on from a picture, the first frame of what it draws, which must come with each prompt."""
+
+    def begun(self, condition: Condition, latent_BFHWC: jax.Array) -> Condition:
+        """The condition with a picture's latents, of one frame."""
+
+    def see_again(self, image_BHWC) -> tuple[jax.Array, None]:
+        """Pictures, uint8, in [-1, 1]; nothing else looks at them."""
+
+    def look_at(self, image) -> Picture:
+        """What it goes on from, of one Pillow RGB image in the size that is drawn; a batch of one."""
 
 
 class Thinker(Painter, Protocol):

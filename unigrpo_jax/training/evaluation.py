@@ -156,7 +156,7 @@ class Evaluator:
             loaded.codec.check_lengths(texts, self._bucket, lambda row: self.prompts[row].place)
             loaded.codec.prepare(texts)
         self._see = lambda prompts: given_pictures(prompts, loaded.network, rollout)
-        for prompt in self.prompts if pictured(self.prompts) else ():
+        for prompt in self.prompts if pictured(self.prompts) else self.prompts[:1]:
             self._see([prompt])
         world.check_size(rollout)
         program, place = on_mesh(evaluation_rollout(evaluation, rollout, loaded), layout, evaluation.batch)

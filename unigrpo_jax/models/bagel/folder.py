@@ -64,12 +64,13 @@ class BagelFolder:
         """As BAGEL's own programs use it (inferencer.py); None where latents are pixels."""
         if self.autoencoder_stored is None:
             return None
+        side = autoencoder_rule(self.network.config).longest
         return Published(
-            side=autoencoder_rule(self.network.config).longest,
-            rollout={"timestep_shift": 3.0, "thinking_tokens": 999, "system_prompt": GENERATION_SYSTEM_PROMPT},
+            rollout={"image_height": side, "image_width": side, "timestep_shift": 3.0, "thinking_tokens": 999,
+                     "system_prompt": GENERATION_SYSTEM_PROMPT},
             evaluation={"flow_steps": 49, "guidance": 4.0, "guidance_interval": (0.4, 1.0)},
             answer=UNDERSTANDING_SYSTEM_PROMPT,
-        )
+        )  # fmt: skip
 
     def placed(self, hold, attend, frozen: weights.Place | None = None) -> "BagelFolder":
         """The same with a network for a mesh; no encoder is frozen."""

@@ -41,6 +41,7 @@ class TextPainter:
     attend: Callable[..., jax.Array] = attention.xla
 
     thinks: ClassVar[bool] = False
+    begins: ClassVar[bool] = False
     trained_by: ClassVar[MappingProxyType] = MappingProxyType({"denoising": ".*"})
     guidance_renorm: ClassVar[str] = "none"
     float32_paths: ClassVar[str] = ""
