@@ -14,6 +14,7 @@ from tests import tiny
 from tests.command import command
 from unigrpo_jax.clip_files import read_clip
 from unigrpo_jax.config import ConfigError, ModelConfig, RolloutConfig
+from unigrpo_jax.episode import Drawing, Episodes
 from unigrpo_jax.models.autoencoders.pixels import from_uint8
 from unigrpo_jax.models.building.guidance import Guidance
 from unigrpo_jax.models.families import load_model
@@ -21,6 +22,7 @@ from unigrpo_jax.models.hunyuan_video.family import FROM_PICTURE
 from unigrpo_jax.models.text_encoders.states import TextStates
 from unigrpo_jax.rollout.dialogue import begin, hear, look
 from unigrpo_jax.rollout.drawing import FlowSampler, denoise
+from unigrpo_jax.rollout.not_finite import blank
 from unigrpo_jax.rollout.program import training_rollout
 from unigrpo_jax.rollout.step_rules import ODE
 from unigrpo_jax.training.given import given_pictures, picture_shapes
@@ -170,3 +172,14 @@ def test_a_first_frame_of_any_size_is_scaled_and_cut_out_of_its_middle(skyreels,
 def test_a_model_that_goes_on_from_a_picture_says_that_there_is_none(skyreels):
     with pytest.raises(ConfigError, match='goes on from a picture, .* the prompts come with none; give each an "image".$'):
         given_pictures([Prompt(text="it moves", metadata={})], skyreels.network, RolloutConfig())
+
+
+def test_the_text_of_a_blank_episode_keeps_its_mask():
+    """A mean over its tokens is then 0 and not 0 / 0, which would spoil the update of all others."""
+    text = TextStates(np.full((2, 3, 4), np.inf, np.float32), np.ones((2, 5), np.float32), np.array([[1, 1, 0]] * 2, bool))
+    x = jnp.ones((2, 1, 4, 2))
+    drawn = Drawing(steps=jnp.zeros((2, 1), int), x=x, noise=x, mean=x, latent=x[:, 0], media={},
+                    finite=jnp.array([True, False]))  # fmt: skip
+    found = blank(Episodes(prompt=text, segments=(drawn,)), None).prompt
+    np.testing.assert_array_equal(found.mask, text.mask)
+    assert np.isinf(found.states[0]).all() and not found.states[1].any() and not found.pooled[1].any()

@@ -12,7 +12,7 @@ and the worst 8 of each prompt's 24 clips, which share their first noise.  Clips
 From a picture, as SkyReels-V1 was trained, each prompt comes with an `image`, and guidance is part of the policy:
 
     --model.path SKYREELS --rollout.timestep-shift 7 --rollout.guidance 5 --learning.minibatches 1 --learning.group-size 8 \\
-        --learning.best 0 --learning.worst 0
+        --learning.best 0 --learning.worst 0 --evaluation.guidance 5
 """
 
 import dataclasses
