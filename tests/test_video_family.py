@@ -55,7 +55,7 @@ def drawn(recorded, kind: str, guidance: float = 1.0):
                                      text[f"{before}prompt_mask"] > 0)  # fmt: skip
     text = said("").replace(empty=said("neg_"))
     times = network.times(4, 0, grid)
-    own = Guidance(text=guidance) if guidance > 1 else None
+    own = Guidance(text=guidance, renorm=network.guidance_renorm) if guidance > 1 else None
     sampler = FlowSampler(schedule=tuple(times.tolist()), rule=ODE(), grid=grid, guidance=own)
 
     def draw(params, autoencoder, x):
