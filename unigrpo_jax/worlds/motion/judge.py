@@ -36,7 +36,7 @@ from unigrpo_jax.worlds.motion.smoothness import smooth_steps
 from unigrpo_jax.worlds.shapes.judge import PARTIAL
 
 PLACE_TOLERANCE = 0.5  # pixels, on each axis
-STEP_TOLERANCE = 0.6
+STEP_TOLERANCE = 0.5
 TURN_TOLERANCE = 1.0  # between the turn and the wall, or between two boxes when they turn
 LANE_TOLERANCE = 1.5  # across the way of two that meet
 TIME_TOLERANCE = 1.0  # frames between the turns of two that meet
