@@ -35,7 +35,7 @@ from unigrpo_jax.worlds.motion.scene import BOX, ROOM
 from unigrpo_jax.worlds.motion.smoothness import smooth_steps
 from unigrpo_jax.worlds.shapes.judge import PARTIAL
 
-PLACE_TOLERANCE = 0.5  # pixels, on each axis
+PLACE_TOLERANCE = 0.5  # pixels
 STEP_TOLERANCE = 0.5
 TURN_TOLERANCE = 1.0  # between the turn and the wall, or between two boxes when they turn
 LANE_TOLERANCE = 1.5  # across the way of two that meet
@@ -133,8 +133,8 @@ def judge_motion(matches: Sequence[Match], requirement: MotionRequirement) -> tu
             continue
         path = _path([m.seen[i] for m in matches])
         pace, turn = _pace(found, actor), _turn(i, fits, requirement.actors)
-        off = np.abs(path - found.path).max()
-        uneven = np.abs(np.diff(path - found.path, axis=0)).max()
+        off = np.linalg.norm(path - found.path, axis=1).max()
+        uneven = np.linalg.norm(np.diff(path - found.path, axis=0), axis=1).max()
         wrong = [f"{_name(actor)}: {words}" for words, right in (
             (f"{off:.1f} pixels off its way", off <= PLACE_TOLERANCE),
             ("not steady", uneven <= STEP_TOLERANCE),
