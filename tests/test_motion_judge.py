@@ -65,9 +65,9 @@ def test_every_clean_clip_is_right_in_all_dimensions(clean):
 
 # Condition, level, and the most clean clips in a hundred that may be misjudged.
 ERRORS = [
-    (noisy, 10, 0), (noisy, 20, 0), (noisy, 25, 4), (noisy, 30, 60),
-    (blurred, 0.4, 0), (blurred, 0.5, 0), (blurred, 0.6, 3), (blurred, 0.7, 99),
-    (quantised, 40, 0), (quantised, 60, 1), (quantised, 80, 30),
+    (noisy, 20, 0), (noisy, 25, 3), (noisy, 30, 50),
+    (blurred, 0.5, 0), (blurred, 0.6, 3),
+    (quantised, 60, 0), (quantised, 80, 3),
 ]  # fmt: skip
 
 

@@ -9,7 +9,7 @@ motion       the mean over required objects; 1 where the course's nearest path (
                  MISSED * explained * pace * turn,     explained = max(0, S - R) / (S + 1 pixel^2)
 
              with S the squared distances of the path from its mean and R those from the fit, pace = min(1, v / least,
-             most / v), and turn falling from 1 to 0 within half the picture.  At rest, explained = 1 / (1 + S / frames).
+             most / v), and turn falling from 1 to 0 over 9 pixels more.  At rest, explained = 1 / (1 + S / frames).
              Where an object is missing its path is drawn straight between the frames that show it.
 smoothness   the share of steps from frame to frame that are smooth (`smooth_steps`), whatever was asked for: what is seen
              before is seen after, and moves on as just before or just after.

@@ -33,6 +33,7 @@ BAD_PIXELS = 1
 RMS_TOLERANCE = 0.15
 
 _LIGHT = 3.0  # in pixels of full brightness: what explains less is not looked at as an object
+_AT_ONCE = 1024  # frames, so that memory stays below 100 MB
 _AROUND = (CELL - BOX) // 2  # pixels of a window beside its box
 _NAMES = tuple(COLOURS)
 
@@ -59,7 +60,10 @@ def read_clips(clips: np.ndarray) -> list[tuple[Frame, ...]]:
     if clips.ndim != 5 or clips.shape[2:] != (SIDE, SIDE, 3) or clips.dtype != np.uint8:
         raise ValueError(f"motion reading: clips are uint8 [B, F, {SIDE}, {SIDE}, 3], got {clips.dtype} {clips.shape}")
     count, frames = clips.shape[:2]
-    found = _read(clips.reshape(-1, SIDE, SIDE, 3).astype(np.float32) / 255)
+    pictures = clips.reshape(-1, SIDE, SIDE, 3)
+    found = []
+    for i in range(0, len(pictures), _AT_ONCE):
+        found += _read(pictures[i : i + _AT_ONCE].astype(np.float32) / 255)
     return [tuple(found[i * frames : (i + 1) * frames]) for i in range(count)]
 
 
