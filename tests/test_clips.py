@@ -20,7 +20,7 @@ from unigrpo_jax.rewards.load import load_reward
 from unigrpo_jax.rewards.protocol import ABSTAIN, NotDrawn, Reward, RewardBatch
 from unigrpo_jax.rollout.drawing import FlowSampler, draw
 from unigrpo_jax.rollout.step_rules import ODE
-from unigrpo_jax.training.evaluation import by_round, join
+from unigrpo_jax.training.evaluation import by_round, by_rule, join
 from unigrpo_jax.training.health import MEANINGS, alarms, second_judges
 from unigrpo_jax.training.image_statistics import colour_entropy, edge_density, frame_difference, statistics
 from unigrpo_jax.training.measured import means
@@ -186,6 +186,12 @@ def test_a_reward_that_judges_clips_is_not_asked_about_frames_and_images_have_no
     images = RewardBatch(prompts=["a"], metadata=[{}], thinking=[""], images=clip()[:1])
     with pytest.raises(RewardError, match="draws images; leave frames:min/2: out"):
         Judging({"r": load_reward("frames:min/2:user_frames:red", RunConfig())}, ONCE)(images)
+
+
+def test_rules_of_images_are_no_rules_of_clips():
+    world = types.SimpleNamespace(judge=lambda batch: batch.images.mean())
+    with pytest.raises(RewardError, match="the rules of these prompts asked for batch.images, but this run draws clips"):
+        by_rule(world, batch())
 
 
 # --- episodes -----------------------------------------------------------------------------------------------------------
