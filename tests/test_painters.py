@@ -39,11 +39,9 @@ FLUX = Flux(
     )
 )
 VIDEO = HunyuanVideo(  # from a picture
-    transformer=HunyuanVideoTransformer(
-        channels=16, double=1, single=1, heads=4, axes=(2, 4, 2), text_width=24, pooled_width=20, guidance=True, refiner=2,
-        from_picture=True,
-    )
-)
+    transformer=HunyuanVideoTransformer(channels=16, double=1, single=1, heads=4, axes=(2, 4, 2), text_width=24,
+                                        pooled_width=20, guidance=True, refiner=2, from_picture=True)
+)  # fmt: skip
 REAL = {
     "sd": StableDiffusion(
         unet=UNet(channels=4, widths=(320, 640, 1280, 1280), attends=(True, True, True, False), blocks=2, heads=8,
