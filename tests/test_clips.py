@@ -12,7 +12,7 @@ from PIL import Image
 from experiments.generate import write_drawn
 from tests.moving import FPS, batch, clip
 from unigrpo_jax.clip_files import read_clip
-from unigrpo_jax.config import ConfigError, JudgingConfig, RunConfig
+from unigrpo_jax.config import ConfigError, EvaluationConfig, JudgingConfig, LearningConfig, RolloutConfig, RunConfig
 from unigrpo_jax.episode import Drawing, Episodes
 from unigrpo_jax.rewards.frames import Frames
 from unigrpo_jax.rewards.judging import ABSTAINED, Judging, RewardError
@@ -20,12 +20,12 @@ from unigrpo_jax.rewards.load import load_reward
 from unigrpo_jax.rewards.protocol import ABSTAIN, NotDrawn, Reward, RewardBatch
 from unigrpo_jax.rollout.drawing import FlowSampler, draw
 from unigrpo_jax.rollout.step_rules import ODE
-from unigrpo_jax.training.evaluation import by_round, join
+from unigrpo_jax.training.evaluation import Evaluator, _Call, by_round, by_rule, join
 from unigrpo_jax.training.health import MEANINGS, alarms, second_judges
 from unigrpo_jax.training.image_statistics import colour_entropy, edge_density, frame_difference, statistics
 from unigrpo_jax.training.measured import means
 from unigrpo_jax.training.run_folder import save_episodes
-from unigrpo_jax.training.trainer import OwnEpisodes
+from unigrpo_jax.training.trainer import OwnEpisodes, Trainer
 from unigrpo_jax.worlds.prompt import Prompt
 
 ONCE = JudgingConfig(retries=0)
@@ -188,6 +188,12 @@ def test_a_reward_that_judges_clips_is_not_asked_about_frames_and_images_have_no
         Judging({"r": load_reward("frames:min/2:user_frames:red", RunConfig())}, ONCE)(images)
 
 
+def test_rules_of_images_are_no_rules_of_clips():
+    world = types.SimpleNamespace(judge=lambda batch: batch.images.mean())
+    with pytest.raises(RewardError, match="the rules of these prompts asked for batch.images, but this run draws clips"):
+        by_rule(world, batch())
+
+
 # --- episodes -----------------------------------------------------------------------------------------------------------
 
 
@@ -294,3 +300,41 @@ def test_clips_that_stand_still_ring_and_are_a_second_judge():
     }
 
 
+
+
+# --- a run's two ways to judge ------------------------------------------------------------------------------------------
+
+
+def test_an_iteration_of_clips_has_their_rewards_and_their_statistics():
+    """Of two groups of two the second one is lost, since a frame of one of its clips was not judged."""
+    config = RunConfig(
+        learning=LearningConfig(group_size=2), rollout=RolloutConfig(prompts_per_iteration=2),
+        judging=JudgingConfig(retries=0, max_dropped=0.5),
+    )  # fmt: skip
+    dark = lambda batch: {"red": np.where([m["number"] == 3 for m in batch.metadata], np.nan, redness(batch)["red"])}
+    trainer = Trainer.__new__(Trainer)
+    judging = Judging({"motion": motion, "dark": Frames(dark, "my:dark", "min", 2)}, config.judging)
+    trainer.parts = types.SimpleNamespace(config=config, judging=judging, world=types.SimpleNamespace(judge=None))
+    made = dataclasses.replace(batch(4), group=np.array([0, 0, 1, 1]))
+    own = OwnEpisodes(rows=np.arange(4), batches=(made,), tokens=np.zeros(4, int), finite=np.ones(4, bool))
+    advantages, metrics = trainer.judge(own, {"time/rollout_text": 1.0, "time/rollout_flow": 1.0})
+    assert np.abs(advantages[:2]).min() > 0 and np.abs(advantages[2:]).max() == 0
+    assert metrics["reward/dropped_share"] == 0.5 and {"reward/moved/mean", "reward/red_min_2/mean"} <= set(metrics)
+    differences = [frame_difference(clip(colour=c)) for c in range(4)]
+    assert metrics["video/frame_difference"] == pytest.approx(np.mean(differences), rel=1e-5)
+    assert {"image/edge_density", "image/colour_entropy"} <= set(metrics)
+
+
+def test_an_evaluation_of_clips_has_a_table_and_clips_to_look_at():
+    evaluator = Evaluator.__new__(Evaluator)
+    evaluator.prompts = [Prompt(text="p", metadata={})] * 3
+    evaluator._config, evaluator._world = EvaluationConfig(images_per_prompt=1), types.SimpleNamespace(judge=None)
+    evaluator._judging = Judging({"motion": motion}, ONCE)
+    first, last = batch(2), batch(1)
+    found = evaluator._judge(
+        [_Call(np.arange(2), (first,), 2, (first.videos[:1],)), _Call(np.array([2]), (last,), 1, (last.videos[:1],))]
+    )
+    wanted = np.mean([*motion(first)["moved"], *motion(last)["moved"]])
+    assert found.table["moved"]["overall"] == pytest.approx(wanted, abs=1e-6)
+    (shown,) = found.samples
+    assert (shown.clip.frames, shown.clip.fps, shown.image) == (6, FPS, None) and shown.verdict.startswith("moved ")

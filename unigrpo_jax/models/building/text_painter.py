@@ -55,18 +55,18 @@ class TextPainter:
         """What one evaluation costs, upon so many tokens of a text."""
         raise NotImplementedError
 
-    def outputs(self, params: Params, x_BNC, t_B, grid: tuple[int, int], condition: TextStates, way: Computing):
+    def outputs(self, params: Params, x_BNC, t_B, grid: tuple[int, ...], condition: TextStates, way: Computing):
         """The network's output, float32, of tokens in the compute dtype."""
         raise NotImplementedError
 
-    def predict(self, params: Params, x_BNC, t_B, grid: tuple[int, int], condition: TextStates) -> jax.Array:
+    def predict(self, params: Params, x_BNC, t_B, grid: tuple[int, ...], condition: TextStates) -> jax.Array:
         """The network's output, float32 [B, N, C].
 
         Args:
           params: the parameters; float32 ones are cast to `dtype` where they are used.
-          x_BNC: latent tokens at time t, N = rows * columns of `grid`.
+          x_BNC: latent tokens at time t, as many as `grid` has.
           t_B: times in (0, 1], 1 is noise.
-          grid: latent tokens (rows, columns).
+          grid: latent tokens (rows, columns), of a video (frames, rows, columns).
           condition: the text.
 
         Raises:
@@ -92,7 +92,7 @@ class TextPainter:
         """The empty text; where the codec did not encode it, as where nothing is guided, the condition as it was."""
         return condition if text.empty is None else text.empty
 
-    def latent_shape(self, grid: tuple[int, int]) -> tuple[int, int]:
+    def latent_shape(self, grid: tuple[int, ...]) -> tuple[int, int]:
         """(N, C)."""
         return math.prod(grid), self.network.channels
 
@@ -121,7 +121,7 @@ class TextPainter:
 
 
 @functools.partial(jax.jit, static_argnums=(0, 4), inline=True)
-def _predict(painter: TextPainter, params: Params, x_BNC, t_B, grid: tuple[int, int], condition: TextStates):
+def _predict(painter: TextPainter, params: Params, x_BNC, t_B, grid: tuple[int, ...], condition: TextStates):
     """Jitted, so that a program of many passes traces each once for its shapes, and inlined: the same bits."""
     way = Computing(painter.hold, painter.attend, painter.remat)
     params = flat_adapters.scaled(params, painter.lora_scale)
