@@ -203,9 +203,9 @@ def episodes(count=2) -> Episodes:
     nothing = jnp.zeros((count, 0))
     drawing = Drawing(
         steps=nothing, x=nothing, noise=nothing, mean=nothing, latent=nothing, media={"video": videos},
-        finite=jnp.ones(count, bool), fps=FPS,
+        finite=jnp.ones(count, bool),
     )  # fmt: skip
-    return Episodes(prompt=None, segments=(drawing,))
+    return Episodes(prompt=None, segments=(drawing,), fps=FPS)
 
 
 def test_clips_go_from_episodes_to_rewards_with_their_speed():
@@ -228,24 +228,24 @@ def test_what_a_decoder_of_clips_gives_is_a_video():
     flow = FlowSampler(schedule=(1.0, 0.5, 0.0), rule=ODE(), grid=(4, 5))
     x = jnp.zeros((2, 20, 3))
     of_clips = lambda latent: jnp.repeat(latent[:, None], 7, axis=1)
-    drawn = lambda decode, **more: jax.eval_shape(
-        lambda: draw(model, {}, None, x, None, jnp.zeros(0, jnp.int32), flow, decode, **more)
+    drawn = lambda decode, parts: jax.eval_shape(
+        lambda: draw(model, {}, None, x, None, jnp.zeros(0, jnp.int32), flow, decode, parts=parts)
     )
-    found = drawn(of_clips, parts=2, fps=15.0)
+    found = drawn(of_clips, 2)
     assert {name: (x.shape, x.dtype) for name, x in found.media.items()} == {"video": ((2, 7, 4, 5, 3), np.uint8)}
-    assert found.fps == 15 and found.seen is found.media["video"] and found.finite.shape == (2,)
-    found = drawn(lambda latent: latent, fps=15.0)
-    assert found.image.shape == (2, 4, 5, 3) and found.seen is found.image and found.fps == 0
+    assert found.seen is found.media["video"] and found.finite.shape == (2,)
+    found = drawn(lambda latent: latent, 0)
+    assert found.image.shape == (2, 4, 5, 3) and found.seen is found.image
 
 
 def test_generate_writes_a_clip_where_one_was_drawn(tmp_path):
-    drawing = episodes().drawing
     for name, written in (("a-square.png", "a-square"), ("mine.webp", "mine.webp"), ("v1.2", "v1.2.")):
-        out = write_drawn(drawing, tmp_path / name, 2)
+        out = write_drawn(episodes(), tmp_path / name, 2)
         assert out.name.startswith(written) and out.suffix in (".mp4", ".webp")
         frames, fps = read_clip(out)
         assert frames.shape == (6, 48, 64, 3) and fps == pytest.approx(FPS, rel=0.02)
-    picture = drawing.replace(media={"image": drawing.media["video"][:, 0]}, fps=0.0)
+    drawing = episodes().drawing
+    picture = Episodes(prompt=None, segments=(drawing.replace(media={"image": drawing.media["video"][:, 0]}),))
     assert write_drawn(picture, tmp_path / "b.png", 1) == tmp_path / "b.png"
     np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "b.png")), clip()[0])
 

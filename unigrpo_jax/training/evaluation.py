@@ -297,7 +297,7 @@ def by_round(
                 prompts=[p.text for p in prompts],
                 metadata=[p.metadata for p in prompts],
                 media=media,
-                fps=drawing.fps,
+                fps=episodes.fps or 0.0,
                 thinking=codec.thoughts(jax.tree.map(own, thinking), len(asked)),
                 before=before,
                 group=group,

@@ -120,19 +120,15 @@ def match(frame: Frame, actors: Sequence[Actor]) -> Match:
 
 def judge_motion(matches: Sequence[Match], requirement: MotionRequirement) -> tuple[float, list[str]]:
     """The score of all motions, 1 where they are right, and what is wrong with them."""
-    fits: list[Fit | None] = []
-    grades, faults = [], []
-    for i, actor in enumerate(requirement.actors):
-        path = _path([m.seen[i] for m in matches])
-        fits.append(None if path is None else fit(path, actor.motion))
-        if path is None:
+    actors, grades, faults = requirement.actors, [], []
+    paths = [_path([m.seen[i] for m in matches]) for i in range(len(actors))]
+    fits = [None if path is None else fit(path, actor.motion) for path, actor in zip(paths, actors, strict=True)]
+    for i, (actor, path, found) in enumerate(zip(actors, paths, fits, strict=True)):
+        if found is None:
             grades.append(0.0)
             faults.append(f"{_name(actor)} has no path")
-    for i, (actor, found) in enumerate(zip(requirement.actors, fits, strict=True)):
-        if found is None:
             continue
-        path = _path([m.seen[i] for m in matches])
-        pace, turn = _pace(found, actor), _turn(i, fits, requirement.actors)
+        pace, turn = _pace(found, actor), _turn(i, fits, actors)
         off = np.linalg.norm(path - found.path, axis=1).max()
         uneven = np.linalg.norm(np.diff(path - found.path, axis=0), axis=1).max()
         wrong = [f"{_name(actor)}: {words}" for words, right in (
