@@ -198,10 +198,10 @@ def generate(arguments: Arguments, restored, prompt: str) -> None:
     episodes = program(params, autoencoder_params, block, arguments.seed, 0, 0, picture)
     if rollout.thinking:
         tell(loaded.codec.thoughts(episodes.thinking, 1)[0])
-    tell(f"Wrote {write_drawn(episodes.drawing, out, arguments.enlarge or _times(loaded))}")
+    tell(f"Wrote {write_drawn(episodes, out, arguments.enlarge or _times(loaded))}")
 
 
-def write_drawn(drawing, out: pathlib.Path, times: int) -> pathlib.Path:
+def write_drawn(episodes, out: pathlib.Path, times: int) -> pathlib.Path:
     """Writes the first image as PNG, or the first clip; each pixel becomes `times` on a side.  The file that was written.
 
     A clip is what `out` ends in, .mp4 or .webp; any other name gets a clip's suffix, in the place of .png.
@@ -211,13 +211,13 @@ def write_drawn(drawing, out: pathlib.Path, times: int) -> pathlib.Path:
     from experiments.chat import enlarged
     from unigrpo_jax import clip_files
 
-    first = np.asarray(drawing.seen)[0]
-    if "video" not in drawing.media:
+    first = np.asarray(episodes.drawing.seen)[0]
+    if "video" not in episodes.drawing.media:
         enlarged(first, times).save(out, format="PNG")
         return out
     if out.suffix.lower().removeprefix(".") not in clip_files.KINDS:
         out = out.with_name(f"{out.name.removesuffix('.png')}.{clip_files.best_kind()}")
-    clip_files.save_clip(out, first.repeat(times, axis=1).repeat(times, axis=2), drawing.fps)
+    clip_files.save_clip(out, first.repeat(times, axis=1).repeat(times, axis=2), episodes.fps)
     return out
 
 

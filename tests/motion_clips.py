@@ -1,8 +1,16 @@
-"""Clips for the tests of the worlds of motion: scenes of every kind, and what noise, blur and compression make of clips."""
+"""Clips for the tests of the worlds of motion: scenes of every kind, and what noise, blur and compression make of clips.
+
+    python -m tests.motion_clips 24
+
+prints which share of clean clips the judge gets wrong under each, with that many requirements of each category.
+"""
+
+import sys
 
 import numpy as np
 
 from unigrpo_jax.worlds.motion.drawing import render
+from unigrpo_jax.worlds.motion.judge import judge_clips
 from unigrpo_jax.worlds.motion.prompts import requirements
 from unigrpo_jax.worlds.motion.requirement import CATEGORIES, MotionRequirement
 from unigrpo_jax.worlds.motion.scene import MovingScene
@@ -45,3 +53,15 @@ def quantised(clips: np.ndarray, step: float) -> np.ndarray:
     waves = np.einsum("ky,bfuyvxc,lx->bfukvlc", cosines, blocks, cosines, optimize=True)
     back = np.einsum("ky,bfukvlc,lx->bfuyvxc", cosines, np.round(waves / step) * step, cosines, optimize=True)
     return as_bytes(back.reshape(clips.shape))
+
+
+LEVELS = {noisy: (10, 20, 25, 30, 40), blurred: (0.4, 0.5, 0.6, 0.65, 0.7), quantised: (40, 60, 80, 100, 120)}
+
+if __name__ == "__main__":
+    required, _, clean = staged(int(sys.argv[1]))
+    metadata = [r.metadata() for r in required]
+    print(f"{len(clean)} clips, clean: {100 * np.mean([not v.exact for v in judge_clips(clean, metadata)]):.1f} % wrong")
+    for damage, levels in LEVELS.items():
+        for level in levels:
+            wrong = np.mean([not v.exact for v in judge_clips(damage(clean, level), metadata)])
+            print(f"{damage.__name__} {level}: {100 * wrong:.1f} % wrong", flush=True)

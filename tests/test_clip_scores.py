@@ -196,3 +196,21 @@ def test_weights_are_read_at_the_first_call(folder):
     assert "_params" not in vars(reward)
     reward(batch(1))
     assert all(x.dtype == np.float32 for x in jax.tree.leaves(reward._params))
+
+
+def test_clips_are_scored_by_their_frames(folder):
+    """Two clips of four frames, with a prompt each."""
+    one = load_reward(f"clipscore:{folder}", RunConfig(devices=1))
+    images, prompts = batch(8).images, ["red cat", "Zoo"]
+    alone = dict(metadata=[{}] * 8, thinking=[""] * 8, prompts=[p for p in prompts for _ in range(4)])
+    scores = one(RewardBatch(images=images, **alone))["clipscore"].reshape(2, 4)
+    assert scores.std(axis=1).min() > 1e-4
+    clips = RewardBatch(
+        prompts=prompts, metadata=[{}] * 2, thinking=[""] * 2, videos=images.reshape(2, 4, 20, 20, 3), fps=8.0
+    )
+    wants = {"mean": scores.mean(axis=1), "min": scores.min(axis=1), "mean/3": scores[:, [0, 3]].mean(axis=1)}
+    for name, wanted in wants.items():
+        reward = load_reward(f"frames:{name}:clipscore:{folder}", RunConfig(devices=1))
+        assert reward.cost == "device" and one.identity in reward.identity
+        found = Judging({"r": reward}, JudgingConfig())(clips)
+        np.testing.assert_allclose(found[f"clipscore_{name.replace('/', '_')}"], wanted, atol=1e-6)

@@ -12,7 +12,7 @@ from PIL import Image
 from experiments.generate import write_drawn
 from tests.moving import FPS, batch, clip
 from unigrpo_jax.clip_files import read_clip
-from unigrpo_jax.config import ConfigError, JudgingConfig, RunConfig
+from unigrpo_jax.config import ConfigError, EvaluationConfig, JudgingConfig, LearningConfig, RolloutConfig, RunConfig
 from unigrpo_jax.episode import Drawing, Episodes
 from unigrpo_jax.rewards.frames import Frames
 from unigrpo_jax.rewards.judging import ABSTAINED, Judging, RewardError
@@ -20,12 +20,12 @@ from unigrpo_jax.rewards.load import load_reward
 from unigrpo_jax.rewards.protocol import ABSTAIN, NotDrawn, Reward, RewardBatch
 from unigrpo_jax.rollout.drawing import FlowSampler, draw
 from unigrpo_jax.rollout.step_rules import ODE
-from unigrpo_jax.training.evaluation import by_round, join
+from unigrpo_jax.training.evaluation import Evaluator, _Call, by_round, by_rule, join
 from unigrpo_jax.training.health import MEANINGS, alarms, second_judges
 from unigrpo_jax.training.image_statistics import colour_entropy, edge_density, frame_difference, statistics
 from unigrpo_jax.training.measured import means
 from unigrpo_jax.training.run_folder import save_episodes
-from unigrpo_jax.training.trainer import OwnEpisodes
+from unigrpo_jax.training.trainer import OwnEpisodes, Trainer
 from unigrpo_jax.worlds.prompt import Prompt
 
 ONCE = JudgingConfig(retries=0)
@@ -188,6 +188,12 @@ def test_a_reward_that_judges_clips_is_not_asked_about_frames_and_images_have_no
         Judging({"r": load_reward("frames:min/2:user_frames:red", RunConfig())}, ONCE)(images)
 
 
+def test_rules_of_images_are_no_rules_of_clips():
+    world = types.SimpleNamespace(judge=lambda batch: batch.images.mean())
+    with pytest.raises(RewardError, match="the rules of these prompts asked for batch.images, but this run draws clips"):
+        by_rule(world, batch())
+
+
 # --- episodes -----------------------------------------------------------------------------------------------------------
 
 
@@ -197,9 +203,9 @@ def episodes(count=2) -> Episodes:
     nothing = jnp.zeros((count, 0))
     drawing = Drawing(
         steps=nothing, x=nothing, noise=nothing, mean=nothing, latent=nothing, media={"video": videos},
-        finite=jnp.ones(count, bool), fps=FPS,
+        finite=jnp.ones(count, bool),
     )  # fmt: skip
-    return Episodes(prompt=None, segments=(drawing,))
+    return Episodes(prompt=None, segments=(drawing,), fps=FPS)
 
 
 def test_clips_go_from_episodes_to_rewards_with_their_speed():
@@ -222,25 +228,24 @@ def test_what_a_decoder_of_clips_gives_is_a_video():
     flow = FlowSampler(schedule=(1.0, 0.5, 0.0), rule=ODE(), grid=(4, 5))
     x = jnp.zeros((2, 20, 3))
     of_clips = lambda latent: jnp.repeat(latent[:, None], 7, axis=1)
-    drawn = lambda decode, **more: jax.eval_shape(
-        lambda: draw(model, {}, None, x, None, jnp.zeros(0, jnp.int32), flow, decode, **more)
+    drawn = lambda decode, parts: jax.eval_shape(
+        lambda: draw(model, {}, None, x, None, jnp.zeros(0, jnp.int32), flow, decode, parts=parts)
     )
-    found = drawn(of_clips, parts=2, fps=15.0)
+    found = drawn(of_clips, 2)
     assert {name: (x.shape, x.dtype) for name, x in found.media.items()} == {"video": ((2, 7, 4, 5, 3), np.uint8)}
-    assert found.fps == 15 and found.seen is found.media["video"] and found.finite.shape == (2,)
-    of_one = drawn(lambda latent: latent[:, None], parts=2, fps=15.0)
-    for found in (drawn(lambda latent: latent, fps=15.0), of_one):
-        assert found.image.shape == (2, 4, 5, 3) and found.seen is found.image and found.fps == 0
+    assert found.seen is found.media["video"] and found.finite.shape == (2,)
+    for found in (drawn(lambda latent: latent, 0), drawn(lambda latent: latent[:, None], 2)):
+        assert found.image.shape == (2, 4, 5, 3) and found.seen is found.image
 
 
 def test_generate_writes_a_clip_where_one_was_drawn(tmp_path):
-    drawing = episodes().drawing
     for name, written in (("a-square.png", "a-square"), ("mine.webp", "mine.webp"), ("v1.2", "v1.2.")):
-        out = write_drawn(drawing, tmp_path / name, 2)
+        out = write_drawn(episodes(), tmp_path / name, 2)
         assert out.name.startswith(written) and out.suffix in (".mp4", ".webp")
         frames, fps = read_clip(out)
         assert frames.shape == (6, 48, 64, 3) and fps == pytest.approx(FPS, rel=0.02)
-    picture = drawing.replace(media={"image": drawing.media["video"][:, 0]}, fps=0.0)
+    drawing = episodes().drawing
+    picture = Episodes(prompt=None, segments=(drawing.replace(media={"image": drawing.media["video"][:, 0]}),))
     assert write_drawn(picture, tmp_path / "b.png", 1) == tmp_path / "b.png"
     np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "b.png")), clip()[0])
 
@@ -295,3 +300,41 @@ def test_clips_that_stand_still_ring_and_are_a_second_judge():
     }
 
 
+
+
+# --- a run's two ways to judge ------------------------------------------------------------------------------------------
+
+
+def test_an_iteration_of_clips_has_their_rewards_and_their_statistics():
+    """Of two groups of two the second one is lost, since a frame of one of its clips was not judged."""
+    config = RunConfig(
+        learning=LearningConfig(group_size=2), rollout=RolloutConfig(prompts_per_iteration=2),
+        judging=JudgingConfig(retries=0, max_dropped=0.5),
+    )  # fmt: skip
+    dark = lambda batch: {"red": np.where([m["number"] == 3 for m in batch.metadata], np.nan, redness(batch)["red"])}
+    trainer = Trainer.__new__(Trainer)
+    judging = Judging({"motion": motion, "dark": Frames(dark, "my:dark", "min", 2)}, config.judging)
+    trainer.parts = types.SimpleNamespace(config=config, judging=judging, world=types.SimpleNamespace(judge=None))
+    made = dataclasses.replace(batch(4), group=np.array([0, 0, 1, 1]))
+    own = OwnEpisodes(rows=np.arange(4), batches=(made,), tokens=np.zeros(4, int), finite=np.ones(4, bool))
+    advantages, metrics = trainer.judge(own, {"time/rollout_text": 1.0, "time/rollout_flow": 1.0})
+    assert np.abs(advantages[:2]).min() > 0 and np.abs(advantages[2:]).max() == 0
+    assert metrics["reward/dropped_share"] == 0.5 and {"reward/moved/mean", "reward/red_min_2/mean"} <= set(metrics)
+    differences = [frame_difference(clip(colour=c)) for c in range(4)]
+    assert metrics["video/frame_difference"] == pytest.approx(np.mean(differences), rel=1e-5)
+    assert {"image/edge_density", "image/colour_entropy"} <= set(metrics)
+
+
+def test_an_evaluation_of_clips_has_a_table_and_clips_to_look_at():
+    evaluator = Evaluator.__new__(Evaluator)
+    evaluator.prompts = [Prompt(text="p", metadata={})] * 3
+    evaluator._config, evaluator._world = EvaluationConfig(images_per_prompt=1), types.SimpleNamespace(judge=None)
+    evaluator._judging = Judging({"motion": motion}, ONCE)
+    first, last = batch(2), batch(1)
+    found = evaluator._judge(
+        [_Call(np.arange(2), (first,), 2, (first.videos[:1],)), _Call(np.array([2]), (last,), 1, (last.videos[:1],))]
+    )
+    wanted = np.mean([*motion(first)["moved"], *motion(last)["moved"]])
+    assert found.table["moved"]["overall"] == pytest.approx(wanted, abs=1e-6)
+    (shown,) = found.samples
+    assert (shown.clip.frames, shown.clip.fps, shown.image) == (6, FPS, None) and shown.verdict.startswith("moved ")

@@ -11,17 +11,20 @@ from tests.command import command
 from tests.test_comparison_page import record
 from unigrpo_jax.config import ConfigError
 from unigrpo_jax.config_checks import check
+from unigrpo_jax.models.families import load_model
+from unigrpo_jax.rollout.program import check_window, flow_sampler
 
 
 @pytest.mark.parametrize("preset", [shapes_flux, shapes_sd])
 def test_every_arm_spends_the_same_and_can_run(preset):
     base = preset.config()
-    arms = dance.arms(base)
+    arms, network = dance.arms(base), load_model(base.model).network
     assert len({a.name for a in arms}) == len(arms) and arms[0].stages == ()
     assert {name for _, names in dance.QUESTIONS for name in names} == {a.name for a in arms}
     for arm in arms[1:]:
         (config,) = arm.stages
         check(config)
+        check_window(flow_sampler(config.rollout, network), config.rollout)
         assert (config.episodes, config.iterations) == (base.episodes, base.iterations)
         assert config.learning.ppo_epochs == base.learning.ppo_epochs
         assert config.learning.minibatches == base.learning.minibatches
@@ -34,7 +37,7 @@ def test_an_arm_is_what_its_name_says():
     assert by_name["dance"] == base and base.rollout.shared_noise and base.rollout.noise_range == (0, steps)
     assert trained["dance"] == round(0.6 * steps) and base.rollout.window == "random"
     assert by_name["own_noise"] == changed(base, rollout={"shared_noise": False})
-    assert trained["all_transitions"] == trained["ddpo"] == trained["flow_grpo"] == steps
+    assert trained["all_transitions"] == trained["flow_grpo"] == trained["ddpo"] + 1 == steps
     assert {c.rollout.noise_range for c in by_name.values()} == {(0, steps)}
     assert trained["first_30"] == 3 and by_name["first_30"].rollout.window_range == (0, 3)
     assert by_name["advantages"].rewards == by_name["sum"].rewards == ("shapes", "colourfulness")

@@ -103,9 +103,9 @@ def test_single_passes(recorded, assert_close):
     out = other.passes(other.params, given, rest[0], text, rest[1])
     assert_close(out, other.tokens(found["i2v_out"]), name="from a picture")
     # Padding is read by nothing: other states there, and no bit is another.
-    assert not text[1].all()
-    spoiled = (np.where(text[1][..., None], text[0], 7.0).astype(np.float32), *text[1:])
-    np.testing.assert_array_equal(run(spoiled), run(text))
+    shorter = text[1] & (np.arange(text[1].shape[1]) < text[1].sum(axis=1).max() - 1)
+    spoiled = np.where(shorter[..., None], text[0], 7.0).astype(np.float32)
+    np.testing.assert_array_equal(run((spoiled, shorter, text[2])), run((text[0], shorter, text[2])))
 
 
 def test_stages(recorded, assert_close):
@@ -277,13 +277,38 @@ def test_a_number_of_frames_that_cannot_be_drawn_is_one_sentence_with_one_that_c
         painter.grid(33, 48, near)
 
 
-@pytest.mark.parametrize("picture, words", [(True, "reads no picture"), (False, "there is no first frame to go on from")])
-def test_a_picture_that_is_missing_or_too_much_is_one_sentence(picture, words):
-    network = dataclasses.replace(SMALL, from_picture=not picture)
-    painter = HunyuanVideo(transformer=network)
-    condition = upon(TextStates(jnp.zeros((1, 3, 6)), jnp.zeros((1, 5))), jnp.zeros((1, 4, 8)) if picture else None)
+@pytest.mark.parametrize(
+    "from_picture, tokens, words",
+    [
+        (False, 4, "reads no picture"),
+        (True, 0, "there is no first frame to go on from"),
+        (True, 6, "the picture has 6 latent tokens, but a frame has 2 x 2 = 4; use a picture of the video's size"),
+    ],
+)
+def test_a_picture_that_is_missing_or_does_not_belong_is_one_sentence(from_picture, tokens, words):
+    painter = HunyuanVideo(transformer=dataclasses.replace(SMALL, from_picture=from_picture))
+    text = TextStates(jnp.zeros((1, 3, 6)), jnp.zeros((1, 5)))
+    condition = upon(text, jnp.zeros((1, tokens, 8)) if tokens else None)
     with pytest.raises(ValueError, match=words):
-        painter.predict({}, jnp.zeros((1, 4, 8)), jnp.ones(1), (1, 2, 2), condition)
+        painter.predict({}, jnp.zeros((1, 8, 8)), jnp.ones(1), (2, 2, 2), condition)
+
+
+def test_bfloat16_stays_what_it_is_before_the_blocks_and_the_velocity_is_float32():
+    params = {name: jax.ShapeDtypeStruct(shape, jnp.float32) for name, shape in SMALL.shapes().items()}
+    text, mask = jax.ShapeDtypeStruct((2, 3, 6), jnp.bfloat16), jax.ShapeDtypeStruct((2, 3), bool)
+    refined = jax.eval_shape(SMALL.refined, params, text, mask, jax.ShapeDtypeStruct((2,), jnp.float32))
+    assert (refined.shape, refined.dtype) == ((2, 3, SMALL.width), jnp.bfloat16)
+    painter = HunyuanVideo(transformer=SMALL, dtype="bfloat16")
+    condition = upon(TextStates(jnp.zeros((2, 3, 6)), jnp.zeros((2, 5))), None)
+    predict = lambda p: painter.predict(p, jnp.zeros((2, 8, 8)), jnp.ones(2), (2, 2, 2), condition)
+    out = jax.eval_shape(predict, params)
+    assert (out.shape, out.dtype) == ((2, 8, 8), jnp.float32)
+
+
+def test_adapters_are_found_in_every_stack():
+    painter = HunyuanVideo(transformer=dataclasses.replace(SMALL, double=3, single=4, refiner=2))
+    hits = painter.hits((r".*refiner_blocks\.attn\.to_q", r"transformer_blocks\.attn\.add_q_proj", r".*\.attn\.to_k"))
+    assert list(hits.values()) == [2, 3, 2 + 3 + 4]
 
 
 @pytest.mark.parametrize("data, words", [

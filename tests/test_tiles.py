@@ -101,6 +101,21 @@ def test_tiles_of_one_size_are_traced_once():
     assert sorted(seen) == [(1, 3, 2, 2, 1), (1, 5, 2, 2, 1)]
 
 
+def test_memory_is_one_tiles_and_so_is_that_of_a_gradient():
+    def wide(x):  # 64 numbers a pixel in between
+        return jnp.tanh(x @ jnp.ones((1, 64))) @ jnp.ones((64, 1))
+
+    def temporary(function):
+        x = jax.ShapeDtypeStruct((1, 2, 176, 176, 1), jnp.float32)
+        return jax.jit(function).lower(x).compile().memory_analysis().temp_size_in_bytes
+
+    cut = Tiles(size=64, stride=48)  # four sizes of tiles, of an eighth of the whole at most
+    in_tiles = lambda x: tiles.over_sides(wide, x, cut, cut)
+    slope = lambda function: jax.grad(lambda x: jnp.sum(function(x) ** 2))
+    assert temporary(in_tiles) < temporary(wide) / 4
+    assert temporary(slope(in_tiles)) < temporary(slope(wide)) / 4
+
+
 @pytest.mark.parametrize(("size", "stride"), [(4, 5), (4, 0), (0, 0), (4, -1)])
 def test_tiles_that_leave_gaps_are_refused(size, stride):
     with pytest.raises(ValueError, match="leave gaps; a stride is from 1 to the size"):

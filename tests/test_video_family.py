@@ -141,10 +141,10 @@ def rollout_shapes(loaded, frames: int, **changes):
 
 def test_a_clip_of_one_frame_is_an_image():
     loaded = load_model(ModelConfig(path="hunyuan_tiny"))
-    one, more = (rollout_shapes(loaded, frames).drawing for frames in (1, 9))
-    assert {name: x.shape for name, x in one.media.items()} == {"image": (4, 32, 32, 3)} and one.fps == 0
-    assert {name: x.shape for name, x in more.media.items()} == {"video": (4, 9, 32, 32, 3)} and more.fps == 8
-    assert (one.x.shape, more.x.shape) == ((4, 1, 4, 64), (4, 1, 12, 64))
+    one, more = (rollout_shapes(loaded, frames) for frames in (1, 9))
+    assert {name: x.shape for name, x in one.drawing.media.items()} == {"image": (4, 32, 32, 3)} and one.fps is None
+    assert {name: x.shape for name, x in more.drawing.media.items()} == {"video": (4, 9, 32, 32, 3)} and more.fps == 8
+    assert (one.drawing.x.shape, more.drawing.x.shape) == ((4, 1, 4, 64), (4, 1, 12, 64))
 
 
 def test_episodes_that_go_on_from_a_picture_keep_its_latents(skyreels):

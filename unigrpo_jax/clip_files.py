@@ -102,7 +102,9 @@ def _mp4(frames: np.ndarray, fps: float) -> bytes:
     with av.open(buffer, "w", format="mp4") as file:
         stream = file.add_stream("libx264", rate=Fraction(fps).limit_denominator(1001), options=_QUALITY)
         stream.height, stream.width, stream.pix_fmt = *frames.shape[1:3], "yuv420p"
-        context = stream.codec_context  # says how its colours are meant; players guess otherwise, and differ
+        context = stream.codec_context
+        context.thread_count = 1  # the same bytes on every machine; many clips are encoded beside each other
+        # How its colours are meant: players guess otherwise, and differ.
         context.colorspace = context.color_primaries = context.color_trc = _BT709
         context.color_range = _LIMITED
         for frame in frames:

@@ -75,7 +75,6 @@ class Drawing:
       finite: bool [B], whether everything on the way to the media was a finite number, its episode's thinking included.
       times: float32 [B, W], where `x` lies; None for the schedule's times at `steps`.  Set, there are no transitions, only
         noisy versions of a picture that is given.
-      fps: frames per second of the video; 0 where there is none.
     """
 
     steps: jax.Array
@@ -86,7 +85,6 @@ class Drawing:
     media: dict[str, jax.Array]
     finite: jax.Array
     times: jax.Array | None = None
-    fps: float = flax.struct.field(pytree_node=False, default=0.0)
 
     @property
     def image(self) -> jax.Array:
@@ -124,12 +122,14 @@ class Episodes:
       segments: what was done, seen (`Look`) and heard (`TokenBlock`) then, in order.
       goals: what a differentiable reward asks of each image, arrays [B, ...]; None where none is followed.
       picture: what was seen before the prompt; None where nothing was.
+      fps: frames per second of the clips; None where images were drawn.
     """
 
     prompt: Any
     segments: tuple[Segment, ...]
     goals: Any = None
     picture: Look | None = None
+    fps: float | None = flax.struct.field(pytree_node=False, default=None)
 
     @property
     def thinking(self) -> Thinking | None:

@@ -31,18 +31,20 @@ QUESTIONS = (
 def arms(base: RunConfig) -> list[Arm]:
     """The arms; `base` is what DanceGRPO itself runs with.
 
-    `ddpo` (arXiv 2305.13301): DDIM's noise with eta 1, own initial noise, every transition trained, rewards divided by the
-    batch's deviation.  `flow_grpo` (arXiv 2505.05470), without its KL: its SDE at 0.7, own initial noise, every transition.
+    `ddpo` (arXiv 2305.13301): DDIM's noise with eta 1, own initial noise, every transition trained but the last, where DDIM
+    has no noise, rewards divided by the batch's deviation.  `flow_grpo` (arXiv 2505.05470), without its KL: its SDE at 0.7,
+    own initial noise, every transition.
     """
     steps, group = base.rollout.flow_steps, base.learning.group_size
     prompts = base.rollout.prompts_per_iteration
     require(prompts % 2 == 0 and group % 2 == 0, f"rollout.prompts-per-iteration = {prompts} and learning.group-size = "
             f"{group} must be even, since one arm has half as many groups, twice as wide.")  # fmt: skip
     require(steps >= 4, f"rollout.flow-steps = {steps} must be at least 4, since one arm trains the first 30 % of them.")
-    every = {"window": "contiguous", "window_size": steps, "window_range": (0, steps)}
-    first = {"window": "contiguous", "window_size": round(0.3 * steps), "window_range": (0, round(0.3 * steps))}
+    of_first = lambda count: {"window": "contiguous", "window_size": count, "window_range": (0, count)}
+    every, first = of_first(steps), of_first(round(0.3 * steps))
     own = changed(base, rollout={"shared_noise": False})
-    ddpo = changed(own, rollout=every | {"step_rule": "ddim", "noise_level": 1.0}, learning={"advantage": "global_std"})
+    ddim = of_first(steps - 1) | {"step_rule": "ddim", "noise_level": 1.0}
+    ddpo = changed(own, rollout=ddim, learning={"advantage": "global_std"})
     flow = changed(own, rollout=every | {"step_rule": "flow_sde", "noise_level": 0.7})
     both = dataclasses.replace(base, rewards=(*base.rewards, SECOND))
     wide = changed(base, rollout={"prompts_per_iteration": prompts // 2},

@@ -144,13 +144,12 @@ def in_turn(function, x_B, parts: int, together: int = 1):
 
 
 def draw(
-    model: Painter, params, condition, x, noise_keys_B, window_W, sampler: FlowSampler, decode, others=None, parts=0, fps=0.0
+    model: Painter, params, condition, x, noise_keys_B, window_W, sampler: FlowSampler, decode, others=None, parts=0
 ) -> Drawing:
     """Samples an image or a clip upon a condition: `denoise`, and `decode`.
 
     `decode` makes latents, [B, rows, columns, channels] those of images, into images [B, height, width, 3] or clips
-    [B, F, height, width, 3], in [-1, 1]; `parts` is that of `in_turn`, `fps` the clips' frames per second.  A clip of one
-    frame is an image.
+    [B, F, height, width, 3], in [-1, 1]; `parts` is that of `in_turn`.  A clip of one frame is an image.
     """
     hold = model.hold or (lambda x: x)  # else a partitioner may put several devices' images on one of them
     with jax.named_scope("drawing"):
@@ -171,7 +170,4 @@ def draw(
     steps = jnp.broadcast_to(window_W, jax.tree.leaves(x)[0].shape[:2])
     for array in jax.tree.leaves((tokens, x, mean)):
         finite = finite & finite_rows(array)
-    return Drawing(
-        steps=steps, x=x, noise=noise, mean=mean, latent=tokens, media={medium: image}, finite=finite,
-        fps=fps if medium == "video" else 0.0,
-    )  # fmt: skip
+    return Drawing(steps=steps, x=x, noise=noise, mean=mean, latent=tokens, media={medium: image}, finite=finite)

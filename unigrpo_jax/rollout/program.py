@@ -125,7 +125,8 @@ class RolloutProgram:
             dialogue, done = self.act(params, autoencoder_params, dialogue, ids_B, windows[turn], seed, step, turn)
             segments += done
         # All devices share each micro-batch: the whole, whose rows lie in order, would else have some of them draw each.
-        episodes = Episodes(prompt=rows(prompt), segments=tuple(segments), picture=rows(shown))
+        fps = self.fps if "video" in segments[-1].media else None
+        episodes = Episodes(prompt=rows(prompt), segments=tuple(segments), picture=rows(shown), fps=fps)
         return jax.tree.map(hold, blank(episodes, self.model.config.eos_token if self.model.thinks else None))
 
     @property
@@ -214,7 +215,7 @@ class RolloutProgram:
         x = randomness.normal_like(keys(randomness.INITIAL_NOISE, first), 0, self.latent(len(ids_B)))
         decode = lambda latent: self.autoencoder.decode(autoencoder_params, latent)
         others, noise = (dialogue.without_text, dialogue.without_images), keys(randomness.STEP_NOISE)
-        return draw(self.model, params, dialogue.full, x, noise, window_W, self.flow, decode, others, self.parts, self.fps)
+        return draw(self.model, params, dialogue.full, x, noise, window_W, self.flow, decode, others, self.parts)
 
 
 def flow_sampler(config: RolloutConfig, model: Painter, guidance: Guidance | None = None) -> FlowSampler:

@@ -18,14 +18,14 @@ from unigrpo_jax.parallel import mesh as meshes
 from unigrpo_jax.parallel import processes
 from unigrpo_jax.parallel.rules import Layout
 from unigrpo_jax.rewards.judging import ABSTAINED, Judging, RewardError
-from unigrpo_jax.rewards.protocol import RewardBatch
+from unigrpo_jax.rewards.protocol import NotDrawn, RewardBatch
 from unigrpo_jax.rollout.program import RolloutProgram, flow_sampler
 from unigrpo_jax.rollout.thinking import TokenSampler
 from unigrpo_jax.rollout.windows import Window
 from unigrpo_jax.training.given import given_pictures
 from unigrpo_jax.training.samples import Clip, Moment, Sample
 from unigrpo_jax.worlds.prompt import Prompt, pictured, said_later
-from unigrpo_jax.worlds.world import World
+from unigrpo_jax.worlds.world import Judgement, World
 
 WORDS = ("thinking", "verdict", "correct")  # of a round, beside its scores
 
@@ -233,7 +233,7 @@ class Evaluator:
             said = lambda value: "abstains" if value == ABSTAINED else f"{value:.3f}"
             verdicts = [", ".join(f"{n} {said(v[i])}" for n, v in scores.items()) for i in range(len(batch.prompts))]
         else:
-            judged = self._world.judge(batch)
+            judged = by_rule(self._world, batch)
             found = {name: x for name, x in judged.scores.items() if name not in scores}
             correct, verdicts = [bool(c) for c in judged.correct], list(judged.verdicts)
         columns = {f"reward/{name}": np.asarray(values).tolist() for name, values in scores.items()}
@@ -252,6 +252,14 @@ def _moments(
     names = ("prompt", "thinking", "clip" if fps else "image", "verdict", "correct", "given")
     rows = zip(said, thinking, drawn, verdicts, correct, given, strict=False)
     return [dict(zip(names, row, strict=True)) for row in rows]
+
+
+def by_rule(world: World, batch: RewardBatch) -> Judgement:
+    """What the world's own rules say; RewardError where they judge images and clips are drawn, or the other way round."""
+    try:
+        return world.judge(batch)
+    except NotDrawn as error:
+        raise RewardError(f"the rules of these prompts {error}") from None
 
 
 def join(batches: Sequence[RewardBatch]) -> RewardBatch:
@@ -290,7 +298,7 @@ def by_round(
                 prompts=[p.text for p in prompts],
                 metadata=[p.metadata for p in prompts],
                 media=media,
-                fps=drawing.fps,
+                fps=episodes.fps or 0.0,
                 thinking=codec.thoughts(jax.tree.map(own, thinking), len(asked)),
                 before=before,
                 group=group,

@@ -98,8 +98,8 @@ video { display: block; width: 100%; max-width: 320px; border: 3px solid var(--r
 video.right { border-color: var(--right); } video.wrong { border-color: var(--wrong); }
 video.tiny { image-rendering: pixelated; max-width: 160px; }
 img.on-paper { display: none; max-width: none; }
-@media print { .plays { display: none; } img.on-paper { display: block; } .halves.n2 { grid-template-columns: 1fr; }
-  .gallery { grid-template-columns: 1fr; } }
+@media print { .plays { display: none; } img.on-paper { display: block; } .by-run .halves { max-width: none; }
+  .halves.n2, .gallery, .by-run { grid-template-columns: 1fr; } }
 """
 
 # Beside it, where a page shows episodes of several rounds: one row each, which scrolls where it is too wide.

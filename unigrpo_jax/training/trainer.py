@@ -28,7 +28,7 @@ from unigrpo_jax.rewards.load import load_rewards
 from unigrpo_jax.rewards.protocol import DifferentiableReward, RewardBatch
 from unigrpo_jax.rollout.program import check_window, flow_sampler
 from unigrpo_jax.training import measured
-from unigrpo_jax.training.evaluation import by_round, check_evaluation, check_schedule
+from unigrpo_jax.training.evaluation import by_round, by_rule, check_evaluation, check_schedule
 from unigrpo_jax.training.given import check_pictures, given_pictures
 from unigrpo_jax.training.image_statistics import statistics
 from unigrpo_jax.training.programs import Followed, Inputs, Programs
@@ -350,7 +350,7 @@ class Trainer:
         judged = self.parts.judging.start(batch)
         columns = {}
         if self.parts.world.judge is not None:
-            columns |= {f"judge/{name}": x for name, x in self.parts.world.judge(batch).scores.items()}
+            columns |= {f"judge/{name}": x for name, x in by_rule(self.parts.world, batch).scores.items()}
         columns |= statistics(batch.media)
         columns["tokens"], columns["finite"] = own.tokens, own.finite
         columns |= {f"reward/{component}": values for component, values in judged().items()}

@@ -4,7 +4,7 @@ Its parameters are the tensors of diffusers' `transformer/`, a flat dict under t
 for the blocks, which are scanned: `transformer_blocks.attn.to_q.weight` [layers, out, in] holds those of all
 `transformer_blocks.N.attn.to_q.weight`.  It computes in the dtype of its input; time, angles, norms and softmax are float32.
 
-Text comes first wherever both are one sequence; nothing but that order depends on it.
+Text comes first where both are one sequence; what a token gets does not depend on that order.
 
 Letters: B samples, L text tokens, N latent tokens, D width, H heads, K head dim.
 """
@@ -196,18 +196,23 @@ def told_shapes(place: str, width: int, pooled_width: int, guidance: bool) -> Sh
             yield from linear_shapes(f"{place}.{name}_embedder.linear_2", width, width)
 
 
-def rotary(
-    grid: tuple[int, int, int], length: int, axes: tuple[int, ...], theta: float, dtype: type = np.float64
-) -> tuple[np.ndarray, np.ndarray]:
+def rotary(grid: tuple[int, int, int], length: int, axes: tuple[int, ...], theta: float, dtype: type = np.float64):
     """Cosines and sines [L + N, K / 2], float32, of tokens at (frame, row, column); text is at (0, 0, 0) and does not turn.
 
-    Angles are computed in `dtype`.
+    Angles are computed in `dtype`.  A program holds one small table for each of the places, and spreads them over the
+    tokens as it runs: those of a long video are many megabytes.
     """
-    ids = np.zeros((length + math.prod(grid), len(axes)), dtype)
-    ids[length:] = np.stack([place.reshape(-1) for place in np.meshgrid(*map(np.arange, grid), indexing="ij")], axis=1)
-    powers = [np.arange(0, width, 2, dtype=dtype) / width for width in axes]
-    angle = np.concatenate([ids[:, i, None] * theta**-power for i, power in enumerate(powers)], axis=1)
-    return np.cos(angle).astype(np.float32), np.sin(angle).astype(np.float32)
+    out = []
+    for part, at_rest in ((np.cos, jnp.ones), (np.sin, jnp.zeros)):
+        tables = []
+        for i, (places, width) in enumerate(zip(grid, axes, strict=True)):
+            power = np.arange(0, width, 2, dtype=dtype) / width
+            table = part(np.arange(places, dtype=dtype)[:, None] * theta**-power).astype(np.float32)
+            others = [other for other in range(len(grid)) if other != i]
+            tables.append(jnp.broadcast_to(np.expand_dims(table, others), (*grid, width // 2)))
+        turning = jnp.concatenate(tables, axis=-1).reshape(math.prod(grid), -1)
+        out.append(jnp.concatenate([at_rest((length, turning.shape[1]), jnp.float32), turning]))
+    return tuple(out)
 
 
 def modulation(p: Params, name: str, condition, parts: int, way: Computing):

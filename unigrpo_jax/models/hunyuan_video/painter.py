@@ -77,11 +77,15 @@ class HunyuanVideo(FlowPainter):
         return upon(super().unread(params, text, condition), condition.first)
 
     def predict(self, params: Params, x_BNC, t_B, grid: tuple[int, int, int], condition: VideoCondition) -> jax.Array:
-        """As `TextPainter.predict`; ValueError, too, where a picture is missing or nothing would read it."""
-        if self.transformer.from_picture and condition.first is None:
+        """As `TextPainter.predict`; ValueError, too, where a picture is missing, of another size, or read by nothing."""
+        first, (_, rows, columns) = condition.first, grid
+        if self.transformer.from_picture and first is None:
             raise ValueError("there is no first frame to go on from; a network from image to video needs a picture.")
-        if not self.transformer.from_picture and condition.first is not None:
+        if not self.transformer.from_picture and first is not None:
             raise ValueError("a network from text to video reads no picture; use one from image to video (32 channels in).")
+        if first is not None and first.shape[1] != rows * columns:
+            raise ValueError(f"the picture has {first.shape[1]} latent tokens, but a frame has {rows} x {columns} = "
+                             f"{rows * columns}; use a picture of the video's size.")  # fmt: skip
         return super().predict(params, x_BNC, t_B, grid, condition)
 
     def outputs(self, params: Params, x_BNC, t_B, grid: tuple[int, int, int], condition: VideoCondition, way: Computing):

@@ -9,7 +9,7 @@ motion       the mean over required objects; 1 where the course's nearest path (
                  MISSED * explained * pace * turn,     explained = max(0, S - R) / (S + 1 pixel^2)
 
              with S the squared distances of the path from its mean and R those from the fit, pace = min(1, v / least,
-             most / v), and turn falling from 1 to 0 within half the picture.  At rest, explained = 1 / (1 + S / frames).
+             most / v), and turn falling from 1 to 0 over 9 pixels more.  At rest, explained = 1 / (1 + S / frames).
              Where an object is missing its path is drawn straight between the frames that show it.
 smoothness   the share of steps from frame to frame that are smooth (`smooth_steps`), whatever was asked for: what is seen
              before is seen after, and moves on as just before or just after.
@@ -35,8 +35,8 @@ from unigrpo_jax.worlds.motion.scene import BOX, ROOM
 from unigrpo_jax.worlds.motion.smoothness import smooth_steps
 from unigrpo_jax.worlds.shapes.judge import PARTIAL
 
-PLACE_TOLERANCE = 0.5  # pixels, on each axis
-STEP_TOLERANCE = 0.6
+PLACE_TOLERANCE = 0.5  # pixels
+STEP_TOLERANCE = 0.5
 TURN_TOLERANCE = 1.0  # between the turn and the wall, or between two boxes when they turn
 LANE_TOLERANCE = 1.5  # across the way of two that meet
 TIME_TOLERANCE = 1.0  # frames between the turns of two that meet
@@ -120,21 +120,17 @@ def match(frame: Frame, actors: Sequence[Actor]) -> Match:
 
 def judge_motion(matches: Sequence[Match], requirement: MotionRequirement) -> tuple[float, list[str]]:
     """The score of all motions, 1 where they are right, and what is wrong with them."""
-    fits: list[Fit | None] = []
-    grades, faults = [], []
-    for i, actor in enumerate(requirement.actors):
-        path = _path([m.seen[i] for m in matches])
-        fits.append(None if path is None else fit(path, actor.motion))
-        if path is None:
+    actors, grades, faults = requirement.actors, [], []
+    paths = [_path([m.seen[i] for m in matches]) for i in range(len(actors))]
+    fits = [None if path is None else fit(path, actor.motion) for path, actor in zip(paths, actors, strict=True)]
+    for i, (actor, path, found) in enumerate(zip(actors, paths, fits, strict=True)):
+        if found is None:
             grades.append(0.0)
             faults.append(f"{_name(actor)} has no path")
-    for i, (actor, found) in enumerate(zip(requirement.actors, fits, strict=True)):
-        if found is None:
             continue
-        path = _path([m.seen[i] for m in matches])
-        pace, turn = _pace(found, actor), _turn(i, fits, requirement.actors)
-        off = np.abs(path - found.path).max()
-        uneven = np.abs(np.diff(path - found.path, axis=0)).max()
+        pace, turn = _pace(found, actor), _turn(i, fits, actors)
+        off = np.linalg.norm(path - found.path, axis=1).max()
+        uneven = np.linalg.norm(np.diff(path - found.path, axis=0), axis=1).max()
         wrong = [f"{_name(actor)}: {words}" for words, right in (
             (f"{off:.1f} pixels off its way", off <= PLACE_TOLERANCE),
             ("not steady", uneven <= STEP_TOLERANCE),

@@ -3,8 +3,8 @@
 With values in [0, 1], a frame is taken apart greedily.  T is the picture of a figure in white, and the light that T explains
 of what is left of the frame is sum over channels of <frame, T>^2 / <T, T>, as much as any colour can make of it.  The best
 whole place of all figures is found first, then, in the 8 x 8 window around it, the best figure and place in steps of
-`STEP` pixel.  Its colour is <frame, T> / <T, T>; it is subtracted, and the next one is looked for, `MOST` in all.  Where
-there are several, each is found once more with the others taken away, because they may touch.
+`STEP` pixel.  Its colour is <frame, T> / <T, T>; it is subtracted, and the next one is looked for, `MOST` in all.  Objects
+may touch: after each further one all of them are found anew, each with the others taken away, in `ROUNDS` rounds.
 
 What is left must be noise: in each window of 8 x 8 pixels at most `BAD_PIXELS` pixels have a channel further than
 `PIXEL_TOLERANCE` from 0, and the root mean square is at most `RMS_TOLERANCE` in each channel.  An object counts where its
@@ -25,6 +25,7 @@ from unigrpo_jax.worlds.shapes.scene import COLOURS, SHAPES
 
 STEP = 1 / 8
 MOST = 3
+ROUNDS = 2
 COLOUR_TOLERANCE = 0.25
 DOUBT = 0.89
 PIXEL_TOLERANCE = 0.40
@@ -32,6 +33,7 @@ BAD_PIXELS = 1
 RMS_TOLERANCE = 0.15
 
 _LIGHT = 3.0  # in pixels of full brightness: what explains less is not looked at as an object
+_AT_ONCE = 1024  # frames, so that memory stays below 100 MB
 _AROUND = (CELL - BOX) // 2  # pixels of a window beside its box
 _NAMES = tuple(COLOURS)
 
@@ -58,7 +60,10 @@ def read_clips(clips: np.ndarray) -> list[tuple[Frame, ...]]:
     if clips.ndim != 5 or clips.shape[2:] != (SIDE, SIDE, 3) or clips.dtype != np.uint8:
         raise ValueError(f"motion reading: clips are uint8 [B, F, {SIDE}, {SIDE}, 3], got {clips.dtype} {clips.shape}")
     count, frames = clips.shape[:2]
-    found = _read(clips.reshape(-1, SIDE, SIDE, 3).astype(np.float32) / 255)
+    pictures = clips.reshape(-1, SIDE, SIDE, 3)
+    found = []
+    for i in range(0, len(pictures), _AT_ONCE):
+        found += _read(pictures[i : i + _AT_ONCE].astype(np.float32) / 255)
     return [tuple(found[i * frames : (i + 1) * frames]) for i in range(count)]
 
 
@@ -77,26 +82,24 @@ def _read(frames: np.ndarray) -> list[Frame]:
     """What N frames, float32 [N, 24, 24, 3], show."""
     n = len(frames)
     rest = frames.copy()
-    figure = np.zeros((n, MOST), int)
-    place = np.zeros((n, MOST, 2))
-    colour = np.zeros((n, MOST, 3), np.float32)
-    doubt = np.zeros((n, MOST))
+    figure, place = np.zeros((n, MOST), int), np.zeros((n, MOST, 2))
+    colour, doubt = np.zeros((n, MOST, 3), np.float32), np.ones((n, MOST))
     there = np.zeros((n, MOST), bool)
+
+    def take_out(rows: np.ndarray, k: int, coarse: np.ndarray) -> None:
+        figure[rows, k], place[rows, k], colour[rows, k], doubt[rows, k] = _best_near(rest[rows], coarse)
+        rest[rows] -= _picture(figure[rows, k], place[rows, k], colour[rows, k])
+
     rows = np.arange(n)
     for k in range(MOST):
         light, coarse = _whole_places(rest[rows])
         rows, coarse = rows[light > _LIGHT], coarse[light > _LIGHT]
         there[rows, k] = True
-        figure[rows, k], place[rows, k], colour[rows, k], doubt[rows, k] = _best_near(rest[rows], coarse)
-        rest[rows] -= _picture(figure[rows, k], place[rows, k], colour[rows, k])
-    several = np.flatnonzero(there[:, 1])
-    for _ in range(2):
-        for k in range(MOST):
-            rows = several[there[several, k]]
-            rest[rows] += _picture(figure[rows, k], place[rows, k], colour[rows, k])
-            coarse = np.clip(np.rint(place[rows, k]).astype(int), 0, ROOM)
-            figure[rows, k], place[rows, k], colour[rows, k], doubt[rows, k] = _best_near(rest[rows], coarse)
-            rest[rows] -= _picture(figure[rows, k], place[rows, k], colour[rows, k])
+        take_out(rows, k, coarse)
+        for _ in range(ROUNDS if k else 0):
+            for j in range(k + 1):
+                rest[rows] += _picture(figure[rows, j], place[rows, j], colour[rows, j])
+                take_out(rows, j, _whole_places(rest[rows])[1])
     return _named(rest, figure, place, colour, there, there & (doubt <= DOUBT))
 
 
