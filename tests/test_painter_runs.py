@@ -110,6 +110,7 @@ def test_an_export_is_the_checkpoint_and_draws(trained, tmp_path):
     (["hunyuan_tiny", "--rollout.frames", 8], "rollout.frames: a video of 8 frames cannot be drawn: their number"),
     (["flux_tiny", "--rollout.frames", 9], "rollout.frames: this model draws images, not clips of 9 frames; use 1"),
     (["hunyuan_tiny", "--rollout.frames-per-second", 0], "rollout.frames_per_second = 0, but it must be from 0.1 to 240"),
+    (["hunyuan_tiny", "--prompts", "shapes"], "the rules of these prompts read images, but clips are drawn; set"),
     (["hunyuan_tiny", "--rollout.guidance", 2], "(hunyuan_video) is not guided by a second pass; use 1"),
     (["hunyuan_tiny", "--model.path", "skyreels_tiny"], "goes on from a picture, the first frame of what it draws, but the"),
     (["sd_tiny", "--rollout.noise-level", 1.5], "for ddim it is eta, at most 1"),

@@ -2,6 +2,8 @@
 
     python -m experiments.run hunyuan_tiny
 
+Seen on 2 CPU cores that other jobs shared, with an empty compile cache: 52 s of processor time, an iteration in 1.6 s.
+
 Clips of 9 frames of 32 pixels, judged frame by frame by a reward of images (colourfulness), which asks for nothing sensible.
 """
 
