@@ -73,7 +73,6 @@ class VideoAutoencoder:
 
     def encode(self, params, clip_BTHWC, keys_B: jax.Array | None = None):
         """Latents of clips: the posterior's mean, or a sample where there is a key for each; ValueError as `latent_size`."""
-        clip_BTHWC = clip_BTHWC if clip_BTHWC.ndim == 5 else clip_BTHWC[:, None]
         mean, log_variance = self.moments(params, clip_BTHWC)
         if keys_B is None:
             return self.sample(mean, log_variance, 0.0)
@@ -85,6 +84,7 @@ class VideoAutoencoder:
 
     def moments(self, params, clip_BTHWC):
         """Mean and log-variance of the posterior, each like a latent, before the scale; ValueError as `latent_size`."""
+        clip_BTHWC = clip_BTHWC if clip_BTHWC.ndim == 5 else clip_BTHWC[:, None]
         self.latent_size(*clip_BTHWC.shape[1:4])
         whole = functools.partial(self._encoded, params)
         in_latents = lambda cut, by: (cut, cut.divided(by))
