@@ -183,3 +183,9 @@ def test_the_text_of_a_blank_episode_keeps_its_mask():
     found = blank(Episodes(prompt=text, segments=(drawn,)), None).prompt
     np.testing.assert_array_equal(found.mask, text.mask)
     assert np.isinf(found.states[0]).all() and not found.states[1].any() and not found.pooled[1].any()
+
+
+def test_shapes_of_pictures_that_nothing_would_see_are_refused():
+    painter = load_model(ModelConfig(path="hunyuan_tiny")).network
+    with pytest.raises(ConfigError, match="the model only draws and sees none; leave them out.$"):
+        picture_shapes(2, painter, RolloutConfig())

@@ -80,6 +80,8 @@ def check_pictures(sources: Iterable[Sequence[Prompt]], model: Painter | Thinker
 
 
 def picture_shapes(prompts: int, model: Painter | Thinker, rollout: RolloutConfig) -> Picture:
-    """Shapes and dtypes of the pictures of this many prompts."""
+    """Shapes and dtypes of the pictures of this many prompts; ConfigError where the model only draws and sees none."""
+    require(model.thinks or model.begins, "the prompts come with pictures, but the model only draws and sees none; leave "
+                                          "them out.")  # fmt: skip
     images = jax.ShapeDtypeStruct((prompts, rollout.image_height, rollout.image_width, 3), jnp.uint8)
     return jax.eval_shape(lambda x: Picture(*model.see_again(x)), images)
