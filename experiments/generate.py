@@ -14,6 +14,7 @@ What a model can do depends on its family:
     bagel              thinks, draws, looks at pictures, answers
     flux               draws by a flow, upon what T5 and CLIP say of the prompt
     stable_diffusion   draws by a diffusion, upon what CLIP says of the prompt
+    hunyuan_video      draws a clip by a flow, upon what Llama and CLIP say of the prompt; SkyReels-V1 goes on from a picture
 
 CHECKPOINT is a run folder (its newest checkpoint), RUN/checkpoints/N, a model folder, or one in the package: `base`, the
 shapes base, `rounds_base`, that of several rounds, `shapes_flux_base` or `shapes_sd_base`.
@@ -40,7 +41,7 @@ class Arguments:
     """PNG file, of a clip .mp4 or .webp; default the prompt's words in the current folder.  With --chat the folder of the
     pictures."""
     image: pathlib.Path | None = None
-    """A picture to edit, or to answer about (which takes a vision encoder)."""
+    """A picture to edit, to answer about (which takes a vision encoder), or to go on from: a clip's first frame."""
     answer: bool = False
     """Answer in words instead of drawing."""
     chat: bool = False
@@ -67,6 +68,10 @@ class Arguments:
     """Pixels; default the run's, the picture's, or the model's."""
     width: int | None = None
     """Pixels."""
+    frames: int | None = None
+    """Of a clip, where the model draws such, 1 more than a multiple of 4; default the run's, or the model's."""
+    fps: float | None = None
+    """Frames per second of the clip; default the run's, or the model's."""
     seed: int = 0
     """Seed of tokens and noise."""
     enlarge: int | None = None
@@ -83,16 +88,19 @@ def settings(arguments: Arguments, restored, picture) -> tuple[EvaluationConfig,
     chosen = lambda value, default: default if value is None else value
     loaded, rollout = restored.loaded, restored.config.rollout
     published, thinks = loaded.published, arguments.thinking and loaded.network.thinks
-    height, width = (rollout.image_height, rollout.image_width) if picture is None else picture.pixels.shape[1:3]
+    edits = picture is not None and not loaded.network.begins
+    height, width = picture.pixels.shape[1:3] if edits else (rollout.image_height, rollout.image_width)
     rollout = dataclasses.replace(
         rollout,
         thinking=thinks,
         thinking_tokens=chosen(arguments.thinking_tokens, rollout.thinking_tokens),
         image_height=chosen(arguments.height, height),
         image_width=chosen(arguments.width, width),
+        frames=chosen(arguments.frames, rollout.frames),
+        frames_per_second=chosen(arguments.fps, rollout.frames_per_second),
     )
     evaluation = EvaluationConfig(**{"flow_steps": 20, **(published.evaluation if published is not None else {})})
-    if picture is not None:
+    if edits:
         evaluation = dataclasses.replace(evaluation, guidance_interval=(0.0, 1.0), guidance_renorm="text_channel")
     evaluation = dataclasses.replace(
         evaluation,
@@ -101,7 +109,7 @@ def settings(arguments: Arguments, restored, picture) -> tuple[EvaluationConfig,
         temperature=arguments.temperature,
         flow_steps=chosen(arguments.flow_steps, evaluation.flow_steps),
         guidance=chosen(arguments.guidance, evaluation.guidance),
-        guidance_image=chosen(arguments.guidance_image, 2.0 if picture is not None else 1.0),
+        guidance_image=chosen(arguments.guidance_image, 2.0 if edits else 1.0),
         seed=arguments.seed,
     )
     return evaluation, rollout
@@ -155,17 +163,24 @@ def generate(arguments: Arguments, restored, prompt: str) -> None:
     from experiments.chat import slug
     from unigrpo_jax.clip_files import WITHOUT_PYAV, has_pyav
     from unigrpo_jax.parallel import mesh as meshes
+    from unigrpo_jax.picture_files import open_rgb
     from unigrpo_jax.rollout.answer import answer
     from unigrpo_jax.training.evaluation import evaluation_rollout
+    from unigrpo_jax.training.given import first_frame
 
     loaded, picture = restored.loaded, None
-    if arguments.image is not None:
+    begins = loaded.network.begins
+    require(not begins or arguments.image is not None,
+            f"{loaded.folder} goes on from a picture, the first frame of what it draws; give one with --image.")  # fmt: skip
+    if arguments.image is not None and not (begins and not arguments.answer):
         _check_thinks(loaded, "--answer" if arguments.answer else "--image")
         require(loaded.network.sees or not arguments.answer,
                 f"{loaded.folder} has no vision encoder, so it cannot answer about a picture; use a model with "
                 "vit_config.json, or edit without --answer.")  # fmt: skip
         picture = look_at(arguments.image, restored)
     evaluation, rollout = checked(arguments, restored, picture)
+    if begins:
+        picture = first_frame(open_rgb(arguments.image), loaded.network, rollout)
     if arguments.answer:
         require(not arguments.thinking_as_text, "--thinking-as-text is about drawing; leave it out with --answer.")
         system = loaded.published.answer if loaded.published is not None and rollout.thinking else ""

@@ -85,7 +85,9 @@ def write(arguments: Write) -> None:
     bare, _ = preset([arguments.preset] if arguments.preset else [], "shapes")
     restored = restore(arguments.checkpoint, bare, arguments.devices, arguments.mesh)
     restored = restored if arguments.preset else restored.as_published
-    loaded, rollout = restored.loaded, restored.config.rollout
+    loaded, rollout = restored.loaded, dataclasses.replace(restored.config.rollout, frames=1)
+    require(not loaded.network.begins, f"GenEval's prompts come without pictures, but {restored.name} goes on from one; "
+            "name another model.")  # fmt: skip
     loaded.check_image_size(rollout)
 
     # The bucket changes no image, so it is made to fit.
@@ -101,8 +103,6 @@ def write(arguments: Write) -> None:
             block = loaded.codec.prompts([prompts[row].text for row in rows], bucket)
             first = np.int32(start * e.images_per_prompt)
             episodes = program(params, autoencoder_params, block, np.int32(e.seed), np.int32(0), first)
-            require("image" in episodes.drawing.media,
-                    f"GenEval judges images, but {restored.name} draws clips; name a model of images.")  # fmt: skip
             images = np.asarray(episodes.drawing.image)
             images = images.reshape(per_call, e.images_per_prompt, *images.shape[1:])
             for number, own in zip(range(start, len(prompts)), images, strict=False):

@@ -234,8 +234,8 @@ def test_what_a_decoder_of_clips_gives_is_a_video():
     found = drawn(of_clips, 2)
     assert {name: (x.shape, x.dtype) for name, x in found.media.items()} == {"video": ((2, 7, 4, 5, 3), np.uint8)}
     assert found.seen is found.media["video"] and found.finite.shape == (2,)
-    found = drawn(lambda latent: latent, 0)
-    assert found.image.shape == (2, 4, 5, 3) and found.seen is found.image
+    for found in (drawn(lambda latent: latent, 0), drawn(lambda latent: latent[:, None], 2)):
+        assert found.image.shape == (2, 4, 5, 3) and found.seen is found.image
 
 
 def test_generate_writes_a_clip_where_one_was_drawn(tmp_path):

@@ -20,6 +20,8 @@ FILES = {
                 "scheduler/scheduler_config.json"),
     "flux_tiny": ("model_index.json", "transformer/config.json", "text_encoder_2/config.json",
                   "scheduler/scheduler_config.json"),
+    "hunyuan_tiny": ("model_index.json", "transformer/config.json", "vae/config.json", "text_encoder/config.json",
+                     "scheduler/scheduler_config.json"),
 }  # fmt: skip
 
 

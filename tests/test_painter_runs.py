@@ -90,7 +90,7 @@ def test_an_export_is_the_checkpoint_and_draws(trained, tmp_path):
     (["flux_tiny", "--evaluation.guidance", 2], "(flux) is not guided by a second pass; use 1"),
     (["flux_tiny", "--rollout.rounds", 2], "looks at no image, but rollout.rounds = 2"),
     (["flux_tiny", "--model.path", "sd_tiny"], "a model of the family stable_diffusion, and these settings are for flux"),
-    (["flux_tiny", "--model.family", "fluxx"], "there are bagel, flux, stable_diffusion"),
+    (["flux_tiny", "--model.family", "fluxx"], "there are bagel, flux, stable_diffusion, hunyuan_video"),
     (["flux_tiny", "--rollout.image-height", 20], "both sides must be multiples of 8"),
     (["flux_tiny", "--model.lora.rank", 2, "--model.lora.targets", "layers/.*"], "model.lora.targets: "),
     (["sd_tiny", "--rollout.timestep-shift", 3], "spaced by its scheduler file, not shifted; use 0"),
@@ -105,7 +105,14 @@ def test_an_export_is_the_checkpoint_and_draws(trained, tmp_path):
     (["sd_tiny", "--rewards", "shapes"], "rewards: shapes reads pictures of 24 x 24 pixels, but rollout draws 32 x 32"),
     (["flux_tiny", "--model.told-guidance", -1], "model.told_guidance = -1.0, but it must be 0 or more"),
     (["sd_tiny", "--model.floor-time"], "model.floor_time is a setting of flux alone"),
-    (["sd_tiny", "--model.told-guidance", 2], "model.told_guidance is a setting of flux alone"),
+    (["sd_tiny", "--model.told-guidance", 2], "model.told_guidance is a setting of flux and hunyuan_video alone"),
+    (["hunyuan_tiny", "--model.floor-time"], "model.floor_time is a setting of flux alone"),
+    (["hunyuan_tiny", "--rollout.frames", 8], "rollout.frames: a video of 8 frames cannot be drawn: their number"),
+    (["flux_tiny", "--rollout.frames", 9], "rollout.frames: this model draws images, not clips of 9 frames; use 1"),
+    (["hunyuan_tiny", "--rollout.frames-per-second", 0], "rollout.frames_per_second = 0, but it must be from 0.1 to 240"),
+    (["hunyuan_tiny", "--prompts", "shapes"], "the rules of these prompts read images, but clips are drawn; set"),
+    (["hunyuan_tiny", "--rollout.guidance", 2], "(hunyuan_video) is not guided by a second pass; use 1"),
+    (["hunyuan_tiny", "--model.path", "skyreels_tiny"], "goes on from a picture, the first frame of what it draws, but the"),
     (["sd_tiny", "--rollout.noise-level", 1.5], "for ddim it is eta, at most 1"),
     (["sd_tiny", "--learning.minibatches", 2], "2 optimizer steps"),
 ])  # fmt: skip
@@ -119,6 +126,11 @@ def test_what_a_family_cannot_do_is_one_sentence(words, said, tmp_path):
     ("generate", ["sd_tiny", "a circle", "--flow-steps", 7], "steps = 7: it must divide the 1000 steps"),
     ("generate", ["flux_tiny", "a circle", "--guidance", 2], "(flux) is not guided by a second pass"),
     ("generate", ["flux_tiny", "a circle", "--guidance-image", 2], "so it cannot be guided by one"),
+    ("generate", ["hunyuan_tiny", "a circle", "--frames", 10], "rollout.frames: a video of 10 frames cannot be drawn"),
+    ("generate", ["hunyuan_tiny", "a circle", "--fps", 1000], "rollout.frames_per_second = 1000, but it must be from"),
+    ("generate", ["flux_tiny", "a circle", "--frames", 5], "draws images, not clips of 5 frames; use 1"),
+    ("generate", ["skyreels_tiny", "a circle"], "goes on from a picture, the first frame of what it draws; give one with"),
+    ("geneval", ["write", "skyreels_tiny", "OUT", "--evaluation.no-thinking"], "prompts come without pictures, but"),
     ("evaluate", ["sd_tiny", *JUDGED, "--evaluation.flow-steps", 7], "steps = 7: it must divide"),
     ("evaluate", ["flux_tiny", *JUDGED, "--evaluation.rounds", 2], "but evaluation.rounds = 2; use 1"),
     ("evaluate", ["flux_tiny", *JUDGED, "--prompts", "shapes_edit"], "only draws and sees none"),
@@ -136,11 +148,13 @@ def test_what_a_family_cannot_do_is_said_before_its_weights_are_read(module, wor
     assert outcome.code == 2 and outcome.err.count("\n") == 1 and said in outcome.err, outcome
 
 
-@pytest.mark.parametrize("name, sides", [("sd_tiny", (32, 32)), ("flux_tiny", (32, 32)), ("base", (24, 24))])
+@pytest.mark.parametrize("name, sides", [("sd_tiny", (32, 32)), ("flux_tiny", (32, 32)), ("hunyuan_tiny", (32, 32)),
+                                         ("base", (24, 24))])  # fmt: skip
 def test_a_bare_model_draws_as_it_was_published(name, sides):
     rollout = restore(name, preset([], "shapes")[0]).as_published.config.rollout
     assert (rollout.image_height, rollout.image_width) == sides
     assert rollout.timestep_shift == (3 if name == "base" else 0)
+    assert (rollout.frames, rollout.frames_per_second) == (9 if name == "hunyuan_tiny" else 1, 24)
 
 
 def test_prompts_are_encoded_before_the_networks_weights_are_read(tmp_path, monkeypatch):

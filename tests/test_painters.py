@@ -308,6 +308,14 @@ def test_an_image_that_cannot_be_drawn_is_one_sentence_with_one_that_can(painter
     assert painter.grid(*map(int, near))
 
 
+@pytest.mark.parametrize("painter", [SD, FLUX, tiny.MODEL], ids=["sd", "flux", "bagel"])
+@pytest.mark.parametrize("frames", [5, 2, 0, -1])
+def test_a_clip_is_refused_by_what_draws_images_in_one_sentence(painter, frames):
+    assert painter.grid(16, 16, 1) == painter.grid(16, 16)
+    with pytest.raises(ValueError, match=f"draws images, not clips of {frames} frames; use 1.$"):
+        painter.grid(16, 16, frames)
+
+
 @both
 def test_a_text_is_read_as_it_is_and_guidance_compares_with_the_empty_one(painter):
     _, _, text = given(painter)

@@ -1,4 +1,4 @@
-"""Folders of Stable Diffusion and FLUX in diffusers' layout: read, written again, and refused in a sentence."""
+"""Folders of the painters in diffusers' layout: read, written again, and refused in a sentence."""
 
 import json
 import pathlib
@@ -14,27 +14,33 @@ from safetensors.numpy import load_file, save_file
 
 from unigrpo_jax.config import ConfigError, LoraConfig, ModelConfig, RolloutConfig
 from unigrpo_jax.models.autoencoders import diffusers as autoencoders
+from unigrpo_jax.models.autoencoders.tiles import Tiles
 from unigrpo_jax.models.families import load_model
 from unigrpo_jax.models.flux import family as flux
 from unigrpo_jax.models.flux.tiny import make_tiny as make_flux
 from unigrpo_jax.models.folders import component, pipelines
+from unigrpo_jax.models.hunyuan_video import family as video
+from unigrpo_jax.models.hunyuan_video.tiny import make_tiny as make_video
 from unigrpo_jax.models.stable_diffusion import family as sd
 from unigrpo_jax.models.stable_diffusion.tiny import make_tiny as make_sd
 from unigrpo_jax.models.text_encoders.clip_text import read_clip_text
 from unigrpo_jax.models.text_encoders.encoder import TIED
 from unigrpo_jax.models.text_encoders.t5 import read_t5
 
-FAMILY = {"sd": sd, "flux": flux}
+FAMILY = {"sd": sd, "flux": flux, "video": video}
+MAKE = {"sd": make_sd, "flux": make_flux, "video": make_video}
 TARGETS = {"sd": (r".*\.attn2\.to_[qv]", r".*\.ff\.net\.2"),
            "flux": (r"transformer_blocks\.attn\.(to_q|add_v_proj)", r"single_transformer_blocks\.proj_mlp")}  # fmt: skip
+TARGETS["video"] = TARGETS["flux"]
+HITS = {"sd": (8, 4), "flux": (4, 2), "video": (2, 1)}
 
 
 @pytest.fixture(scope="module")
 def toys(tmp_path_factory):
     """{family: the folder of its toy}."""
     folders = {name: tmp_path_factory.mktemp(name) for name in FAMILY}
-    make_sd(folders["sd"])
-    make_flux(folders["flux"])
+    for name, make in MAKE.items():
+        make(folders[name])
     return folders
 
 
@@ -75,12 +81,12 @@ def test_a_toy_is_a_whole_folder_of_its_family(toys, name):
     assert (loaded.stored_dtype, loaded.family) == ("float32", FAMILY[name].NAME)
     loaded.check_image_size(RolloutConfig(image_height=32, image_width=64))
     text = loaded.codec.shapes(3, 0)
-    assert text.states.shape == (3, 64, 24)
+    assert text.states.shape == (3, 256 if name == "video" else 64, 24)
     assert sum(path.stat().st_size for path in toys[name].rglob("*") if path.is_file()) < 1.3e6
 
 
 def test_a_toy_is_the_same_wherever_it_is_made(toys, name, tmp_path):
-    (make_sd if name == "sd" else make_flux)(tmp_path)
+    MAKE[name](tmp_path)
     assert files(tmp_path) == files(toys[name])
 
 
@@ -111,7 +117,7 @@ def test_what_is_read_is_written_again(toys, name, tmp_path, dtype):
 def test_adapters_are_folded_in_and_read_back(toys, name, tmp_path):
     """W + alpha / r B A of each layer, in numpy; the adapters by themselves stand in a folder beside."""
     loaded = load(name, toys[name], lora=LoraConfig(rank=2, alpha=3.0, targets=TARGETS[name]))
-    assert loaded.adapted_layers() == dict(zip(TARGETS[name], (8, 4) if name == "sd" else (4, 2), strict=True))
+    assert loaded.adapted_layers() == dict(zip(TARGETS[name], HITS[name], strict=True))
     rng, params = np.random.default_rng(0), dict(loaded.params())
     for path, like in loaded.abstract_params().items():
         if path not in params:
@@ -188,6 +194,32 @@ def test_every_name_and_shape_of_the_published_size(fixtures, tmp_path, family, 
     assert not published
 
 
+@pytest.mark.parametrize("path, part", [(video.TEXT_TO_VIDEO, "transformer"), (video.SKYREELS, "transformer_skyreels_i2v")])
+def test_every_name_and_shape_of_the_published_videos(fixtures, path, part):
+    data = json.loads((fixtures / "hunyuan_video" / "param_shapes_full.json").read_text())["shapes"]
+    published = {part: {name: tuple(shape) for name, shape in shapes.items()} for part, shapes in data.items()}
+    model = video.known(ModelConfig(path=path, param_dtype="bfloat16"))
+    assert component.wanted(model.network.network) == published[part]
+    assert component.wanted(model.autoencoder) == published["vae"]
+    text = model.codec.shapes(2, 0)
+    assert text.states.shape == (2, 256, 4096) and text.mask.shape == (2, 256) and text.pooled.shape == (2, 768)
+    assert model.codec.guided == model.network.begins == (path == video.SKYREELS)
+    assert model.network.guidance_scale == (1 if path == video.SKYREELS else 6)
+
+
+def test_a_clip_is_decoded_in_tiles_of_256_pixels_and_16_frames(toys):
+    found = load("video", toys["video"]).autoencoder
+    assert (found.time_tiles, found.side_tiles) == (Tiles(size=16, stride=12), Tiles(size=256, stride=192))
+
+
+def test_guidance_that_is_told_is_the_published_one_where_nobody_says_another(toys, tmp_path):
+    make_video(tmp_path, from_picture=True)
+    scale = lambda name, folder, **settings: load(name, folder, **settings).network.guidance_scale
+    assert (scale("flux", toys["flux"]), scale("video", toys["video"]), scale("video", tmp_path)) == (3.5, 6, 1)
+    assert scale("video", tmp_path, told_guidance=2.5) == scale("flux", toys["flux"], told_guidance=2.5) == 2.5
+    assert load_model(ModelConfig(path=str(toys["sd"]), told_guidance=3.5)).family == "stable_diffusion"  # of a former run
+
+
 def test_of_published_models_dev_is_told_its_guidance_and_shifts_by_size():
     dev, schnell = (flux.known(ModelConfig(path=path)).network for path in (flux.DEV, flux.SCHNELL))
     assert dev.transformer.guidance and not schnell.transformer.guidance
@@ -262,6 +294,19 @@ def renamed(part, to):
         ("sd", spoil_index(_class_name="StableDiffusionXLPipeline"), ["'StableDiffusionXLPipeline', which is not built",
                                                                       "FluxPipeline or StableDiffusionPipeline"]),
         ("sd", spoil_index(_class_name=None), ["names no pipeline"]),
+        ("video", spoil_index(_class_name="HunyuanVideoImageToVideoPipeline"), ["not built", "HunyuanVideoPipeline"]),
+        ("video", spoil_index(_class_name="HunyuanSkyreelsImageToVideoPipeline"), ["is a network from text to video",
+                                                                                  "name HunyuanVideoPipeline there"]),
+        ("video", spoil_index(text_encoder=["transformers", "LlavaForConditionalGeneration"]), ["only LlamaModel is built"]),
+        ("video", lambda folder: change(folder / "vae" / "config.json", latent_channels=8),
+         ["out_channels make tokens of 64 numbers", "have 32"]),
+        ("video", lambda folder: change(folder / "vae" / "config.json", sample_frames=0), ["sample_frames = 0"]),
+        ("video", lambda folder: change(folder / "transformer" / "config.json", text_embed_dim=8),
+         ["text_embed_dim = 8", "24 numbers"]),
+        ("video", lambda folder: change(folder / "transformer" / "config.json", num_layers=2),
+         ["missing transformer_blocks.1.attn.to_q.weight"]),
+        ("video", lambda folder: change(folder / "scheduler" / "scheduler_config.json", use_dynamic_shifting=True),
+         ["use_dynamic_shifting = True", "knows only False"]),
         ("sd", lambda folder: (folder / "model_index.json").write_text("{"), ["is not JSON", "download or copy it again"]),
         ("sd", lambda folder: (folder / "model_index.json").write_text("[]"), ["is not a mapping"]),
         ("sd", spoil_index(unet=["diffusers", "UNet3D"]), ["unet is 'UNet3D'", "only UNet2DConditionModel is built"]),
@@ -324,6 +369,9 @@ def test_what_the_settings_ask_for_in_vain_is_one_sentence(toys, name):
         loaded.check_weights()
     with pytest.raises(ConfigError, match=r"rollout.image_height, rollout.image_width: .* cannot be drawn"):
         loaded.check_image_size(RolloutConfig(image_height=30, image_width=32))
+    words = "a video of 8 frames .* use 9" if name == "video" else "draws images, not clips of 8 frames; use 1"
+    with pytest.raises(ConfigError, match=f"rollout.frames: .*{words}.$"):
+        loaded.check_image_size(RolloutConfig(image_height=32, image_width=32, frames=8))
 
 
 def test_an_export_takes_no_file_from_elsewhere(toys, tmp_path):

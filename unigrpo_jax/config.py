@@ -46,7 +46,8 @@ class ModelConfig:
 
     path: str | None = None
     """Folder in BAGEL's or diffusers' layout, or a name on the Hugging Face hub; None is the shapes base, `rounds_base` that
-    of the shapes worlds of several rounds; `tiny`, `flux_tiny` and `sd_tiny` are toys with all parts."""
+    of the shapes worlds of several rounds; `tiny`, `flux_tiny`, `sd_tiny`, `hunyuan_tiny` and `skyreels_tiny` are toys with
+    all parts."""
     family: str = ""
     """Family whose settings these are, a folder of `unigrpo_jax/models`; another's model is refused.  Empty takes any."""
     dtype: Literal["float32", "bfloat16"] = "float32"
@@ -58,8 +59,9 @@ class ModelConfig:
     """Plain products, or a kernel that stores no scores: `splash` on TPUs, `cudnn` on NVIDIA GPUs in bfloat16."""
     remat: Literal["none", "full", "dots"] = "none"
     """What the backward pass recomputes to save memory: each whole layer, or all of it but its products with weights."""
-    told_guidance: float = 3.5
-    """Guidance that a model is told which was distilled from it (FLUX.1-dev); others are told none."""
+    told_guidance: float | None = None
+    """Guidance that a model is told which was distilled from it; None is what it was published with: 3.5 of FLUX.1-dev, 6 of
+    HunyuanVideo, 1 of SkyReels-V1.  Others are told none."""
     floor_time: bool = False
     """Feed FLUX floor(1000 t) / 1000 for t, as DanceGRPO's code does."""
     unroll: int = 1
@@ -94,6 +96,10 @@ class RolloutConfig:
     """Pixels."""
     image_width: int = 24
     """Pixels."""
+    frames: int = 1
+    """Frames of a clip, where a model draws such: 1 more than a multiple of 4; 1 is an image."""
+    frames_per_second: float = 24.0
+    """At which clips are meant, judged and written."""
     flow_steps: int = 10
     """Denoising transitions T (BAGEL counts points: its N is N - 1 here)."""
     timestep_shift: float = 3.0
@@ -124,6 +130,11 @@ class RolloutConfig:
     """Split the prompts of an iteration into this many rollouts, one after the other; changes memory, not episodes."""
     gather_weights: bool = False
     """Gather what mesh.fsdp cuts once per rollout, in the compute dtype, instead of at every token and step."""
+
+    @property
+    def size(self) -> tuple[int, int, int]:
+        """Height, width and frames of what is drawn."""
+        return self.image_height, self.image_width, self.frames
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -8,12 +8,13 @@ import urllib.parse
 from collections.abc import Iterator
 from typing import Any
 
+from unigrpo_jax.clip_files import LEAST_FPS, MOST_FPS
 from unigrpo_jax.config import ConfigError, JudgeConfig, MeshConfig, RunConfig, require
 from unigrpo_jax.foreign_text import quoted, visible
 
 _AT_LEAST_ONE = {
     "rollout": ("prompts_per_iteration", "rounds", "prompt_tokens", "thinking_tokens", "flow_steps", "window_size",
-                "micro_batches", "image_height", "image_width", "window_every", "window_stride"),
+                "micro_batches", "image_height", "image_width", "frames", "window_every", "window_stride"),
     "learning": ("ppo_epochs", "minibatches", "micro_batches"),
     "evaluation": ("prompts", "images_per_prompt", "batch", "flow_steps"),
     "checkpoint": ("every", "keep"),
@@ -31,7 +32,6 @@ _POSITIVE = {
     "alarms": ("sigmas",),
 }
 _NOT_NEGATIVE = {
-    "model": ("told_guidance",),
     "rollout": ("timestep_shift", "temperature", "top_k", "noise_level"),
     "learning": ("flow_weight", "text_weight", "mse_weight", "latent_kl_weight", "text_kl_weight", "reasoning_lr",
                  "denoising_lr", "weight_decay", "ema_decay", "best", "worst"),
@@ -96,9 +96,13 @@ def check(config: RunConfig) -> None:
     require(lora.rank == 0 or len(lora.targets) > 0, f"model.lora.rank = {lora.rank}, but model.lora.targets names nothing; "
             "leave it out for the preset's, or use rank 0, which trains the weights.")  # fmt: skip
     require(lora.alpha > 0, f"model.lora.alpha = {lora.alpha}, but it must be above 0.")
+    told = config.model.told_guidance
+    require(told is None or told >= 0, f"model.told_guidance = {told}, but it must be 0 or more.")
     kept = config.model.embeddings
     require(kept.gigabytes > 0, f"model.embeddings.gigabytes = {kept.gigabytes}, but it must be above 0.")
     require(kept.folder != "", "model.embeddings.folder is empty; give a folder, or leave it out for this user's caches.")
+    require(LEAST_FPS <= r.frames_per_second <= MOST_FPS, f"rollout.frames_per_second = {r.frames_per_second:g}, but it "
+            f"must be from {LEAST_FPS} to {MOST_FPS}.")  # fmt: skip
     require(r.guidance >= 1, f"rollout.guidance = {r.guidance}, but it must be 1, which is none, or more.")
     _check_supervised(config)
     require(
@@ -254,6 +258,7 @@ def _check_supervised(config: RunConfig) -> None:
             f"learning.group_size = {learn.group_size}, learning.best = {learn.best} and learning.worst = {learn.worst}, "
             "but examples form no groups; use 1, 0 and 0, and rollout.prompts_per_iteration for the examples of an "
             "iteration.")  # fmt: skip
+    require(r.frames == 1, f"rollout.frames = {r.frames}, but an example's picture is one frame; use 1.")
     require(r.rounds == 1, f"rollout.rounds = {r.rounds}, but an example is one round; use 1, and evaluation.rounds = "
                            f"{r.rounds} to judge as many.")  # fmt: skip
 

@@ -102,7 +102,7 @@ class Look:
     """An image as it was read into the context; its numbers are the world's, and no gradient goes through them.
 
     Attributes:
-      latent: float32 [B, rows, columns, C], clean latent tokens.
+      latent: float32 [B, rows, columns, C], clean latent tokens; [B, 1, rows, columns, C] of a clip's first frame.
       patches: float32 [B, rows, columns, P], for the vision encoder; None where the model has none.
     """
 

@@ -46,7 +46,7 @@ class Lessons:
 
     model: Painter
     autoencoder: Autoencoder
-    grid: tuple[int, int]
+    grid: tuple[int, ...]
     shift: float
     draws: int
     parts: int = 0

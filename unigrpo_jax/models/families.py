@@ -15,16 +15,19 @@ from unigrpo_jax.models.loaded import Loaded
 
 # Folders of `models`, each with a `family.py`: NAME, PIPELINE (its class in diffusers, or None), FILES (words for what a
 # folder holds), VERBS (words for what it can do), HUB_FILES (patterns of what is fetched), TOYS ({name: function that makes
-# a folder}), OWN_SETTINGS (of `ModelConfig`, that it alone reads), is_here(folder), load(config, folder), known(config).
+# a folder}), OWN_SETTINGS (of `ModelConfig`, that not all read), is_here(folder), load(config, folder), known(config).
 FAMILIES = (
     "bagel",
     "flux",
     "stable_diffusion",
+    "hunyuan_video",
 )
 
 SHAPES_BASE = pathlib.Path(__file__).resolve().parent.parent / "worlds" / "shapes" / "base"
 # Names of the bases that lie beside it: of several rounds, and of the families that only draw.
 BASES = {"rounds_base": "rounds_base", "shapes_sd_base": "sd_base", "shapes_flux_base": "flux_base"}
+# Values of own settings that say nothing: the default's, and what run folders of before hold where nothing was said.
+_UNSAID = {"told_guidance": (ModelConfig.told_guidance, 3.5)}
 _DISK = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENOTDIR)
 HUB_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,95}/[A-Za-z0-9_][A-Za-z0-9_.-]{0,95}")
 
@@ -51,10 +54,14 @@ def load_model(config: ModelConfig) -> Loaded:
     require(config.family in ("", found) or found is None, f"{folder} is a model of the family {found}, and these settings "
             f"are for {config.family}; use a preset of {found}, or --model.family '' with settings for it.")  # fmt: skip
     chosen = found or FAMILIES[0]
+    readers: dict[str, list[str]] = {}
     for other in FAMILIES:
-        for name in family(other).OWN_SETTINGS if other != chosen else ():
-            require(getattr(config, name) == getattr(ModelConfig, name), f"model.{name} is a setting of {other} alone, and "
-                    f"{folder} is a model of {chosen}; leave it out.")  # fmt: skip
+        for name in family(other).OWN_SETTINGS:
+            readers.setdefault(name, []).append(other)
+    for name, some in readers.items():
+        unsaid = getattr(config, name) in _UNSAID.get(name, (getattr(ModelConfig, name),))
+        require(unsaid or chosen in some, f"model.{name} is a setting of {' and '.join(some)} alone, and {folder} is a "
+                f"model of {chosen}; leave it out.")  # fmt: skip
     return family(chosen).load(config, folder)
 
 

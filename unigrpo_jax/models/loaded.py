@@ -88,13 +88,11 @@ class Published:
     """How a model is used where nobody says otherwise.
 
     Attributes:
-      side: of an image, in pixels.
-      rollout: {setting of `RolloutConfig`: value} for drawing.
+      rollout: {setting of `RolloutConfig`: value} for drawing, its size among them.
       evaluation: {setting of `EvaluationConfig`: value} for drawing.
       answer: system prompt of an answer that is thought about; "" where it gives none.
     """
 
-    side: int
     rollout: Mapping[str, Any]
     evaluation: Mapping[str, Any]
     answer: str = ""
@@ -154,7 +152,7 @@ class Loaded(Protocol):
         """Reads the autoencoder's weights, float32; {} where latents are pixels."""
 
     def check_image_size(self, rollout: RolloutConfig) -> None:
-        """ConfigError where an image of this size cannot be drawn."""
+        """ConfigError where an image, or a clip, of this size cannot be drawn."""
 
     def checksum(self) -> str:
         """Of the weight files, to recognise the reference after a resume."""

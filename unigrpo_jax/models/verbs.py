@@ -40,6 +40,7 @@ class Painter(Protocol):
       axes: (pattern, names): which axis of which parameter is what, for `parallel.rules`; the first pattern that matches a
         path whole counts.
       thinks: whether it is a thinker.
+      begins: whether it is an animator.
       trained_by: {group: pattern}: which parameter is trained at which rate, "reasoning" or "denoising", and which is
         "frozen", never trained; each parameter's path matches exactly one of them whole.
       guidance_renorm: what holds a guided output's norm to the conditional one's where a run does not say, as
@@ -54,6 +55,7 @@ class Painter(Protocol):
     attend: Callable[..., jax.Array]
     axes: tuple[tuple[str, tuple[str | None, ...]], ...]
     thinks: bool
+    begins: bool
     trained_by: Mapping[str, str]
     guidance_renorm: str
     float32_paths: str
@@ -76,29 +78,45 @@ class Painter(Protocol):
     def unread(self, params: Params, text, condition: Condition) -> Condition:
         """What guidance compares `read` with: the condition without this text."""
 
-    def times(self, steps: int, shift: float, grid: tuple[int, int]) -> np.ndarray:
+    def times(self, steps: int, shift: float, grid: tuple[int, ...]) -> np.ndarray:
         """A sampler's times from the noise to the data, float32 [steps + 1]; a `shift` of 0 is the family's own.
 
         ValueError, in one sentence, where there is no such schedule.
         """
 
-    def predict(self, params: Params, x: Latent, t_B: jax.Array, grid: tuple[int, int], condition: Condition) -> Latent:
+    def predict(self, params: Params, x: Latent, t_B: jax.Array, grid: tuple[int, ...], condition: Condition) -> Latent:
         """The network's output, float32 like x, of a latent at time t upon a condition, which stays as it is."""
 
-    def grid(self, height: int, width: int) -> tuple[int, int]:
-        """Latent tokens (rows, columns) of an image; ValueError where it cannot be drawn."""
+    def grid(self, height: int, width: int, frames: int = 1) -> tuple[int, ...]:
+        """Latent tokens (rows, columns) of an image, (frames, rows, columns) where a family draws clips.
 
-    def latent_shape(self, grid: tuple[int, int]) -> Any:
+        ValueError, in one sentence, where it cannot be drawn.
+        """
+
+    def latent_shape(self, grid: tuple[int, ...]) -> Any:
         """Shape (N, C) of each modality of one sample's latent."""
 
     def to_tokens(self, latent_BHWC: jax.Array) -> jax.Array:
-        """Latents as tokens [B, N, C]."""
+        """Latents as tokens [B, N, C]; of a clip they are [B, frames, h, w, channels]."""
 
-    def to_latent(self, tokens_BNC: jax.Array, grid: tuple[int, int]) -> jax.Array:
-        """Tokens as latents [B, h, w, channels], for the autoencoder."""
+    def to_latent(self, tokens_BNC: jax.Array, grid: tuple[int, ...]) -> jax.Array:
+        """Tokens as latents, [B, h, w, channels] or of a clip [B, frames, h, w, channels], for the autoencoder."""
 
     def adapted(self, params: Params, lora: LoraConfig, key: jax.Array) -> Params:
         """The parameters with fresh adapters; ValueError where a target hits nothing."""
+
+
+class Animator(Painter, Protocol):
+    """A painter that goes on from a picture, the first frame of what it draws, which must come with each prompt."""
+
+    def begun(self, condition: Condition, latent_BFHWC: jax.Array) -> Condition:
+        """The condition with a picture's latents, of one frame."""
+
+    def see_again(self, image_BHWC) -> tuple[jax.Array, None]:
+        """Pictures, uint8, in [-1, 1]; nothing else looks at them."""
+
+    def look_at(self, image) -> Picture:
+        """What it goes on from, of one Pillow RGB image in the size that is drawn; a batch of one."""
 
 
 class Thinker(Painter, Protocol):

@@ -52,7 +52,7 @@ class Work(Protocol):
     """What the episodes of a run cost.
 
     Attributes:
-      latents: latent tokens of an image.
+      latents: latent tokens of an image or a clip.
       slot_bytes: of what one slot of an episode's condition holds, in the compute dtype; 0 where a condition does not grow.
     """
 

@@ -11,7 +11,6 @@ import flax.struct
 import jax.numpy as jnp
 
 from unigrpo_jax.models.building import context as contexts
-from unigrpo_jax.models.building.context import Context
 from unigrpo_jax.models.verbs import Condition, Painter, Thinker
 
 
@@ -52,22 +51,25 @@ def hear(model: Painter, params, dialogue: Dialogue, text) -> Dialogue:
     return Dialogue(full=full, without_text=without, without_images=full if same else read(dialogue.without_images))
 
 
-def look(model: Thinker, params, dialogue: Dialogue, latent=None, patches=None) -> Dialogue:
+def look(model: Painter | Thinker, params, dialogue: Dialogue, latent=None, patches=None) -> Dialogue:
     """Reads an image, as `read_image` does."""
     full = read_image(model, params, dialogue.full, latent, patches)
     return dialogue.replace(full=full, without_text=full)
 
 
-def read_image(model: Thinker, params, context: Context, latent=None, patches=None) -> Context:
-    """The context after an image: its clean latents, then its patches, each where given.
+def read_image(model: Painter | Thinker, params, context: Condition, latent=None, patches=None) -> Condition:
+    """The context after an image: its clean latents, then its patches, each where given; or its latents as the first frame.
 
     Args:
       model: the network.
       params: its parameters.
       context: what was read before.
-      latent: latent tokens [B, rows, columns, C], for a model that is to draw upon the image; or None.
+      latent: latent tokens [B, *grid, C], for a model that is to draw upon the image, or to go on from it; or None.
       patches: patches [B, rows, columns, P], where the model has a vision encoder; or None.
     """
+    if model.begins:
+        batch, *grid, width = latent.shape
+        return model.begun(context, model.to_latent(latent.reshape(batch, -1, width), tuple(grid)))
     for tokens, see in ((latent, model.see_latents), (patches, model.see_patches)):
         if tokens is not None:
             batch, *grid, width = tokens.shape

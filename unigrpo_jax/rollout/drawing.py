@@ -32,7 +32,7 @@ class FlowSampler:
     Attributes:
       schedule: T + 1 times, from the noise to the data.
       rule: the transition inside the window; outside it is the rule without noise.
-      grid: latent tokens (rows, columns).
+      grid: latent tokens (rows, columns), of a clip (frames, rows, columns).
       guidance: None for none, as in UniGRPO, where an episode stays linear.
       path: where the latents lie.
       prediction: what the network predicts.
@@ -41,7 +41,7 @@ class FlowSampler:
 
     schedule: tuple[float, ...]
     rule: StepRule
-    grid: tuple[int, int]
+    grid: tuple[int, ...]
     guidance: Guidance | None = None
     path: Path = RECTIFIED
     prediction: Prediction = "velocity"
@@ -149,7 +149,7 @@ def draw(
     """Samples an image or a clip upon a condition: `denoise`, and `decode`.
 
     `decode` makes latents, [B, rows, columns, channels] those of images, into images [B, height, width, 3] or clips
-    [B, F, height, width, 3], in [-1, 1]; `parts` is that of `in_turn`.
+    [B, F, height, width, 3], in [-1, 1]; `parts` is that of `in_turn`.  A clip of one frame is an image.
     """
     hold = model.hold or (lambda x: x)  # else a partitioner may put several devices' images on one of them
     with jax.named_scope("drawing"):
@@ -158,11 +158,12 @@ def draw(
     with jax.named_scope("images"):
         latent = model.to_latent(tokens, sampler.grid)
         shape = jax.eval_shape(decode, latent[:1]).shape
-        medium, pixels = "video" if len(shape) == 5 else "image", math.prod(shape[1:-1])
+        medium, pixels = "video" if len(shape) == 5 and shape[1] > 1 else "image", math.prod(shape[1:-1])
 
         def picture(latent):
             image = decode(hold(latent))
-            return to_uint8(image), finite_rows(image)
+            levels = to_uint8(image)
+            return levels[:, 0] if levels.ndim == 5 and medium == "image" else levels, finite_rows(image)
 
         image, finite = in_turn(picture, latent, parts, DECODED_PIXELS // pixels)
     x, noise, mean = kept

@@ -42,7 +42,8 @@ def blank(episodes: Episodes, stop: int | None) -> Episodes:
         last = jnp.arange(prompt.tokens.shape[1])[None] == prompt.tokens.shape[1] - 1
         prompt = TokenBlock(tokens=pick(prompt.tokens, stop), valid=pick(prompt.valid, last))
     else:
-        prompt = jax.tree.map(lambda x: pick(x, jnp.zeros((), x.dtype)), prompt)
+        # Its mask stays: of a text without a token a network would take a mean over nothing.
+        prompt = jax.tree.map(lambda x: x if x.dtype == bool else pick(x, jnp.zeros((), x.dtype)), prompt)
     return episodes.replace(
         prompt=prompt,
         segments=tuple(segment(s) for s in episodes.segments),

@@ -220,7 +220,7 @@ class RolloutProgram:
 
 def flow_sampler(config: RolloutConfig, model: Painter, guidance: Guidance | None = None) -> FlowSampler:
     """The flow sampler that a rollout config describes."""
-    grid = model.grid(config.image_height, config.image_width)
+    grid = model.grid(*config.size)
     return FlowSampler(
         schedule=tuple(model.times(config.flow_steps, config.timestep_shift, grid).tolist()),
         rule=step_rule(config.step_rule, config.noise_level),
@@ -269,4 +269,5 @@ def training_rollout(
         place=place,
         parts=parts,
         thought=thought,
+        fps=config.frames_per_second,
     )

@@ -58,6 +58,7 @@ def evaluation_rollout(evaluation: EvaluationConfig, rollout: RolloutConfig, loa
         rounds=rollout.rounds,
         window=Window(size=steps, range=(0, steps)) if steps else None,
         as_text=loaded.codec if evaluation.thinking_as_text else None,
+        fps=rollout.frames_per_second,
     )
 
 
@@ -80,7 +81,7 @@ def check_schedule(setting: str, steps: int, rollout: RolloutConfig, loaded: Loa
     """ConfigError where the family has no schedule of so many steps, those of a setting."""
     network = loaded.network
     try:
-        network.times(steps, rollout.timestep_shift, network.grid(rollout.image_height, rollout.image_width))
+        network.times(steps, rollout.timestep_shift, network.grid(*rollout.size))
     except ValueError as error:
         raise ConfigError(f"{setting}, rollout.timestep_shift: {error}") from None
 
@@ -155,7 +156,7 @@ class Evaluator:
             loaded.codec.check_lengths(texts, self._bucket, lambda row: self.prompts[row].place)
             loaded.codec.prepare(texts)
         self._see = lambda prompts: given_pictures(prompts, loaded.network, rollout)
-        for prompt in self.prompts if pictured(self.prompts) else ():
+        for prompt in self.prompts if pictured(self.prompts) else self.prompts[:1]:
             self._see([prompt])
         world.check_size(rollout)
         program, place = on_mesh(evaluation_rollout(evaluation, rollout, loaded), layout, evaluation.batch)

@@ -1,6 +1,7 @@
 """Pictures that come with prompts: read, resized as the model takes them, and held to the size that a run draws.
 
-An edit has its picture's size, and a program has one size: so all pictures of a run have that of its images.
+An edit has its picture's size, and a program has one size: so all pictures of a run have that of its images.  A first frame
+that a clip goes on from may have any size.
 """
 
 import itertools
@@ -13,38 +14,44 @@ from PIL import Image
 
 from unigrpo_jax.config import RolloutConfig, require
 from unigrpo_jax.episode import Picture
-from unigrpo_jax.models.verbs import Thinker
+from unigrpo_jax.models.verbs import Painter, Thinker
+from unigrpo_jax.picture_files import fit
 from unigrpo_jax.worlds.prompt import Prompt, pictured
 
 CHECKED = 64  # pictures of a source that are read before a run, to see their size
 
 
 def given_pictures(
-    prompts: Sequence[Prompt], model: Thinker, rollout: RolloutConfig, others: bool | None = None
+    prompts: Sequence[Prompt], model: Painter | Thinker, rollout: RolloutConfig, others: bool | None = None
 ) -> Picture | None:
     """The pictures of P prompts as the network looks at them, arrays of the host; None where the prompts show none.
 
     Args:
       prompts: at least one.
-      model: the network, which looks at them.
+      model: the network, which looks at them or goes on from them.
       rollout: the size of the images.
       others: as in `pictured`.
 
     Raises:
-      ConfigError: some prompts show a picture and some do not, one cannot be read, or it has not the run's size.
+      ConfigError: some prompts show a picture and some do not, one cannot be read, it has not the run's size, or there must
+        be one and is none.
     """
     if not pictured(prompts, others):
+        require(not model.begins, "the model goes on from a picture, the first frame of what it draws, but the prompts come "
+                                  'with none; give each an "image".')  # fmt: skip
         return None
-    require(model.thinks, "the prompts come with pictures, but the model only draws and sees none; take them out, or use "
-                          "a model that sees.")  # fmt: skip
+    require(model.thinks or model.begins, "the prompts come with pictures, but the model only draws and sees none; take "
+                                          "them out, or use a model that sees.")  # fmt: skip
     each = [_given(prompt, model, rollout) for prompt in prompts]
     return jax.tree.map(lambda *x: np.concatenate(x), *each)
 
 
-def _given(prompt: Prompt, model: Thinker, rollout: RolloutConfig) -> Picture:
+def _given(prompt: Prompt, model: Painter | Thinker, rollout: RolloutConfig) -> Picture:
     pixels = np.asarray(prompt.picture())
     if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[-1] != 3:
         raise ValueError(f"a prompt's picture is uint8 [H, W, 3], not {pixels.dtype} {list(pixels.shape)}")
+    if model.begins:
+        return first_frame(Image.fromarray(pixels), model, rollout)
     found = model.look_at(Image.fromarray(pixels))
     size, wanted = found.pixels.shape[1:3], (rollout.image_height, rollout.image_width)
     words = lambda size: f"{size[0]} x {size[1]}"
@@ -58,7 +65,12 @@ def _given(prompt: Prompt, model: Thinker, rollout: RolloutConfig) -> Picture:
     return found
 
 
-def check_pictures(sources: Iterable[Sequence[Prompt]], model: Thinker, rollout: RolloutConfig) -> None:
+def first_frame(image, model: Painter, rollout: RolloutConfig) -> Picture:
+    """A Pillow RGB image of any size as what a model goes on from: scaled to fill the frame, and cut out of its middle."""
+    return model.look_at(Image.fromarray(fit(image, rollout.image_height, rollout.image_width)))
+
+
+def check_pictures(sources: Iterable[Sequence[Prompt]], model: Painter | Thinker, rollout: RolloutConfig) -> None:
     """What `given_pictures` would say of prompts of each source; reads the pictures of the first `CHECKED`."""
     shows: bool | None = None
     for prompts in sources:
@@ -67,7 +79,7 @@ def check_pictures(sources: Iterable[Sequence[Prompt]], model: Thinker, rollout:
             given_pictures([prompt], model, rollout)
 
 
-def picture_shapes(prompts: int, model: Thinker, rollout: RolloutConfig) -> Picture:
+def picture_shapes(prompts: int, model: Painter | Thinker, rollout: RolloutConfig) -> Picture:
     """Shapes and dtypes of the pictures of this many prompts."""
     images = jax.ShapeDtypeStruct((prompts, rollout.image_height, rollout.image_width, 3), jnp.uint8)
     return jax.eval_shape(lambda x: Picture(*model.see_again(x)), images)

@@ -46,6 +46,8 @@ def card(parts: Parts, run_dir: epath.Path, held: int) -> list[tuple[str, str]]:
     kind, mesh = jax.devices()[0].device_kind, parts.layout.mesh
     window = f"{r.window_size} of [{r.window_range[0]}, {r.window_range[1]})"
     first, end = r.noise_range
+    drawn = f"{r.image_height} x {r.image_width} px"
+    drawn += f", {r.frames} frames at {r.frames_per_second:g} per second" if r.frames > 1 else ""
     noise = f"in {window}" + (f", and in all of [{first}, {end})" if first < end else "")
     return [
         ("devices", f"{mesh.size} x {kind}, " + ", ".join(f"{n} {s}" for n, s in mesh.shape.items())),
@@ -61,9 +63,9 @@ def card(parts: Parts, run_dir: epath.Path, held: int) -> list[tuple[str, str]]:
         ("update", f"{learn.ppo_epochs} epoch(s) x {learn.minibatches} step(s); "
                    f"{pieces} piece(s) of {c.trained_episodes // pieces}"),
         ("thinking", f"at most {r.thinking_tokens} tokens" if r.thinking else "off"),
-        ("drawing", f"{r.image_height} x {r.image_width} px" if taught else
+        ("drawing", drawn if taught else
                     f"{r.flow_steps} steps, {r.step_rule} {r.noise_level:g} {noise}, "
-                    f"{f'guidance {r.guidance:g}, ' if r.guidance > 1 else ''}{r.image_height} x {r.image_width} px"),
+                    f"{f'guidance {r.guidance:g}, ' if r.guidance > 1 else ''}{drawn}"),
         ("prompts; rewards", f"{', '.join(c.prompts) or 'those of the data'}; {', '.join(c.rewards) or 'none'}"),
         *((("told to rewards alone", f"{', '.join(parts.world.facts)} (a prompt's picture stands under image)"),)
           if parts.world.facts else ()),

@@ -54,8 +54,7 @@ class Restored:
         published = self.loaded.published
         if published is None or not self.is_bare:
             return self
-        own = {"image_height": published.side, "image_width": published.side, **published.rollout}
-        rollout = dataclasses.replace(self.config.rollout, **own)
+        rollout = dataclasses.replace(self.config.rollout, **published.rollout)
         return dataclasses.replace(self, config=dataclasses.replace(self.config, rollout=rollout))
 
 

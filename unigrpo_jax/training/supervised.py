@@ -126,7 +126,7 @@ class SupervisedPrograms(Programs):
 def lessons_of(config: RunConfig, network, autoencoder, parts: int) -> Lessons:
     """The program that a config describes; `parts` are the devices that the examples lie on."""
     r = config.rollout
-    grid = network.grid(r.image_height, r.image_width)
+    grid = network.grid(*r.size)
     return Lessons(
         model=network, autoencoder=autoencoder, grid=grid, shift=r.timestep_shift, draws=r.window_size, parts=parts
     )

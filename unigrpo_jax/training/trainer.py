@@ -117,11 +117,14 @@ def check_verbs(loaded: Loaded, rollout: RolloutConfig, shows: bool = False) -> 
     """ConfigError where a rollout asks for a verb that the model's family has not; `shows`: prompts come with pictures."""
     if loaded.network.thinks:
         return
+    begins = loaded.network.begins
     words = f"{loaded.folder} is a model that only draws ({loaded.family})"
     require(not rollout.thinking, f"{words}, but rollout.thinking is on; use --rollout.no-thinking.")
     require(rollout.rounds == 1, f"{words} and looks at no image, but rollout.rounds = {rollout.rounds}; use 1.")
-    require(not shows, f"{words} and looks at no picture, but the prompts come with pictures; take them out, or use a model "
-            "that sees.")  # fmt: skip
+    require(shows or not begins, f"{loaded.folder} goes on from a picture, the first frame of what it draws, but the "
+            'prompts come with none; give each an "image".')  # fmt: skip
+    require(begins or not shows, f"{words} and looks at no picture, but the prompts come with pictures; take them out, or "
+            "use a model that sees.")  # fmt: skip
     require(rollout.guidance <= 1 or loaded.codec.guided, f"rollout.guidance = {rollout.guidance:g}, but {loaded.folder} "
             f"({loaded.family}) is not guided by a second pass; use 1.")  # fmt: skip
 

@@ -47,6 +47,7 @@ class World:
       longest: of each source the prompts whose length is to be checked before a run.
       judge: the world's own rules, or None where only the reward knows.
       side: pixels of the square images that its rules read; 0 where any will do.
+      clips: whether its rules read clips, and not images.
       facts: names of the prompts' metadata that only rewards read.
       unread: names of what comes with the prompts and nobody reads.
     """
@@ -56,11 +57,15 @@ class World:
     longest: Sequence[Sequence[Prompt]]
     judge: Callable[[RewardBatch], Judgement] | None
     side: int = 0
+    clips: bool = False
     facts: Sequence[str] = ()
     unread: Sequence[str] = ()
 
     def check_size(self, rollout: RolloutConfig) -> None:
-        """ConfigError where images are drawn that its rules do not read."""
+        """ConfigError where images, or clips, are drawn that its rules do not read."""
+        read, drawn = "clips" if self.clips else "images", "one frame is" if rollout.frames == 1 else "clips are"
+        require(self.judge is None or self.clips == (rollout.frames > 1), f"the rules of these prompts read {read}, but "
+                f"{drawn} drawn; set rollout.frames to {9 if self.clips else 1}, or give other --prompts.")  # fmt: skip
         size = rollout.image_height, rollout.image_width
         require(not self.side or size == (self.side, self.side),
                 f"the rules of these prompts read pictures of {self.side} x {self.side} pixels, but {size[0]} x {size[1]} "

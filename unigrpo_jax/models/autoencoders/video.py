@@ -4,7 +4,8 @@ Its parameters are the tensors of diffusers' AutoencoderKLHunyuanVideo under the
 [out, in, frames, height, width]), as a flat dict.  Always float32.
 
 Clips are float32 [B, frames, height, width, 3] in [-1, 1], latents [B, 1 + (frames - 1) / 4, height / 8, width / 8,
-channels]: the first frame is a latent of its own, so that a picture is a clip, and every 4 more are another.  Convolutions
+channels]: the first frame is a latent of its own, so that a picture is a clip, and every 4 more are another.  A picture
+may also be given without an axis of frames, [B, height, width, 3], and its latent has one all the same.  Convolutions
 and attention look at no later frame; the norms take their statistics over all frames together, so the first latent depends
 on later ones.
 """
@@ -72,6 +73,7 @@ class VideoAutoencoder:
 
     def encode(self, params, clip_BTHWC, keys_B: jax.Array | None = None):
         """Latents of clips: the posterior's mean, or a sample where there is a key for each; ValueError as `latent_size`."""
+        clip_BTHWC = clip_BTHWC if clip_BTHWC.ndim == 5 else clip_BTHWC[:, None]
         mean, log_variance = self.moments(params, clip_BTHWC)
         if keys_B is None:
             return self.sample(mean, log_variance, 0.0)

@@ -64,12 +64,13 @@ class BagelFolder:
         """As BAGEL's own programs use it (inferencer.py); None where latents are pixels."""
         if self.autoencoder_stored is None:
             return None
+        side = autoencoder_rule(self.network.config).longest
         return Published(
-            side=autoencoder_rule(self.network.config).longest,
-            rollout={"timestep_shift": 3.0, "thinking_tokens": 999, "system_prompt": GENERATION_SYSTEM_PROMPT},
+            rollout={"image_height": side, "image_width": side, "timestep_shift": 3.0, "thinking_tokens": 999,
+                     "system_prompt": GENERATION_SYSTEM_PROMPT},
             evaluation={"flow_steps": 49, "guidance": 4.0, "guidance_interval": (0.4, 1.0)},
             answer=UNDERSTANDING_SYSTEM_PROMPT,
-        )
+        )  # fmt: skip
 
     def placed(self, hold, attend, frozen: weights.Place | None = None) -> "BagelFolder":
         """The same with a network for a mesh; no encoder is frozen."""
@@ -154,6 +155,10 @@ class BagelFolder:
             self.network.config.grid(rollout.image_height, rollout.image_width)
         except ValueError as error:
             raise ConfigError(f"rollout.image_height, rollout.image_width: {error}") from None
+        try:
+            self.network.grid(*rollout.size)
+        except ValueError as error:
+            raise ConfigError(f"rollout.frames: {error}") from None
 
     def checksum(self) -> str:
         """`stored.checksum` of the weight files, to recognise the reference after a resume."""

@@ -31,6 +31,7 @@ from unigrpo_jax.models.building import attention, lora
 from unigrpo_jax.models.building import context as contexts
 from unigrpo_jax.models.building.attention import Visibility
 from unigrpo_jax.models.building.context import Context
+from unigrpo_jax.models.building.frames import check_image
 from unigrpo_jax.models.building.norms import RMSNorm
 from unigrpo_jax.models.building.patches import patchify, unpatchify
 from unigrpo_jax.models.building.rotary import rotary_table
@@ -216,7 +217,7 @@ class Bagel:
     attend: Callable[..., jax.Array] = attention.xla
     stacked: bool = True
 
-    path, prediction, thinks, guidance_renorm = RECTIFIED, "velocity", True, "global"
+    path, prediction, thinks, begins, guidance_renorm = RECTIFIED, "velocity", True, False, "global"
     axes, trained_by, float32_paths = AXES, TRAINED_BY, FLOAT32_PATHS
 
     @property
@@ -277,8 +278,9 @@ class Bagel:
         """A sampler's schedule, float32 [steps + 1]: shifted, whatever the size."""
         return timesteps(steps, shift)
 
-    def grid(self, height: int, width: int) -> tuple[int, int]:
-        """Latent tokens (rows, columns) of an image; ValueError where it does not divide, or into too many."""
+    def grid(self, height: int, width: int, frames: int = 1) -> tuple[int, int]:
+        """Latent tokens (rows, columns); ValueError where an image does not divide, into too many, or is a clip."""
+        check_image(frames)
         return self.config.grid(height, width)
 
     def latent_shape(self, grid: tuple[int, int]) -> tuple[int, int]:

@@ -41,6 +41,7 @@ class TextPainter:
     attend: Callable[..., jax.Array] = attention.xla
 
     thinks: ClassVar[bool] = False
+    begins: ClassVar[bool] = False
     trained_by: ClassVar[MappingProxyType] = MappingProxyType({"denoising": ".*"})
     guidance_renorm: ClassVar[str] = "none"
     float32_paths: ClassVar[str] = ""
@@ -66,7 +67,7 @@ class TextPainter:
           params: the parameters; float32 ones are cast to `dtype` where they are used.
           x_BNC: latent tokens at time t, as many as `grid` has.
           t_B: times in (0, 1], 1 is noise.
-          grid: latent tokens (rows, columns), of a video (frames, rows, columns).
+          grid: latent tokens (rows, columns), of a clip (frames, rows, columns).
           condition: the text.
 
         Raises:
@@ -102,7 +103,7 @@ class TextPainter:
 
     def work(self, run: RunConfig, system: int, pictures: bool = False, turns: bool = False) -> PainterWork:
         """What the episodes of a run cost; see `models.work`.  A text has `prompt_tokens` states."""
-        latents = math.prod(self.grid(run.rollout.image_height, run.rollout.image_width))
+        latents = math.prod(self.grid(*run.rollout.size))
         return PainterWork(run=run, latents=latents, each=self.evaluation(latents, run.rollout.prompt_tokens))
 
     def hits(self, targets: tuple[str, ...]) -> dict[str, int]:

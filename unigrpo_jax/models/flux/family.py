@@ -35,6 +35,7 @@ _TRANSFORMER, _VAE, _SCHEDULER = "transformer/config.json", "vae/config.json", "
 HUB_FILES = pipelines.hub_files(*_PARTS)
 DEV, SCHNELL = "black-forest-labs/FLUX.1-dev", "black-forest-labs/FLUX.1-schnell"
 TOKENS = {True: 512, False: 256}  # of a prompt's states, by whether guidance is told: dev, and schnell
+TOLD = 3.5  # guidance, where nobody says otherwise
 DYNAMIC = FlowShift(line=((256, 0.5), (4096, 1.15)))
 
 
@@ -70,8 +71,7 @@ def load(config: ModelConfig, folder: pathlib.Path) -> Pipeline:
             codec=EmbeddingCodec(encoders=encoders, kept=config.embeddings),
             stored=weights,
             published=Published(
-                side=pipelines.drawn_side(folder, 1024),
-                rollout={"timestep_shift": 0.0},
+                rollout=pipelines.drawn_size(folder, 1024) | {"timestep_shift": 0.0},
                 evaluation={"flow_steps": 28 if transformer.guidance else 4, "guidance": 1.0},
             ),
             autoencoder_stored=pipelines.open_autoencoder(folder / "vae", autoencoder),
@@ -105,5 +105,6 @@ def known(config: ModelConfig) -> Pipeline | None:
 
 
 def _network(config: ModelConfig, transformer: FluxTransformer, shift: FlowShift, downsample: int) -> Flux:
-    own = {"guidance_scale": config.told_guidance, "floor_time": config.floor_time}
+    told = TOLD if config.told_guidance is None else config.told_guidance
+    own = {"guidance_scale": told, "floor_time": config.floor_time}
     return Flux(transformer=transformer, shift=shift, downsample=downsample, **own, **pipelines.computing(config))

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from unigrpo_jax.models.building.computing import Computing
 from unigrpo_jax.models.building.flat import Params
 from unigrpo_jax.models.building.flow_painter import FlowPainter
+from unigrpo_jax.models.building.frames import check_image
 from unigrpo_jax.models.building.patches import patchify_planes, unpatchify_planes
 from unigrpo_jax.models.flux.axes import AXES
 from unigrpo_jax.models.flux.flops import evaluation
@@ -41,8 +42,9 @@ class Flux(FlowPainter):
         told = jnp.full(t_B.shape, self.guidance_scale)
         return self.transformer(params, x_BNC, time, condition.states, condition.pooled, grid, told, way)
 
-    def grid(self, height: int, width: int) -> tuple[int, int]:
-        """Latent tokens (rows, columns); ValueError where they do not fill the image."""
+    def grid(self, height: int, width: int, frames: int = 1) -> tuple[int, int]:
+        """Latent tokens (rows, columns); ValueError where they do not fill the image, or more than one is asked for."""
+        check_image(frames)
         return self._grid(height, width, PATCH * self.downsample, PATCH * self.downsample)
 
     def to_tokens(self, latent_BHWC):

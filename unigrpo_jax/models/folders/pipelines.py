@@ -16,6 +16,7 @@ import pathlib
 import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from types import ModuleType
 from typing import Any
 
 import jax
@@ -25,8 +26,9 @@ import numpy as np
 from unigrpo_jax import foreign_files
 from unigrpo_jax.config import ConfigError, ModelConfig, RolloutConfig, require
 from unigrpo_jax.foreign_text import quoted
-from unigrpo_jax.models.autoencoders import diffusers as autoencoders
+from unigrpo_jax.models.autoencoders import diffusers, diffusers_video
 from unigrpo_jax.models.autoencoders.image import ImageAutoencoder
+from unigrpo_jax.models.autoencoders.video import VideoAutoencoder
 from unigrpo_jax.models.building.lora import is_adapter
 from unigrpo_jax.models.building.text_painter import TextPainter
 from unigrpo_jax.models.folders import component, peft, stored
@@ -52,7 +54,7 @@ class Pipeline:
       config: the settings that it was read with.
       part: the folder of the network, "unet" or "transformer".
       network: the network's verbs.
-      autoencoder: between images and latents.
+      autoencoder: between images, or clips, and latents.
       codec: between words and what the network reads; None where only sizes are known.
       stored: the network's weights; None where only sizes are known.
       autoencoder_stored: the autoencoder's weights, likewise.
@@ -68,7 +70,7 @@ class Pipeline:
     config: ModelConfig
     part: str
     network: TextPainter
-    autoencoder: ImageAutoencoder
+    autoencoder: ImageAutoencoder | VideoAutoencoder
     codec: Codec | None
     stored: stored.StoredTensors | None
     autoencoder_stored: stored.StoredTensors | None
@@ -121,12 +123,14 @@ class Pipeline:
     def autoencoder_params(self, sharding: jax.sharding.Sharding | None = None) -> Mapping[str, jax.Array]:
         """Reads the autoencoder's weights, float32."""
         with told():
-            return autoencoders.read(self.autoencoder_stored, self.autoencoder, sharding)
+            return _files_of(self.autoencoder).read(self.autoencoder_stored, self.autoencoder, sharding)
 
     def check_image_size(self, rollout: RolloutConfig) -> None:
-        """ConfigError where an image of this size cannot be drawn."""
+        """ConfigError where an image, or a clip, of this size cannot be drawn."""
         with told("rollout.image_height, rollout.image_width: "):
             self.network.grid(rollout.image_height, rollout.image_width)
+        with told("rollout.frames: "):
+            self.network.grid(*rollout.size)
 
     @functools.cached_property
     def _files(self) -> list[pathlib.Path]:
@@ -229,9 +233,10 @@ def check_parts(folder: pathlib.Path, parts: Mapping[str, Sequence[str]], files:
         require((folder / part).is_dir(), f"{folder} holds no folder {part}; such a model's holds {files}.")
 
 
-def drawn_side(folder: pathlib.Path, other: int) -> int:
-    """Pixels along the side of an image that the autoencoder was made for; `other` where its file does not say."""
-    return read_settings(folder / "vae" / "config.json", "vae").whole("sample_size", other)
+def drawn_size(folder: pathlib.Path, other: int) -> dict[str, int]:
+    """Settings of the square image that the autoencoder was made for, `other` pixels a side where its file does not say."""
+    side = read_settings(folder / "vae" / "config.json", "vae").whole("sample_size", other)
+    return {"image_height": side, "image_width": side}
 
 
 def open_network(folder: pathlib.Path, network: component.Network) -> stored.StoredTensors:
@@ -240,10 +245,15 @@ def open_network(folder: pathlib.Path, network: component.Network) -> stored.Sto
     return component.open_weights(folder, component.DIFFUSERS, network)
 
 
-def open_autoencoder(folder: pathlib.Path, autoencoder: ImageAutoencoder) -> stored.StoredTensors:
+def open_autoencoder(folder: pathlib.Path, autoencoder: ImageAutoencoder | VideoAutoencoder) -> stored.StoredTensors:
     """The same of the autoencoder."""
     _check_form(folder)
-    return autoencoders.open_autoencoder(folder, autoencoder)
+    return _files_of(autoencoder).open_autoencoder(folder, autoencoder)
+
+
+def _files_of(autoencoder: ImageAutoencoder | VideoAutoencoder) -> ModuleType:
+    """What opens and reads the files of such an autoencoder."""
+    return diffusers_video if isinstance(autoencoder, VideoAutoencoder) else diffusers
 
 
 def _check_form(folder: pathlib.Path) -> None:

@@ -15,6 +15,7 @@ import numpy as np
 import unigrpo_jax
 from unigrpo_jax import caches
 from unigrpo_jax.models.autoencoders import diffusers as autoencoders
+from unigrpo_jax.models.autoencoders import diffusers_video as video_autoencoders
 from unigrpo_jax.models.folders import component, stored
 from unigrpo_jax.models.folders.pipelines import INDEX
 from unigrpo_jax.models.text_encoders.clip import OLD_EOS
@@ -78,6 +79,18 @@ def save_autoencoder(folder: pathlib.Path, files: str, seed: int, **config) -> N
     save(folder / "config.json", own | config)
     autoencoder = autoencoders.read_autoencoder(folder / "config.json", files)
     save_weights(folder, component.DIFFUSERS, dict(autoencoders.stored_shapes(autoencoder).values()), seed)
+
+
+def save_video_autoencoder(folder: pathlib.Path, files: str, seed: int, **config) -> None:
+    """Writes a `vae/` of this config, for clips."""
+    scales = len(config["block_out_channels"])
+    own = {"_class_name": "AutoencoderKLHunyuanVideo", "act_fn": "silu", "in_channels": 3, "out_channels": 3,
+           "down_block_types": ["HunyuanVideoDownBlock3D"] * scales, "up_block_types": ["HunyuanVideoUpBlock3D"] * scales,
+           "scaling_factor": 0.476986, "spatial_compression_ratio": 8, "temporal_compression_ratio": 4,
+           "mid_block_add_attention": True}  # fmt: skip
+    save(folder / "config.json", own | config)
+    autoencoder = video_autoencoders.read_autoencoder(folder / "config.json", files)
+    save_weights(folder, component.DIFFUSERS, component.wanted(autoencoder), seed)
 
 
 def save_clip(folder: pathlib.Path, files: str, seed: int, which: str = "") -> None:

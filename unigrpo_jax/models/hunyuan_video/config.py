@@ -13,6 +13,11 @@ KNOWN = {"_class_name", "_diffusers_version", "_name_or_path", "in_channels", "o
          "rope_axes_dim", "image_condition_type"}  # fmt: skip
 
 
+def numbers(channels: int) -> int:
+    """Of a token, where a latent has so many channels."""
+    return channels * math.prod(PATCH)
+
+
 def read_transformer(path: pathlib.Path) -> HunyuanVideoTransformer:
     """The network that a file describes; ValueError, in one sentence, where it is none or asks for what is not built.
 
@@ -34,7 +39,7 @@ def read_transformer(path: pathlib.Path) -> HunyuanVideoTransformer:
     if len(axes) != 3 or any(width % 2 for width in axes) or sum(axes) != head_dim:
         raise found.error("rope_axes_dim", f"it must be three even widths whose sum is attention_head_dim = {head_dim}")
     return HunyuanVideoTransformer(
-        channels=channels * math.prod(PATCH),
+        channels=numbers(channels),
         double=found.layers("num_layers", 20),
         single=found.layers("num_single_layers", 40),
         heads=found.whole("num_attention_heads", 24),

@@ -8,7 +8,10 @@ from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
+from unigrpo_jax.episode import Picture
+from unigrpo_jax.models.autoencoders.pixels import from_uint8
 from unigrpo_jax.models.building.computing import Computing
 from unigrpo_jax.models.building.flat import Params
 from unigrpo_jax.models.building.flow_painter import FlowPainter
@@ -38,6 +41,20 @@ class HunyuanVideo(FlowPainter):
     downsample_time: int = 4
 
     axes: ClassVar = AXES
+
+    @property
+    def begins(self) -> bool:
+        """Whether it goes on from a picture."""
+        return self.transformer.from_picture
+
+    def look_at(self, image) -> Picture:
+        """A Pillow RGB image in the size that is drawn, as the autoencoder takes it; a batch of one."""
+        pixels, _ = self.see_again(np.asarray(image)[None])
+        return Picture(pixels=np.asarray(pixels), patches=None)
+
+    def see_again(self, image_BHWC) -> tuple[jax.Array, None]:
+        """Pictures, uint8, in [-1, 1]; nothing else looks at them."""
+        return from_uint8(image_BHWC), None
 
     def evaluation(self, latents: int, text: int) -> Evaluation:
         """What one evaluation costs (`flops.evaluation`)."""

@@ -66,8 +66,7 @@ def load(config: ModelConfig, folder: pathlib.Path) -> Pipeline:
             codec=EmbeddingCodec(encoders=encoders, kept=config.embeddings, guided=True),
             stored=weights,
             published=Published(
-                side=pipelines.drawn_side(folder, 512),
-                rollout={"timestep_shift": 0.0},
+                rollout=pipelines.drawn_size(folder, 512) | {"timestep_shift": 0.0},
                 evaluation={"flow_steps": 50, "guidance": 7.5},
             ),
             autoencoder_stored=pipelines.open_autoencoder(folder / "vae", autoencoder),

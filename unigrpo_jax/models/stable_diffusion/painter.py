@@ -8,6 +8,7 @@ import numpy as np
 
 from unigrpo_jax.models.building.computing import Computing
 from unigrpo_jax.models.building.flat import Params
+from unigrpo_jax.models.building.frames import check_image
 from unigrpo_jax.models.building.text_painter import TextPainter
 from unigrpo_jax.models.paths import Path, Prediction
 from unigrpo_jax.models.schedule import DiffusionSchedule
@@ -59,8 +60,9 @@ class StableDiffusion(TextPainter):
             raise ValueError(f"shift = {shift}: times of a diffusion are spaced by its scheduler file, not shifted; use 0.")
         return self.schedule.times(steps)
 
-    def grid(self, height: int, width: int) -> tuple[int, int]:
-        """Pixels of a latent (rows, columns); ValueError where the scales of the U-Net do not halve them evenly."""
+    def grid(self, height: int, width: int, frames: int = 1) -> tuple[int, int]:
+        """Pixels of a latent (rows, columns); ValueError where the U-Net's scales do not halve them, or for a clip."""
+        check_image(frames)
         return self._grid(height, width, self.downsample, self.downsample * 2 ** (len(self.unet.widths) - 1))
 
     def to_tokens(self, latent_BHWC):
