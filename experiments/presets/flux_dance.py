@@ -10,8 +10,8 @@ said of chips that fit, with all weights and with adapters (`--model.param-dtype
 Every transition draws noise; trained are 15 of 25, any but the last, as in the public scripts.  Both rewards' advantages are
 added, and nothing holds the policy to its start.  Those scripts draw 720 x 720 in 16 steps:
 
-    --rollout.image-height 720 --rollout.image-width 720 --rollout.flow-steps 16 --rollout.window-range 0 15 \\
-        --rollout.window-size 9
+    --rollout.image-height 720 --rollout.image-width 720 --rollout.flow-steps 16 --rollout.noise-range 0 15 \\
+        --rollout.window-range 0 15 --rollout.window-size 9
 
 Also in the paper: binary rewards, `--learning.reward-thresholds hpsv2 0.28 clipscore 0.975` (its CLIP 0.39, here times 2.5),
 and the best and worst of many, `--learning.group-size 64 --learning.best 8 --learning.worst 8`.
