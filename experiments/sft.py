@@ -28,10 +28,10 @@ def main() -> None:
 def settings(preset: RunConfig) -> RunConfig:
     """A preset's settings for the method `sft`: its machine and model, and pieces of an update as large as they were.
 
-    Nothing holds what is learned to the start, of which no copy is kept.
+    Nothing holds what is learned to the start, of which no copy is kept.  An example is a picture, of a clip one frame.
     """
     batch = preset.trained_episodes // preset.learning.minibatches
-    rollout = dataclasses.replace(preset.rollout, prompts_per_iteration=batch, micro_batches=1)
+    rollout = dataclasses.replace(preset.rollout, prompts_per_iteration=batch, micro_batches=1, frames=1)
     learning = dataclasses.replace(
         preset.learning, method="sft", group_size=1, best=0, worst=0, ppo_epochs=1, minibatches=1, credit="shared",
         thought_rewards=(), round_reward="last", reference="none", mse_weight=0.0, latent_kl_weight=0.0, text_kl_weight=0.0,

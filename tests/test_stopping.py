@@ -73,7 +73,7 @@ def saved(run_dir: pathlib.Path) -> list[int]:
 PARTS = {  # who, what, which call, and the iterations that are done and saved
     "prompts": (Trainer, "_prompts", 2, 1),
     "rollout's callback": (Moment, "__call__", 2, 1),
-    "metrics": (trainer, "edge_density", 2, 1),
+    "metrics": (trainer, "statistics", 2, 1),
     "advantages": (trainer.credit, "advantages", 2, 1),
     "update": (Trainer, "learn", 2, 1),
     "evaluation": (Evaluator, "__call__", 3, 2),
