@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from unigrpo_jax.models.flux import scheduler as flux
+from unigrpo_jax.models.folders import flow_scheduler as flux
 from unigrpo_jax.models.paths import scaled_linear
 from unigrpo_jax.models.schedule import DiffusionSchedule, FlowShift
 from unigrpo_jax.models.stable_diffusion import scheduler as sd

@@ -6,10 +6,10 @@ from unigrpo_jax.config import ModelConfig, require
 from unigrpo_jax.models.autoencoders import diffusers as autoencoders
 from unigrpo_jax.models.autoencoders.image import ImageAutoencoder
 from unigrpo_jax.models.flux import config as configs
-from unigrpo_jax.models.flux import scheduler as schedulers
 from unigrpo_jax.models.flux.painter import PATCH, Flux
 from unigrpo_jax.models.flux.tiny import tiny_folder
 from unigrpo_jax.models.flux.transformer import FluxTransformer
+from unigrpo_jax.models.folders import flow_scheduler as schedulers
 from unigrpo_jax.models.folders import pipelines
 from unigrpo_jax.models.folders.pipelines import Pipeline
 from unigrpo_jax.models.folders.stored import DTYPES
