@@ -377,3 +377,4 @@ def test_clip_s_rows_are_as_long_as_the_tokenizer_says(fixtures, tmp_path, longe
 def test_a_call_takes_a_row_for_each_device():
     over = lambda count: on_own_devices(make_mesh(count, MeshConfig(data=1, fsdp=count)))("x", (4, 4))
     assert [encoders.rows_per_call(over(count)) for count in (1, 3, 8)] == [16, 18, 16]
+    assert [encoders.rows_per_call(over(count), 4) for count in (1, 3, 8)] == [4, 6, 8]

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 
 
 def rotary_table(positions, head_dim: int, theta: float):
-    """Cosines and sines [..., head_dim], float32, of integer positions [...]: two equal halves (RoFormer, half-split)."""
+    """Cosines and sines [..., head_dim], float32, of positions [...]: two equal halves (RoFormer, half-split)."""
     inverse_frequency = theta ** (-jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
     angles = jnp.einsum("...,k->...k", positions.astype(jnp.float32), inverse_frequency, precision="highest")
     angles = jnp.concatenate([angles, angles], axis=-1)

@@ -21,15 +21,21 @@ from unigrpo_jax.models.folders.pipelines import INDEX
 from unigrpo_jax.models.text_encoders.clip import OLD_EOS
 from unigrpo_jax.models.text_encoders.clip_text import read_clip_text
 from unigrpo_jax.models.text_encoders.encoder import VIDEO
+from unigrpo_jax.models.text_encoders.gemma import read_gemma
 from unigrpo_jax.models.text_encoders.llama import read_llama
-from unigrpo_jax.models.text_encoders.new_tokenizers import save_clip_tokenizer, save_llama_tokenizer, save_t5_tokenizer
+from unigrpo_jax.models.text_encoders.new_tokenizers import (
+    save_clip_tokenizer,
+    save_gemma_tokenizer,
+    save_llama_tokenizer,
+    save_t5_tokenizer,
+)
 from unigrpo_jax.models.text_encoders.t5 import read_t5
 
-CLIP_TOKENS, T5_TOKENS, LLAMA_TOKENS = 64, 64, 256
+CLIP_TOKENS, T5_TOKENS, LLAMA_TOKENS, GEMMA_TOKENS = 64, 64, 256, 32
 WIDTH = 24  # of what each encoder says
 # Of CLIP's tokenizer, in the order in which they are merged.
 _MERGES = ("t h", "th e</w>", "r e", "re d</w>", "b l", "bl u", "blu e</w>", "a n", "an d</w>", "o f</w>", "c i", "ci r")
-# Of T5's tokenizer, beside letters, and of Llama's.
+# Of T5's tokenizer, beside letters, and of Llama's and Gemma's.
 _WORDS = ("a", "the", "and", "of", "red", "blue", "green", "circle", "square", "two")
 
 
@@ -56,19 +62,21 @@ def save(path: pathlib.Path, data: Mapping[str, Any]) -> None:
     path.write_text(json.dumps(data, indent=2) + "\n")
 
 
-def save_weights(folder: pathlib.Path, stem: str, shapes: Mapping[str, tuple[int, ...]], seed: int) -> None:
-    """Writes random float32 weights: matrices of variance 1 / inputs, tables 0.1, norms about 1, biases about 0."""
+def save_weights(folder: pathlib.Path, stem: str, shapes: Mapping[str, tuple[int, ...]], seed: int,
+                 norms: float = 1.0) -> None:  # fmt: skip
+    """Writes random float32 weights: matrices of variance 1 / inputs, tables 0.1, norms about `norms`, biases about 0."""
     rng = np.random.default_rng(seed)
-    stored.write(folder, stem, shapes, ((name, _random(rng, name, shape)) for name, shape in shapes.items()), "float32")
+    tensors = ((name, _random(rng, name, shape, norms)) for name, shape in shapes.items())
+    stored.write(folder, stem, shapes, tensors, "float32")
 
 
-def _random(rng: np.random.Generator, name: str, shape: tuple[int, ...]) -> np.ndarray:
+def _random(rng: np.random.Generator, name: str, shape: tuple[int, ...], norms: float) -> np.ndarray:
     noise = rng.standard_normal(shape, np.float32)
     if "embedding.weight" in name or name in ("shared.weight", "embed_tokens.weight"):
         return np.float32(0.3) * noise
     if len(shape) > 1:
         return noise / np.sqrt(np.float32(np.prod(shape[1:])))
-    return np.float32(0.1) * noise + np.float32("norm" in name and name.endswith("weight"))
+    return np.float32(0.1) * noise + np.float32(norms * ("norm" in name and name.endswith("weight")))
 
 
 def save_autoencoder(folder: pathlib.Path, files: str, seed: int, **config) -> None:
@@ -138,3 +146,25 @@ def save_llama(folder: pathlib.Path, files: str, seed: int) -> None:
              "rope_theta": 500000.0, "attention_bias": False, "mlp_bias": False}  # fmt: skip
     save(own / "config.json", about | sizes)
     save_weights(own, component.TRANSFORMERS, component.wanted(read_llama(own / "config.json", files)), seed)
+
+
+def save_gemma(folder: pathlib.Path, files: str, seed: int) -> None:
+    """Writes `text_encoder/` and `tokenizer/` of a model folder: Gemma 3's decoder, and byte pairs to its ids.
+
+    Its config is of the whole model, whose eyes are so small that transformers makes them anew where a file has none.
+    """
+    count = save_gemma_tokenizer(folder / "tokenizer", _WORDS, GEMMA_TOKENS)
+    own = folder / "text_encoder"
+    turns = {"full_attention": {"rope_theta": 1e6, "rope_type": "linear", "factor": 8.0},
+             "sliding_attention": {"rope_theta": 1e4, "rope_type": "default"}}  # fmt: skip
+    text = {"model_type": "gemma3_text", "vocab_size": count, "hidden_size": WIDTH, "intermediate_size": 2 * WIDTH,
+            "num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8,
+            "query_pre_attn_scalar": 8, "sliding_window": 16, "hidden_activation": "gelu_pytorch_tanh", "rms_norm_eps": 1e-6,
+            "layer_types": ["sliding_attention", "full_attention", "sliding_attention"], "rope_parameters": turns,
+            "bos_token_id": 2, "eos_token_id": 1, "pad_token_id": 0}  # fmt: skip
+    eyes = {"model_type": "siglip_vision_model", "hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1,
+            "num_attention_heads": 1, "image_size": 28, "patch_size": 14}  # fmt: skip
+    about = {"architectures": ["Gemma3ForConditionalGeneration"], "model_type": "gemma3", "mm_tokens_per_image": 4}
+    save(own / "config.json", about | {"text_config": text, "vision_config": eyes})
+    gemma = read_gemma(own / "config.json", files)
+    save_weights(own, component.TRANSFORMERS, component.wanted(gemma), seed, norms=0.0)

@@ -184,13 +184,15 @@ class KnownTexts:
       states: (tokens, width) of a text's states.
       pooled: width of its pooled state; 0 where a network reads none.
       masked: whether a mask says which states are padding's.
-      dtype: of states and pooled state.
+      audio: width of a text's states for what is heard; 0 where nothing is.
+      dtype: of all states.
       guided: whether the empty text's come with them.
     """
 
     states: tuple[int, int]
     pooled: int = 0
     masked: bool = False
+    audio: int = 0
     dtype: str
     guided: bool = False
 
@@ -205,6 +207,7 @@ class KnownTexts:
             states=here(self.dtype, *self.states),
             pooled=here(self.dtype, self.pooled) if self.pooled else None,
             mask=here(bool, self.states[0]) if self.masked else None,
+            audio=here(self.dtype, self.states[0], self.audio) if self.audio else None,
         )
         return one.replace(empty=one) if self.guided else one
 

@@ -1,4 +1,4 @@
-"""Texts as an encoder takes them: rows of ids of one length, padded behind the text's end, cut before it where too long.
+"""Texts as an encoder takes them: rows of ids of one length, padded on one side, cut before the text's end where too long.
 
 Where an encoder reads texts inside a template, a row is the template's tokens before the text and those from the text on.
 """
@@ -43,18 +43,22 @@ class TextCoder:
         behind them.
       vocabulary: ids that the encoder knows; added tokens from there on are spelled out where a text names them.
       template: around every text; None where there is none.
+      left: whether padding comes before a text; a template's tokens are then not where `crop` has them.
+      stripped: whether blanks and line breaks around a text are left out.
     """
 
     tokenizer: Any
     tokens: int
     vocabulary: int
     template: Template | None = None
+    left: bool = False
+    stripped: bool = False
 
     def __call__(self, texts: Sequence[str]) -> Text:
         """Ids and mask, int32 [B, crop + tokens]; the mask is 0 for padding.
 
-        Padding comes last and a text is cut behind, whichever sides the tokenizer's files name.  Control tokens that a text
-        names are spelled out.
+        A text is padded on the side of `left` and cut behind, whichever sides the tokenizer's files name.  Control tokens
+        that a text names are spelled out.
         """
         before, behind = self._around
         length = self.crop + self.tokens
@@ -62,7 +66,8 @@ class TextCoder:
         mask = np.zeros_like(ids)
         for row, inner in enumerate(self._rows(texts)):
             whole = [*before, *inner[: length - len(before) - len(behind)], *behind]
-            ids[row, : len(whole)], mask[row, : len(whole)] = whole, 1
+            there = slice(length - len(whole), length) if self.left else slice(len(whole))
+            ids[row, there], mask[row, there] = whole, 1
         return ids, mask
 
     def words(self, text: str) -> list[int]:
@@ -81,6 +86,7 @@ class TextCoder:
 
     def _rows(self, texts: Sequence[str]) -> list[list[int]]:
         """The ids of each text in its template, uncut, without those that the tokenizer puts around."""
+        texts = [text.strip() for text in texts] if self.stripped else texts
         rows = bare = self._ids(texts)
         if self.template:
             rows = self._ids([f"{self.template.before}{text}{self.template.behind}" for text in texts])

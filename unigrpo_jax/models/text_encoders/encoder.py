@@ -1,7 +1,7 @@
 """The text encoders of a family as one program of their own, whose weights are on the devices only while it is used.
 
 The folders are diffusers': `text_encoder` and `text_encoder_2` hold weights, `tokenizer` and `tokenizer_2` say how a text
-becomes ids.  CLIP and T5 see padding like any other token, as the public pipelines have it; Llama does not.
+becomes ids.  CLIP and T5 see padding like any other token, as the public pipelines have it; Llama and Gemma do not.
 """
 
 import contextlib
@@ -24,10 +24,11 @@ from unigrpo_jax.models.folders.named import Place
 from unigrpo_jax.models.folders.stored import StoredTensors, checksum
 from unigrpo_jax.models.text_encoders.clip_text import ClipText, read_clip_text
 from unigrpo_jax.models.text_encoders.coder import TOKENIZER_FILES, Template, TextCoder, open_coder
+from unigrpo_jax.models.text_encoders.gemma import Gemma, open_gemma_weights, read_gemma, unread_parts
 from unigrpo_jax.models.text_encoders.llama import BUFFERS, Llama, read_llama
 from unigrpo_jax.models.text_encoders.t5 import T5Encoder, read_t5
 
-ROWS = 16  # texts of one call of the program, or one for each device where there are more
+ROWS = 16  # texts of one call of the program where nothing else is said
 MEANING = 1  # raised whenever this code comes to say anything else of a text
 TIED = r"encoder\.embed_tokens\.weight"  # T5's embedding once more, which older files hold
 SKIPPED = 2  # layers of Llama behind that whose states HunyuanVideo draws upon
@@ -60,7 +61,7 @@ class Encoder(Protocol):
     files: tuple[pathlib.Path, ...]
 
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
-        """What it says of one text: "states" [L, D] and maybe their "mask" [L], or "pooled" [P]."""
+        """What it says of one text: arrays of `TextStates` by name, and their shapes without the batch."""
 
     def read(self, place: Place | None) -> Any:
         """Its parameters."""
@@ -169,16 +170,54 @@ class LlamaStates:
 
 
 @dataclasses.dataclass(frozen=True)
+class GemmaStates:
+    """Gemma's states of the embedding and behind every layer, side by side, and which of them are padding's.
+
+    They are many numbers a text, to be read by a projection in the same program (`projected.Projected`).
+
+    Attributes:
+      network: its sizes.
+      weights: its file.
+      coder: texts as rows of ids.
+      files: all that decides what it says.
+      dtype: of the pass.
+      unread: parts of the whole model that its file holds beside.
+    """
+
+    network: Gemma
+    weights: StoredTensors
+    coder: TextCoder
+    files: tuple[pathlib.Path, ...]
+    dtype: str
+    unread: tuple[str, ...] = ()
+    name = "Gemma"
+
+    def shapes(self) -> Mapping[str, tuple[int, ...]]:
+        """As `Encoder`; "states" are [L, D, layers + 1]."""
+        return {"states": (self.coder.tokens, self.network.width, len(self.network.full) + 1), "mask": (self.coder.tokens,)}
+
+    def read(self, place: Place | None) -> Any:
+        """As `Encoder`."""
+        return component.read(self.weights, self.network, jnp.dtype(self.dtype), place)
+
+    def __call__(self, params: Any, ids_BL: jax.Array, mask_BL: jax.Array) -> Mapping[str, jax.Array]:
+        """As `Encoder`."""
+        return {"states": self.network(params, ids_BL, mask_BL), "mask": mask_BL != 0}
+
+
+@dataclasses.dataclass(frozen=True)
 class Encoders:
     """All encoders of a family.
 
     Attributes:
       parts: the encoders.
       dtype: of what they say, "float32" or "bfloat16", but for a mask.
+      rows: texts of one call of the program, or one for each device where there are more.
     """
 
     parts: tuple[Encoder, ...]
     dtype: str
+    rows: int = ROWS
 
     @functools.cached_property
     def key(self) -> str:
@@ -192,7 +231,7 @@ class Encoders:
         return hashlib.sha256(repr((MEANING, self.dtype, about)).encode()).hexdigest()
 
     def shapes(self) -> dict[str, jax.ShapeDtypeStruct]:
-        """Of the arrays of one text: "states" [L, D], and "pooled" [P] and "mask" bool [L] where an encoder says them."""
+        """Of the arrays of one text: those of `TextStates` that an encoder says, without the batch."""
         found = {name: shape for part in self.parts for name, shape in part.shapes().items()}
         return {name: jax.ShapeDtypeStruct(shape, self._dtype(name)) for name, shape in found.items()}
 
@@ -218,7 +257,7 @@ class Encoders:
                 leaf.delete()
 
     def _encode(self, params, over: Sharding, texts: Sequence[str]) -> list[Arrays]:
-        count, said = rows_per_call(over), []
+        count, said = rows_per_call(over, self.rows), []
         for start in range(0, len(texts), count):
             part = list(texts[start : start + count])
             filled = part + [""] * (count - len(part))
@@ -240,10 +279,10 @@ class Encoders:
         return said
 
 
-def rows_per_call(over: Sharding) -> int:
-    """Texts of one call, a multiple of the devices that a sharding spans."""
+def rows_per_call(over: Sharding, rows: int = ROWS) -> int:
+    """Texts of one call, `rows` or more, a multiple of the devices that a sharding spans."""
     devices = over.num_devices
-    return math.ceil(ROWS / devices) * devices
+    return math.ceil(rows / devices) * devices
 
 
 def _spread(ids_BL: np.ndarray, over: Sharding) -> jax.Array:
@@ -302,6 +341,27 @@ def open_hunyuan_video(folder: pathlib.Path, dtype: str, tokens: int, template: 
     read = dataclasses.replace(network, layers=network.layers - SKIPPED)
     llama = LlamaStates(read, weights, coder, _files(own, weights, words), dtype)
     return Encoders((llama, _clip(folder / "text_encoder_2", folder / "tokenizer_2", files, pooled=True)), dtype)
+
+
+def open_gemma(folder: pathlib.Path, dtype: str, tokens: int) -> GemmaStates:
+    """Gemma of an LTX-2 folder, reading `tokens` tokens (1024 as published), for a family to put its projection behind.
+
+    Padding comes before a text, and blanks around it are left out, as in the public pipeline; how long the tokenizer says
+    that a text may be decides nothing there, either.
+    ConfigError where a file is missing or does not fit; only headers of weights are read.
+    """
+    own, words = folder / "text_encoder", folder / "tokenizer"
+    try:
+        network = read_gemma(own / "config.json", "text_encoder and tokenizer")
+        network, weights = open_gemma_weights(own, network)
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+    coder = open_coder(words, tokens, network.vocabulary, as_stored=True)
+    first = coder(["a"])[0][0, 0]
+    require(first == coder.tokenizer.bos_token_id, f"the tokenizer in {words} does not put its bos_token before a text, as "
+            "Gemma's does; copy the tokenizer files of the model there.")  # fmt: skip
+    coder = dataclasses.replace(coder, left=True, stripped=True)
+    return GemmaStates(network, weights, coder, _files(own, weights, words), dtype, unread_parts(weights))
 
 
 def _clip(own: pathlib.Path, words: pathlib.Path, files: str, pooled: bool) -> ClipEncoder:

@@ -11,12 +11,11 @@ import pathlib
 import jax
 import jax.numpy as jnp
 
-from unigrpo_jax.models.building import attention
-from unigrpo_jax.models.building.attention import Visibility
-from unigrpo_jax.models.building.flat import Params, Shapes, layer_names, linear, linear_shapes, of_stack, rms_norm
-from unigrpo_jax.models.building.rotary import rotary_table, rotate
+from unigrpo_jax.models.building.flat import Params, Shapes, layer_names, of_stack, rms_norm
+from unigrpo_jax.models.building.rotary import rotary_table
 from unigrpo_jax.models.folders.rope_settings import rope_theta
 from unigrpo_jax.models.folders.settings import read_settings
+from unigrpo_jax.models.text_encoders import decoder
 
 LAYERS = "layers"
 BUFFERS = r"(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq"  # which files from before transformers 4.32 hold
@@ -59,24 +58,19 @@ class Llama:
           ids_BL: int token ids.
           mask_BL: nonzero where a token is no padding; a token sees itself and those before it that are none.
         """
-        batch, length = ids_BL.shape
+        length = ids_BL.shape[1]
         x = params["embed_tokens.weight"][ids_BL]
         rotary = rotary_table(jnp.arange(length)[None], self.head_dim, self.theta)
-        visible = Visibility(context=jnp.zeros((batch, 0), bool), block=mask_BL != 0, causal=True)
-        layer = lambda x, p: (self._layer(p, x, rotary, visible),) * 2
+        seen = (mask_BL != 0)[:, None] & (decoder.steps_back(length) >= 0)[None]
+        layer = lambda x, p: (self._layer(p, x, rotary, seen),) * 2
         last, after = jax.lax.scan(layer, x, of_stack(params, LAYERS))
         return last, jnp.concatenate([x[None], after])
 
-    def _layer(self, p: Params, x, rotary, visible: Visibility):
+    def _layer(self, p: Params, x, rotary: decoder.Rotary, seen_BLM):
         h = rms_norm(p, "input_layernorm", x, self.norm_eps)
-        heads = lambda which: linear(p, f"self_attn.{which}_proj", h).reshape(*h.shape[:2], -1, self.head_dim)
-        q, k = rotate(heads("q"), *rotary), rotate(heads("k"), *rotary)
-        k, v = k.swapaxes(1, 2), heads("v").swapaxes(1, 2)
-        mixed = attention.xla(q, k, v, k[:, :, :0], v[:, :, :0], visible)
-        x = x + linear(p, "self_attn.o_proj", mixed.reshape(*h.shape[:2], -1))
+        x = x + decoder.attention(p, h, self.head_dim, rotary, seen_BLM, self.head_dim**-0.5)
         h = rms_norm(p, "post_attention_layernorm", x, self.norm_eps)
-        gate = jax.nn.silu(linear(p, "mlp.gate_proj", h))
-        return x + linear(p, "mlp.down_proj", gate * linear(p, "mlp.up_proj", h))
+        return x + decoder.gated_mlp(p, h, jax.nn.silu)
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Every parameter and its shape."""
@@ -93,14 +87,7 @@ class Llama:
             yield f"{LAYERS}.{name}", (self.layers, *shape)
 
     def _layer_shapes(self) -> Shapes:
-        inner = self.heads * self.head_dim
-        yield from linear_shapes("self_attn.q_proj", self.width, inner, bias=False)
-        for which in "kv":
-            yield from linear_shapes(f"self_attn.{which}_proj", self.width, self.kv_heads * self.head_dim, bias=False)
-        yield from linear_shapes("self_attn.o_proj", inner, self.width, bias=False)
-        for which in ("gate", "up"):
-            yield from linear_shapes(f"mlp.{which}_proj", self.width, self.mlp, bias=False)
-        yield from linear_shapes("mlp.down_proj", self.mlp, self.width, bias=False)
+        yield from decoder.matrix_shapes(self.width, self.heads, self.kv_heads, self.head_dim, self.mlp)
         for which in ("input", "post_attention"):
             yield f"{which}_layernorm.weight", (self.width,)
 
@@ -117,13 +104,10 @@ def read_llama(path: pathlib.Path, files: str) -> Llama:
         found.only(name, False)
     width, heads = found.whole("hidden_size", 4096), found.whole("num_attention_heads", 32)
     kv_heads = found.whole("num_key_value_heads", heads)
-    if heads % kv_heads:
-        raise found.error("num_key_value_heads", f"it must divide num_attention_heads = {heads}")
     if "head_dim" not in found and width % heads:
         raise found.error("num_attention_heads", f"it must divide hidden_size = {width}")
     head_dim = found.whole("head_dim", width // heads)
-    if head_dim % 2:
-        raise found.error("head_dim", f"the {head_dim} numbers of a head are turned in pairs, so it must be even")
+    decoder.check_heads(found, heads, kv_heads, head_dim)
     return Llama(
         vocabulary=found.whole("vocab_size", 32000),
         width=width,

@@ -1,4 +1,4 @@
-"""New tokenizers of CLIP's, T5's and Llama's kinds, in the files that transformers and diffusers read."""
+"""New tokenizers of CLIP's, T5's, Llama's and Gemma's kinds, in the files that transformers and diffusers read."""
 
 import json
 import pathlib
@@ -10,6 +10,7 @@ from unigrpo_jax.models.text_encoders.coder import CONTROL
 START, END = "<|startoftext|>", "<|endoftext|>"  # CLIP's
 SPECIAL = ("<pad>", "</s>", "<unk>")  # T5's
 TURNS = ("<|begin_of_text|>", "<|eot_id|>", "<|start_header_id|>", "<|end_header_id|>", "<pad>")  # Llama's
+PIECES = ("<pad>", "<eos>", "<bos>", "<unk>", "<mask>")  # Gemma's
 # What Llama 3 encodes apart: contractions, words with the blank before them, up to three digits, signs, line breaks, blanks.
 SPLIT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -88,6 +89,40 @@ def save_llama_tokenizer(folder: pathlib.Path, texts: Iterable[str], tokens: int
     names = {"bos_token": TURNS[0], "eos_token": TURNS[1], "pad_token": TURNS[-1]}
     _save(folder / "special_tokens_map.json", names)
     about = {"tokenizer_class": "PreTrainedTokenizerFast", "padding_side": "right", "model_max_length": tokens}
+    _save(folder / "tokenizer_config.json", about | names)
+    return tokenizer.get_vocab_size()
+
+
+def save_gemma_tokenizer(folder: pathlib.Path, words: Iterable[str], tokens: int) -> int:
+    """Writes a byte-pair encoding into a new folder; returns the size of the vocabulary.  What no pair covers is its bytes.
+
+    Args:
+      folder: `tokenizer/` of a model folder.
+      words: whose letters are merged from the left, earlier words first, and the whole with a blank before it.
+      tokens: of a text, as the files say.
+    """
+    from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+
+    blank = "▁"
+    pairs = {}
+    for word in words:
+        pairs |= dict.fromkeys([*((word[:end], word[end]) for end in range(1, len(word))), (blank, word)])
+    known = [*PIECES, *(f"<0x{byte:02X}>" for byte in range(256)), blank, *(chr(i) for i in range(33, 127))]
+    known = dict.fromkeys([*known, *("".join(pair) for pair in pairs)])
+    model = models.BPE({token: i for i, token in enumerate(known)}, list(pairs), unk_token="<unk>", fuse_unk=True,
+                       byte_fallback=True)  # fmt: skip
+    tokenizer = Tokenizer(model)
+    tokenizer.normalizer = normalizers.Replace(" ", blank)
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(" ", "merged_with_previous")
+    tokenizer.decoder = decoders.Sequence([decoders.Replace(blank, " "), decoders.ByteFallback(), decoders.Fuse()])
+    start = ("<bos>", PIECES.index("<bos>"))
+    tokenizer.post_processor = processors.TemplateProcessing(single="<bos> $A", special_tokens=[start])
+    tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in PIECES])
+    folder.mkdir(parents=True, exist_ok=True)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    names = {f"{token[1:-1]}_token": token for token in PIECES}
+    _save(folder / "special_tokens_map.json", names)
+    about = {"tokenizer_class": "GemmaTokenizer", "padding_side": "left", "model_max_length": tokens}
     _save(folder / "tokenizer_config.json", about | names)
     return tokenizer.get_vocab_size()
 
