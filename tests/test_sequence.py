@@ -114,7 +114,7 @@ class Frames:
 ROLLOUT = RolloutConfig(thinking=False, prompts_per_iteration=2, image_height=16, image_width=80, frames=9, flow_steps=3,
                         window_size=2, window_range=(0, 2))  # fmt: skip
 LEARNING = LearningConfig(group_size=2, flow_clip=0.002, mse_weight=0.0, reference="none", window_steps="scanned",
-                          adam_eps=0.01, denoising_lr=2e-3)  # fmt: skip
+                          adam_eps=0.01, denoising_lr=2e-2)  # fmt: skip
 
 
 def iteration(**sizes):
@@ -173,13 +173,13 @@ def test_of_the_tokens_keys_and_values_are_gathered_and_nothing_else():
     _, text = stepped(BEGUN, sequence=2)
 
     def sent(kind):
+        """Shapes of more than two axes; weights and what modulates all tokens have two."""
         lines = re.findall(rf"= ([^=]*) {kind}(?:-start)?\(", text)
         return sorted(shape for line in lines for shape in re.findall(r"f32\[((?:\d+,){2,}\d+)\]", line))
 
     assert sent("all-gather") == ["4,16,12"] + 4 * ["4,4,22,8"] + 2 * ["4,4,6,8"]
     assert sent("reduce-scatter") == 4 * ["4,4,11,8"] + 2 * ["4,4,3,8"]
-    assert not sent("all-reduce") and not sent("all-to-all")
-    assert set(sent("collective-permute")) <= {"4,1,16"}  # a part of what modulates all tokens
+    assert not any(map(sent, ("all-reduce", "all-to-all", "collective-permute")))
 
 
 # ---- what cannot be

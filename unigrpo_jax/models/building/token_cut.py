@@ -36,8 +36,8 @@ class TokenCut:
         return self.hold(self.filled(x))
 
     def leaving(self, x, tokens: int):
-        """The first `tokens` of a stream, all on each device."""
-        return x if self.parts == 1 else self.whole(x)[:, :tokens]
+        """The first `tokens` of a stream, all on each device; gradients go back to each token's own."""
+        return x if self.parts == 1 else self.whole(self.hold(x))[:, :tokens]
 
     def joined(self, text, latents):
         """Two streams [B, l, ...] and [B, n, ...], both multiples of `parts`, as one sequence [B, l + n, ...]."""
