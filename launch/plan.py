@@ -135,7 +135,8 @@ def swept(
     from launch.planning.compile import STATE, find_model, find_work
     from launch.planning.targets import find_target
 
-    target, model = find_target(topology), find_model(config.model)
+    found = dataclasses.replace(config.mesh, sequence=numbers["mesh"]["sequence"])
+    config, target, model = dataclasses.replace(config, mesh=found), find_target(topology), find_model(config.model)
     first = [numbers["programs"][name]["memory"] for name in ("rollout", "update")]
     known = sweep.Known(
         config=config,

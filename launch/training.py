@@ -182,4 +182,5 @@ def exports(environment: Mapping[str, str]) -> str:
 def check_mesh(config: RunConfig, devices: int, words: str, slices: int = 1) -> None:
     """Raises ConfigError unless mesh and episodes fit the devices; `words` names them, such as "64 chips of v5p:4x4x4"."""
     require(config.devices in (0, devices), f"devices = {config.devices}, but the run has the {words}; leave it out.")
-    check_devices(config, devices // mesh_sizes(config.mesh, devices, slices, words)["tensor"])
+    sizes = mesh_sizes(config.mesh, devices, slices, words)
+    check_devices(config, devices // sizes["sequence"] // sizes["tensor"])

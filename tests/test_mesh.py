@@ -160,7 +160,8 @@ def test_a_mesh_that_cannot_be_is_one_sentence(devices, sizes, words):
 
 
 def test_sizes_that_are_not_given_are_inferred():
-    assert meshes.make_mesh(0).shape == {"slice": 1, "data": 8, "fsdp": 1, "tensor": 1} and meshes.make_mesh(3).size == 3
+    assert meshes.make_mesh(0).shape == {"slice": 1, "data": 8, "fsdp": 1, "sequence": 1, "tensor": 1}
+    assert meshes.make_mesh(3).size == 3
     assert meshes.make_mesh(8, MeshConfig(fsdp=2, tensor=2)).shape["data"] == 2
     assert meshes.make_mesh(8, MeshConfig(data=2, fsdp=0, tensor=1)).shape["fsdp"] == 4
 
@@ -178,7 +179,8 @@ def test_slices_are_the_outermost_axis_and_are_counted_by_themselves():
     """Devices come mixed; those of one slice must end up together."""
     devices = [Device(number, number % 2) for number in range(8)]
     mesh = meshes.make_mesh(0, MeshConfig(fsdp=2), devices)
-    assert dict(mesh.shape) == {"slice": 2, "data": 2, "fsdp": 2, "tensor": 1} and meshes.batch_size(mesh) == 8
+    assert dict(mesh.shape) == {"slice": 2, "data": 2, "fsdp": 2, "sequence": 1, "tensor": 1}
+    assert meshes.batch_size(mesh) == 8
     for index, island in enumerate(mesh.devices):
         assert {device.slice_index for device in island.flat} == {index}
     with pytest.raises(ConfigError, match=r"mesh.slice = 4, but the 8 devices lie in 2 slices; use 2"):

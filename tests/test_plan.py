@@ -460,7 +460,7 @@ def test_slices_are_their_own_mesh_axis():
     target = find_target("v5e:2x2*2")
     assert (target.chips, len(target.devices), target.per_node) == (8, 8, 4)
     mesh = meshes.make_mesh(0, MeshConfig(fsdp=2), target.devices)
-    assert dict(mesh.shape) == {"slice": 2, "data": 2, "fsdp": 2, "tensor": 1}
+    assert dict(mesh.shape) == {"slice": 2, "data": 2, "fsdp": 2, "sequence": 1, "tensor": 1}
     for number, devices in enumerate(mesh.devices):
         assert {device.slice_index for device in devices.flat} == {number}
 

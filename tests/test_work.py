@@ -77,6 +77,16 @@ def test_the_bytes_that_a_painter_sends_by_hand():
     assert cut == {"drawing": 15 * 4 * summed, "update": 4 * 24 * summed}
 
 
+def test_the_bytes_that_a_cut_sequence_sends_by_hand():
+    """Two devices hold half of the tokens each, and so do two others with other heads: own sums, keys and values of all."""
+    four = Split(chips=4, batch=1, tensor=2, sequence=2)
+    long = dataclasses.replace(work(), each=dataclasses.replace(EACH, keys=40.0))
+    weights, moved = 1000 / 2 * 4 / 2, 64 / 2 * 4 * 2 * 1 / 2 + 40 / 2 * 4 / 2
+    update = 2 * (4 * weights + 2 * weights) + 4 * 24 * moved  # gradients are in float32, too
+    assert long.sent(four, 1) == {"drawing": 15 * (weights + 4 * moved), "update": update}
+    assert long.kept(four) == long.kept(ALONE) / 4
+
+
 @pytest.mark.parametrize(
     ("settings", "evaluations"), [({}, 6 * 2), ({"window_steps": "scanned"}, 6), ({"micro_batches": 3}, 4)]
 )

@@ -339,6 +339,9 @@ class MeshConfig:
     """Copies of the parameters; episodes are spread over them. 0 is what the others leave."""
     fsdp: int = 1
     """Parts of every parameter along its width, gathered when a layer runs; episodes are spread over these, too."""
+    sequence: int = 1
+    """Parts of each episode's latent tokens, where a model can be cut so: a device computes its own, and gathers keys and
+    values.  Parameters are cut over these, too, episodes are not."""
     tensor: int = 1
     """Parts of every head group, MLP and the vocabulary; each part is computed where it lies."""
 

@@ -38,7 +38,7 @@ _NOT_NEGATIVE = {
     "evaluation": ("temperature", "every", "seed", "rounds"),
     "checkpoint": ("keep_best", "keep_every"),
     "logging": ("samples_every",),
-    "mesh": ("slice", "data", "fsdp", "tensor"),
+    "mesh": ("slice", "data", "fsdp", "sequence", "tensor"),
     "processes": ("count", "hang_seconds"),
     "judging": ("retries", "backoff_seconds", "remembered"),
     "judge": ("temperature", "retries", "backoff_seconds", "retry_after_seconds"),
@@ -326,10 +326,12 @@ def mesh_sizes(mesh: MeshConfig, devices: int, slices: int, words: str) -> dict[
         mesh.slice in (0, slices) or slices == 1,
         f"mesh.slice = {mesh.slice}, but the {words} lie in {slices} slices; use {slices} or 0.",
     )
-    asked = {"slice": mesh.slice or slices, "data": mesh.data, "fsdp": mesh.fsdp, "tensor": mesh.tensor}
+    asked = {"slice": mesh.slice or slices, "data": mesh.data, "fsdp": mesh.fsdp, "sequence": mesh.sequence,
+             "tensor": mesh.tensor}  # fmt: skip
     known = math.prod(size for size in asked.values() if size)
     unknown = [name for name, size in asked.items() if not size]
-    product = " * ".join(f"mesh.{name} = {size or '?'}" for name, size in asked.items() if name != "slice" or size > 1)
+    plain = lambda name, size: name in ("slice", "sequence") and size == 1  # seldom asked for
+    product = " * ".join(f"mesh.{name} = {size or '?'}" for name, size in asked.items() if not plain(name, size))
     require(len(unknown) < 2, f"{product}: at most one size may be 0 (inferred); set the others.")
     require(
         devices % known == 0 if unknown else devices == known,

@@ -106,7 +106,8 @@ class Setting:
     def split(self) -> Split:
         """How the work lies on the chips."""
         batch, chips, per_chip = meshes.batch_size(self.mesh), self.target.chips, self.target.devices_per_chip
-        return Split(chips=chips, batch=batch, tensor=self.tensor, devices_per_chip=per_chip)
+        sequence = self.mesh.shape[meshes.SEQUENCE]
+        return Split(chips=chips, batch=batch, tensor=self.tensor, devices_per_chip=per_chip, sequence=sequence)
 
 
 def find_model(config: ModelConfig) -> Loaded:
@@ -137,9 +138,11 @@ def prepare(config: RunConfig, target: Target, given: Given = Given()) -> Settin
     except ConfigError as error:
         devices, m = len(target.devices), config.mesh
         options = factorings(config, devices, model)
-        if not options or (m.data or devices // max(m.fsdp * m.tensor, 1), m.fsdp, m.tensor) in options:
+        others = max(m.fsdp * m.sequence * m.tensor, 1)
+        if not options or (m.data or devices // others, m.fsdp, m.tensor) in options:
             raise
-        words = ", or ".join(f"--mesh.data {d} --mesh.fsdp {f} --mesh.tensor {t}" for d, f, t in options[:4])
+        along = f" --mesh.sequence {m.sequence}" if m.sequence > 1 else ""
+        words = ", or ".join(f"--mesh.data {d} --mesh.fsdp {f}{along} --mesh.tensor {t}" for d, f, t in options[:4])
         raise ConfigError(f"{str(error).removesuffix('.')}; as settings are, {devices} devices divide as {words}.") from None
 
 
@@ -148,7 +151,9 @@ def _prepare(config: RunConfig, target: Target, model: Loaded, given: Given) -> 
     check_devices(config, meshes.batch_size(mesh))
     layout = Layout(mesh, model.network.axes)
     model.check_image_size(config.rollout)
-    model = model.placed(layout.activations, kernels.attend(config.model, mesh))
+    model = model.placed(
+        layout.activations, kernels.attend(config.model, mesh), tokens=layout.sequence(model.network.cuts())
+    )
     system = model.codec.system(config.rollout)
     programs = Programs(config, model.network, model.autoencoder, system, layout, model.abstract_params())
     text = model.codec.shapes(config.rollout.prompts_per_iteration, config.rollout.prompt_tokens)
@@ -157,16 +162,22 @@ def _prepare(config: RunConfig, target: Target, model: Loaded, given: Given) -> 
 
 
 def factorings(config: RunConfig, devices: int, model: Loaded) -> list[tuple[int, int, int]]:
-    """Meshes (data, fsdp, tensor) over which the episodes and the network divide; the most fsdp first."""
-    cut, out = model.network.cuts(), []
+    """Meshes (data, fsdp, tensor) over which the episodes and the network divide; the most fsdp first.
+
+    As many devices as the settings say hold parts of an episode's tokens.
+    """
+    cut, sequence, out = model.network.cuts(), config.mesh.sequence or 1, []
+    if devices % sequence or (sequence > 1 and meshes.SEQUENCE not in cut):
+        return []
     divides = lambda axis, parts: not any(size % parts for size in cut[axis].values())
-    for tensor in (t for t in range(1, devices + 1) if devices % t == 0 and divides(meshes.TENSOR, t)):
-        batch = devices // tensor
+    left = devices // sequence
+    for tensor in (t for t in range(1, left + 1) if left % t == 0 and divides(meshes.TENSOR, t)):
+        batch = left // tensor
         try:
             check_devices(config, batch)
         except ConfigError:
             continue
-        for fsdp in (f for f in range(1, batch + 1) if batch % f == 0 and divides(meshes.FSDP, f)):
+        for fsdp in (f for f in range(1, batch + 1) if batch % f == 0 and divides(meshes.FSDP, f * sequence)):
             out.append((batch // fsdp, fsdp, tensor))
     return sorted(out, key=lambda sizes: (-sizes[1], sizes[2]))
 

@@ -35,7 +35,8 @@ class Candidate:
     def flags(self) -> str:
         """As it is typed."""
         c = self.config
-        mesh = " ".join(f"--mesh.{name} {getattr(c.mesh, name)}" for name in ("data", "fsdp", "tensor"))
+        names = ("data", "fsdp", "sequence", "tensor") if c.mesh.sequence > 1 else ("data", "fsdp", "tensor")
+        mesh = " ".join(f"--mesh.{name} {getattr(c.mesh, name)}" for name in names)
         micro = f"--rollout.micro-batches {c.rollout.micro_batches} --learning.micro-batches {c.learning.micro_batches}"
         return f"{mesh} {micro} --model.remat {c.model.remat}"
 
@@ -99,7 +100,8 @@ def candidates(
     """
     out = []
     for config, (data, fsdp, tensor) in _combinations(known.config, devices, model):
-        split = Split(chips=chips, batch=data * fsdp, tensor=tensor, devices_per_chip=devices // chips)
+        each = devices // chips
+        split = Split(chips=chips, batch=data * fsdp, tensor=tensor, devices_per_chip=each, sequence=config.mesh.sequence)
         work = cost(config)
         sent = work.sent(split, fsdp)
         found = roofline.phases(config, work, split, optimizer_bytes=0.0)
@@ -128,7 +130,7 @@ def _combinations(config: RunConfig, devices: int, model: Loaded) -> Iterator[tu
             changed = with_section(config, "rollout", micro_batches=rollouts)
             changed = with_section(changed, "learning", micro_batches=updates)
             changed = with_section(changed, "model", remat=remat)
-            yield dataclasses.replace(changed, mesh=_mesh(mesh)), mesh
+            yield dataclasses.replace(changed, mesh=_mesh(mesh, config.mesh.sequence or 1)), mesh
 
 
 def _counts(config: RunConfig, section: str, batch: int) -> list[int]:
@@ -137,9 +139,9 @@ def _counts(config: RunConfig, section: str, batch: int) -> list[int]:
     return [n for n in range(1, whole + 1) if works(with_section(config, section, micro_batches=n), batch)]
 
 
-def _mesh(sizes: tuple[int, int, int]) -> MeshConfig:
+def _mesh(sizes: tuple[int, int, int], sequence: int) -> MeshConfig:
     data, fsdp, tensor = sizes
-    return MeshConfig(data=data, fsdp=fsdp, tensor=tensor)
+    return MeshConfig(data=data, fsdp=fsdp, sequence=sequence, tensor=tensor)
 
 
 def sweep(

@@ -10,6 +10,7 @@ import numpy as np
 
 from unigrpo_jax.config import ModelConfig, RolloutConfig
 from unigrpo_jax.episode import Thinking, TokenBlock
+from unigrpo_jax.models.building.token_cut import NOT_CUT, TokenCut
 from unigrpo_jax.models.folders.named import Place
 from unigrpo_jax.models.folders.stored import SHARD_BYTES
 from unigrpo_jax.models.verbs import Painter, Params
@@ -127,8 +128,11 @@ class Loaded(Protocol):
     def published(self) -> Published | None:
         """How it is used where nobody says otherwise; None for a small model of a world, whose preset says it."""
 
-    def placed(self, hold, attend, frozen: Place | None = None) -> "Loaded":
-        """The same with a network for a mesh, and frozen encoders of texts that lie where `frozen` says."""
+    def placed(self, hold, attend, frozen: Place | None = None, tokens: TokenCut = NOT_CUT) -> "Loaded":
+        """The same with a network for a mesh, and frozen encoders of texts that lie where `frozen` says.
+
+        `hold`, `attend` and `tokens` are the network's, as in `building.computing`.
+        """
 
     def stored_params(self) -> Params:
         """Shapes and dtypes of the parameters that the file holds."""

@@ -61,7 +61,11 @@ class Painter(Protocol):
     float32_paths: str
 
     def cuts(self) -> Mapping[str, Mapping[str, int]]:
-        """Sizes that an axis of a mesh must divide, {axis of the mesh: {what is cut: size}}."""
+        """Sizes that an axis of a mesh must divide, {axis of the mesh: {what is cut: size}}.
+
+        The axis `sequence` is named, with nothing that it must divide, by a network whose tokens can be cut over devices
+        (`building.token_cut`); the parameters are cut over `fsdp` and `sequence` alike.
+        """
 
     def work(self, run: RunConfig, system: int, pictures: bool = False, turns: bool = False) -> Work:
         """What the episodes of a run cost; `models.work` says of what."""

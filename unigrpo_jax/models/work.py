@@ -39,13 +39,15 @@ class Split:
       chips: how many.
       batch: parts that episodes are spread over.
       tensor: parts of heads and MLPs.
-      devices_per_chip: JAX devices of a chip; `batch` and `tensor` count devices.
+      devices_per_chip: JAX devices of a chip; `batch`, `tensor` and `sequence` count devices.
+      sequence: parts of an episode's tokens.
     """
 
     chips: int
     batch: int
     tensor: int
     devices_per_chip: int = 1
+    sequence: int = 1
 
 
 class Work(Protocol):
@@ -80,7 +82,8 @@ class Work(Protocol):
     def sent(self, split: Split, fsdp: int) -> dict[str, float]:
         """Bytes that one device sends by phase, as `read`: a guess before anything is compiled, to order candidates.
 
-        Weights that `fsdp` cuts are gathered once per pass, gradients are scattered in float32; `tensor` sums activations.
+        Weights that `fsdp` and `sequence` cut are gathered once per pass, gradients are scattered in float32; `tensor` sums
+        activations, and along `sequence` keys and values are gathered, and their gradients scattered.
         """
 
     def kept(self, split: Split) -> float:
@@ -112,6 +115,7 @@ class Evaluation:
         each of its attentions and MLPs that are cut.
       kept: numbers that its layers keep for the backward pass, beside their inputs, without scores of attention.
       scores: numbers of attention scores, all layers and heads, kept in float32 where no kernel runs.
+      keys: numbers of keys and values, all layers together, that the devices of `sequence` gather; 0 where none can.
     """
 
     layers: float
@@ -120,6 +124,7 @@ class Evaluation:
     summed: float
     kept: float
     scores: float = 0.0
+    keys: float = 0.0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -202,14 +207,19 @@ class PainterWork:
 
     def sent(self, split: Split, fsdp: int) -> dict[str, float]:
         """As `Work.sent`."""
-        run, share, sums = self.run, (fsdp - 1) / fsdp, 2 * (split.tensor - 1) / split.tensor
+        run, parts = self.run, fsdp * split.sequence
+        share, sums = (parts - 1) / parts, 2 * (split.tensor - 1) / split.tensor
         weights, reads = self.each.weights / split.tensor, self._reads
-        gathered, summed = weights * self._itemsize * share, self.each.summed * self._itemsize * sums
+        gathered = weights * self._itemsize * share
+        # Of one sample's evaluation: a device's tokens that are summed, and all tokens' keys and values of its heads.
+        moved = self.each.summed * sums / split.sequence
+        moved += self.each.keys / split.tensor * (split.sequence - 1) / split.sequence
+        moved *= self._itemsize
         rows = run.episodes / run.rollout.micro_batches / split.batch
         own = run.trained_episodes / split.batch * run.rollout.rounds * run.rollout.window_size * self._passes
         return {
-            "drawing": self._draws() * (gathered + rows * summed),
-            "update": self._pieces * (reads * self._passes * gathered + 2 * weights * 4 * share) + reads * own * summed,
+            "drawing": self._draws() * (gathered + rows * moved),
+            "update": self._pieces * (reads * self._passes * gathered + 2 * weights * 4 * share) + reads * own * moved,
         }
 
     def kept(self, split: Split) -> float:
@@ -218,4 +228,4 @@ class PainterWork:
         rows = self.run.trained_episodes / learning.minibatches / learning.micro_batches / split.batch
         steps = 1 if learning.window_steps == "scanned" else rollout.window_size
         count = rows * rollout.rounds * steps * self._passes
-        return count * (self.each.kept * self._itemsize + self.each.scores * 4) / split.tensor
+        return count * (self.each.kept * self._itemsize + self.each.scores * 4) / split.tensor / split.sequence

@@ -1,6 +1,7 @@
-"""The device mesh: episodes along `slice`, `data` and `fsdp`, parameters cut along `fsdp` and `tensor`.
+"""The device mesh: episodes along `slice`, `data` and `fsdp`, parameters cut along `fsdp`, `sequence` and `tensor`.
 
-Slices are joined by a network far slower than that inside a slice; along their axis only gradients are added.
+Along `sequence` lie the latent tokens of one episode, where there are more of them than a device should hold.  Slices are
+joined by a network far slower than that inside a slice; along their axis only gradients are added.
 """
 
 import math
@@ -12,7 +13,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from unigrpo_jax.config import MeshConfig, require
 from unigrpo_jax.config_checks import mesh_sizes
 
-SLICE, DATA, FSDP, TENSOR = "slice", "data", "fsdp", "tensor"
+SLICE, DATA, FSDP, SEQUENCE, TENSOR = "slice", "data", "fsdp", "sequence", "tensor"
 BATCH = (SLICE, DATA, FSDP)  # what episodes are spread over: devices that share no parameter work on other episodes, too
 
 

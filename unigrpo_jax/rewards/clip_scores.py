@@ -59,8 +59,8 @@ def aesthetic_score(params, config, pixels, text, hold=lambda x: x):
 class ClipReward:
     """A score of a CLIP's embeddings, on this process's devices.
 
-    The weights are read at the first call.  Their matrices are cut over the devices where the policy's are (mesh.fsdp or
-    mesh.tensor other than 1), else each device holds them all; the pictures are spread.
+    The weights are read at the first call.  Their matrices are cut over the devices where the policy's are (mesh.fsdp,
+    mesh.sequence or mesh.tensor other than 1), else each device holds them all; the pictures are spread.
     """
 
     cost = "device"
@@ -72,7 +72,7 @@ class ClipReward:
         self._coder, self._head = coder, head
         here = [d for d in jax.devices()[: config.devices or None] if d.process_index == jax.process_index()]
         self._mesh = Mesh(np.array(here or jax.local_devices()), (DEVICES,), axis_types=(AxisType.Auto,))
-        self._cut = (config.mesh.fsdp, config.mesh.tensor) != (1, 1)
+        self._cut = (config.mesh.fsdp, config.mesh.sequence, config.mesh.tensor) != (1, 1, 1)
         self._spread = NamedSharding(self._mesh, PartitionSpec(DEVICES))
         self._program = jax.jit(self._scores)
 

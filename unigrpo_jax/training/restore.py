@@ -115,7 +115,9 @@ def restore(path: str, bare: RunConfig, devices: int = 1, mesh: MeshConfig = Mes
 
 
 def _placed(loaded: Loaded, layout: Layout) -> Loaded:
-    """The model with a network that runs on the layout's devices; ConfigError where a parameter does not divide."""
+    """The model with a network that runs on the layout's devices; ConfigError where they cannot hold it."""
+    tokens = layout.sequence(loaded.network.cuts())
     for path, x in flatten(loaded.abstract_params()).items():
         layout.parameter(path, x.shape)
-    return loaded.placed(layout.activations, kernels.attend(loaded.config, layout.mesh), on_own_devices(layout.mesh))
+    attend = kernels.attend(loaded.config, layout.mesh)
+    return loaded.placed(layout.activations, attend, on_own_devices(layout.mesh), tokens)

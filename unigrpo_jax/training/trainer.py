@@ -97,9 +97,10 @@ def build(config: RunConfig, world: World | None = None) -> Parts:
                 raise ConfigError(f"logging.{name} needs {module}{why}: pip install 'unigrpo_jax[{name}]'.") from error
     loaded.check_weights()
     layout = Layout(mesh, loaded.network.axes)
+    tokens = layout.sequence(loaded.network.cuts())
     for path, x in tree.flatten(loaded.abstract_params()).items():
         layout.parameter(path, x.shape)
-    loaded = loaded.placed(layout.activations, attend, on_own_devices(mesh))
+    loaded = loaded.placed(layout.activations, attend, on_own_devices(mesh), tokens)
     parameters.groups(loaded.abstract_params(), config.learning, loaded.network.trained_by)
     require(
         config.model.param_dtype == "float32" or config.model.lora.rank > 0,

@@ -24,6 +24,7 @@ from unigrpo_jax.models.bagel.text import (
     special_tokens,
 )
 from unigrpo_jax.models.building import lora
+from unigrpo_jax.models.building.token_cut import NOT_CUT, TokenCut
 from unigrpo_jax.models.folders import stored as stores
 from unigrpo_jax.models.folders.stored import StoredTensors
 from unigrpo_jax.models.loaded import Published
@@ -72,8 +73,9 @@ class BagelFolder:
             answer=UNDERSTANDING_SYSTEM_PROMPT,
         )  # fmt: skip
 
-    def placed(self, hold, attend, frozen: weights.Place | None = None) -> "BagelFolder":
-        """The same with a network for a mesh; no encoder is frozen."""
+    def placed(self, hold, attend, frozen: weights.Place | None = None, tokens: TokenCut = NOT_CUT) -> "BagelFolder":
+        """The same with a network for a mesh; no encoder is frozen, and no tokens are cut."""
+        del frozen, tokens
         return dataclasses.replace(self, network=dataclasses.replace(self.network, hold=hold, attend=attend))
 
     def stored_params(self) -> Params:

@@ -10,6 +10,7 @@ from typing import Literal
 import jax
 
 from unigrpo_jax.models.building import attention
+from unigrpo_jax.models.building.token_cut import NOT_CUT, TokenCut
 
 Remat = Literal["none", "full", "dots"]
 
@@ -37,11 +38,13 @@ class Computing:
       attend: the attention, with the signature of `attention.xla`.
       remat: what the backward pass recomputes instead of storing it: "none"; "full", each block from its inputs; "dots",
         each block but its products with weights.
+      tokens: how the tokens of a sample lie over devices; only networks read it whose cuts name the axis `sequence`.
     """
 
     hold: Callable[[jax.Array], jax.Array] | None = None
     attend: Callable[..., jax.Array] = attention.xla
     remat: Remat = "none"
+    tokens: TokenCut = NOT_CUT
 
     def block(self, function: Callable, scanned: bool = False) -> Callable:
         """A block (parameters, *activations with the batch first), its inputs held, made again in the backward pass.
@@ -55,7 +58,9 @@ class Computing:
         return jax.checkpoint(held, prevent_cse=not scanned, policy=KEPT[self.remat])
 
     def held(self, x):
-        """An activation at its place."""
+        """An activation at its place; of a network whose tokens are cut, three axes are those of tokens [B, n, D]."""
+        if self.tokens.parts > 1 and x.ndim == 3:
+            return self.tokens.hold(x)
         return x if self.hold is None else self.hold(x)
 
     def attention(self, q_BLHK, k_BSHK, v_BSHK, seen_BS=None):

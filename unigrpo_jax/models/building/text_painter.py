@@ -15,6 +15,7 @@ from unigrpo_jax.models.building import attention, flat_adapters
 from unigrpo_jax.models.building.computing import Computing, Remat
 from unigrpo_jax.models.building.flat import Params
 from unigrpo_jax.models.building.fresh import fresh
+from unigrpo_jax.models.building.token_cut import NOT_CUT, TokenCut
 from unigrpo_jax.models.folders.component import Network
 from unigrpo_jax.models.text_encoders.states import TextStates
 from unigrpo_jax.models.work import Evaluation, PainterWork
@@ -31,6 +32,7 @@ class TextPainter:
       lora_scale: factor of the adapters' products, alpha / rank; read only where the parameters hold adapters.
       hold: applied to activations before each block, to hold them to their place on a mesh; None leaves them free.
       attend: the attention, with the signature of `attention.xla`.
+      tokens: how the tokens of a sample lie over devices, as `Computing.tokens`.
     """
 
     downsample: int = 8
@@ -39,6 +41,7 @@ class TextPainter:
     lora_scale: float = 1.0
     hold: Callable[[jax.Array], jax.Array] | None = None
     attend: Callable[..., jax.Array] = attention.xla
+    tokens: TokenCut = NOT_CUT
 
     thinks: ClassVar[bool] = False
     begins: ClassVar[bool] = False
@@ -124,6 +127,6 @@ class TextPainter:
 @functools.partial(jax.jit, static_argnums=(0, 4), inline=True)
 def _predict(painter: TextPainter, params: Params, x_BNC, t_B, grid: tuple[int, ...], condition: TextStates):
     """Jitted, so that a program of many passes traces each once for its shapes, and inlined: the same bits."""
-    way = Computing(painter.hold, painter.attend, painter.remat)
+    way = Computing(painter.hold, painter.attend, painter.remat, painter.tokens)
     params = flat_adapters.scaled(params, painter.lora_scale)
     return painter.outputs(params, x_BNC.astype(painter.dtype), t_B, grid, condition, way)

@@ -4,7 +4,8 @@ Its parameters are the tensors of diffusers' `transformer/`, a flat dict under t
 for the blocks, which are scanned: `transformer_blocks.attn.to_q.weight` [layers, out, in] holds those of all
 `transformer_blocks.N.attn.to_q.weight`.  It computes in the dtype of its input; time, angles, norms and softmax are float32.
 
-Text comes first where both are one sequence; what a token gets does not depend on that order.
+Text comes first where both are one sequence; what a token gets does not depend on that order.  On a mesh that cuts tokens
+every stream is filled up to equal parts (`token_cut`), and so are L and N in here.
 
 Letters: B samples, L text tokens, N latent tokens, D width, H heads, K head dim.
 """
@@ -72,24 +73,31 @@ class TwoStreams:
 
         Args:
           params: the parameters.
-          text_BLD: the text.
-          latent_BND: the latents.
+          text_BLD: the text, filled up.
+          latent_BND: the latents, filled up.
           condition: from `condition`.
-          turn: cosines and sines of both, from `rotary`.
+          turn: cosines and sines, from `rotary`, of the text that was filled up and of the latents that were not.
           way: of computing.
           mask_BL: bool, tokens of the text that are no padding; no token sees the others.  None where all are.
+
+        Returns:
+          The latents' alone, without what was filled up.
         """
-        length, seen = text_BLD.shape[1], None
+        cut, length, seen = way.tokens, text_BLD.shape[1], None
+        latents = turn[0].shape[0] - length
         if mask_BL is not None:
-            seen = jnp.concatenate([mask_BL, jnp.ones(latent_BND.shape[:2], bool)], axis=1)
+            seen = cut.joined(mask_BL, cut.filled(jnp.ones((latent_BND.shape[0], latents), bool)))
+        turn = tuple(cut.of_both(table, length) for table in turn)
         double = way.block(lambda p, *streams: self.double_block(p, *streams, turn, way, seen), scanned=True)
         single = way.block(lambda p, *streams: self.single_block(p, *streams, turn, way, seen), scanned=True)
         both, step = (text_BLD, latent_BND), lambda h, p: (double(p, *h, condition), None)
         streams, _ = jax.lax.scan(step, both, of_stack(params, DOUBLE))
-        h = jnp.concatenate(streams, axis=1)
+        h = cut.joined(*streams)
         h, _ = jax.lax.scan(lambda h, p: (single(p, h, condition), None), h, of_stack(params, SINGLE))
         factor, shift = modulation(params, "norm_out.linear", condition, 2, way)  # in this order, here
-        return linear(params, "proj_out", _norm(h[:, length:]) * (1 + factor) + shift).astype(jnp.float32)
+        _, latent = cut.parted(h, length)
+        out = linear(params, "proj_out", _norm(latent) * (1 + factor) + shift)
+        return cut.leaving(out, latents).astype(jnp.float32)
 
     def double_block(self, p: Params, text, latent, condition, turn, way: Computing = PLAIN, seen=None):
         """Two streams with weights of their own; their attention is one, and sees the keys `seen` [B, L + N] or all."""
@@ -98,10 +106,9 @@ class TwoStreams:
             shift, factor, gate, shift_mlp, factor_mlp, gate_mlp = modulation(p, f"{norm}.linear", condition, 6, way)
             heads = self._heads(p, _norm(x) * (1 + factor) + shift, *(f"attn.{name}" for name in names.split()))
             streams.append((x, gate, shift_mlp, factor_mlp, gate_mlp, heads))
-        q, k, v = (jnp.concatenate(both, axis=1) for both in zip(*(stream[-1] for stream in streams), strict=True))
-        attended = _attend(q, k, v, turn, way, seen)
-        length, out = text.shape[1], []
-        ways = (attended[:, :length], "to_add_out", "ff_context"), (attended[:, length:], "to_out.0", "ff")
+        q, k, v = (way.tokens.joined(*both) for both in zip(*(stream[-1] for stream in streams), strict=True))
+        of_text, of_latent = way.tokens.parted(_attend(q, k, v, turn, way, seen), text.shape[1])
+        ways, out = ((of_text, "to_add_out", "ff_context"), (of_latent, "to_out.0", "ff")), []
         for (x, gate, shift, factor, gate_mlp, _), (own, project, mlp) in zip(streams, ways, strict=True):
             x = x + gate * linear(p, f"attn.{project}", own)
             h = jax.nn.gelu(linear(p, f"{mlp}.net.0.proj", _norm(x) * (1 + factor) + shift), approximate=True)
@@ -134,7 +141,7 @@ class TwoStreams:
 
     def cuts(self) -> dict[str, dict[str, int]]:
         """Sizes that an axis of a mesh must divide, {axis of the mesh: {what is cut: size}}."""
-        return {"fsdp": {"width": self.width}, "tensor": {"heads": self.heads, "MLP": MLP * self.width}}
+        return {"fsdp": {"width": self.width}, "sequence": {}, "tensor": {"heads": self.heads, "MLP": MLP * self.width}}
 
     def stacks(self) -> dict[str, tuple[int, Shapes]]:
         """The scanned blocks, {their name: (layers, parameters of one)}."""

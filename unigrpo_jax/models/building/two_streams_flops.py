@@ -37,6 +37,7 @@ def evaluation(network: TwoStreams, latents: int, text: int, entrance: int) -> E
         # Norms, q, k, v, mixed values, an MLP's inside before and after its activation, and what gates multiply.
         kept=((8 + 2 * MLP) * network.double + (6 + 2 * MLP) * network.single) * width * tokens,
         scores=blocks * network.heads * tokens**2,
+        keys=blocks * 2 * width * tokens,
     )
 
 

@@ -5,6 +5,8 @@ Letters: B pictures, L text tokens, N latent tokens, D width.
 
 import dataclasses
 
+import jax.numpy as jnp
+
 from unigrpo_jax.models.building.computing import PLAIN, Computing
 from unigrpo_jax.models.building.flat import Params, Shapes, linear, linear_shapes
 from unigrpo_jax.models.building.two_streams import TwoStreams, rotary
@@ -31,12 +33,14 @@ class FluxTransformer(TwoStreams):
           scale_B: scale of guidance, where `guidance`; else it is not read.
           way: of computing.
         """
-        dtype, length = x_BNC.dtype, text_BLD.shape[1]
+        dtype, cut = x_BNC.dtype, way.tokens
         scale = 1000 * scale_B if self.guidance else None
         condition = self.condition(params, 1000 * t_B, pooled_BP.astype(dtype), scale)
-        text = linear(params, "context_embedder", text_BLD.astype(dtype))
-        picture = linear(params, "x_embedder", x_BNC)
-        return self.velocity(params, text, picture, condition, rotary((1, *grid), length, self.axes, THETA), way)
+        text = linear(params, "context_embedder", cut.entering(text_BLD.astype(dtype)))
+        picture = linear(params, "x_embedder", cut.entering(x_BNC))
+        turn = rotary((1, *grid), text.shape[1], self.axes, THETA)
+        mask = cut.filled(jnp.ones(text_BLD.shape[:2], bool)) if cut.parts > 1 else None
+        return self.velocity(params, text, picture, condition, turn, way, mask)
 
     def entrance(self) -> Shapes:
         """Of latents and text."""

@@ -31,6 +31,7 @@ from unigrpo_jax.models.autoencoders.image import ImageAutoencoder
 from unigrpo_jax.models.autoencoders.video import VideoAutoencoder
 from unigrpo_jax.models.building.lora import is_adapter
 from unigrpo_jax.models.building.text_painter import TextPainter
+from unigrpo_jax.models.building.token_cut import NOT_CUT, TokenCut
 from unigrpo_jax.models.folders import component, peft, stored
 from unigrpo_jax.models.folders.settings import read_settings
 from unigrpo_jax.models.loaded import Codec, Place, Published
@@ -80,9 +81,9 @@ class Pipeline:
     published: Published | None = None
     adapters: peft.Adapters | None = None
 
-    def placed(self, hold, attend, frozen: Place | None = None) -> "Pipeline":
+    def placed(self, hold, attend, frozen: Place | None = None, tokens: TokenCut = NOT_CUT) -> "Pipeline":
         """The same with a network for a mesh, and text encoders that lie where `frozen` says."""
-        network = dataclasses.replace(self.network, hold=hold, attend=attend)
+        network = dataclasses.replace(self.network, hold=hold, attend=attend, tokens=tokens)
         codec = dataclasses.replace(self.codec, place=frozen) if isinstance(self.codec, EmbeddingCodec) else self.codec
         return dataclasses.replace(self, network=network, codec=codec)
 

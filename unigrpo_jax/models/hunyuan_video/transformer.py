@@ -68,11 +68,12 @@ class HunyuanVideoTransformer(TwoStreams):
           scale_B: 1000 times the scale of guidance, where `guidance`; else it is not read.
           way: of computing.
         """
-        dtype, length = x_BNC.dtype, text_BLD.shape[1]
+        dtype, cut = x_BNC.dtype, way.tokens
         condition = self.condition(params, time_B, pooled_BP.astype(dtype), scale_B)
-        text = self.refined(params, text_BLD.astype(dtype), mask_BL, time_B, way)
-        video = self.embedded(params, x_BNC)
-        turn = rotary(grid, length, self.axes, self.theta, np.float32)
+        mask_BL = cut.filled(mask_BL)
+        text = self.refined(params, cut.entering(text_BLD.astype(dtype)), mask_BL, time_B, way)
+        video = self.embedded(params, cut.entering(x_BNC))
+        turn = rotary(grid, text.shape[1], self.axes, self.theta, np.float32)
         return self.velocity(params, text, video, condition, turn, way, mask_BL)
 
     def embedded(self, params: Params, x_BNC):
