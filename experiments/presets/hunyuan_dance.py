@@ -8,11 +8,7 @@ asks a vision-language model behind a server.
 
 As in the public script: 16 steps, of which a random 60 % are trained, any but the last; noise level 0.25; shift 5; the best
 and the worst 8 of each prompt's 24 clips, which share their first noise.  Clips are decoded in tiles, as there.
-
-From a picture, as SkyReels-V1 was trained, each prompt comes with an `image`, and guidance is part of the policy:
-
-    --model.path SKYREELS --rollout.timestep-shift 7 --rollout.guidance 5 --learning.minibatches 1 --learning.group-size 8 \\
-        --learning.best 0 --learning.worst 0 --evaluation.guidance 5
+From a picture: `skyreels_dance`.
 """
 
 import dataclasses
@@ -40,8 +36,8 @@ def config() -> RunConfig:
             noise_range=(0, 15),
             window_size=9,
             window_range=(0, 15),
-            micro_batches=32,
+            micro_batches=16,
         ),
-        learning=dataclasses.replace(flow.learning, group_size=24, best=8, worst=8, micro_batches=32),
+        learning=dataclasses.replace(flow.learning, group_size=24, best=8, worst=8, micro_batches=8),
         evaluation=dataclasses.replace(flow.evaluation, prompts=64, batch=16),
     )

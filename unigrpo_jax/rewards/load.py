@@ -3,7 +3,7 @@
 import difflib
 import importlib
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from unigrpo_jax.config import ConfigError, RunConfig, require
 from unigrpo_jax.foreign_text import said
@@ -23,6 +23,23 @@ BUILT_IN: dict[str, str] = {
     "aesthetic": "unigrpo_jax.rewards.clip_scores:aesthetic",
     "frames": "unigrpo_jax.rewards.frames:load",
 }
+# Of these, what judges images and no clips, and what looks at them alone, whatever was asked for.
+OF_IMAGES = ("shapes", "shapes_thoughts", "shapes_scorer", "colourfulness", "ocr", "clipscore", "pickscore", "hpsv2",
+             "aesthetic")  # fmt: skip
+PROMPTLESS = ("colourfulness", "aesthetic")
+
+
+def alone(name: str) -> str:
+    """A reward as it is called without `frames:HOW:`."""
+    return name.split(":", 2)[-1] if name.startswith("frames:") else name
+
+
+def promptless(names: Sequence[str]) -> str:
+    """A sentence where no reward of a run reads what was asked for; "" where one does, or may."""
+    if not names or any(alone(name).partition(":")[0] not in PROMPTLESS for name in names):
+        return ""
+    return (f"No reward reads the prompt ({', '.join(names)}): what is drawn may leave it, and lose its variety, while the "
+            "reward rises; add one that does, such as clipscore:FOLDER or judge, or look at the samples.")  # fmt: skip
 
 
 def load_reward(name: str, config: RunConfig) -> RewardFunction:
