@@ -210,6 +210,10 @@ def test_a_reward_of_the_other_medium_is_refused_before_anything_is_drawn(module
     assert f"judges clips, but rollout.frames = 1 draws images; use {mine}" in refused([f"frames:min/2:{mine}"], 1)
     assert not refused([clips, f"frames:mean:{mine}", "frames:min:colourfulness"], 5)
     assert not refused([mine, "colourfulness"], 1)
+    shapes = {"shapes": lambda batch: redness(batch)}  # which judges as the world of its prompts does
+    with pytest.raises(ConfigError, match="rewards: shapes asked for batch.images, .*; use frames:mean:shapes, which"):
+        Judging(shapes, ONCE).check_drawn("a prompt", {}, RolloutConfig(frames=5))
+    Judging({"shapes": motion}, ONCE).check_drawn("a prompt", {}, RolloutConfig(frames=5))
 
 
 def test_a_function_that_fails_on_a_black_clip_may_begin_and_one_of_images_is_not_asked(tmp_path, monkeypatch):

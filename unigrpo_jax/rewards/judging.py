@@ -16,7 +16,7 @@ import numpy as np
 
 from unigrpo_jax.config import ConfigError, JudgingConfig, RolloutConfig, require
 from unigrpo_jax.foreign_text import said
-from unigrpo_jax.rewards.load import BUILT_IN, OF_IMAGES, alone
+from unigrpo_jax.rewards.load import OF_BOTH, OF_IMAGES, alone
 from unigrpo_jax.rewards.protocol import ABSTAIN, CheckingReward, NotDrawn, RewardBatch, RewardFunction
 
 Columns = dict[str, np.ndarray]
@@ -127,8 +127,8 @@ class Judging:
     def check_drawn(self, prompt: str, metadata: Mapping[str, Any], rollout: RolloutConfig) -> None:
         """ConfigError where a reward judges images, and clips are drawn, or the other way round.
 
-        A function of one's own does not say which it judges: where clips are drawn it is asked once, about a black clip for
-        this prompt, and whatever else comes of that is not looked at.
+        Most do not say which they judge, as a function of one's own: where clips are drawn such a one is asked once, about a
+        black clip for this prompt, and whatever else comes of that is not looked at.
         """
         clips = rollout.frames > 1
         for name, reward in self._rewards.items():
@@ -137,7 +137,7 @@ class Judging:
                     f"frames are drawn; use frames:mean:{name}, which has it judge each frame.")  # fmt: skip
             require(clips or kind != "frames", f"rewards: {name} judges clips, but rollout.frames = 1 draws images; use "
                                                f"{own}.")  # fmt: skip
-            if clips and own.partition(":")[0] not in BUILT_IN:
+            if clips and own.partition(":")[0] not in (*OF_IMAGES, *OF_BOTH):
                 self._try(name, reward, prompt, metadata, rollout)
 
     def _try(

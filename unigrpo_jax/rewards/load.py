@@ -23,9 +23,10 @@ BUILT_IN: dict[str, str] = {
     "aesthetic": "unigrpo_jax.rewards.clip_scores:aesthetic",
     "frames": "unigrpo_jax.rewards.frames:load",
 }
-# Of these, what judges images and no clips, and what looks at them alone, whatever was asked for.
-OF_IMAGES = ("shapes", "shapes_thoughts", "shapes_scorer", "colourfulness", "ocr", "clipscore", "pickscore", "hpsv2",
-             "aesthetic")  # fmt: skip
+# Of these, what judges images and no clips, what judges either, and what looks at them alone, whatever was asked for.  What
+# the others judge, and a function of one's own, shows when they are asked.
+OF_IMAGES = ("shapes_scorer", "colourfulness", "ocr", "clipscore", "pickscore", "hpsv2", "aesthetic")
+OF_BOTH = ("judge",)
 PROMPTLESS = ("colourfulness", "aesthetic")
 
 
