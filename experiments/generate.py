@@ -188,6 +188,8 @@ def generate(arguments: Arguments, restored, prompt: str) -> None:
                      rollout.thinking_tokens, arguments.temperature, arguments.seed))  # fmt: skip
         return
     loaded.check_image_size(rollout)
+    require(arguments.fps is None or rollout.frames > 1,
+            "--fps is for clips, and one frame is drawn; leave it out, or say with --frames how many.")  # fmt: skip
     drawing = evaluation_rollout(evaluation, rollout, loaded)
     block = loaded.codec.prompts([prompt], loaded.codec.bucket([prompt]))
     out = file_to_write(arguments.out or f"{slug(prompt)}.png", "--out")

@@ -1,11 +1,12 @@
-"""Supervised training on one's own pictures, in the loop of every run; reinforcement learning begins with what it writes.
+"""Supervised training on one's own pictures or clips, in every run's loop; reinforcement learning begins with its model.
 
     python -m experiments.sft [PRESET] --data FILE.jsonl [--field value ...]
     python -m experiments.run [PRESET] --model.path runs/PRESET_sft/model
 
-A line of FILE.jsonl is {"prompt": text, "image": path}, and has a "thinking", too, where the model thinks.  PRESET is a file
-in experiments/presets (default: shapes); an iteration is one optimizer step upon as many examples as one of the preset's
-takes episodes.  --help lists every field with its default and meaning.
+A line of FILE.jsonl is {"prompt": text, "image": path}, and has a "thinking", too, where the model thinks; where the preset
+draws clips, it is {"prompt": text, "video": path}, and may have the "image" that a clip goes on from, if it is not its own
+first frame.  PRESET is a file in experiments/presets (default: shapes); an iteration is one optimizer step upon as many
+examples as one of the preset's takes episodes.  --help lists every field with its default and meaning.
 """
 
 import dataclasses
@@ -28,10 +29,10 @@ def main() -> None:
 def settings(preset: RunConfig) -> RunConfig:
     """A preset's settings for the method `sft`: its machine and model, and pieces of an update as large as they were.
 
-    Nothing holds what is learned to the start, of which no copy is kept.  An example is a picture, of a clip one frame.
+    Nothing holds what is learned to the start, of which no copy is kept.
     """
     batch = preset.trained_episodes // preset.learning.minibatches
-    rollout = dataclasses.replace(preset.rollout, prompts_per_iteration=batch, micro_batches=1, frames=1)
+    rollout = dataclasses.replace(preset.rollout, prompts_per_iteration=batch, micro_batches=1)
     learning = dataclasses.replace(
         preset.learning, method="sft", group_size=1, best=0, worst=0, ppo_epochs=1, minibatches=1, credit="shared",
         thought_rewards=(), round_reward="last", reference="none", mse_weight=0.0, latent_kl_weight=0.0, text_kl_weight=0.0,

@@ -30,8 +30,8 @@ class Arguments:
     """Faults."""
     seed: int = 0
     """Order and moments of the faults."""
-    model: Literal["tiny", "sd_tiny", "flux_tiny"] = "tiny"
-    """Whose toy is trained: BAGEL's, Stable Diffusion's or FLUX's."""
+    model: Literal["tiny", "sd_tiny", "flux_tiny", "hunyuan_tiny"] = "tiny"
+    """Whose toy is trained: BAGEL's, Stable Diffusion's, FLUX's or HunyuanVideo's."""
     folder: pathlib.Path | None = None
     """New or empty folder for both runs, which stays; default is a temporary one, which goes."""
     quick: bool = False
@@ -44,7 +44,7 @@ class Arguments:
 def main(arguments: Arguments) -> None:
     """Harms, resumes, compares, prints, saves."""
     from experiments.survival.faults import KILLS, Failed
-    from experiments.survival.lives import DRAWS, HEADS
+    from experiments.survival.lives import CLIPS, DRAWS, HEADS
     from experiments.survival.torture import HEADER, table, torture
     from unigrpo_jax.config import require
     from unigrpo_jax.training.console import Console
@@ -62,7 +62,8 @@ def main(arguments: Arguments) -> None:
     with Console() as console:
         try:
             count = min(arguments.faults, 3) if arguments.quick else arguments.faults
-            own = DRAWS if arguments.model != "tiny" else HEADS if arguments.quick else ()
+            heads = HEADS if arguments.quick else ()
+            own = {"tiny": heads, "hunyuan_tiny": CLIPS}.get(arguments.model, DRAWS)
             settings = ("--model.path", arguments.model, *own)
             result = torture(place, count, arguments.seed, settings, console.message)
         except Failed as error:

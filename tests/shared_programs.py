@@ -36,7 +36,8 @@ def shared_programs() -> Iterator[None]:
         build_anew(self, evaluation, rollout, loaded, world, judging, layout, samples)
         thinking = dataclasses.replace(rollout, thinking=evaluation.thinking)
         model = dataclasses.replace(loaded.config, path=None)
-        asked = dataclasses.replace(evaluation, source=None, prompts=0, every=0, seed=0)  # the program is given the rest
+        rest = dict(source=None, data=None, prompts=0, every=0, seed=0)  # the program is given it
+        asked = dataclasses.replace(evaluation, **rest)
         drawn = dataclasses.replace(rollout, prompts_per_iteration=0)
         key = repr((asked, drawn, model, layout.mesh, self._count, *_model(loaded, thinking)))
         self._run = _EVALUATIONS.setdefault(key, self._run)

@@ -16,7 +16,7 @@ from unigrpo_jax.config import ConfigError, EvaluationConfig, JudgingConfig, Lea
 from unigrpo_jax.episode import Drawing, Episodes
 from unigrpo_jax.rewards.frames import Frames
 from unigrpo_jax.rewards.judging import ABSTAINED, Judging, RewardError
-from unigrpo_jax.rewards.load import load_reward
+from unigrpo_jax.rewards.load import load_reward, promptless
 from unigrpo_jax.rewards.protocol import ABSTAIN, NotDrawn, Reward, RewardBatch
 from unigrpo_jax.rollout.drawing import FlowSampler, draw
 from unigrpo_jax.rollout.step_rules import ODE
@@ -186,6 +186,63 @@ def test_a_reward_that_judges_clips_is_not_asked_about_frames_and_images_have_no
     images = RewardBatch(prompts=["a"], metadata=[{}], thinking=[""], images=clip()[:1])
     with pytest.raises(RewardError, match="draws images; leave frames:min/2: out"):
         Judging({"r": load_reward("frames:min/2:user_frames:red", RunConfig())}, ONCE)(images)
+
+
+def refused(names, frames: int) -> str:
+    """What is said at the start of a run that draws so many frames; "" where it may begin."""
+    rewards = {name: load_reward(name, RunConfig()) for name in names}
+    rollout = RolloutConfig(image_height=8, image_width=8, frames=frames)
+    try:
+        Judging(rewards, ONCE).check_drawn("a prompt", {"number": 1}, rollout)
+    except ConfigError as error:
+        assert str(error).startswith("rewards: ") and str(error).endswith("."), error
+        return str(error)
+    return ""
+
+
+def test_a_reward_of_the_other_medium_is_refused_before_anything_is_drawn(module):
+    mine, clips = "user_frames:red", "user_frames:moved"
+    assert "colourfulness judges images, but clips of 5 frames are drawn; use frames:mean:colourfulness" in refused(
+        ["frames:mean:colourfulness", "colourfulness"], 5
+    )
+    assert "user_frames:red asked for batch.images" in (text := refused([mine], 5)) and f"use frames:mean:{mine}" in text
+    assert "user_frames:moved judges clips as they are; leave frames:mean: out" in refused([f"frames:mean:{clips}"], 5)
+    assert f"judges clips, but rollout.frames = 1 draws images; use {mine}" in refused([f"frames:min/2:{mine}"], 1)
+    assert not refused([clips, f"frames:mean:{mine}", "frames:min:colourfulness"], 5)
+    assert not refused([mine, "colourfulness"], 1)
+    shapes = {"shapes": lambda batch: redness(batch)}  # which judges as the world of its prompts does
+    with pytest.raises(ConfigError, match="rewards: shapes asked for batch.images, .*; use frames:mean:shapes, which"):
+        Judging(shapes, ONCE).check_drawn("a prompt", {}, RolloutConfig(frames=5))
+    Judging({"shapes": motion}, ONCE).check_drawn("a prompt", {}, RolloutConfig(frames=5))
+
+
+def test_a_function_that_fails_on_a_black_clip_may_begin_and_one_of_images_is_not_asked(tmp_path, monkeypatch):
+    (tmp_path / "user_moody.py").write_text(
+        "asked = []\n"
+        "def moody(batch):\n    asked.append((batch.videos.shape, batch.fps, list(batch.metadata)))\n"
+        "    raise SystemExit(3)\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    assert not refused(["user_moody:moody"], 1) and not refused(["user_moody:moody"], 5)
+    import user_moody
+
+    assert user_moody.asked == [((1, 5, 8, 8, 3), 24.0, [{"number": 1}])]
+
+
+@pytest.mark.parametrize(
+    "names, blind",
+    [
+        (["colourfulness"], True),
+        (["frames:mean/8:aesthetic:FOLDER", "frames:min:colourfulness"], True),
+        (["frames:mean:aesthetic:FOLDER", "frames:mean:clipscore:FOLDER"], False),
+        (["my_module:score"], False),
+        (["colourfulness", "judge"], False),
+        ([], False),
+    ],
+)
+def test_a_run_of_which_no_reward_reads_the_prompt_is_told_so(names, blind):
+    words = promptless(names)
+    assert bool(words) == blind and (not blind or words.startswith(f"No reward reads the prompt ({', '.join(names)}): "))
 
 
 def test_rules_of_images_are_no_rules_of_clips():

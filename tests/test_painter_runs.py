@@ -11,6 +11,8 @@ from safetensors.numpy import load_file
 
 from experiments.command_line import preset
 from tests.command import command
+from tests.moving import FPS, clip
+from unigrpo_jax.clip_files import save_clip
 from unigrpo_jax.config import ConfigError
 from unigrpo_jax.models.folders.pipelines import Pipeline
 from unigrpo_jax.training.restore import restore
@@ -111,6 +113,12 @@ def test_an_export_is_the_checkpoint_and_draws(trained, tmp_path):
     (["flux_tiny", "--rollout.frames", 9], "rollout.frames: this model draws images, not clips of 9 frames; use 1"),
     (["hunyuan_tiny", "--rollout.frames-per-second", 0], "rollout.frames_per_second = 0, but it must be from 0.1 to 240"),
     (["hunyuan_tiny", "--prompts", "shapes"], "the rules of these prompts read images, but clips are drawn; set"),
+    (["hunyuan_tiny", "--rewards", "colourfulness"], "but clips of 9 frames are drawn; use frames:mean:colourfulness"),
+    (["flux_tiny", "--rewards", "frames:min/2:colourfulness"], "draws images; use colourfulness."),
+    (["hunyuan_tiny", "--rollout.frames", 999997], "the 268435456 pixels that a clip may have; use at most 262144"),
+    (["skyreels_tiny", "--rollout.frames", 8], "rollout.frames: a video of 8 frames cannot be drawn: their number"),
+    (["skyreels_tiny", "--prompts", "examples"], 'but the prompts come with none; give each an "image"'),
+    (["hunyuan_tiny", "--prompts", "first_frames"], "at no picture, but the prompts come with pictures; take them out"),
     (["hunyuan_tiny", "--rollout.guidance", 2], "(hunyuan_video) is not guided by a second pass; use 1"),
     (["hunyuan_tiny", "--model.path", "skyreels_tiny"], "goes on from a picture, the first frame of what it draws, but the"),
     (["sd_tiny", "--rollout.noise-level", 1.5], "for ddim it is eta, at most 1"),
@@ -128,6 +136,16 @@ def test_what_a_family_cannot_do_is_one_sentence(words, said, tmp_path):
     ("generate", ["flux_tiny", "a circle", "--guidance-image", 2], "so it cannot be guided by one"),
     ("generate", ["hunyuan_tiny", "a circle", "--frames", 10], "rollout.frames: a video of 10 frames cannot be drawn"),
     ("generate", ["hunyuan_tiny", "a circle", "--fps", 1000], "rollout.frames_per_second = 1000, but it must be from"),
+    ("generate", ["hunyuan_tiny", "a circle", "--fps", 0], "rollout.frames_per_second = 0, but it must be from 0.1 to 240"),
+    ("generate", ["hunyuan_tiny", "a circle", "--frames", 0], "rollout.frames = 0, but it must be at least 1"),
+    ("generate", ["hunyuan_tiny", "a circle", "--frames", 1, "--fps", 8], "--fps is for clips, and one frame is drawn"),
+    ("generate", ["flux_tiny", "a circle", "--fps", 8], "--fps is for clips, and one frame is drawn; leave it out"),
+    ("evaluate", ["hunyuan_tiny", *JUDGED], "judges images, but clips of 9 frames are drawn; use frames:mean:colourfulness"),
+    ("sft", ["hunyuan_tiny", "--data", "clips.jsonl", "--rollout.frames", 8], "rollout.frames: a video of 8 frames cannot"),
+    ("sft", ["hunyuan_tiny", "--data", "both.jsonl"], 'both.jsonl, line 1: has an "image" beside its "video", but'),
+    ("sft", ["flux_tiny", "--data", "clips.jsonl"], 'has no "image"; write the path of the picture that is to be learned'),
+    ("sft", ["hunyuan_tiny", "--data", "clips.jsonl"], "its clip has 6 frames of 24 x 32 pixels (height x width), and the"),
+    ("sft", ["hunyuan_tiny", "--data", "metadata.jsonl"], 'has no "video", and clips are drawn; write the path of the clip'),
     ("generate", ["flux_tiny", "a circle", "--frames", 5], "draws images, not clips of 5 frames; use 1"),
     ("generate", ["skyreels_tiny", "a circle"], "goes on from a picture, the first frame of what it draws; give one with"),
     ("geneval", ["write", "skyreels_tiny", "OUT", "--evaluation.no-thinking"], "prompts come without pictures, but"),
@@ -143,18 +161,22 @@ def test_what_a_family_cannot_do_is_said_before_its_weights_are_read(module, wor
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(Pipeline, "params", lambda *_: pytest.fail("its weights were read"))
     (tmp_path / "metadata.jsonl").write_text('{"tag": "colors", "prompt": "a red circle", "include": []}\n')
+    save_clip(tmp_path / "a.webp", clip(), FPS)
+    Image.fromarray(clip()[0]).save(tmp_path / "a.png")
+    (tmp_path / "clips.jsonl").write_text('{"prompt": "it moves", "video": "a.webp"}\n')
+    (tmp_path / "both.jsonl").write_text('{"prompt": "it moves", "video": "a.webp", "image": "a.png"}\n')
     more = ("--metadata", "metadata.jsonl") if module == "geneval" else ()
     outcome = command(f"experiments.{module}", *words, *more)
     assert outcome.code == 2 and outcome.err.count("\n") == 1 and said in outcome.err, outcome
 
 
 @pytest.mark.parametrize("name, sides", [("sd_tiny", (32, 32)), ("flux_tiny", (32, 32)), ("hunyuan_tiny", (32, 32)),
-                                         ("base", (24, 24))])  # fmt: skip
+                                         ("skyreels_tiny", (32, 32)), ("base", (24, 24))])  # fmt: skip
 def test_a_bare_model_draws_as_it_was_published(name, sides):
     rollout = restore(name, preset([], "shapes")[0]).as_published.config.rollout
     assert (rollout.image_height, rollout.image_width) == sides
     assert rollout.timestep_shift == (3 if name == "base" else 0)
-    assert (rollout.frames, rollout.frames_per_second) == (9 if name == "hunyuan_tiny" else 1, 24)
+    assert (rollout.frames, rollout.frames_per_second) == (9 if name in ("hunyuan_tiny", "skyreels_tiny") else 1, 24)
 
 
 def test_prompts_are_encoded_before_the_networks_weights_are_read(tmp_path, monkeypatch):

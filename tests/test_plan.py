@@ -11,7 +11,7 @@ import jax
 import pytest
 from PIL import Image
 
-from experiments.presets import bagel_7b, bagel_edit, flux_dance, sd_dance
+from experiments.presets import bagel_7b, bagel_edit, flux_dance, hunyuan_dance, sd_dance
 from launch.plan import show
 from launch.planning import advice, compiler, sweep
 from launch.planning.compile import (
@@ -453,6 +453,20 @@ def test_knobs_save_what_scaling_says_and_name_the_first_that_is_enough():
     rollouts = [k for change, k in found.items() if change.startswith("--rollout.micro-batches")]
     assert [(k.change[-2:], k.enough) for k in rollouts] == [("16", True), (" 8", False)]
     assert [k.saves for k in rollouts] == pytest.approx([60 * GIB * (1 - 4 / 16), 60 * GIB * (1 - 4 / 8)])
+
+
+def test_a_clip_that_does_not_fit_is_told_how_long_it_may_be():
+    """14 latent frames; of 20 GiB that grow with them 2 are too much, and a fourteenth is not enough."""
+    config = dataclasses.replace(hunyuan_dance.config(), mesh=MeshConfig(fsdp=8))
+    setting = prepare(config, cpus(30.0))
+    for program, shown in (("update", compiled(26.0, trained=6.0)), ("rollout", compiled(20.0, trained=12.0))):
+        found = [k for k in advice.knobs(setting, program, shown) if k.change.startswith("--rollout.frames")]
+        assert [(k.change, k.enough) for k in found] == [("--rollout.frames 45", True)]
+        assert found[0].saves == pytest.approx(20 * GIB * 2 / 14)
+    assert not any("frames" in k.change for k in advice.knobs(setting, "update", compiled(36.0, trained=34.0)))
+    short = dataclasses.replace(config, rollout=dataclasses.replace(config.rollout, frames=8))
+    with pytest.raises(ConfigError, match="^rollout.frames: a video of 8 frames cannot be drawn: .*; use 9.$"):
+        prepare(short, cpus(30.0))
 
 
 @needs_libtpu

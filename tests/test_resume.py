@@ -17,7 +17,6 @@ from tests.command import REWARD, Outcome, run_small
 from unigrpo_jax.config import ConfigError, RunConfig
 from unigrpo_jax.config_json import load_run_config
 from unigrpo_jax.learning.update import new_state
-from unigrpo_jax.models.bagel import Bagel
 from unigrpo_jax.models.families import load_model
 from unigrpo_jax.models.tree import flatten
 from unigrpo_jax.training import manifest, storage
@@ -64,8 +63,9 @@ def copy(straight, tmp_path) -> pathlib.Path:
 
 def state_at(run_dir: pathlib.Path, step: int):
     config = load_run_config(run_dir / "config.json")
-    fresh = lambda p: new_state(p, config.learning, Bagel.trained_by)
-    like = jax.eval_shape(fresh, load_model(config.model).abstract_params())
+    loaded = load_model(config.model)
+    fresh = lambda p: new_state(p, config.learning, loaded.network.trained_by)
+    like = jax.eval_shape(fresh, loaded.abstract_params())
     checkpoints = Checkpoints(run_dir / "checkpoints")
     return checkpoints.load(step, abstract(like, jax.sharding.SingleDeviceSharding(jax.devices()[0])))
 

@@ -149,7 +149,8 @@ def test_examples_spread_over_devices_are_those_of_one(tmp_path, monkeypatch):
     lines = [{"prompt": str(row), "image": f"{row}.png"} for row in range(B)]
     (tmp_path / "data.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     examples = read_examples(str(tmp_path / "data.jsonl"), "--data", False).prompts
-    image = Pictures(tiny.ROLLOUT, B, place)(list(examples))
+    image, first = Pictures(tiny.ROLLOUT, B, place)(list(examples))
+    assert first is None
     np.testing.assert_array_equal(image, LEVELS)
     spread = tiny.jit(dataclasses.replace(LESSONS, parts=2).__call__, out_shardings=place)
     given = jax.device_put((TEXT, THINKING), place)
@@ -330,9 +331,9 @@ def test_pictures_are_read_when_they_are_needed_and_those_read_ahead_are_the_sam
     prompts = read_examples(str(file), "--data", True).prompts
     at = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     pictures, batch = Pictures(tiny.ROLLOUT, 2, at), [prompts[5], prompts[19]]
-    plain = np.asarray(pictures(batch))
+    plain = np.asarray(pictures(batch)[0])
     pictures.ahead(batch)
-    np.testing.assert_array_equal(plain, np.asarray(pictures(batch)))
+    np.testing.assert_array_equal(plain, np.asarray(pictures(batch)[0]))
     assert plain.shape == (2, H, W, 3) and plain.dtype == np.uint8 and len(pictures._ahead) == 2
     (file.parent / "a.png").write_bytes(b"no picture")
     pictures.ahead(batch[::-1])

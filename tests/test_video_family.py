@@ -10,9 +10,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from experiments.command_line import preset
 from tests import tiny
 from tests.command import command
-from unigrpo_jax.clip_files import read_clip
+from tests.moving import clip
+from tests.test_resume import assert_same_state, metrics
+from unigrpo_jax.clip_files import read_clip, save_clip
 from unigrpo_jax.config import ConfigError, ModelConfig, RolloutConfig
 from unigrpo_jax.episode import Drawing, Episodes
 from unigrpo_jax.models.autoencoders.pixels import from_uint8
@@ -26,6 +29,7 @@ from unigrpo_jax.rollout.not_finite import blank
 from unigrpo_jax.rollout.program import training_rollout
 from unigrpo_jax.rollout.step_rules import ODE
 from unigrpo_jax.training.given import given_pictures, picture_shapes
+from unigrpo_jax.training.restore import restore
 from unigrpo_jax.worlds.prompt import Prompt
 
 SIZE = (32, 48, 9)  # of what was recorded
@@ -122,6 +126,59 @@ def test_clips_are_drawn_judged_learned_shown_and_exported(tmp_path):
     assert outcome.code == 0 and outcome.out == f"Wrote {file}\n", outcome
     frames, fps = read_clip(file)
     assert frames.shape == (5, 32, 32, 3) and fps == pytest.approx(4, rel=0.01)
+
+
+@pytest.fixture(scope="module")
+def moving(tmp_path_factory) -> pathlib.Path:
+    """Two clips of 5 frames to learn, of which one goes on from another picture than its first frame, and two prompts."""
+    folder = tmp_path_factory.mktemp("moving")
+    Image.new("RGB", (40, 20), "red").save(folder / "a.png")
+    for colour in range(2):
+        save_clip(folder / f"{colour}.webp", clip(5, 32, 32, colour), 8)
+    lines = [{"prompt": f"it moves {n}", "video": f"{n}.webp"} | ({"image": "a.png"} if n else {}) for n in range(2)]
+    (folder / "clips.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    lines = [{"prompt": f"it moves {n}", "image": "a.png"} for n in range(2)]
+    (folder / "prompts.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return folder
+
+
+def from_picture(moving: pathlib.Path) -> tuple:
+    """Settings of both runs, so that they draw by one program."""
+    return *SMALL, "--rollout.frames", 5, "--model.embeddings.folder", moving / "texts"
+
+
+def test_clips_go_on_from_pictures_and_are_judged_learned_and_exported(moving, tmp_path):
+    run_dir, out = tmp_path / "run", tmp_path / "model"
+    own = ("--prompts", moving / "prompts.jsonl", "--run-dir", run_dir)
+    outcome = command("experiments.run", "skyreels_tiny", *from_picture(moving), *own)
+    assert outcome.code == 0 and "guidance 5, 32 x 32 px, 5 frames at 8 per second" in outcome.out, outcome
+    assert "No reward reads the prompt (frames:mean:colourfulness)" in outcome.out.replace("\n", " ")
+    (line,) = (json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines())
+    assert line["flow/ratio_min"] == line["flow/ratio_max"] == 1 and line["flow/log_prob_gap_max"] < 1e-4
+    frames, _ = read_clip(next((run_dir / "samples").glob("000001-1.*")))
+    assert len(frames) == 5
+    assert command("experiments.export", run_dir, out).code == 0
+    trained, exported = (restore(str(path), preset([], "shapes")[0]) for path in (run_dir, out))
+    assert exported.loaded.network.begins
+    jax.tree.map(np.testing.assert_array_equal, trained.read(), exported.read())
+
+
+def test_clips_are_learned_from_examples_and_a_resume_goes_on_bit_for_bit(moving, tmp_path):
+    straight, stopped, data = tmp_path / "straight", tmp_path / "stopped", moving / "clips.jsonl"
+    own = ("--data", data, "--evaluation.data", data, "--prompts", "--rewards", "--learning.group-size", 1,
+           "--iterations", 2, "--rollout.prompts-per-iteration", 2, "--checkpoint.every", 1)  # fmt: skip
+    words = ("experiments.sft", "skyreels_tiny", *from_picture(moving), *own, "--run-dir")
+    outcome = command(*words, straight)
+    assert outcome.code == 0 and not outcome.err, outcome
+    summary = json.loads((straight / "summary.json").read_text())
+    assert summary["after"]["flow_loss"]["overall"] < summary["before"]["flow_loss"]["overall"]
+    assert (straight / "model" / "model_index.json").is_file()
+    shutil.copytree(straight, stopped)
+    shutil.rmtree(stopped / "checkpoints" / "2")
+    resumed = command(*words, stopped, "--resume")
+    assert resumed.code == 0 and "Resuming after iteration 1" in resumed.out, resumed
+    assert metrics(stopped) == metrics(straight)
+    assert_same_state(straight, stopped, 2)
 
 
 @pytest.fixture(scope="module")

@@ -73,15 +73,7 @@ def read_clip(path: pathlib.Path) -> tuple[np.ndarray, float]:
     A frame that an animation shows longer than others stands there as often.  ConfigError where there is no such file, it is
     no clip, or it holds more than MOST_PIXELS.
     """
-    try:
-        with open(path, "rb") as file:
-            head = file.read(16)
-    except FileNotFoundError:
-        raise ConfigError(f"there is no clip {path}; give an existing file.") from None
-    except OSError as error:
-        raise ConfigError(f"{path} cannot be read ({error.strerror}); give an MP4, GIF or WebP file.") from None
-    is_mp4 = head[4:8] == b"ftyp"
-    require(not is_mp4 or has_pyav(), f"{path}: {WITHOUT_PYAV}; or give a GIF or WebP file.")
+    is_mp4 = _is_mp4(path)
     try:
         with warnings.catch_warnings(action="ignore"):
             frames, fps = _read_mp4(path) if is_mp4 else _read_animation(path)
@@ -89,6 +81,28 @@ def read_clip(path: pathlib.Path) -> tuple[np.ndarray, float]:
     except Exception as error:  # a broken file makes decoders raise nearly anything
         words = getattr(error, "strerror", None) or next(iter(str(error).splitlines()), "") or type(error).__name__
         raise ConfigError(f"{path} is not a clip that can be read ({words}); give an MP4, GIF or WebP file.") from None
+
+
+def check_clip(path: pathlib.Path) -> None:
+    """ConfigError where the head of a file, which alone is read, is not that of a clip that `read_clip` takes here."""
+    _is_mp4(path)
+
+
+def _is_mp4(path: pathlib.Path) -> bool:
+    """Whether a file is an MP4 by its first bytes, else a GIF or WebP; ConfigError where it is none, or PyAV is missing."""
+    try:
+        with open(path, "rb") as file:
+            head = file.read(16)
+    except FileNotFoundError:
+        raise ConfigError(f"there is no clip {path}; give an existing file.") from None
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read ({error.strerror}); give an MP4, GIF or WebP file.") from None
+    is_mp4, is_webp = head[4:8] == b"ftyp", head[:4] == b"RIFF" and head[8:12] == b"WEBP"
+    why = "its first bytes are those of another kind" if head else "it is empty"
+    require(is_mp4 or is_webp or head[:4] == b"GIF8",
+            f"{path} is not a clip that can be read ({why}); give an MP4, GIF or WebP file.")  # fmt: skip
+    require(not is_mp4 or has_pyav(), f"{path}: {WITHOUT_PYAV}; or give a GIF or WebP file.")
+    return is_mp4
 
 
 # --- MP4 ----------------------------------------------------------------------------------------------------------------

@@ -373,11 +373,13 @@ class RunConfig:
     iterations: int = 100
     """Rollout, reward, update: once each per iteration."""
     prompts: tuple[str, ...] = ("shapes",)
-    """`shapes`, the shapes world; `examples`, 48 prompts; FILE.jsonl, a `prompt` and any metadata per line; FILE.txt, one
-    prompt per line; geneval:FILE; tfds:NAME[/CONFIG][:SPLIT][#FIELD]; several are mixed."""
+    """`shapes`, the shapes world; `examples`, 48 prompts; `first_frames`, 8 with a first frame each; FILE.jsonl, a `prompt`
+    and any metadata per line; FILE.txt, one prompt per line; geneval:FILE; tfds:NAME[/CONFIG][:SPLIT][#FIELD]; several are
+    mixed."""
     data: str | None = None
-    """Method `sft`: FILE.jsonl of examples: a `prompt`, an `image` to draw and, where the model thinks, a `thinking` a line.
-    Held-out prompts still come from `prompts`, where there are some."""
+    """Method `sft`: FILE.jsonl of examples: a `prompt`, an `image` to draw and, where the model thinks, a `thinking` a line;
+    where clips are drawn a `video`, and an `image` only where another first frame than its own is gone on from.  Held-out
+    prompts still come from `prompts`, where there are some."""
     prompt_weights: tuple[float, ...] = ()
     """Shares of several sources of prompts, in their order; without any they are equal."""
     rewards: tuple[str, ...] = ("shapes",)

@@ -8,7 +8,7 @@ import urllib.parse
 from collections.abc import Iterator
 from typing import Any
 
-from unigrpo_jax.clip_files import LEAST_FPS, MOST_FPS
+from unigrpo_jax.clip_files import LEAST_FPS, MOST_FPS, MOST_PIXELS
 from unigrpo_jax.config import ConfigError, JudgeConfig, MeshConfig, RunConfig, require
 from unigrpo_jax.foreign_text import quoted, visible
 
@@ -103,6 +103,10 @@ def check(config: RunConfig) -> None:
     require(kept.folder != "", "model.embeddings.folder is empty; give a folder, or leave it out for this user's caches.")
     require(LEAST_FPS <= r.frames_per_second <= MOST_FPS, f"rollout.frames_per_second = {r.frames_per_second:g}, but it "
             f"must be from {LEAST_FPS} to {MOST_FPS}.")  # fmt: skip
+    frame = r.image_height * r.image_width
+    require(r.frames == 1 or r.frames * frame <= MOST_PIXELS, f"rollout.frames = {r.frames} of {r.image_height} x "
+            f"{r.image_width} pixels are more than the {MOST_PIXELS} pixels that a clip may have; use at most "
+            f"{max(1, MOST_PIXELS // frame)} frames.")  # fmt: skip
     require(r.guidance >= 1, f"rollout.guidance = {r.guidance}, but it must be 1, which is none, or more.")
     _check_supervised(config)
     require(
@@ -252,13 +256,12 @@ def _check_supervised(config: RunConfig) -> None:
             f"learning.text_dropout = {learn.text_dropout}, but it must be 0 or more and below 1.")  # fmt: skip
     if not sft:
         return
-    require(config.data is not None, "there is nothing to learn from; give --data FILE.jsonl, a `prompt` and an `image` per "
-                                     "line.")  # fmt: skip
+    require(config.data is not None, "there is nothing to learn from; give --data FILE.jsonl, a `prompt` and an `image`, or "
+            "where clips are drawn a `video`, per line.")  # fmt: skip
     require(learn.group_size == 1 and not learn.best + learn.worst,
             f"learning.group_size = {learn.group_size}, learning.best = {learn.best} and learning.worst = {learn.worst}, "
             "but examples form no groups; use 1, 0 and 0, and rollout.prompts_per_iteration for the examples of an "
             "iteration.")  # fmt: skip
-    require(r.frames == 1, f"rollout.frames = {r.frames}, but an example's picture is one frame; use 1.")
     require(r.rounds == 1, f"rollout.rounds = {r.rounds}, but an example is one round; use 1, and evaluation.rounds = "
                            f"{r.rounds} to judge as many.")  # fmt: skip
 

@@ -10,11 +10,7 @@ reads `batch.videos` and `batch.fps`, and `--rewards judge --judge.frames 8` ask
 
 As in the public script: 16 steps, of which a random 60 % are trained, any but the last; noise level 0.25; shift 5; the best
 and the worst 8 of each prompt's 24 clips, which share their first noise.  Clips are decoded in tiles, as there.
-
-From a picture, as SkyReels-V1 was trained, each prompt comes with an `image`, and guidance is part of the policy:
-
-    --model.path SKYREELS --rollout.timestep-shift 7 --rollout.guidance 5 --learning.minibatches 1 --learning.group-size 8 \\
-        --learning.best 0 --learning.worst 0 --evaluation.guidance 5
+From a picture: `skyreels_dance`.
 """
 
 import dataclasses

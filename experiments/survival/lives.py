@@ -22,6 +22,8 @@ SETTINGS = f"""
     --logging.samples-every 0 --logging.samples 1 --checkpoint.every {EVERY} --checkpoint.keep 3
 """.split()
 DRAWS = ("--model.family", "", "--rollout.no-thinking", "--rollout.timestep-shift", "0")  # of a model that only draws
+CLIPS = (*DRAWS, "--rollout.image-height", "32", "--rollout.image-width", "32", "--rollout.frames", "5",
+         "--rewards", "frames:mean:experiments.survival.reward:score")  # fmt: skip  # of one that draws clips
 HEADS = ("--learning.frozen", "layers", "embed", "time_embedder", "vae2llm")  # the heads alone are trained: it starts sooner
 PROMPTS = "circle square cross star moon sun tree house".split()
 PATIENCE = 300.0  # seconds that a life may take for what it is waited for

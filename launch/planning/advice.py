@@ -1,10 +1,11 @@
 """What to change where a program does not fit: the knobs and what each would save, most first.
 
 Savings on weights, optimizer and reference are exact arithmetic; those on temporaries scale what the compiler reported with
-the episodes that are computed at a time, which is an estimate: compile to know.
+the episodes that are computed at a time, or with the tokens of a clip, which is an estimate: compile to know.
 """
 
 import dataclasses
+import math
 from collections.abc import Iterator
 
 from launch.planning.compile import ROLLOUT, STATE, UPDATE, Compiled, ProgramName, Setting, prepare, state_bytes
@@ -74,6 +75,20 @@ def _fewer_at_a_time(setting: Setting, name: ProgramName, compiled: Compiled) ->
             yield "--model.remat full", min(scaled, setting.work.kept(setting.split))
         if config.learning.window_steps == "batched" and config.rollout.window_size > 1:
             yield "--learning.window-steps scanned", scaled * (1 - 1 / config.rollout.window_size)
+    yield from _fewer_frames(setting, scaled, compiled.peak - setting.target.memory)
+
+
+def _fewer_frames(setting: Setting, scaled: float, excess: int) -> Iterator[tuple[str, float]]:
+    """The longest clip that would fit, where what scales does so with the tokens of a clip; attention grows faster."""
+    r, grid = setting.config.rollout, setting.model.network.grid
+    for frames in range(r.frames - 1, 1, -1):
+        try:
+            share = math.prod(grid(r.image_height, r.image_width, frames)) / math.prod(grid(*r.size))
+        except ValueError:  # no clip has so many
+            continue
+        if scaled * (1 - share) >= excess:
+            yield f"--rollout.frames {frames}", scaled * (1 - share)
+            return
 
 
 def _smaller_state(setting: Setting, name: ProgramName) -> Iterator[tuple[str, float]]:

@@ -1,22 +1,25 @@
-"""Supervised learning from examples that somebody gives: prompts, pictures, and the thinkings between where a model thinks.
+"""Supervised learning from examples that somebody gives: prompts, pictures or clips, and thinkings where a model thinks.
 
     loss = text_weight * CE + flow_weight * MSE
     CE   = mean over all the tokens of a batch's thinkings of -log pi(y_k | prompt, y_<k)
     MSE  = mean |f(x_t, t | prompt, thinking) - target(data, noise, t)|^2,    x_t = alpha_t data + sigma_t noise
 
-`data` is a sample of the autoencoder's posterior.  Times of a flow are drawn from a logit-normal distribution (arXiv
-2403.03206) and shifted as the sampler shifts its own; those of a diffusion uniformly from the steps that it was trained in.
-Of an example whose text is left out nothing is learned but to draw upon nothing, which guidance compares with.
+`data` is a sample of the autoencoder's posterior.  A model that goes on from a picture is given a sample of that picture's
+posterior, as in a rollout; all of `data` is learned, the first frame's latent, too.  Times of a flow are drawn from a
+logit-normal distribution (arXiv 2403.03206) and shifted as the sampler shifts its own; those of a diffusion uniformly from
+the steps that it was trained in.  Of an example whose text is left out nothing is learned but to draw upon nothing, which
+guidance compares with.
 """
 
 import dataclasses
+import math
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from unigrpo_jax.episode import Drawing, Episodes, Thinking, TokenBlock
+from unigrpo_jax.episode import Drawing, Episodes, Look, Thinking, TokenBlock
 from unigrpo_jax.learning.losses import masked_mean
 from unigrpo_jax.learning.objective import Objective
 from unigrpo_jax.learning.policy import FlowView, TextView
@@ -37,11 +40,11 @@ class Lessons:
 
     Attributes:
       model: the network.
-      autoencoder: images to latents.
-      grid: latent tokens (rows, columns).
+      autoencoder: images or clips to latents.
+      grid: latent tokens (rows, columns), of a clip (frames, rows, columns).
       shift: of a flow's times, as `Painter.times` takes it.
-      draws: noisy versions of each picture; they share one condition.
-      parts: devices that the examples are spread over; on each, a few pictures are encoded at a time; 0 encodes all at once.
+      draws: noisy versions of each picture or clip; they share one condition.
+      parts: devices that the examples are spread over; on each, a few are encoded at a time; 0 encodes all at once.
     """
 
     model: Painter
@@ -52,27 +55,38 @@ class Lessons:
     parts: int = 0
 
     def __call__(
-        self, autoencoder_params, text: Any, thinking: Thinking | None, image_BHWC, seed, step, first_id=0
+        self, autoencoder_params, text: Any, thinking: Thinking | None, image, seed, step, first_id=0, first_BHWC=None
     ) -> Episodes:
-        """Episodes whose drawings hold noisy versions of the pictures in the place of a window's transitions.
+        """Episodes whose drawings hold noisy versions of the pictures or clips in the place of a window's transitions.
 
         Args:
           autoencoder_params: the autoencoder's.
           text: B prompts, as the network reads them.
           thinking: the thinkings, as if they had been sampled; None where nothing is thought.
-          image_BHWC: the pictures, uint8.
+          image: the pictures, uint8 [B, H, W, 3], or the clips, uint8 [B, F, H, W, 3].
           seed: integer scalar of the run.
           step: integer scalar of the iteration.
           first_id: number of the first example, for a batch that is part of a larger one.
+          first_BHWC: the pictures that are gone on from, uint8; None where the model goes on from none.
         """
-        batch, height, width = image_BHWC.shape[:3]
+        batch = image.shape[0]
         ids = first_id + jnp.arange(batch)
         keys = lambda stream: randomness.round_keys(seed, step, stream, 0, ids)
         encode = lambda given: self.autoencoder.encode(autoencoder_params, from_uint8(given[0]), given[1])
-        given = (image_BHWC, keys(randomness.PICTURE))
-        data = self.model.to_tokens(in_turn(encode, given, self.parts, DECODED_PIXELS // (height * width)))
-        data = (self.model.hold or (lambda x: x))(data)
+
+        def tokens(levels, stream):
+            together = DECODED_PIXELS // math.prod(levels.shape[1:-1])
+            found = self.model.to_tokens(in_turn(encode, (levels, keys(stream)), self.parts, together))
+            return (self.model.hold or (lambda x: x))(found)
+
+        data, first = tokens(image, randomness.PICTURE), None
         finite = finite_rows(data)
+        if first_BHWC is not None:
+            first = tokens(first_BHWC, randomness.FIRST)
+            finite = finite & finite_rows(first)
+            first = jnp.where(finite[:, None, None], first, 0.0)
+            grid = self.model.grid(*first_BHWC.shape[1:3])
+            first = Look(latent=first.reshape(batch, *grid, first.shape[-1]), patches=None)
         data = jnp.where(finite[:, None, None], data, 0.0)
         t = self.times(keys(randomness.TIMES))
         alpha, sigma = (part[:, :, None, None] for part in self.model.path.coefficients(t))
@@ -87,7 +101,7 @@ class Lessons:
             media={},
             finite=finite,
         )
-        return Episodes(prompt=text, segments=(drawing,) if thinking is None else (thinking, drawing))
+        return Episodes(prompt=text, segments=(drawing,) if thinking is None else (thinking, drawing), picture=first)
 
     def times(self, keys_B) -> jax.Array:
         """Times to learn at, float32 [B, draws], in (0, 1]."""

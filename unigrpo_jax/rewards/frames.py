@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from unigrpo_jax.config import RunConfig, require
-from unigrpo_jax.rewards.judging import ABSTAINED, RewardError, hold_to_protocol
+from unigrpo_jax.rewards.judging import ABSTAINED, WrongMedium, hold_to_protocol
 from unigrpo_jax.rewards.load import load_reward
 from unigrpo_jax.rewards.protocol import ABSTAIN, CheckingReward, NotDrawn, RewardBatch, RewardFunction
 
@@ -59,10 +59,10 @@ class Frames:
     def __call__(self, batch: RewardBatch) -> dict[str, np.ndarray]:
         """{component: [B]}: NaN where a frame was not judged, `ABSTAIN` where the reward abstains from all of a clip.
 
-        RewardError where images are drawn.
+        WrongMedium where images are drawn, or the reward judges clips.
         """
         if "video" not in batch.media:
-            raise RewardError(f"the reward function {self._prefix}{self._alone} judges clips, but this run draws images; "
+            raise WrongMedium(f"the reward function {self._prefix}{self._alone} judges clips, but this run draws images; "
                               f"leave {self._prefix} out")  # fmt: skip
         videos = batch.videos[:, :: self._every]
         size, count = videos.shape[:2]
@@ -80,7 +80,7 @@ class Frames:
             found = hold_to_protocol(self._reward(frames), self._prefix + self._alone, len(rows))
         except NotDrawn:
             words = f"the reward function {self._alone} judges clips as they are; leave {self._prefix} out"
-            raise RewardError(words) from None
+            raise WrongMedium(words) from None
         suffix = f"{self._how}_{self._every}" if self._every > 1 else self._how
         return {f"{name}_{suffix}": self._reduced(x.reshape(size, count)) for name, x in found.items()}
 

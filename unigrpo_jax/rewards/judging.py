@@ -14,8 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from unigrpo_jax.config import JudgingConfig
+from unigrpo_jax.config import ConfigError, JudgingConfig, RolloutConfig, require
 from unigrpo_jax.foreign_text import said
+from unigrpo_jax.rewards.load import OF_BOTH, OF_IMAGES, alone
 from unigrpo_jax.rewards.protocol import ABSTAIN, CheckingReward, NotDrawn, RewardBatch, RewardFunction
 
 Columns = dict[str, np.ndarray]
@@ -25,6 +26,10 @@ ABSTAINED = np.float32(-np.inf)  # `protocol.ABSTAIN` among floats; no reward's 
 
 class RewardError(RuntimeError):
     """A reward failed for good, or returned what is no reward; the message names it, without a full stop."""
+
+
+class WrongMedium(RewardError):
+    """A reward judges images, and clips are drawn, or the other way round."""
 
 
 class _TooLong(Exception):
@@ -119,6 +124,39 @@ class Judging:
             if isinstance(reward, CheckingReward):
                 reward.check(prompts, metadata)
 
+    def check_drawn(self, prompt: str, metadata: Mapping[str, Any], rollout: RolloutConfig) -> None:
+        """ConfigError where a reward judges images, and clips are drawn, or the other way round.
+
+        Most do not say which they judge, as a function of one's own: where clips are drawn such a one is asked once, about a
+        black clip for this prompt, and whatever else comes of that is not looked at.
+        """
+        clips = rollout.frames > 1
+        for name, reward in self._rewards.items():
+            kind, own = name.partition(":")[0], alone(name)
+            require(not clips or kind not in OF_IMAGES, f"rewards: {name} judges images, but clips of {rollout.frames} "
+                    f"frames are drawn; use frames:mean:{name}, which has it judge each frame.")  # fmt: skip
+            require(clips or kind != "frames", f"rewards: {name} judges clips, but rollout.frames = 1 draws images; use "
+                                               f"{own}.")  # fmt: skip
+            if clips and own.partition(":")[0] not in (*OF_IMAGES, *OF_BOTH):
+                self._try(name, reward, prompt, metadata, rollout)
+
+    def _try(
+        self, name: str, reward: RewardFunction, prompt: str, metadata: Mapping[str, Any], rollout: RolloutConfig
+    ) -> None:
+        """ConfigError where a reward asks for images of a black clip."""
+        black = np.zeros((1, rollout.frames, rollout.image_height, rollout.image_width, 3), np.uint8)
+        batch = RewardBatch(prompts=[prompt], metadata=[metadata], thinking=[""], videos=black,
+                            fps=rollout.frames_per_second, group=np.zeros(1, int))  # fmt: skip
+        try:
+            self._limited(name, reward, batch)
+        except NotDrawn as error:
+            raise ConfigError(f"rewards: {name} {error}; use frames:mean:{name}, which has it judge each frame.") from None
+        except WrongMedium as error:
+            raise ConfigError(f"rewards: {error}.") from None
+        except BaseException as error:  # its own, of a clip that nobody drew
+            if isinstance(error, KeyboardInterrupt):
+                raise
+
     def __call__(self, batch: RewardBatch) -> Columns:
         """Judges B episodes."""
         return self.start(batch)()
@@ -208,7 +246,7 @@ class Judging:
             except RewardError:
                 raise
             except NotDrawn as error:
-                raise RewardError(f"the reward function {name} {error}{_by_frames(name, batch)}") from None
+                raise WrongMedium(f"the reward function {name} {error}{_by_frames(name, batch)}") from None
             except BaseException as error:  # a user's function may raise anything, and in its own thread no signal arrives
                 if _on_device(reward) and not isinstance(error, Exception):
                     raise

@@ -144,6 +144,7 @@ class Evaluator:
         rollout = dataclasses.replace(rollout, rounds=evaluation.rounds or rollout.rounds)
         self.prompts = world.evaluation(evaluation.prompts)
         judging.check([p.text for p in self.prompts], [p.metadata for p in self.prompts])
+        judging.check_drawn(self.prompts[0].text, self.prompts[0].metadata, rollout)
         self._per_call = evaluation.batch // evaluation.images_per_prompt
         self._count = min(samples, evaluation.batch, len(self.prompts) * evaluation.images_per_prompt)
         self._config, self._world = evaluation, world

@@ -1,7 +1,7 @@
 """Supervised training in the loop of every run: its parts, its two programs, and what is judged beside the images.
 
-In the place of a rollout a program makes noisy latents of given pictures; in the place of a reward stands the weight of an
-example.  All else is a run's: update, checkpoints, evaluation, samples, report.
+In the place of a rollout a program makes noisy latents of given pictures or clips; in the place of a reward stands the
+weight of an example.  All else is a run's: update, checkpoints, evaluation, samples, report.
 """
 
 import dataclasses
@@ -49,31 +49,43 @@ class SupervisedParts(Parts):
 def build(config: RunConfig) -> SupervisedParts:
     """As `trainer.build`, and with every line of the data; ConfigError says what cannot work."""
     check(config)
-    read = lambda name, option: None if name is None else read_examples(name, option, config.rollout.thinking)
+    kind = (config.rollout.thinking, config.rollout.frames > 1)
+    read = lambda name, option: None if name is None else read_examples(name, option, *kind)
     examples, held_out = read(config.data, "--data"), read(config.evaluation.data, "--evaluation.data")
-    world = _world(config, examples, held_out or examples)
-    parts = trainer.build(config, world)
+    parts = trainer.build(config, _world(config, examples))
     network, folder, family = parts.loaded.network, parts.loaded.folder, parts.loaded.family
     for each in filter(None, (examples, held_out)):
         require(network.thinks or each.thought is None, f'{each.thought}: has a "thinking", but {folder} is a model that '
                 f"only draws ({family}); take it out of every line.")  # fmt: skip
+        require(network.begins or each.begun is None, f'{each.begun}: has an "image" beside its "video", but {folder} goes '
+                "on from no picture; take it out of every line.")  # fmt: skip
         check_examples(each, parts.loaded.codec, config.rollout)
     fields = {field.name: getattr(parts, field.name) for field in dataclasses.fields(Parts)}
+    fields["world"] = _judged(parts.world, config, held_out or examples, network.begins)
     return SupervisedParts(**fields, examples=examples, held_out=held_out)
 
 
-def _world(config: RunConfig, examples: Examples, judged_on: Examples) -> World:
-    """Trains on the examples; judges on the config's own prompts, or where it has none, on those of `judged_on`."""
+def _world(config: RunConfig, examples: Examples) -> World:
+    """Trains on the examples; judges on the config's own prompts, where it has some."""
     train = lambda seed: PromptOrder([examples.prompts], seed)
     unread = (*examples.unread, *((THINKING,) if examples.thought and not config.rollout.thinking else ()))
     if config.prompts:
         rollout, evaluation = config.rollout, config.evaluation
         own = load_world(config.prompts, config.prompt_weights, evaluation.source, rollout.rounds, evaluation.rounds)
         return dataclasses.replace(own, train=train, unread=(*own.unread, *unread))
-    prompts = judged_on.prompts
-    judged = InTurn([Picked(lambda row: asked(prompts[row]), range(len(prompts)))])
-    evaluation = lambda n: judged.batch(0, min(n, len(prompts)))
-    return World(train=train, evaluation=evaluation, longest=(), judge=None, unread=unread)
+    return World(train=train, evaluation=lambda n: [], longest=(), judge=None, unread=unread)
+
+
+def _judged(world: World, config: RunConfig, examples: Examples, begins: bool) -> World:
+    """The world, which judges on the prompts of examples where the config has none of its own.
+
+    `begins`: the model goes on from a picture, and is given each example's first frame.
+    """
+    if config.prompts:
+        return world
+    prompts = examples.prompts
+    judged = InTurn([Picked(lambda row: asked(prompts[row], begins), range(len(prompts)))])
+    return dataclasses.replace(world, evaluation=lambda n: judged.batch(0, min(n, len(prompts))))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,15 +94,17 @@ class Lesson(Inputs):
 
     Attributes:
       thinking: that of each example; None where nothing is thought.
-      image: the pictures, uint8 [B, H, W, 3].
+      image: the pictures, uint8 [B, H, W, 3], or clips, uint8 [B, F, H, W, 3].
+      first: what is gone on from, uint8 [B, H, W, 3]; None where the model goes on from no picture.
     """
 
     thinking: Thinking | None = None
     image: Any = None
+    first: Any = None
 
 
 class SupervisedPrograms(Programs):
-    """`rollout` is (autoencoder's, prompts, thinkings, images, seed, step, first_id) -> episodes."""
+    """`rollout` is (autoencoder's, prompts, thinkings, images or clips, seed, step, first_id, first frames) -> episodes."""
 
     def __init__(self, config: RunConfig, network, autoencoder, system, layout: Layout, *given):
         super().__init__(config, network, autoencoder, system, layout, *given)
@@ -111,13 +125,16 @@ class SupervisedPrograms(Programs):
             tokens = lambda dtype: at((batch, r.thinking_tokens), dtype)
             thinking = Thinking(tokens=tokens(np.int32), mask=tokens(np.bool_), log_probs=tokens(np.float32))
         fields = {field.name: getattr(found, field.name) for field in dataclasses.fields(Inputs)}
-        fields["prompt"] = jax.tree.map(lambda x: at(x.shape, x.dtype), found.prompt)
-        return Lesson(**fields, thinking=thinking, image=at((batch, r.image_height, r.image_width, 3), np.uint8))
+        fields |= {"prompt": jax.tree.map(lambda x: at(x.shape, x.dtype), found.prompt), "picture": None}
+        frame = (r.image_height, r.image_width, 3)
+        image = at((batch, *((r.frames,) if r.frames > 1 else ()), *frame), np.uint8)
+        first = at((batch, *frame), np.uint8) if self._network.begins else None
+        return Lesson(**fields, thinking=thinking, image=image, first=first)
 
     def trace(self, inputs: Lesson) -> tuple[jax.stages.Traced, jax.stages.Traced]:
         """Both programs, traced."""
         i = inputs
-        rollout = self.rollout.trace(i.autoencoder, i.prompt, i.thinking, i.image, *(np.int32(0),) * 3)
+        rollout = self.rollout.trace(i.autoencoder, i.prompt, i.thinking, i.image, *(np.int32(0),) * 3, i.first)
         at = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=self.spread)
         weights = at(jax.ShapeDtypeStruct((self.config.episodes,), np.float32))
         return rollout, self.update.trace(i.state, i.frozen, i.reference, jax.tree.map(at, rollout.out_info), weights)
@@ -139,24 +156,25 @@ class SupervisedTrainer(Trainer):
 
     def __init__(self, parts: SupervisedParts):
         super().__init__(parts)
-        self._pictures = Pictures(parts.config.rollout, parts.config.episodes, self.programs.spread)
+        begins = parts.loaded.network.begins
+        self._pictures = Pictures(parts.config.rollout, parts.config.episodes, self.programs.spread, begins)
 
     def sample(self, state: TrainState, step: int) -> tuple[Episodes, np.ndarray, dict[str, float]]:
         """The examples of iteration `step` as episodes, their weights [B], and the seconds that it took."""
         config, order, begin = self.parts.config, self.parts.order, time.monotonic()
         examples = order.batch(step, config.episodes)
-        text, thinking, image = processes.agree_on_errors((ConfigError,), lambda: self._read(examples, step))
+        text, thinking, (image, first) = processes.agree_on_errors((ConfigError,), lambda: self._read(examples, step))
         if step + 1 < config.iterations:
             self._pictures.ahead(order.batch(step + 1, config.episodes))
         lessons, _ = self._compiled.result()
         read = time.monotonic()
         placed = lambda tree: jax.tree.map(lambda x: processes.to_global(x, self.programs.spread), tree)
         numbers = (np.int32(config.seed), np.int32(step), np.int32(0))
-        episodes = lessons(self.autoencoder_params, placed(text), placed(thinking), image, *numbers)
+        episodes = lessons(self.autoencoder_params, placed(text), placed(thinking), image, *numbers, first)
         episodes, end = jax.block_until_ready(episodes), time.monotonic()
         return episodes, token_weights(thinking, config.episodes), {"time/read": read - begin, "time/noise": end - read}
 
-    def _read(self, examples, step: int) -> tuple[Any, Thinking | None, jax.Array]:
+    def _read(self, examples, step: int) -> tuple[Any, Thinking | None, tuple[jax.Array, jax.Array | None]]:
         config, codec = self.parts.config, self.parts.loaded.codec
         text, thinking = texts_of(examples, codec, config.rollout)
         if codec.guided:
@@ -192,7 +210,7 @@ class SupervisedEvaluator(Evaluator):
         devices = meshes.batch_size(layout.mesh)
         whole = evaluation.batch % devices
         self._at = meshes.replicated(layout.mesh) if whole else meshes.spread(layout.mesh)
-        self._pictures = Pictures(config.rollout, evaluation.batch, self._at)
+        self._pictures = Pictures(config.rollout, evaluation.batch, self._at, loaded.network.begins)
         lessons = lessons_of(config, loaded.network, loaded.autoencoder, 0 if whole else devices)
         flow = flow_sampler(config.rollout, loaded.network)
         system = loaded.codec.system(config.rollout)
@@ -219,10 +237,10 @@ class SupervisedEvaluator(Evaluator):
         for start in range(0, count, size):
             rows = [self._held_out.prompts[min(row, count - 1)] for row in range(start, start + size)]
             read = lambda rows=rows: (*texts_of(rows, self._loaded.codec, config.rollout), self._pictures(rows))
-            text, thinking, image = processes.agree_on_errors((ConfigError,), read)
+            text, thinking, (image, first) = processes.agree_on_errors((ConfigError,), read)
             placed = lambda tree: jax.tree.map(lambda x: processes.to_global(x, self._at), tree)
             numbers = (np.int32(config.evaluation.seed), np.int32(0), np.int32(start))
-            given = (autoencoder_params, placed(text), placed(thinking), image, *numbers)
+            given = (autoencoder_params, placed(text), placed(thinking), image, *numbers, first)
             text_B, flow_B = self._losses(params, *given)
             kept = min(size, count - start)
             found["flow_loss"] += np.asarray(flow_B, np.float64)[:kept].tolist()

@@ -1,11 +1,11 @@
-"""The examples of an iteration as arrays: the texts of all, and the pictures, of which a process reads its own alone.
+"""The examples of an iteration as arrays: the texts of all, and pictures or clips, of which a process reads its own alone.
 
 Which examples, in which order, and whose text is left out is a function of (seed, iteration), so that a resume needs nothing
-else.  A picture is read when it is needed, or a batch before that.
+else.  A picture or clip is read when it is needed, or a batch before that.
 """
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
@@ -13,26 +13,25 @@ import jax
 import numpy as np
 from PIL import Image
 
-from unigrpo_jax.config import ConfigError, RolloutConfig
+from unigrpo_jax.config import ConfigError, RolloutConfig, require
 from unigrpo_jax.episode import Thinking
 from unigrpo_jax.models.loaded import Codec
 from unigrpo_jax.picture_files import fit
-from unigrpo_jax.worlds.examples import Examples, thinking_of
-from unigrpo_jax.worlds.prompt import Prompt
+from unigrpo_jax.worlds.examples import Example, Examples, thinking_of
 
 READERS = 4  # threads; others run while one decodes
-CHECKED = 64  # pictures of a file that are decoded before a run
+CHECKED = 64  # pictures or clips of a file that are decoded before a run
 _TOGETHER = 256  # thinkings that are encoded together
 _DROPOUT = 1  # keeps these random numbers apart from the order's
 
 
-def texts_of(examples: Sequence[Prompt], codec: Codec, rollout: RolloutConfig) -> tuple[Any, Thinking | None]:
+def texts_of(examples: Sequence[Example], codec: Codec, rollout: RolloutConfig) -> tuple[Any, Thinking | None]:
     """Prompts and thinkings, arrays of the host; ConfigError where one does not fit into its bucket."""
     text = codec.prompts([example.text for example in examples], rollout.prompt_tokens, lambda row: examples[row].place)
     return text, _thinkings(examples, codec, rollout) if rollout.thinking else None
 
 
-def _thinkings(examples: Sequence[Prompt], codec: Codec, rollout: RolloutConfig) -> Thinking:
+def _thinkings(examples: Sequence[Example], codec: Codec, rollout: RolloutConfig) -> Thinking:
     words = [thinking_of(example) for example in examples]
     return codec.thinkings(words, rollout.thinking_tokens, lambda row: examples[row].place)
 
@@ -43,9 +42,9 @@ def dropped(seed: int, step: int, batch: int, share: float) -> np.ndarray:
 
 
 def check_examples(examples: Examples, codec: Codec, rollout: RolloutConfig) -> None:
-    """ConfigError where a text does not fit into its bucket or holds unknown words, or a picture cannot be decoded.
+    """ConfigError where a text does not fit into its bucket or holds unknown words, or what is drawn cannot be decoded.
 
-    Looks at the longest prompts and thinkings, and at the first pictures.
+    Looks at the longest prompts and thinkings, and at the first pictures or clips, which must have the run's size.
     """
     codec.check_lengths((p.text for p in examples.longest), rollout.prompt_tokens, lambda row: examples.longest[row].place)
     deepest = iter(examples.deepest if rollout.thinking else ())
@@ -59,41 +58,76 @@ def check_examples(examples: Examples, codec: Codec, rollout: RolloutConfig) -> 
                           f"{len(unknown)}, such as {', '.join(unknown[:3])}; write others, or use a model that knows "
                           "them.")  # fmt: skip
     for example in itertools.islice(examples.prompts, CHECKED):
-        _read(example, rollout)
+        read(example, rollout, True)
 
 
-def _read(example: Prompt, rollout: RolloutConfig) -> np.ndarray:
-    """The picture in the size that a run draws, uint8 [H, W, 3]; ConfigError, with the line, where it cannot be read."""
+def read(example: Example, rollout: RolloutConfig, begins: bool) -> tuple[np.ndarray, np.ndarray | None]:
+    """What is to be drawn, and from which picture it goes on, as a run draws them.
+
+    Pictures are scaled to fill the run's size and cut out of their middle; a clip must have it, frames and all.
+
+    Args:
+      example: of a file.
+      rollout: the size.
+      begins: whether the model goes on from a picture.
+
+    Returns:
+      uint8 [H, W, 3], or of a clip [F, H, W, 3]; and uint8 [H, W, 3], None where nothing is gone on from.
+
+    Raises:
+      ConfigError: one cannot be read, or a clip has another size; with the line.
+    """
+    fitted = lambda picture: fit(Image.fromarray(picture()), rollout.image_height, rollout.image_width)
     try:
-        return fit(Image.fromarray(example.picture()), rollout.image_height, rollout.image_width)
+        if example.clip is None:
+            drawn = fitted(example.picture)
+            return drawn, drawn if begins else None
+        drawn = example.clip()
+        has, wanted = drawn.shape[:3], (rollout.frames, rollout.image_height, rollout.image_width)
+        words = lambda size: f"{size[0]} frames of {size[1]} x {size[2]} pixels"
+        require(has == wanted, f"its clip has {words(has)} (height x width), and the run draws {words(wanted)}; cut and "
+                "scale it so, or set rollout.frames, rollout.image_height and rollout.image_width to its own.")  # fmt: skip
+        if not begins:
+            return drawn, None
+        return drawn, drawn[0] if example.picture is None else fitted(example.picture)
     except ConfigError as error:
         raise ConfigError(f"{example.named}: {error}") from None
 
 
 class Pictures:
-    """Reads the pictures of B examples onto the devices; a process reads those that its own hold."""
+    """Reads the pictures or clips of B examples onto the devices; a process reads those that its own hold."""
 
-    def __init__(self, rollout: RolloutConfig, batch: int, sharding: jax.sharding.Sharding):
-        self._rollout, self._sharding = rollout, sharding
-        self._shape = (batch, rollout.image_height, rollout.image_width, 3)
+    def __init__(self, rollout: RolloutConfig, batch: int, sharding: jax.sharding.Sharding, begins: bool = False):
+        """`begins`: the model goes on from a picture, which is read, too."""
+        self._rollout, self._sharding, self._begins = rollout, sharding, begins
+        frames = (rollout.frames,) if rollout.frames > 1 else ()
+        self._shape = (batch, *frames, rollout.image_height, rollout.image_width, 3)
         held = sharding.addressable_devices_indices_map(self._shape).values()
         self._own = sorted({row for index in held for row in self._rows(index)})
         self._threads = ThreadPoolExecutor(READERS)
         self._ahead: dict[object, Future] = {}
 
-    def ahead(self, examples: Sequence[Prompt]) -> None:
+    def ahead(self, examples: Sequence[Example]) -> None:
         """Begins to read those that are asked for next, and forgets the others."""
         self._ahead = {examples[row].place: self._begin(examples[row]) for row in self._own}
 
-    def __call__(self, examples: Sequence[Prompt]) -> jax.Array:
-        """uint8 [B, H, W, 3]; ConfigError where one cannot be read."""
-        coming = {row: self._ahead.get(examples[row].place) or self._begin(examples[row]) for row in self._own}
-        read = {row: future.result() for row, future in coming.items()}
-        stack = lambda index: np.stack([read[row] for row in self._rows(index)])
-        return jax.make_array_from_callback(self._shape, self._sharding, stack)
+    def __call__(self, examples: Sequence[Example]) -> tuple[jax.Array, jax.Array | None]:
+        """What is to be drawn, uint8 [B, H, W, 3] or of clips [B, F, H, W, 3], and what that goes on from, [B, H, W, 3].
 
-    def _begin(self, example: Prompt) -> Future:
-        return self._threads.submit(_read, example, self._rollout)
+        The second is None where the model goes on from nothing.  ConfigError as of `read`.
+        """
+        coming = {row: self._ahead.get(examples[row].place) or self._begin(examples[row]) for row in self._own}
+        found = {row: future.result() for row, future in coming.items()}
+        drawn = self._placed(self._shape, lambda row: found[row][0])
+        first = (self._shape[0], *self._shape[-3:])
+        return drawn, self._placed(first, lambda row: found[row][1]) if self._begins else None
+
+    def _placed(self, shape: tuple[int, ...], of: Callable[[int], np.ndarray]) -> jax.Array:
+        stack = lambda index: np.stack([of(row) for row in self._rows(index)])
+        return jax.make_array_from_callback(shape, self._sharding, stack)
+
+    def _begin(self, example: Example) -> Future:
+        return self._threads.submit(read, example, self._rollout, self._begins)
 
     def _rows(self, index: tuple[slice, ...]) -> range:
         return range(*index[0].indices(self._shape[0]))

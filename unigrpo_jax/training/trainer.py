@@ -83,7 +83,9 @@ def build(config: RunConfig, world: World | None = None) -> Parts:
         judging.check([p.text for p in prompts], [p.metadata for p in prompts])
     loaded = load_model(config.model)  # last, since a model on the hub takes long to fetch
     loaded.check_image_size(config.rollout)
-    check_verbs(loaded, config.rollout, any(pictured(prompts) for prompts in world.longest if prompts))
+    # Examples bring their own first frames, and their prompts are judged with those where no others are named.
+    shown = config.learning.method == "sft" and not config.prompts and loaded.network.begins
+    check_verbs(loaded, config.rollout, shown or any(pictured(prompts) for prompts in world.longest if prompts))
     world.check_size(config.rollout)
     check_schedule("rollout.flow_steps", config.rollout.flow_steps, config.rollout, loaded)
     check_evaluation(config.evaluation, config.rollout, loaded)

@@ -1,27 +1,62 @@
-"""Examples to learn from: JSON lines, each a prompt, the picture that answers it, and perhaps the thinking between.
+"""Examples to learn from: JSON lines, each a prompt, the picture or clip that answers it, and perhaps the thinking between.
 
     {"prompt": "two red circles", "thinking": "a red circle above another", "image": "0001.png", "category": "counting"}
+    {"prompt": "a red circle moves up", "video": "0001.mp4"}
+    {"prompt": "it turns", "video": "0001.mp4", "image": "0001.png"}
 
-The form is that of prompts (`lines`), but `image` is what is to be drawn, not what is shown.  A file is read through once,
-when every line is checked and every picture's head is opened; of a line its offset is kept, 8 bytes, and the rest is read
-again when it is asked for.
+The form is that of prompts (`lines`), but `image` is what is to be drawn, not what is shown; where clips are learned that is
+`video`, and `image` the first frame that the clip goes on from, which is else its own.  A file is read through once, when
+every line is checked and every picture's and clip's head is read; of a line its offset is kept, 8 bytes, and the rest is
+read again when it is asked for.
 """
 
 import array
 import dataclasses
 import heapq
 import itertools
-from collections.abc import Sequence
+import pathlib
+from collections.abc import Callable, Sequence
 
+import numpy as np
+
+from unigrpo_jax.clip_files import check_clip, read_clip
 from unigrpo_jax.config import require
 from unigrpo_jax.foreign_files import named
 from unigrpo_jax.foreign_text import is_unicode, quoted
 from unigrpo_jax.picture_files import check_picture
-from unigrpo_jax.worlds.lines import Line, json_prompt, parsed, reader, with_picture, written
+from unigrpo_jax.worlds.lines import Line, file_beside, json_prompt, parsed, reader, with_picture, written
 from unigrpo_jax.worlds.prompt import CHECKED, MOST_NAMES, Picked, Prompt
 
-THINKING = "thinking"  # of a line, and so of its prompt's metadata
-_READ = ("image", "category", THINKING)
+THINKING, VIDEO = "thinking", "video"  # of a line, and so of its prompt's metadata
+
+
+@dataclasses.dataclass(frozen=True)
+class Clip:
+    """A clip in a file, read whenever it is called; how many of its frames make a second is not asked."""
+
+    path: pathlib.Path
+
+    def __call__(self) -> np.ndarray:
+        """uint8 [F, H, W, 3]; ConfigError where it cannot be read."""
+        return read_clip(self.path)[0]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Example(Prompt):
+    """A prompt and what answers it.
+
+    Attributes:
+      clip: gives the clip that is to be drawn; None where that is `picture`.  With a clip `picture` is the first frame that
+        it goes on from, and None where that is its own.
+    """
+
+    clip: Clip | None = None
+
+    @property
+    def first(self) -> Callable[[], np.ndarray] | None:
+        """Gives the picture from which is gone on, uint8 [H, W, 3]."""
+        own = self.clip
+        return self.picture if self.picture is not None or own is None else lambda: own()[0]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -29,17 +64,19 @@ class Examples:
     """The examples of a file.
 
     Attributes:
-      prompts: in the file's order; `picture` gives what is to be drawn, `thinking_of` what is to be thought.
+      prompts: in the file's order; `picture` or `clip` gives what is to be drawn, `thinking_of` what is to be thought.
       longest: at most `CHECKED` of them, those with the longest prompts.
       deepest: as many, those with the longest thinkings.
       thought: the first line that has a thinking; None where none has.
+      begun: the first line that has a first frame beside its clip; None where none has.
       unread: names of what else stands there, at most `MOST_NAMES`.
     """
 
-    prompts: Sequence[Prompt]
-    longest: Sequence[Prompt]
-    deepest: Sequence[Prompt]
+    prompts: Sequence[Example]
+    longest: Sequence[Example]
+    deepest: Sequence[Example]
     thought: Line | None
+    begun: Line | None
     unread: Sequence[str]
 
 
@@ -48,44 +85,56 @@ def thinking_of(example: Prompt) -> str:
     return example.metadata.get(THINKING) or ""
 
 
-def asked(example: Prompt) -> Prompt:
-    """The prompt alone, as somebody asks it: no picture is shown with it."""
-    hidden = ("image", THINKING)
+def asked(example: Example, begins: bool = False) -> Prompt:
+    """The prompt alone, as somebody asks it; where a model `begins` with a picture, the first frame is shown with it."""
+    hidden = ("image", VIDEO, THINKING)
     metadata = {key: value for key, value in example.metadata.items() if key not in hidden}
-    return dataclasses.replace(example, picture=None, metadata=metadata)
+    return Prompt(text=example.text, picture=example.first if begins else None, metadata=metadata, place=example.place)
 
 
-def read_examples(name: str, option: str, thinks: bool) -> Examples:
+def read_examples(name: str, option: str, thinks: bool, clips: bool = False) -> Examples:
     """The examples of a file.
 
     Args:
       name: of the file.
       option: what named it, for messages.
       thinks: every line must come with a thinking.
+      clips: every line must come with a clip; else with a picture.
 
     Raises:
-      ConfigError: the file cannot be read or is empty, or a line (with its number) is no such example, or its picture is
-        missing or no picture.
+      ConfigError: the file cannot be read or is empty, or a line (with its number) is no such example, or its picture or
+        clip is missing or none.
     """
     path = named(name, option)
     stamp = written(path)
+    read_here = ("image", "category", THINKING, *((VIDEO,) if clips else ()))
 
-    def example(text: str) -> Prompt:
-        return with_picture(json_prompt(text), path.parent)
+    def example(text: str) -> Example:
+        found = with_picture(json_prompt(text), path.parent)
+        name = found.metadata.get(VIDEO) if clips else None
+        clip = None if name is None else Clip(file_beside(name, VIDEO, path.parent, "clip"))
+        return Example(text=found.text, picture=found.picture, metadata=found.metadata, clip=clip)
 
-    def checked(text: str) -> Prompt:
+    def checked(text: str) -> Example:
         found = example(text)
         thinking = found.metadata.get(THINKING)
-        require(found.picture is not None, 'has no "image"; write the path of the picture that is to be learned there.')
+        if clips:
+            require(found.clip is not None, 'has no "video", and clips are drawn; write the path of the clip that is to be '
+                    "learned there, or learn pictures with --rollout.frames 1.")  # fmt: skip
+            check_clip(found.clip.path)
+        hint = "" if found.metadata.get(VIDEO) is None else ", or learn its clip with --rollout.frames"
+        require(clips or found.picture is not None,
+                f'has no "image"; write the path of the picture that is to be learned there{hint}.')  # fmt: skip
         require(thinking is None or (isinstance(thinking, str) and bool(thinking.strip()) and is_unicode(thinking)),
                 f'"thinking" is {quoted(thinking)}; write the words of the thinking there, or leave it out.')  # fmt: skip
         require(thinking is not None or not thinks, 'has no "thinking", and rollout.thinking is on; write one for every '
                 "line, or use --rollout.no-thinking.")  # fmt: skip
         require(not found.turns, '"turns" are for several rounds, and an example is one; take them out.')
-        check_picture(found.picture.path)
+        if found.picture is not None:
+            check_picture(found.picture.path)
         return found
 
-    offsets, thought = array.array("q"), None
+    offsets, thought, begun = array.array("q"), None, None
     unread: dict[str, None] = {}
     longest: list[tuple[int, int]] = []  # heaps of (characters, offset)
     deepest: list[tuple[int, int]] = []
@@ -94,10 +143,12 @@ def read_examples(name: str, option: str, thinks: bool) -> Examples:
         words = thinking_of(found)
         if words and thought is None:
             thought = Line(path, offset)
+        if begun is None and found.clip is not None and found.picture is not None:
+            begun = Line(path, offset)
         for heap, size in ((longest, len(found.text)), (deepest, len(words))):
             (heapq.heappush if len(heap) < CHECKED else heapq.heappushpop)(heap, (size, offset))
         if len(unread) < MOST_NAMES:
-            unread |= dict.fromkeys(itertools.islice((k for k in found.metadata if k not in _READ), MOST_NAMES))
+            unread |= dict.fromkeys(itertools.islice((k for k in found.metadata if k not in read_here), MOST_NAMES))
     require(bool(offsets), f"{path} holds no examples; write one JSON object per line.")
     picked = lambda heap: Picked(read, [offset for _, offset in sorted(heap, reverse=True)])
     read = reader(path, example, stamp)
@@ -106,5 +157,6 @@ def read_examples(name: str, option: str, thinks: bool) -> Examples:
         longest=picked(longest),
         deepest=picked(deepest),
         thought=thought,
+        begun=begun,
         unread=tuple(itertools.islice(unread, MOST_NAMES)),
     )

@@ -140,15 +140,18 @@ def with_picture(prompt: Prompt, folder: pathlib.Path) -> Prompt:
     elsewhere = isinstance(media, list) and any(isinstance(part, dict) for part in media)
     require(name is not None or not elsewhere,
             '"media" is not read; write the path of the picture that comes with the prompt under "image".')  # fmt: skip
-    if name is None:
-        return prompt
-    require(isinstance(name, str) and bool(name), f'"image" is {quoted(name)}; write the path of a picture there.')
-    path = named(folder / name, '"image"')
-    require(is_inside(path, folder), f'"image" is {quoted(name)}, which leaves the folder of the prompts, {folder}; put the '
-                                     "picture there.")  # fmt: skip
-    require(path.is_file(), f'"image" is {quoted(name)}, but there is no such file in {folder}, the folder of the '
+    return prompt if name is None else dataclasses.replace(prompt, picture=Image(file_beside(name, "image", folder)))
+
+
+def file_beside(name: Any, key: str, folder: pathlib.Path, what: str = "picture") -> pathlib.Path:
+    """The file that stands under a key of a line; ConfigError where it is none inside the folder of the prompts."""
+    require(isinstance(name, str) and bool(name), f'"{key}" is {quoted(name)}; write the path of a {what} there.')
+    path = named(folder / name, f'"{key}"')
+    require(is_inside(path, folder), f'"{key}" is {quoted(name)}, which leaves the folder of the prompts, {folder}; put the '
+                                     f"{what} there.")  # fmt: skip
+    require(path.is_file(), f'"{key}" is {quoted(name)}, but there is no such file in {folder}, the folder of the '
                             "prompts; put it there.")  # fmt: skip
-    return dataclasses.replace(prompt, picture=Image(path))
+    return path
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,15 +8,18 @@ from unigrpo_jax.foreign_files import named
 from unigrpo_jax.worlds import lines
 from unigrpo_jax.worlds.prompt import Source
 
-EXAMPLES = pathlib.Path(__file__).with_name("examples.jsonl")
+_HERE = pathlib.Path(__file__).parent
+# Prompts inside the package: 48 without pictures, and 8 that each come with a first frame to go on from.
+INSIDE = {"examples": _HERE / "examples.jsonl", "first_frames": _HERE / "first_frames" / "prompts.jsonl"}
 
 
 def read_source(name: str, option: str = "--prompts", rounds: Mapping[str, int] = MappingProxyType({})) -> Source:
     """The prompts that a name stands for.
 
     Args:
-      name: `examples`, 48 prompts inside the package; FILE.txt, a prompt per line; `geneval:FILE`, GenEval's metadata;
-        `tfds:NAME[/CONFIG][:SPLIT][#FIELD]`, a prepared dataset of TensorFlow Datasets; any other FILE, JSON lines.
+      name: `examples` or `first_frames`, prompts inside the package; FILE.txt, a prompt per line; `geneval:FILE`, GenEval's
+        metadata; `tfds:NAME[/CONFIG][:SPLIT][#FIELD]`, a prepared dataset of TensorFlow Datasets; any other FILE, JSON
+        lines.
       option: what named it, for messages.
       rounds: as in `unigrpo_jax.worlds.prompt.check_reserved`.
 
@@ -29,6 +32,6 @@ def read_source(name: str, option: str = "--prompts", rounds: Mapping[str, int] 
 
         return read_dataset(rest)
     is_geneval = kind == "geneval" and bool(rest)
-    path = EXAMPLES if name == "examples" else named(rest if is_geneval else name, option)
+    path = INSIDE[name] if name in INSIDE else named(rest if is_geneval else name, option)
     plain = lines.text_prompt if path.suffix == ".txt" else lines.json_prompt
     return lines.read_file(path, lines.geneval_prompt if is_geneval else plain, option, rounds)

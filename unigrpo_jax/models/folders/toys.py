@@ -101,18 +101,18 @@ def save_video_autoencoder(folder: pathlib.Path, files: str, seed: int, **config
     save_weights(folder, component.DIFFUSERS, component.wanted(autoencoder), seed)
 
 
-def save_clip(folder: pathlib.Path, files: str, seed: int, which: str = "") -> None:
+def save_clip(folder: pathlib.Path, files: str, seed: int, which: str = "", tokens: int = CLIP_TOKENS) -> None:
     """Writes `text_encoder/` and `tokenizer/` of a model folder: CLIP's text tower, and byte pairs to its ids.
 
-    `which` is "_2" where it is the second of both.
+    `which` is "_2" where it is the second of both; it reads at most so many `tokens`.
     """
     from tokenizers import pre_tokenizers
 
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
-    count = save_clip_tokenizer(folder / f"tokenizer{which}", letters, _MERGES, CLIP_TOKENS)
+    count = save_clip_tokenizer(folder / f"tokenizer{which}", letters, _MERGES, tokens)
     own = folder / f"text_encoder{which}"
     sizes = {"hidden_size": WIDTH, "intermediate_size": 2 * WIDTH, "num_hidden_layers": 2, "num_attention_heads": 4,
-             "max_position_embeddings": CLIP_TOKENS, "vocab_size": count, "projection_dim": WIDTH}  # fmt: skip
+             "max_position_embeddings": tokens, "vocab_size": count, "projection_dim": WIDTH}  # fmt: skip
     about = {"architectures": ["CLIPTextModel"], "model_type": "clip_text_model", "hidden_act": "quick_gelu",
              "layer_norm_eps": 1e-5, "bos_token_id": 0, "pad_token_id": 1, "eos_token_id": OLD_EOS}  # fmt: skip
     save(own / "config.json", about | sizes)

@@ -16,16 +16,17 @@ from unigrpo_jax.models.folders.toys import (
 from unigrpo_jax.models.hunyuan_video.config import FILES, read_transformer
 
 CHANNELS = 16
+CLIP_TOKENS = 77  # diffusers' pipelines pad to so many, whatever the tokenizer says
 
 
 def tiny_folder() -> pathlib.Path:
     """The folder of the toy from text to video, made on first use."""
-    return made_once("tiny-hunyuan-video", make_tiny)
+    return made_once("tiny-hunyuan-video-77", make_tiny)
 
 
 def picture_folder() -> pathlib.Path:
     """That of the toy from image to video."""
-    return made_once("tiny-skyreels", lambda folder: make_tiny(folder, from_picture=True))
+    return made_once("tiny-skyreels-77", lambda folder: make_tiny(folder, from_picture=True))
 
 
 def make_tiny(folder: pathlib.Path, seed: int = 0, from_picture: bool = False) -> None:
@@ -43,7 +44,7 @@ def make_tiny(folder: pathlib.Path, seed: int = 0, from_picture: bool = False) -
                            latent_channels=CHANNELS, layers_per_block=1, sample_height=32, sample_width=32,
                            sample_frames=9)  # fmt: skip
     save_llama(folder, FILES, seed + 2)
-    save_clip(folder, FILES, seed + 3, "_2")
+    save_clip(folder, FILES, seed + 3, "_2", CLIP_TOKENS)
     scheduler = {"_class_name": "FlowMatchEulerDiscreteScheduler", "num_train_timesteps": 1000, "shift": 7.0}
     save(folder / "scheduler" / "scheduler_config.json", scheduler)
     index = {"_class_name": kind, "transformer": ["diffusers", "HunyuanVideoTransformer3DModel"],
