@@ -51,6 +51,10 @@ class Positions:
         frames = self._moved_back(_edges(count, self.sound_scale), self.sound_scale)
         return frames * np.float32(self.sound_hop) / np.float32(self.sound_rate)
 
+    def sounds(self, seconds: float) -> int:
+        """Latents of a sound that is as long as a clip of so many seconds; at least one."""
+        return max(1, round(seconds * self.sound_rate / self.sound_hop / self.sound_scale))
+
     def video_places(self, grid: tuple[int, int, int], fps: float) -> list[np.ndarray]:
         """For each axis, places of latents as parts of its length, for video among itself."""
         lengths = (self.seconds, self.rows, self.columns)

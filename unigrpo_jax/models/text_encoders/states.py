@@ -15,12 +15,14 @@ class TextStates:
       states: [B, L, D], one vector a token.
       pooled: [B, P], one vector a text; None where a network reads none.
       mask: bool [B, L], true for a token and false for padding, which comes last; None where a network reads padding, too.
+      audio: [B, L, A], one vector a token for what is heard, beside `states` for what is seen; None where nothing is heard.
       empty: the same of the empty text, B rows of it, for guidance; None where nothing is guided.
     """
 
     states: Any
     pooled: Any = None
     mask: Any = None
+    audio: Any = None
     empty: "TextStates | None" = None
 
     def repeat(self, times: int) -> "TextStates":
