@@ -12,7 +12,7 @@ from unigrpo_jax.learning.objective import FlowAnchor, Objective
 from unigrpo_jax.learning.policy import Policy
 from unigrpo_jax.models.schedule import timesteps
 from unigrpo_jax.rollout import randomness
-from unigrpo_jax.rollout.drawing import FlowSampler, denoise
+from unigrpo_jax.rollout.drawing import FlowSampler, denoise, draw
 from unigrpo_jax.rollout.step_rules import FlowSDE
 from unigrpo_jax.rollout.thinking import TokenSampler
 
@@ -35,6 +35,9 @@ class Both:
     def predict(self, params, x, t_B, grid, condition):
         return {name: params[name] * x[name] + condition[:, :, None] for name in x}
 
+    def to_latent(self, tokens, grid):
+        return {**tokens, "video": tokens["video"].reshape(-1, 7, 1, 1, 4)}
+
 
 WEIGHTS = {"audio": jnp.float32(0.5), "video": jnp.float32(-0.3)}
 FLOW = FlowSampler(schedule=tuple(timesteps(4, 1.0).tolist()), rule=FlowSDE(noise_level=0.7), grid=(1, 1))
@@ -48,6 +51,22 @@ def sampled(video_tokens: int):
     end, (x, noise, mean) = jax.jit(denoise, static_argnums=(0, 6))(Both(), WEIGHTS, TEXT, start, keys, WINDOW, FLOW)
     steps = jnp.broadcast_to(WINDOW, (2, 2))
     return Drawing(steps=steps, x=x, noise=noise, mean=mean, latent=end, media={}, finite=jnp.ones(2, bool))
+
+
+def test_a_clip_comes_with_its_sound_and_neither_may_be_infinite():
+    """Sound stays float32; a row whose sound is no number is not finite, whatever its frames are."""
+
+    def decode(latent):
+        return {"video": latent["video"][..., :3], "audio": 1 / jnp.where(latent["audio"] > 1e9, 0, latent["audio"] + 9)}
+
+    start = {"audio": jnp.ones((2, 5, 3)), "video": jnp.zeros((2, 7, 4))}
+    start["audio"] = start["audio"].at[1].set(3e9)
+    run = jax.jit(lambda x: draw(Both(), WEIGHTS, TEXT, x, None, jnp.zeros(0, int), FLOW, decode))
+    drawn = run(start)
+    assert {name: (x.shape, x.dtype) for name, x in drawn.media.items()} == {
+        "video": ((2, 7, 1, 1, 3), jnp.uint8), "audio": ((2, 5, 3), jnp.float32)}  # fmt: skip
+    np.testing.assert_array_equal(drawn.finite, [True, False])
+    np.testing.assert_allclose(drawn.media["audio"][0], 1 / (drawn.latent["audio"][0] + 9), rtol=1e-6)
 
 
 def objective():
@@ -94,5 +113,3 @@ def test_losses_are_added_and_a_modality_does_not_drown_the_other():
     assert float(grads["audio"]) != 0 and float(grads["video"]) != 0
     np.testing.assert_allclose(grads["audio"], more["audio"], rtol=1e-6)
     np.testing.assert_allclose(metrics["flow_audio/velocity_mse"], larger["flow_audio/velocity_mse"], rtol=1e-6)
-
-

@@ -134,9 +134,9 @@ class RolloutConfig:
     """Gather what mesh.fsdp cuts once per rollout, in the compute dtype, instead of at every token and step."""
 
     @property
-    def size(self) -> tuple[int, int, int]:
-        """Height, width and frames of what is drawn."""
-        return self.image_height, self.image_width, self.frames
+    def size(self) -> tuple[int, int, int, float]:
+        """Height, width, frames and frames per second of what is drawn, as `Painter.grid` takes them."""
+        return self.image_height, self.image_width, self.frames, self.frames_per_second
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

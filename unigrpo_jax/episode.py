@@ -71,7 +71,8 @@ class Drawing:
       noise: float32 [B, W, N, C], the eps that was drawn.
       mean: float32 [B, W, N, C], the transition's mean at sampling time.
       latent: float32 [B, N, C], the clean latent tokens that the media were decoded from.
-      media: {name: array}: "image", uint8 [B, height, width, 3], or "video", uint8 [B, F, height, width, 3].
+      media: {name: array}: "image", uint8 [B, height, width, 3], or "video", uint8 [B, F, height, width, 3]; with "audio",
+        float32 [B, samples, channels] in [-1, 1], where sound was made, too.
       finite: bool [B], whether everything on the way to the media was a finite number, its episode's thinking included.
       times: float32 [B, W], where `x` lies; None for the schedule's times at `steps`.  Set, there are no transitions, only
         noisy versions of a picture that is given.

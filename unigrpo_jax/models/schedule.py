@@ -47,14 +47,34 @@ class FlowShift:
     Attributes:
       shift: of `timesteps`, where `line` is None.
       line: two (tokens, mu), of `resolution_shift`.
+      terminal: of `stretched`; None leaves the times as they are.
     """
 
     shift: float = 1.0
     line: tuple[tuple[int, float], tuple[int, float]] | None = None
+    terminal: float | None = None
 
     def of(self, tokens: int) -> float:
         """The shift of an image of so many latent tokens."""
         return self.shift if self.line is None else resolution_shift(tokens, *self.line)
+
+    def times(self, steps: int, tokens: int) -> np.ndarray:
+        """A sampler's times for so many latent tokens, float32 [steps + 1]; ValueError as `timesteps`."""
+        times = timesteps(steps, self.of(tokens))
+        return times if self.terminal is None else stretched(times, self.terminal)
+
+
+def stretched(times: np.ndarray, terminal: float) -> np.ndarray:
+    """A flow's times, stretched away from the noise so that the last before the data is `terminal`, in (0, 1).
+
+        t' = 1 - (1 - t) (1 - terminal) / (1 - last)
+
+    A single transition has no time between noise and data, and stays.
+    """
+    noisy = times[:-1].astype(np.float64)
+    if len(noisy) == 1:
+        return times
+    return np.append(1 - (1 - noisy) * (1 - terminal) / (1 - noisy[-1]), 0.0).astype(np.float32)
 
 
 Spacing = Literal["leading", "trailing"]

@@ -82,28 +82,29 @@ class Painter(Protocol):
     def unread(self, params: Params, text, condition: Condition) -> Condition:
         """What guidance compares `read` with: the condition without this text."""
 
-    def times(self, steps: int, shift: float, grid: tuple[int, ...]) -> np.ndarray:
+    def times(self, steps: int, shift: float, grid: tuple[float, ...]) -> np.ndarray:
         """A sampler's times from the noise to the data, float32 [steps + 1]; a `shift` of 0 is the family's own.
 
         ValueError, in one sentence, where there is no such schedule.
         """
 
-    def predict(self, params: Params, x: Latent, t_B: jax.Array, grid: tuple[int, ...], condition: Condition) -> Latent:
+    def predict(self, params: Params, x: Latent, t_B: jax.Array, grid: tuple[float, ...], condition: Condition) -> Latent:
         """The network's output, float32 like x, of a latent at time t upon a condition, which stays as it is."""
 
-    def grid(self, height: int, width: int, frames: int = 1) -> tuple[int, ...]:
+    def grid(self, height: int, width: int, frames: int = 1, fps: float = 24.0) -> tuple[float, ...]:
         """Latent tokens (rows, columns) of an image, (frames, rows, columns) where a family draws clips.
 
+        Where it draws their sound, too, latents of that and frames per second follow, on which alone it depends.
         ValueError, in one sentence, where it cannot be drawn.
         """
 
-    def latent_shape(self, grid: tuple[int, ...]) -> Any:
+    def latent_shape(self, grid: tuple[float, ...]) -> Any:
         """Shape (N, C) of each modality of one sample's latent."""
 
-    def to_tokens(self, latent_BHWC: jax.Array) -> jax.Array:
-        """Latents as tokens [B, N, C]; of a clip they are [B, frames, h, w, channels]."""
+    def to_tokens(self, latent_BHWC: Latent) -> Latent:
+        """Latents as tokens [B, N, C]; of a clip they are [B, frames, h, w, channels], of sound tokens themselves."""
 
-    def to_latent(self, tokens_BNC: jax.Array, grid: tuple[int, ...]) -> jax.Array:
+    def to_latent(self, tokens_BNC: Latent, grid: tuple[float, ...]) -> Latent:
         """Tokens as latents, [B, h, w, channels] or of a clip [B, frames, h, w, channels], for the autoencoder."""
 
     def adapted(self, params: Params, lora: LoraConfig, key: jax.Array) -> Params:

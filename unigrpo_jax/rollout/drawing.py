@@ -4,6 +4,7 @@ Only what the update needs is kept: the states, noises and means of the window's
 """
 
 import dataclasses
+import functools
 import math
 from typing import Any
 
@@ -32,7 +33,7 @@ class FlowSampler:
     Attributes:
       schedule: T + 1 times, from the noise to the data.
       rule: the transition inside the window; outside it is the rule without noise.
-      grid: latent tokens (rows, columns), of a clip (frames, rows, columns).
+      grid: of the latents, as `Painter.grid` has it.
       guidance: None for none, as in UniGRPO, where an episode stays linear.
       path: where the latents lie.
       prediction: what the network predicts.
@@ -41,7 +42,7 @@ class FlowSampler:
 
     schedule: tuple[float, ...]
     rule: StepRule
-    grid: tuple[int, ...]
+    grid: tuple[float, ...]
     guidance: Guidance | None = None
     path: Path = RECTIFIED
     prediction: Prediction = "velocity"
@@ -149,7 +150,8 @@ def draw(
     """Samples an image or a clip upon a condition: `denoise`, and `decode`.
 
     `decode` makes latents, [B, rows, columns, channels] those of images, into images [B, height, width, 3] or clips
-    [B, F, height, width, 3], in [-1, 1]; `parts` is that of `in_turn`.  A clip of one frame is an image.
+    [B, F, height, width, 3], in [-1, 1]; or those of modalities into {"video": clips, "audio": sound [B, samples, channels]
+    in [-1, 1]}.  `parts` is that of `in_turn`.  A clip of one frame is an image.
     """
     hold = model.hold or (lambda x: x)  # else a partitioner may put several devices' images on one of them
     with jax.named_scope("drawing"):
@@ -157,17 +159,19 @@ def draw(
         tokens, kept = denoise(model, params, condition, start, noise_keys_B, window_W, sampler, others)
     with jax.named_scope("images"):
         latent = model.to_latent(tokens, sampler.grid)
-        shape = jax.eval_shape(decode, latent[:1]).shape
+        named = lambda latent: out if isinstance(out := decode(latent), dict) else {"video": out}
+        shape = jax.eval_shape(named, jax.tree.map(lambda x: x[:1], latent))["video"].shape
         medium, pixels = "video" if len(shape) == 5 and shape[1] > 1 else "image", math.prod(shape[1:-1])
 
-        def picture(latent):
-            image = decode(hold(latent))
-            levels = to_uint8(image)
-            return levels[:, 0] if levels.ndim == 5 and medium == "image" else levels, finite_rows(image)
+        def shown(latent):
+            out = named(jax.tree.map(hold, latent))
+            finite = functools.reduce(jnp.logical_and, map(finite_rows, out.values()))
+            levels = to_uint8(out.pop("video"))
+            return {medium: levels[:, 0] if levels.ndim == 5 and medium == "image" else levels, **out}, finite
 
-        image, finite = in_turn(picture, latent, parts, DECODED_PIXELS // pixels)
+        media, finite = in_turn(shown, latent, parts, DECODED_PIXELS // pixels)
     x, noise, mean = kept
     steps = jnp.broadcast_to(window_W, jax.tree.leaves(x)[0].shape[:2])
     for array in jax.tree.leaves((tokens, x, mean)):
         finite = finite & finite_rows(array)
-    return Drawing(steps=steps, x=x, noise=noise, mean=mean, latent=tokens, media={medium: image}, finite=finite)
+    return Drawing(steps=steps, x=x, noise=noise, mean=mean, latent=tokens, media=media, finite=finite)

@@ -278,7 +278,7 @@ class Bagel:
         """A sampler's schedule, float32 [steps + 1]: shifted, whatever the size."""
         return timesteps(steps, shift)
 
-    def grid(self, height: int, width: int, frames: int = 1) -> tuple[int, int]:
+    def grid(self, height: int, width: int, frames: int = 1, fps: float = 24.0) -> tuple[int, int]:
         """Latent tokens (rows, columns); ValueError where an image does not divide, into too many, or is a clip."""
         check_image(frames)
         return self.config.grid(height, width)

@@ -20,8 +20,9 @@ A, B = ADAPTER
 
 def linears(network: Network) -> dict[str, tuple[int, ...]]:
     """{module: shape of its weight} of every linear map, [(layers,) out, in]."""
-    shapes = {name: (shape, len(shape) - stacked(network, name)) for name, shape in network.shapes().items()}
-    return {name.removesuffix(".weight"): shape for name, (shape, axes) in shapes.items() if axes == 2}
+    weights = {name: shape for name, shape in network.shapes().items() if name.endswith(".weight")}
+    return {name.removesuffix(".weight"): shape for name, shape in weights.items()
+            if len(shape) - stacked(network, name) == 2}  # fmt: skip
 
 
 def stacked(network: Network, name: str) -> bool:

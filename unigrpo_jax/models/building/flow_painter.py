@@ -37,7 +37,7 @@ class FlowPainter(TextPainter):
 
     def times(self, steps: int, shift: float, grid: tuple[int, ...]) -> np.ndarray:
         """A sampler's times, float32 [steps + 1]; shift 0 is what `shift` says for this grid."""
-        return timesteps(steps, shift or self.shift.of(math.prod(grid)))
+        return timesteps(steps, shift) if shift else self.shift.times(steps, math.prod(grid))
 
     def cuts(self) -> dict[str, dict[str, int]]:
         """Sizes that an axis of a mesh must divide, {axis of the mesh: {what is cut: size}}."""

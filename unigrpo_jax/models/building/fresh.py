@@ -16,14 +16,13 @@ def fresh(network: Network, zero: str, key: jax.Array) -> dict[str, jax.Array]:
 
     Args:
       network: what the parameters are of.
-      zero: regular expression of the modules whose weights are 0, matched whole.
+      zero: regular expression of the modules whose weights are 0, and of what is no weight, such as tables; matched whole.
       key: each parameter's own key depends on its name alone.
     """
     out = {}
     for name, shape in network.shapes().items():
-        module, kind = name.rsplit(".", 1)
         inputs = shape[1 + stacked(network, name) :]
-        if kind == "bias" or re.fullmatch(zero, module):
+        if name.endswith(".bias") or re.fullmatch(zero, name.removesuffix(".weight")):
             out[name] = jnp.zeros(shape)
         elif not inputs:
             out[name] = jnp.ones(shape)

@@ -5,7 +5,7 @@ import functools
 import math
 from collections.abc import Callable
 from types import MappingProxyType
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
@@ -59,16 +59,16 @@ class TextPainter:
         """What one evaluation costs, upon so many tokens of a text."""
         raise NotImplementedError
 
-    def outputs(self, params: Params, x_BNC, t_B, grid: tuple[int, ...], condition: TextStates, way: Computing):
+    def outputs(self, params: Params, x, t_B, grid: tuple[float, ...], condition: TextStates, way: Computing):
         """The network's output, float32, of tokens in the compute dtype."""
         raise NotImplementedError
 
-    def predict(self, params: Params, x_BNC, t_B, grid: tuple[int, ...], condition: TextStates) -> jax.Array:
-        """The network's output, float32 [B, N, C].
+    def predict(self, params: Params, x, t_B, grid: tuple[float, ...], condition: TextStates) -> Any:
+        """The network's output, float32 like x.
 
         Args:
           params: the parameters; float32 ones are cast to `dtype` where they are used.
-          x_BNC: latent tokens at time t, as many as `grid` has.
+          x: latent tokens [B, N, C] at time t, as many as `grid` has, or a pytree of modalities.
           t_B: times in (0, 1], 1 is noise.
           grid: latent tokens (rows, columns), of a clip (frames, rows, columns).
           condition: the text.
@@ -78,7 +78,7 @@ class TextPainter:
         """
         if not condition.states.shape[1]:
             raise ValueError("there is no text to draw upon; guidance needs a codec that encodes the empty text, too.")
-        return _predict(self, params, x_BNC, t_B, grid, condition)
+        return _predict(self, params, x, t_B, grid, condition)
 
     def init(self, key: jax.Array) -> Params:
         """Fresh parameters, float32 (`fresh`)."""
@@ -96,7 +96,7 @@ class TextPainter:
         """The empty text; where the codec did not encode it, as where nothing is guided, the condition as it was."""
         return condition if text.empty is None else text.empty
 
-    def latent_shape(self, grid: tuple[int, ...]) -> tuple[int, int]:
+    def latent_shape(self, grid: tuple[float, ...]) -> Any:
         """(N, C)."""
         return math.prod(grid), self.network.channels
 
@@ -125,8 +125,9 @@ class TextPainter:
 
 
 @functools.partial(jax.jit, static_argnums=(0, 4), inline=True)
-def _predict(painter: TextPainter, params: Params, x_BNC, t_B, grid: tuple[int, ...], condition: TextStates):
+def _predict(painter: TextPainter, params: Params, x, t_B, grid: tuple[float, ...], condition: TextStates):
     """Jitted, so that a program of many passes traces each once for its shapes, and inlined: the same bits."""
     way = Computing(painter.hold, painter.attend, painter.remat, painter.tokens)
     params = flat_adapters.scaled(params, painter.lora_scale)
-    return painter.outputs(params, x_BNC.astype(painter.dtype), t_B, grid, condition, way)
+    x = jax.tree.map(lambda own: own.astype(painter.dtype), x)
+    return painter.outputs(params, x, t_B, grid, condition, way)

@@ -42,7 +42,7 @@ class Flux(FlowPainter):
         told = jnp.full(t_B.shape, self.guidance_scale)
         return self.transformer(params, x_BNC, time, condition.states, condition.pooled, grid, told, way)
 
-    def grid(self, height: int, width: int, frames: int = 1) -> tuple[int, int]:
+    def grid(self, height: int, width: int, frames: int = 1, fps: float = 24.0) -> tuple[int, int]:
         """Latent tokens (rows, columns); ValueError where they do not fill the image, or more than one is asked for."""
         check_image(frames)
         return self._grid(height, width, PATCH * self.downsample, PATCH * self.downsample)

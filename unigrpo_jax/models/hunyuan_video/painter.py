@@ -96,7 +96,7 @@ class HunyuanVideo(FlowPainter):
         told = jnp.full(t_B.shape, 1000 * self.guidance_scale)
         return self.transformer(params, x, 1000 * t_B, states, mask, condition.pooled, grid, told, way)
 
-    def grid(self, height: int, width: int, frames: int = 1) -> tuple[int, int, int]:
+    def grid(self, height: int, width: int, frames: int = 1, fps: float = 24.0) -> tuple[int, int, int]:
         """Latent tokens (frames, rows, columns); ValueError where they do not fill the video."""
         later, rest = divmod(frames - 1, self.downsample_time)
         if later < 0 or rest:

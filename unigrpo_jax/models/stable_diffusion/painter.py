@@ -60,7 +60,7 @@ class StableDiffusion(TextPainter):
             raise ValueError(f"shift = {shift}: times of a diffusion are spaced by its scheduler file, not shifted; use 0.")
         return self.schedule.times(steps)
 
-    def grid(self, height: int, width: int, frames: int = 1) -> tuple[int, int]:
+    def grid(self, height: int, width: int, frames: int = 1, fps: float = 24.0) -> tuple[int, int]:
         """Pixels of a latent (rows, columns); ValueError where the U-Net's scales do not halve them, or for a clip."""
         check_image(frames)
         return self._grid(height, width, self.downsample, self.downsample * 2 ** (len(self.unet.widths) - 1))

@@ -1,0 +1,190 @@
+"""LTX-2 as a painter of two modalities: grids, latents, texts, and recorded runs and transitions by the house's sampler."""
+
+import dataclasses
+import json
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tests import tiny
+from tests.test_flops import counted
+from tests.test_ltx2 import BOTH, SMALL, SMALL_NEWER
+from unigrpo_jax.config import LoraConfig, RolloutConfig, RunConfig
+from unigrpo_jax.episode import Drawing, Episodes
+from unigrpo_jax.learning.policy import Policy
+from unigrpo_jax.models.folders import component
+from unigrpo_jax.models.ltx2.config import FILES, read_transformer
+from unigrpo_jax.models.ltx2.painter import LTX2
+from unigrpo_jax.models.ltx2.scheduler import read_scheduler
+from unigrpo_jax.models.ltx2.texts import open_connectors
+from unigrpo_jax.models.text_encoders.states import TextStates
+from unigrpo_jax.rollout.drawing import FlowSampler, denoise
+from unigrpo_jax.rollout.program import training_rollout
+from unigrpo_jax.rollout.step_rules import ODE, DanceSDE
+from unigrpo_jax.rollout.thinking import TokenSampler
+
+TOY = LTX2(transformer=SMALL)
+TEXT = TextStates(states=jnp.zeros((2, 6, 7)), audio=jnp.zeros((2, 6, 7)))
+
+
+class Recorded:
+    """The recorded arrays with the painter, its parameters, and the grid of its clip from pixels and seconds."""
+
+    def __init__(self, folder):
+        self.load = lambda name: dict(np.load(folder / f"{name}.npz"))
+        own, settings = folder / "pipeline", json.loads((folder / "settings.json").read_text())
+        network = read_transformer(own / "transformer" / "config.json")
+        weights = component.open_weights(own / "transformer", component.DIFFUSERS, network)
+        self.params = component.read(weights, network, np.float32)
+        shift = read_scheduler(own / "scheduler" / "scheduler_config.json", FILES)
+        self.painter = LTX2(transformer=network, shift=shift, downsample=network.positions.scales[1])
+        self.grid = self.painter.grid(*settings["image_hw"], settings["frames"], settings["fps"])
+        assert self.grid == (*settings["latent_grid"], settings["audio_latents"], settings["fps"])
+
+    def text(self):
+        run = self.load("run")
+        return TextStates(run["video_text"], mask=run["text_mask"] > 0, audio=run["audio_text"])
+
+
+@pytest.fixture(scope="module")
+def recorded(fixtures):
+    """Everything."""
+    return Recorded(fixtures / "ltx2")
+
+
+def test_a_recorded_run_by_the_houses_sampler(recorded, assert_close):
+    run, painter = recorded.load("run"), recorded.painter
+    times = painter.times(len(run["sigmas"]) - 1, 0.0, recorded.grid)
+    assert_close(times, run["sigmas"], 1e-6, "times")
+    sampler = FlowSampler(schedule=tuple(times.tolist()), rule=ODE(), grid=recorded.grid)
+    x = {name: run[f"{name}_init"] for name in BOTH}
+    assert {name: own.shape[1:] for name, own in x.items()} == painter.latent_shape(recorded.grid)
+    draw = lambda params, x: denoise(painter, params, recorded.text(), x, None, jnp.zeros(0, int), sampler)[0]
+    for name, end in tiny.jit(draw)(recorded.params, x).items():
+        assert_close(end, run[f"plain_{name}"][-1], 2e-4, name)
+
+
+def test_a_policys_view_of_recorded_transitions(recorded, assert_close):
+    """All of them at once, as an update sees them: means, deviations and log-probabilities of each modality."""
+    found, rule = recorded.load("dance"), DanceSDE(noise_level=float(recorded.load("dance")["eta"]))
+    steps = len(found["sigmas"]) - 1
+    sampler = FlowSampler(schedule=tuple(found["sigmas"].tolist()), rule=rule, grid=recorded.grid)
+    window = lambda kind, count: {name: found[f"{kind}_{name}"][:count].swapaxes(0, 1) for name in BOTH}
+    drawing = Drawing(steps=np.arange(steps)[None], x=window("x", steps), noise=window("noise", steps), mean=None,
+                      latent=None, media={}, finite=np.ones(1, bool))  # fmt: skip
+    policy = Policy(model=recorded.painter, tokens=TokenSampler(), flow=sampler)
+    (view,) = tiny.jit(policy.view)(recorded.params, Episodes(prompt=recorded.text(), segments=(drawing,)))
+    assert_close(view.std, found["std"][None], name="deviation")
+    for name in BOTH:
+        assert_close(view.output[name], window("v", steps)[name], name=f"velocity of {name}")
+        assert_close(view.mean[name], window("mean", steps)[name], name=f"mean of {name}")
+        for i in range(steps):
+            log_prob = rule.log_prob(found[f"x_{name}"][i + 1], view.mean[name][:, i], view.std[0, i])
+            np.testing.assert_allclose(log_prob, found[f"log_prob_{name}"][i], rtol=0, atol=1e-3)
+
+
+def test_the_connectors_are_what_stands_behind_the_text_encoder(recorded, fixtures, assert_close):
+    found = recorded.load("text")
+    own, tokens = fixtures / "ltx2" / "pipeline" / "connectors", found["attention_mask"].shape[1]
+    connected = open_connectors(own, tokens, "float32")
+    said = tiny.jit(connected)(connected.read(None), {"states": found["hidden_states"], "mask": found["attention_mask"]})
+    assert {name: x.shape[1:] for name, x in said.items()} == connected.shapes()
+    assert_close(said["states"], found["video_embeds"], name="video")
+    assert_close(said["audio"], found["audio_embeds"], name="sound")
+    assert {path.name for path in connected.files} == {"config.json", "diffusion_pytorch_model.safetensors"}
+    with pytest.raises(ValueError, match=f"registers do not fill texts of {tokens + 1} tokens; pad them to "):
+        open_connectors(own, tokens + 1, "float32")
+
+
+def test_grids_by_hand():
+    """A latent is 32 pixels a side and 8 frames, and there are 25 of sound in a second."""
+    assert TOY.grid(64, 96, 121, 24.0) == (16, 2, 3, 126, 24.0)  # 121 / 24 s = 5.04 s, 126.04 latents
+    assert TOY.grid(32, 32) == (1, 1, 1, 1, 24.0)
+    assert TOY.grid(32, 32, 1, 60.0)[3] == 1  # 0.4 of one
+    assert TOY.latent_shape((16, 2, 3, 126, 24.0)) == {"video": (96, 5), "audio": (126, 3)}
+    for frames, near in ((0, 1), (8, 9), (120, 121)):
+        with pytest.raises(ValueError, match=f"a video of {frames} frames cannot be drawn: .* of 8; use {near}.$"):
+            TOY.grid(32, 32, frames)
+    with pytest.raises(ValueError, match="both sides must be multiples of 32; use 32 x 64.$"):
+        TOY.grid(33, 64, 9)
+
+
+def test_times_of_another_shift_have_no_terminal_one():
+    grid = TOY.grid(64, 96, 121)
+    assert TOY.times(4, 0.0, grid)[-2] == np.float32(0.1)
+    np.testing.assert_allclose(TOY.times(4, 1.0, grid), [1, 0.75, 0.5, 0.25, 0])
+
+
+def test_tokens_are_latents_frame_by_frame_and_sound_is_tokens():
+    rng = np.random.default_rng(0)
+    latent = {"video": rng.standard_normal((2, 2, 3, 4, 5)), "audio": rng.standard_normal((2, 6, 3))}
+    tokens = TOY.to_tokens(latent)
+    assert tokens["video"].shape == (2, 24, 5)
+    np.testing.assert_array_equal(tokens["video"][:, 1 * 12 + 2 * 4 + 3], latent["video"][:, 1, 2, 3])
+    back = TOY.to_latent(tokens, (2, 3, 4, 6, 24.0))
+    for name in BOTH:
+        np.testing.assert_array_equal(back[name], latent[name])
+
+
+@pytest.mark.parametrize("transformer", [SMALL, SMALL_NEWER], ids=["2", "2.3"])
+def test_a_fresh_network_predicts_zero_with_its_gates_shut(transformer):
+    painter = LTX2(transformer=transformer)
+    params = jax.eval_shape(painter.init, jax.random.key(0))
+    assert {name: x.shape for name, x in params.items()} == transformer.shapes()
+    zero = {name for name in params if re.fullmatch(painter.zero_at_start, name.removesuffix(".weight"))}
+    tells = 2 * 4 + 2 * transformer.texts_told  # of time, of scale and shift, of a gate; of texts
+    assert len(zero) == 2 + (tells - 2) + len([name for name in params if name.endswith("_table")])
+
+
+def test_texts_of_both_modalities_reach_it_and_bfloat16_is_the_compute_dtype():
+    painter = dataclasses.replace(TOY, dtype="bfloat16", hold=lambda x: held.append(x) or x)
+    held, grid = [], (2, 1, 2, 5, 24.0)
+    x = {name: jnp.zeros((2, *shape)) for name, shape in painter.latent_shape(grid).items()}
+    params = {name: jax.ShapeDtypeStruct(shape, jnp.float32) for name, shape in SMALL.shapes().items()}
+    condition = painter.read({}, TEXT.replace(empty=TEXT), painter.empty(2))
+    out = jax.eval_shape(lambda p: painter.predict(p, x, jnp.ones(2), grid, condition), params)
+    assert jax.tree.map(lambda v: (v.shape, v.dtype), out) == jax.tree.map(lambda v: (v.shape, jnp.dtype("float32")), x)
+    assert {h.dtype for h in held} == {jnp.dtype("bfloat16")}
+    assert painter.unread({}, TEXT.replace(empty=TEXT), painter.empty(2)) is TEXT
+    assert condition.repeat(3).audio.shape == (6, 6, 7)
+
+
+def test_adapters_and_cost():
+    settings = LoraConfig(rank=2, targets=(r"transformer_blocks\.(audio_)?attn1\.to_[qkv]",))
+    params = jax.eval_shape(lambda: TOY.adapted(TOY.init(jax.random.key(0)), settings, jax.random.key(1)))
+    assert params["transformer_blocks.audio_attn1.to_q.lora_A.weight"].shape == (3, 2, 8)
+    assert TOY.hits(settings.targets) == {settings.targets[0]: 6 * SMALL.layers}
+    rollout = RolloutConfig(image_height=32, image_width=64, frames=9, frames_per_second=24.0, prompt_tokens=6)
+    work = TOY.work(RunConfig(rollout=rollout), 0)
+    grid = TOY.grid(*rollout.size)
+    x = {name: jnp.zeros((1, *shape)) for name, shape in TOY.latent_shape(grid).items()}
+    text = jax.tree.map(lambda t: t[:1], TEXT)
+    params = {name: jax.ShapeDtypeStruct(shape, jnp.float32) for name, shape in SMALL.shapes().items()}
+    assert work.latents == 4
+    assert work.evaluation() == counted(lambda p: TOY.predict(p, x, jnp.ones(1), grid, text), params)
+
+
+class Decoder:
+    """Frames and samples of a clip of 9 frames of 32 x 64 pixels, from the first numbers of its latents."""
+
+    def decode(self, params, latent):
+        frames = jnp.repeat(latent["video"][..., :3], 32, axis=2)
+        clip = jnp.repeat(jnp.repeat(frames, 32, axis=3), 8, axis=1)[:, 7:]
+        return {"video": clip, "audio": jnp.repeat(latent["audio"][..., :2], 960, axis=1)}
+
+
+def test_episodes_hold_a_clip_its_sound_and_transitions_of_both():
+    """From shapes alone: two prompts, two episodes each."""
+    settings = RolloutConfig(thinking=False, image_height=32, image_width=64, frames=9, flow_steps=3, timestep_shift=0.0,
+                             window_size=1, window_range=(0, 2))  # fmt: skip
+    program = training_rollout(settings, TOY, Decoder(), 2)
+    params = {name: jax.ShapeDtypeStruct(shape, jnp.float32) for name, shape in SMALL.shapes().items()}
+    episodes = jax.eval_shape(program.__call__, params, {}, TEXT, 0, 0, 0)
+    drawn = episodes.drawing
+    assert {name: x.shape for name, x in drawn.media.items()} == {"video": (4, 9, 32, 64, 3), "audio": (4, 9 * 960, 2)}
+    assert episodes.fps == 24
+    for kept in (drawn.x, drawn.noise, drawn.mean):
+        assert {name: x.shape for name, x in kept.items()} == {"video": (4, 1, 4, 5), "audio": (4, 1, 9, 3)}

@@ -1,0 +1,54 @@
+"""What one evaluation of the transformer costs, by formula; nothing is compiled.
+
+Counted are the products of matrices, 2 operations for each multiply-add, where each sample has one time.  Texts are seen
+whole, with the registers that stand where there would be padding.
+"""
+
+import math
+
+from unigrpo_jax.models.building.flat_adapters import linears
+from unigrpo_jax.models.ltx2.layers import MLP
+from unigrpo_jax.models.ltx2.modulation import OTHER, SINUSOID
+from unigrpo_jax.models.ltx2.transformer import LTX2Transformer
+from unigrpo_jax.models.work import Evaluation
+
+
+def evaluation(network: LTX2Transformer, video: int, audio: int, text: int) -> Evaluation:
+    """Of one sample, with both modalities.
+
+    Args:
+      network: the sizes.
+      video: tokens of the video.
+      audio: tokens of the sound.
+      text: tokens of each text.
+    """
+    tokens, inner = {"video": video, "audio": audio}, network.audio.width
+    block = once = summed = kept = scores = 0
+    for name, branch in network.branches.items():
+        own, width, other = tokens[name], branch.width, network.branches[OTHER[name]].width
+        heard = tokens[OTHER[name]]
+        # Self attention, queries and output of text attention, and the MLP; keys and values of the text.
+        block += (4 + 2 + 2 * MLP) * width**2 * own + 2 * width**2 * text
+        # Queries and output where it takes from the other modality, keys and values of that.
+        block += 2 * width * inner * own + 2 * other * inner * heard
+        block += 2 * own * (width * (own + text) + inner * heard)  # scores and mixed values
+        if branch.gated:
+            block += own * width * (2 * branch.heads + network.audio.heads)
+        once += own * 2 * branch.channels * width
+        if network.text_width is not None:
+            once += text * (network.text_width + width) * width
+        told = [branch.rows, 4, 1] + [2] * network.texts_told
+        once += sum(SINUSOID * width + (1 + parts) * width**2 for parts in told)
+        summed += 4 * width * own  # of three attentions and an MLP
+        # Norms, q, k, v and mixed values, an MLP's inside before and after its activation, what gates multiply, and keys
+        # and values of text and of the other modality.
+        kept += (11 + 2 * MLP) * width * own + 2 * width * text + 2 * inner * (own + heard)
+        scores += own * (branch.heads * (own + text) + network.audio.heads * heard)
+    return Evaluation(
+        layers=2 * network.layers * block,
+        others=2 * once,
+        weights=sum(map(math.prod, linears(network).values())),
+        summed=network.layers * summed,
+        kept=network.layers * kept,
+        scores=network.layers * scores,
+    )

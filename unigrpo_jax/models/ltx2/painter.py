@@ -1,0 +1,109 @@
+"""LTX-2 as a painter of two modalities: a rectified flow's velocities of a clip's latents and of its sound's, at one time.
+
+A latent is {"video": [B, N, C], "audio": [B, L, A]}, tokens that are latents of the autoencoders; a clip's are [B, frames,
+rows, columns, C] there, a sound's are tokens as they are.  A grid is (frames, rows, columns, L, frames per second): how long
+a sound is depends on the clip's seconds, and so do the places of both.
+"""
+
+import dataclasses
+import math
+from typing import ClassVar
+
+import jax.numpy as jnp
+import numpy as np
+
+from unigrpo_jax.config import RunConfig
+from unigrpo_jax.models.building.computing import Computing
+from unigrpo_jax.models.building.flat import Params
+from unigrpo_jax.models.building.text_painter import TextPainter
+from unigrpo_jax.models.ltx2.axes import AXES
+from unigrpo_jax.models.ltx2.flops import evaluation
+from unigrpo_jax.models.ltx2.transformer import Latents, LTX2Transformer
+from unigrpo_jax.models.paths import RECTIFIED
+from unigrpo_jax.models.schedule import FlowShift, timesteps
+from unigrpo_jax.models.text_encoders.states import TextStates
+from unigrpo_jax.models.work import PainterWork
+
+Grid = tuple[int, int, int, int, float]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LTX2(TextPainter):
+    """The verbs of the transformer; texts are `TextStates` with what the connectors say for each modality.
+
+    Attributes:
+      transformer: the network.
+      shift: of the sampler's times, by tokens of the video, where a run does not say another.
+    """
+
+    transformer: LTX2Transformer
+    shift: FlowShift = FlowShift(line=((1024, 0.95), (4096, 2.05)), terminal=0.1)
+    downsample: int = 32
+
+    path, prediction = RECTIFIED, "velocity"
+    axes: ClassVar = AXES
+    # As in diffusion transformers (arXiv 2212.09748): blocks are not modulated, with gates shut, and the output is 0.
+    zero_at_start: ClassVar = r"(?:audio_)?proj_out|.*(?:time_embed|prompt_adaln|scale_shift|_gate)\.linear|.*_table"
+
+    @property
+    def network(self) -> LTX2Transformer:
+        """What has the parameters."""
+        return self.transformer
+
+    def outputs(self, params: Params, x: Latents, t_B, grid: Grid, condition: TextStates, way: Computing):
+        """The velocities."""
+        *clip, _, fps = grid
+        texts = {"video": condition.states, "audio": condition.audio}
+        seen = None if condition.mask is None else dict.fromkeys(texts, condition.mask)
+        times = dict.fromkeys(texts, 1000 * t_B)
+        return self.transformer(params, x, times, texts, tuple(clip), fps, seen, way=way)
+
+    def empty(self, batch: int) -> TextStates:
+        """No text; nothing reads it."""
+        return super().empty(batch).replace(audio=jnp.zeros((batch, 0, 0)))
+
+    def grid(self, height: int, width: int, frames: int = 1, fps: float = 24.0) -> Grid:
+        """Latents (frames, rows, columns) of the clip, those of its sound, and frames per second.
+
+        ValueError where latents do not fill the clip.
+        """
+        places = self.transformer.positions
+        every, *_ = places.scales
+        later, rest = divmod(frames - 1, every)
+        if later < 0 or rest:
+            near = max(0, round((frames - 1) / every)) * every + 1
+            raise ValueError(f"a video of {frames} frames cannot be drawn: their number must be 1 more than a multiple of "
+                             f"{every}; use {near}.")  # fmt: skip
+        clip = 1 + later, *self._grid(height, width, self.downsample, self.downsample)
+        return *clip, places.sounds(frames / fps), float(fps)
+
+    def latent_shape(self, grid: Grid) -> dict[str, tuple[int, int]]:
+        """(N, C) of each modality."""
+        *clip, sounds, _ = grid
+        return {"video": (math.prod(clip), self.transformer.video.channels),
+                "audio": (sounds, self.transformer.audio.channels)}  # fmt: skip
+
+    def to_tokens(self, latent: Latents) -> Latents:
+        """Latents of the clip frame by frame and row by row; those of its sound are tokens."""
+        video = latent["video"]
+        return {**latent, "video": video.reshape(video.shape[0], -1, video.shape[-1])}
+
+    def to_latent(self, tokens: Latents, grid: Grid) -> Latents:
+        """Back to [B, frames, rows, columns, C] of the clip."""
+        video = tokens["video"]
+        return {**tokens, "video": video.reshape(video.shape[0], *grid[:3], video.shape[-1])}
+
+    def times(self, steps: int, shift: float, grid: Grid) -> np.ndarray:
+        """A sampler's times, float32 [steps + 1]; shift 0 is what `shift` says for this grid, and the terminal time's."""
+        return timesteps(steps, shift) if shift else self.shift.times(steps, math.prod(grid[:3]))
+
+    def cuts(self) -> dict[str, dict[str, int]]:
+        """Sizes that an axis of a mesh must divide, {axis of the mesh: {what is cut: size}}."""
+        return self.transformer.cuts()
+
+    def work(self, run: RunConfig, system: int, pictures: bool = False, turns: bool = False) -> PainterWork:
+        """What the episodes of a run cost; see `models.work`.  A text has `prompt_tokens` states for each modality."""
+        *clip, sounds, _ = self.grid(*run.rollout.size)
+        latents = math.prod(clip)
+        each = evaluation(self.transformer, latents, sounds, run.rollout.prompt_tokens)
+        return PainterWork(run=run, latents=latents, each=each)
