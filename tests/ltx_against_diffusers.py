@@ -40,7 +40,11 @@ CASES = {
 def ours(out: pathlib.Path) -> None:
     """Writes a folder for each case, and DIR/arrays.npz."""
     import dataclasses
+    import os
 
+    from tests.quick import FLAGS
+
+    os.environ.setdefault("XLA_FLAGS", FLAGS)  # compiling is most of the time
     import jax
 
     from unigrpo_jax.models.autoencoders import diffusers_ltx as folders
@@ -75,7 +79,8 @@ def ours(out: pathlib.Path) -> None:
                      "decoded": jax.jit(network.decode)(params, z.reshape(*z.shape[:2], -1))}  # fmt: skip
         else:
             network = dataclasses.replace(network, side_tiles=Tiles(size=size, stride=stride) if size else None)
-            clip = rng.uniform(-1, 1, (1, 9, 96, 80, 3)).astype(np.float32)
+            sides = (96, 80) if size else (32, 48)
+            clip = rng.uniform(-1, 1, (1, 9, *sides, 3)).astype(np.float32)
             mean, log_variance = jax.jit(network.moments)(params, clip)
             decoded = jax.jit(network.decode)(params, mean)
             found = {"clip": clip, "mean": mean, "log-variance": log_variance, "decoded": decoded}
