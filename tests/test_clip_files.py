@@ -10,7 +10,7 @@ from PIL import Image
 
 from tests.moving import FPS, clip
 from unigrpo_jax import clip_files
-from unigrpo_jax.clip_files import encode, read_clip, save_clip, spread
+from unigrpo_jax.clip_files import encode, read_clip, read_clip_sound, save_clip, spread
 from unigrpo_jax.config import ConfigError
 
 
@@ -126,6 +126,79 @@ def test_a_small_file_that_unpacks_to_very_much_is_refused(tmp_path, monkeypatch
 def test_what_is_no_clip_is_not_encoded(frames, fps):
     with pytest.raises(ValueError, match="a clip"):
         encode(frames, fps, "webp")
+
+
+def voice(rate, seconds=0.75, channels=2):
+    """A tone in each channel, float32 [S, channels]."""
+    time = np.arange(round(rate * seconds))[:, None] / rate
+    return (0.5 * np.sin(2 * np.pi * np.array([[440.0, 1000.0]])[:, :channels] * time)).astype(np.float32)
+
+
+@pytest.mark.parametrize("rate, channels", [(24000, 2), (16000, 1), (44100, 2)])
+def test_an_mp4_gives_back_its_pictures_and_its_sound(tmp_path, rate, channels):
+    """AAC loses a little, but not a sample of length or of place, and neither channel is taken for the other."""
+    pytest.importorskip("av")
+    path, frames, sound = tmp_path / "clip.mp4", clip(), voice(rate, channels=channels)
+    save_clip(path, frames, FPS, (sound, rate))
+    again, fps = read_clip(path)
+    assert fps == FPS and np.abs(again.astype(int) - frames).mean() < 3
+    heard, own = read_clip_sound(path)
+    assert own == rate and heard.dtype == np.float32 and heard.shape == sound.shape
+    middle = slice(2048, -2048)  # a tone that begins at once is not a tone at its ends
+    assert np.abs(heard - sound)[middle].max() < 0.06  # of 0.5
+
+
+def test_a_clip_without_sound_has_none(tmp_path):
+    save_clip(tmp_path / "clip.webp", clip(), FPS)
+    assert read_clip_sound(tmp_path / "clip.webp") is None
+    (tmp_path / "text.webp").write_bytes(b"hello")
+    with pytest.raises(ConfigError, match="text.webp is not a clip that can be read"):
+        read_clip_sound(tmp_path / "text.webp")
+    if clip_files.has_pyav():
+        save_clip(tmp_path / "clip.mp4", clip(), FPS)
+        assert read_clip_sound(tmp_path / "clip.mp4") is None
+
+
+def test_silence_longer_than_its_pictures_and_what_is_too_loud_are_written(tmp_path):
+    pytest.importorskip("av")
+    save_clip(tmp_path / "silent.mp4", clip(2), FPS, (np.zeros((24000, 2), np.float32), 24000))
+    heard, _ = read_clip_sound(tmp_path / "silent.mp4")
+    assert heard.shape == (24000, 2) and np.abs(heard).max() < 1e-4
+    save_clip(tmp_path / "loud.mp4", clip(2), FPS, (np.full((8000, 1), 9.0, np.float32), 8000))
+    assert 0.5 < np.median(read_clip_sound(tmp_path / "loud.mp4")[0]) < 1.2
+
+
+@pytest.mark.parametrize(
+    "sound, words",
+    [
+        ((voice(24000), 23000), "not 23000"),
+        ((voice(24000).astype(np.float64), 24000), "a sound is float32"),
+        ((voice(24000) * np.nan, 24000), "a sound is finite"),
+        ((voice(24000)[:0], 24000), "a sound is float32"),
+        ((np.zeros((9, 3), np.float32), 24000), "a sound is float32"),
+    ],
+)
+def test_what_is_no_sound_of_an_mp4_is_refused(sound, words):
+    pytest.importorskip("av")
+    with pytest.raises(ValueError, match=words):
+        encode(clip(), FPS, "mp4", sound)
+
+
+def test_a_webp_has_no_sound():
+    with pytest.raises(ValueError, match="a WebP file has no sound; write an MP4, or the sound as a WAV file"):
+        encode(clip(), FPS, "webp", (voice(24000), 24000))
+
+
+def test_a_broken_sound_is_one_sentence(tmp_path, monkeypatch):
+    pytest.importorskip("av")
+    whole = encode(clip(), FPS, "mp4", (voice(24000), 24000))
+    (tmp_path / "half.mp4").write_bytes(whole[: len(whole) // 2])
+    (tmp_path / "whole.mp4").write_bytes(whole)
+    with pytest.raises(ConfigError, match="half.mp4 is not a clip that can be read"):
+        read_clip_sound(tmp_path / "half.mp4")
+    monkeypatch.setattr(clip_files, "MOST_NUMBERS", 1000)
+    with pytest.raises(ConfigError, match="its sound has more than 1000 numbers"):
+        read_clip_sound(tmp_path / "whole.mp4")
 
 
 def test_a_clip_is_written_whole_or_not_at_all(tmp_path, monkeypatch):

@@ -42,6 +42,33 @@ def test_of_a_clip_frames_are_an_axis_too_with_a_stride_of_its_own():
     np.testing.assert_allclose(np.asarray(flat._by_convolution((1, 2, 3), x, kernel)) + 1, expected, atol=1e-5)
 
 
+@pytest.mark.parametrize(("side", "dilation"), [(3, 2), (5, 3), (1, 4)])
+def test_a_dilated_kernel_is_one_with_zeros_between_its_places(side, dilation):
+    rng = np.random.default_rng(side)
+    x, kernel = rng.normal(size=(2, 19, 3)).astype(np.float32), rng.normal(size=(4, 3, side)).astype(np.float32)
+    wide = np.zeros((4, 3, dilation * (side - 1) + 1), np.float32)
+    wide[..., ::dilation] = kernel
+    reach = dilation * (side // 2)
+    expected = by_hand(np.pad(x, ((0, 0), (reach, reach), (0, 0))), wide, (1,))
+    params = {"c.weight": jnp.asarray(kernel), "c.bias": jnp.ones(4)}
+    np.testing.assert_allclose(flat.convolution(params, "c", x, dilation=dilation), expected + 1, atol=1e-5)
+    padded = np.pad(x, ((0, 0), (reach, reach), (0, 0)))
+    np.testing.assert_allclose(np.asarray(flat._by_convolution((1,), padded, kernel, dilation)), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize(("side", "stride", "padding"), [(16, 6, 5), (4, 2, 1), (5, 2, 1), (3, 3, 0), (7, 3, 2), (2, 1, 0)])
+def test_a_transposed_convolution_adds_its_kernel_at_every_input_by_hand(side, stride, padding):
+    rng = np.random.default_rng(side)
+    x, kernel = rng.normal(size=(2, 4, 3)).astype(np.float32), rng.normal(size=(3, 5, side)).astype(np.float32)
+    expected = np.zeros((2, stride * 3 + side, 5))
+    for t in range(4):
+        expected[:, stride * t : stride * t + side] += np.einsum("bi,ioj->bjo", x[:, t], kernel)
+    expected = expected[:, padding : stride * 3 + side - padding]
+    params = {"c.weight": jnp.asarray(kernel), "c.bias": jnp.arange(5.0)}
+    out = flat.transposed_convolution(params, "c", x, stride, padding)
+    np.testing.assert_allclose(out, expected + np.arange(5), atol=1e-5)
+
+
 def test_both_ways_have_one_gradient():
     x, kernel = jax.random.normal(jax.random.key(0), (2, 6, 5, 3)), jax.random.normal(jax.random.key(1), (4, 3, 3, 3))
     slopes = [jax.grad(lambda x, k, way=way: jnp.sum(jnp.sin(way((2, 2), x, k))), (0, 1))(x, kernel)

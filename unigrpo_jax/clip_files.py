@@ -3,20 +3,27 @@
 A clip is uint8 [F, height, width, 3] with a number of frames per second.  MP4 needs the extra `video`, which is imported
 only when a clip is written or read.  What is written loses a little: yuv420p keeps colours at half the resolution and takes
 even sides only, so a side that is odd gets its last row or column twice.
+
+An MP4 may hold a sound (AAC) beside its pictures, as `sound_files` has it: float32 [S, channels] in [-1, 1], mono or stereo,
+with a number of samples per second that AAC knows.
 """
 
 import importlib.util
 import io
-import os
 import pathlib
 import warnings
+from collections.abc import Callable
 from fractions import Fraction
+from typing import Any
 
 import numpy as np
 
 from unigrpo_jax.config import ConfigError, require
 from unigrpo_jax.picture_files import rgb
+from unigrpo_jax.sound_files import MOST_NUMBERS, check_sound
+from unigrpo_jax.whole_files import write_whole
 
+Sound = tuple[np.ndarray, int]  # samples [S, channels], and how many there are per second
 KINDS = {"mp4": "video/mp4", "webp": "image/webp"}  # suffix of what is written, and its media type
 MOST_PIXELS = 2**28  # of all frames of a file; a small one may unpack to any number
 LEAST_FPS, MOST_FPS = 0.1, 240
@@ -24,6 +31,9 @@ MISSING_SECONDS = 0.1  # of an animation's frame that says nothing, as browsers 
 WITHOUT_PYAV = "PyAV is not installed: pip install 'unigrpo_jax[video]'"
 _QUALITY = {"crf": "18", "preset": "veryfast"}
 _BT709, _LIMITED = 1, 1  # numbers of the H.264 standard
+AAC_RATES = (7350, 8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000, 64000, 88200, 96000)
+_LAYOUTS = ("mono", "stereo")
+_AAC_BITS = 96_000  # per second and channel
 
 
 def has_pyav() -> bool:
@@ -41,30 +51,32 @@ def spread(count: int, most: int) -> np.ndarray:
     return np.unique(np.rint(np.linspace(0, count - 1, min(count, most))).astype(int))
 
 
-def encode(frames_FHWC: np.ndarray, fps: float, kind: str) -> bytes:
-    """The file of a clip, uint8 [F, H, W, 3], of a kind of `KINDS`; ValueError where it is no such clip."""
+def encode(frames_FHWC: np.ndarray, fps: float, kind: str, sound: Sound | None = None) -> bytes:
+    """The file of a clip, uint8 [F, H, W, 3], of a kind of `KINDS`, with a sound where there is one.
+
+    A sound is as long as it is; what is beyond [-1, 1] is clipped.  ValueError where it is no such clip or sound, or
+    files of that kind have none.
+    """
     if frames_FHWC.dtype != np.uint8 or frames_FHWC.ndim != 4 or frames_FHWC.shape[-1] != 3 or not frames_FHWC.size:
         raise ValueError(f"a clip is uint8 [F, H, W, 3], not {frames_FHWC.dtype} {list(frames_FHWC.shape)}")
     if not LEAST_FPS <= fps <= MOST_FPS:
         raise ValueError(f"a clip has {LEAST_FPS} to {MOST_FPS} frames per second, not {fps}")
-    return {"mp4": _mp4, "webp": _webp}[kind](frames_FHWC, fps)
+    if kind == "mp4":
+        return _mp4(frames_FHWC, fps, sound)
+    if sound is not None:
+        raise ValueError("a WebP file has no sound; write an MP4, or the sound as a WAV file")
+    return _webp(frames_FHWC, fps)
 
 
-def save_clip(path: pathlib.Path, frames_FHWC: np.ndarray, fps: float) -> None:
-    """Writes a clip as its suffix says, .mp4 or .webp, whole or not at all.
+def save_clip(path: pathlib.Path, frames_FHWC: np.ndarray, fps: float, sound: Sound | None = None) -> None:
+    """Writes a clip as its suffix says, .mp4 or .webp, whole or not at all; ValueError as `encode`.
 
     ConfigError where the suffix is another, or PyAV is not there for an MP4; OSError where it cannot be written.
     """
     kind = path.suffix.lower().removeprefix(".")
     require(kind in KINDS, f"{path} cannot hold a clip; give a name that ends in .mp4 or .webp.")
     require(kind != "mp4" or has_pyav(), f"{path}: {WITHOUT_PYAV}; or give a name that ends in .webp.")
-    data = encode(frames_FHWC, fps, kind)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_bytes(data)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_whole(path, encode(frames_FHWC, fps, kind, sound))
 
 
 def read_clip(path: pathlib.Path) -> tuple[np.ndarray, float]:
@@ -73,11 +85,23 @@ def read_clip(path: pathlib.Path) -> tuple[np.ndarray, float]:
     A frame that an animation shows longer than others stands there as often.  ConfigError where there is no such file, it is
     no clip, or it holds more than MOST_PIXELS.
     """
+    return _read(path, _read_mp4, _read_animation)
+
+
+def read_clip_sound(path: pathlib.Path) -> Sound | None:
+    """The sound of an MP4 file; None where it has none, as GIF and WebP files never have.
+
+    ConfigError as `read_clip`, and where it is neither mono nor stereo or holds more than MOST_NUMBERS.
+    """
+    return _read(path, _read_mp4_sound, _no_sound)
+
+
+def _read(path: pathlib.Path, of_mp4: Callable[[pathlib.Path], Any], of_animation: Callable[[pathlib.Path], Any]) -> Any:
+    """What one of two readers says of a file, by what it is; whatever a reader raises becomes a ConfigError."""
     is_mp4 = _is_mp4(path)
     try:
         with warnings.catch_warnings(action="ignore"):
-            frames, fps = _read_mp4(path) if is_mp4 else _read_animation(path)
-            return np.stack(frames), fps
+            return of_mp4(path) if is_mp4 else of_animation(path)
     except Exception as error:  # a broken file makes decoders raise nearly anything
         words = getattr(error, "strerror", None) or next(iter(str(error).splitlines()), "") or type(error).__name__
         raise ConfigError(f"{path} is not a clip that can be read ({words}); give an MP4, GIF or WebP file.") from None
@@ -108,9 +132,13 @@ def _is_mp4(path: pathlib.Path) -> bool:
 # --- MP4 ----------------------------------------------------------------------------------------------------------------
 
 
-def _mp4(frames: np.ndarray, fps: float) -> bytes:
+def _mp4(frames: np.ndarray, fps: float, sound: Sound | None) -> bytes:
     import av
 
+    if sound is not None:
+        check_sound(*sound)
+        if sound[1] not in AAC_RATES:
+            raise ValueError(f"an MP4 file has sound of {', '.join(map(str, AAC_RATES))} samples per second, not {sound[1]}")
     odd = [(0, 0), *((0, side % 2) for side in frames.shape[1:3]), (0, 0)]
     frames, buffer = np.pad(frames, odd, "edge"), io.BytesIO()
     with av.open(buffer, "w", format="mp4") as file:
@@ -121,20 +149,67 @@ def _mp4(frames: np.ndarray, fps: float) -> bytes:
         # How its colours are meant: players guess otherwise, and differ.
         context.colorspace = context.color_primaries = context.color_trc = _BT709
         context.color_range = _LIMITED
+        voice = None if sound is None else _sound_stream(file, sound)  # before any packet, for the file's head
         for frame in frames:
             picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")
             picture = picture.reformat(format="yuv420p", dst_colorspace=_BT709, dst_color_range=_LIMITED)
             file.mux(stream.encode(picture))
         file.mux(stream.encode())
+        if voice is not None:
+            file.mux(voice.encode(_sound_frame(sound)))
+            file.mux(voice.encode())
     return buffer.getvalue()
 
 
-def _read_mp4(path: pathlib.Path) -> tuple[list[np.ndarray], float]:
+def _sound_stream(file, sound: Sound):
+    stream = file.add_stream("aac", rate=int(sound[1]))
+    channels = sound[0].shape[1]
+    stream.codec_context.layout, stream.codec_context.bit_rate = _LAYOUTS[channels - 1], channels * _AAC_BITS
+    return stream
+
+
+def _sound_frame(sound: Sound):
     import av
 
+    samples, rate = sound
+    planes = np.ascontiguousarray(np.clip(samples, -1, 1).T)
+    frame = av.AudioFrame.from_ndarray(planes, format="fltp", layout=_LAYOUTS[len(planes) - 1])
+    frame.sample_rate, frame.time_base, frame.pts = int(rate), Fraction(1, int(rate)), 0
+    return frame
+
+
+def _opened(data):
+    """An open file as MP4 alone: other formats name further files, or addresses, that would be read, too."""
+    import av
+
+    return av.open(data, format="mp4")
+
+
+def _read_mp4_sound(path: pathlib.Path) -> Sound | None:
+    import av
+
+    with open(path, "rb") as data, _opened(data) as file:
+        if not file.streams.audio:
+            return None
+        stream, planes, numbers = file.streams.audio[0], [], 0
+        rate, channels = stream.codec_context.sample_rate, stream.codec_context.channels
+        if channels not in (1, 2):
+            raise ValueError(f"its sound has {channels} channels, not one or two")
+        as_floats = av.AudioResampler(format="fltp", layout=_LAYOUTS[channels - 1], rate=rate)
+        for frame in file.decode(stream):
+            numbers += frame.samples * channels
+            if numbers > MOST_NUMBERS:
+                raise ValueError(f"its sound has more than {MOST_NUMBERS} numbers")
+            planes += [own.to_ndarray() for own in as_floats.resample(frame)]
+        if not planes:
+            raise ValueError("its sound is empty")
+        length = round(stream.duration * stream.time_base * rate)
+    return np.ascontiguousarray(np.concatenate(planes, axis=1)[:, :length].T), rate
+
+
+def _read_mp4(path: pathlib.Path) -> tuple[np.ndarray, float]:
     frames, pixels = [], 0
-    # From an open file and as MP4 alone: other formats name further files, or addresses, that would be read, too.
-    with open(path, "rb") as data, av.open(data, format="mp4") as file:
+    with open(path, "rb") as data, _opened(data) as file:
         if not file.streams.video:
             raise ValueError("it holds no pictures")
         stream = file.streams.video[0]
@@ -147,7 +222,7 @@ def _read_mp4(path: pathlib.Path) -> tuple[list[np.ndarray], float]:
         raise ValueError("it holds no frames")
     if not rate:
         raise ValueError("it does not say how many frames it has per second")
-    return frames, float(rate)
+    return np.stack(frames), float(rate)
 
 
 # --- animations ---------------------------------------------------------------------------------------------------------
@@ -162,7 +237,7 @@ def _webp(frames: np.ndarray, fps: float) -> bytes:
     return buffer.getvalue()
 
 
-def _read_animation(path: pathlib.Path) -> tuple[list[np.ndarray], float]:
+def _read_animation(path: pathlib.Path) -> tuple[np.ndarray, float]:
     from PIL import Image, ImageSequence
 
     frames, seconds, pixels = [], [], 0
@@ -176,7 +251,16 @@ def _read_animation(path: pathlib.Path) -> tuple[list[np.ndarray], float]:
     times = [max(1, round(own / min(seconds))) for own in seconds]
     for again in times:
         pixels = _counted(pixels, frames[0].shape[1] * (again - 1), frames[0].shape[0])
-    return [frame for frame, again in zip(frames, times, strict=True) for _ in range(again)], sum(times) / sum(seconds)
+    again = [frame for frame, count in zip(frames, times, strict=True) for _ in range(count)]
+    return np.stack(again), sum(times) / sum(seconds)
+
+
+def _no_sound(path: pathlib.Path) -> None:
+    """Nothing, of what is an animation."""
+    from PIL import Image
+
+    with Image.open(path, formats=("GIF", "WEBP")):
+        return
 
 
 def _counted(pixels: int, width: int, height: int) -> int:

@@ -9,6 +9,7 @@ the other.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterable
 
 import jax
@@ -46,6 +47,16 @@ class Tiles:
         if self.size % by or self.stride % by:
             raise ValueError(f"tiles of {self.size} every {self.stride} are no whole latents; both are multiples of {by}.")
         return Tiles(size=self.size // by, stride=self.stride // by)
+
+
+def over_clip(function: Function, x, frames: tuple[Tiles, Tiles] | None, sides: tuple[Tiles, Tiles] | None):
+    """`function` of tiles of frames, each in tiles of rows and columns.
+
+    `frames` and `sides` say how x is cut and how the result is, as `over_frames` has them; None is not at all.
+    """
+    if sides is not None:
+        function = functools.partial(over_sides, function, read=sides[0], written=sides[1])
+    return function(x) if frames is None else over_frames(function, x, *frames)
 
 
 def over_frames(function: Function, x, read: Tiles, written: Tiles):

@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 
 from unigrpo_jax.models.autoencoders import tiles
+from unigrpo_jax.models.autoencoders.pixels import latent_size
 from unigrpo_jax.models.autoencoders.tiles import Tiles
 from unigrpo_jax.models.building.flat import convolution, convolution_shapes, group_norm, linear, linear_shapes, norm_shapes
 
@@ -62,14 +63,7 @@ class VideoAutoencoder:
 
     def latent_size(self, frames: int, height: int, width: int) -> tuple[int, int, int]:
         """Frames, rows and columns of a clip's latent; ValueError names the nearest clips where there is none."""
-        if frames % FRAMES != 1:
-            raise ValueError(f"a clip of {frames} frames has no latent: the first frame is one of its own and every "
-                             f"{FRAMES} more are another; use {_nearest(frames - 1, FRAMES, 1)} frames.")  # fmt: skip
-        for side in (height, width):
-            if side % self.downsample or not side:
-                raise ValueError(f"a clip of {height} x {width} pixels has no latent: a latent pixel is {self.downsample} "
-                                 f"a side; use {_nearest(side, self.downsample)} instead of {side}.")  # fmt: skip
-        return 1 + frames // FRAMES, height // self.downsample, width // self.downsample
+        return latent_size(frames, height, width, FRAMES, self.downsample)
 
     def encode(self, params, clip_BTHWC, keys_B: jax.Array | None = None):
         """Latents of clips: the posterior's mean, or a sample where there is a key for each; ValueError as `latent_size`."""
@@ -98,13 +92,9 @@ class VideoAutoencoder:
         return self._in_tiles(whole, latent_BTHWC / self.scale, in_pixels)
 
     def _in_tiles(self, function, x, units):
-        """`function` of tiles of frames, each in tiles of rows and columns; `units` makes (read, written) of `Tiles`."""
-        if self.side_tiles is not None:
-            read, written = units(self.side_tiles, self.downsample)
-            function = functools.partial(tiles.over_sides, function, read=read, written=written)
-        if self.time_tiles is None:
-            return function(x)
-        return tiles.over_frames(function, x, *units(self.time_tiles, FRAMES))
+        """`function` of the tiles of x; `units` makes (read, written) of `Tiles`."""
+        times = self.time_tiles and units(self.time_tiles, FRAMES)
+        return tiles.over_clip(function, x, times, self.side_tiles and units(self.side_tiles, self.downsample))
 
     def _encoded(self, params, clip):
         h = _causal(params, "encoder.conv_in", clip)
@@ -216,9 +206,3 @@ def _residual_shapes(name: str, width: int, out: int):
     yield from _causal_shapes(f"{name}.conv2", out, out)
     if width != out:
         yield from _causal_shapes(f"{name}.conv_shortcut", width, out, 1)
-
-
-def _nearest(number: int, by: int, beyond: int = 0) -> str:
-    """The multiples of `by` around a number that is none, in words; `beyond` is added to each, and no result is 0."""
-    low = number // by * by + beyond
-    return f"{low} or {low + by}" if low > 0 else f"{low + by}"

@@ -48,38 +48,74 @@ def linear_shapes(name: str, width: int, out: int, bias: bool = True) -> Shapes:
         yield f"{name}.bias", (out,)
 
 
-def convolution(params: Params, name: str, x_BHWC, stride: int | tuple[int, ...] = 1, padding: int | None = None):
-    """Same-size convolution unless told otherwise; `stride` is one for all axes, or one for each."""
+def convolution(params: Params, name: str, x_BHWC, stride: int | tuple[int, ...] = 1, padding: int | None = None,
+                dilation: int = 1):  # fmt: skip
+    """Same-size convolution unless told otherwise; `stride` is one for all axes, or one for each.
+
+    `dilation` is the distance along every axis of what two neighbours of the kernel read.
+    """
     kernel = params[f"{name}.weight"].astype(x_BHWC.dtype)
     axes = kernel.ndim - 2
     strides = (stride,) * axes if isinstance(stride, int) else stride
-    padding = kernel.shape[-1] // 2 if padding is None else padding
+    padding = dilation * (kernel.shape[-1] // 2) if padding is None else padding
     padded = jnp.pad(x_BHWC, ((0, 0), *((padding, padding),) * axes, (0, 0)))
-    by = {"cpu": functools.partial(_by_product, strides), "default": functools.partial(_by_convolution, strides)}
-    if math.prod(padded.shape) * math.prod(kernel.shape[2:]) > PRODUCT:
-        by["cpu"] = by["default"]
-    out = jax.lax.platform_dependent(padded, kernel, **by)
+    out = _convolved(padded, kernel, strides, dilation)
     return out + _along_last(params[f"{name}.bias"], out)
 
 
-def _by_convolution(strides: tuple[int, ...], x_BHWC, kernel_OIHW):
+def transposed_convolution(params: Params, name: str, x_BTC, stride: int, padding: int):
+    """The transpose of a convolution over one axis: [B, T, in] to [B, stride (T - 1) + side - 2 padding, out].
+
+    Input t adds number j of its kernel to output stride t + j - padding; the weight is stored [in, out, side].  It is
+    computed as one convolution, which gives the `stride` outputs from one input to the next side by side.
+    """
+    kernel = params[f"{name}.weight"].astype(x_BTC.dtype)
+    width, out, side = kernel.shape
+    reach = -(-side // stride)  # inputs that one output reads
+    kernel = jnp.pad(kernel, ((0, 0), (0, 0), (0, reach * stride - side))).reshape(width, out, reach, stride)
+    kernel = jnp.flip(kernel, 2).transpose(3, 1, 0, 2).reshape(stride * out, width, reach)
+    padded = jnp.pad(x_BTC, ((0, 0), (reach - 1, reach - 1), (0, 0)))
+    y = _convolved(padded, kernel, (1,), 1).reshape(len(x_BTC), -1, out)
+    y = y[:, padding : stride * (x_BTC.shape[1] - 1) + side - padding]
+    return y + _along_last(params[f"{name}.bias"], y)
+
+
+def _convolved(padded, kernel_OIHW, strides: tuple[int, ...], dilation: int):
+    by = {"cpu": functools.partial(_by_product, strides, dilation=dilation),
+          "default": functools.partial(_by_convolution, strides, dilation=dilation)}  # fmt: skip
+    if math.prod(padded.shape) * math.prod(kernel_OIHW.shape[2:]) > PRODUCT:
+        by["cpu"] = by["default"]
+    return jax.lax.platform_dependent(padded, kernel_OIHW, **by)
+
+
+def _by_convolution(strides: tuple[int, ...], x_BHWC, kernel_OIHW, dilation: int = 1):
     axes = "THW"[-len(strides) :]
     layout = (f"N{axes}C", f"OI{axes}", f"N{axes}C")
-    return jax.lax.conv_general_dilated(x_BHWC, kernel_OIHW, strides, "VALID", dimension_numbers=layout)
+    apart = (dilation,) * len(strides)
+    return jax.lax.conv_general_dilated(x_BHWC, kernel_OIHW, strides, "VALID", rhs_dilation=apart, dimension_numbers=layout)
 
 
-def _by_product(strides: tuple[int, ...], x_BHWC, kernel_OIHW):
+def _by_product(strides: tuple[int, ...], x_BHWC, kernel_OIHW, dilation: int = 1):
     """The pixels that one output reads side by side, times the kernel."""
     out, _, *sides = kernel_OIHW.shape
-    ends = [stride * ((n - side) // stride) + 1 for n, side, stride in zip(x_BHWC.shape[1:-1], sides, strides, strict=True)]
+    spans = [dilation * (side - 1) for side in sides]
+    sizes = zip(x_BHWC.shape[1:-1], spans, strides, strict=True)
+    ends = [stride * ((n - span - 1) // stride) + 1 for n, span, stride in sizes]
     cut = lambda at: tuple(slice(i, i + end, stride) for i, end, stride in zip(at, ends, strides, strict=True))
-    read = jnp.concatenate([x_BHWC[:, *cut(at)] for at in itertools.product(*map(range, sides))], axis=-1)
+    places = itertools.product(*(range(0, span + 1, dilation) for span in spans))
+    read = jnp.concatenate([x_BHWC[:, *cut(at)] for at in places], axis=-1)
     return read @ jnp.moveaxis(kernel_OIHW, (0, 1), (-1, -2)).reshape(-1, out)
 
 
 def convolution_shapes(name: str, width: int, out: int, kernel: int, axes: int = 2) -> Shapes:
     """Of `convolution` over so many axes."""
     yield f"{name}.weight", (out, width, *(kernel,) * axes)
+    yield f"{name}.bias", (out,)
+
+
+def transposed_convolution_shapes(name: str, width: int, out: int, kernel: int) -> Shapes:
+    """Of `transposed_convolution`."""
+    yield f"{name}.weight", (width, out, kernel)
     yield f"{name}.bias", (out,)
 
 

@@ -61,6 +61,13 @@ class Settings:
             raise self.error(name, f"it must be a list of whole numbers, at most {MOST_ENTRIES}")
         return tuple(Settings(self.path, {name: value}, self._place).whole(name) for value in values)
 
+    def lists(self, name: str, default: Sequence[Sequence[int]]) -> tuple[tuple[int, ...], ...]:
+        """A list of such lists of whole numbers, at most `MOST_ENTRIES`."""
+        values = self._data.get(name, list(default))
+        if not isinstance(values, list) or not 0 < len(values) <= MOST_ENTRIES:
+            raise self.error(name, f"it must be a list of lists of whole numbers, at most {MOST_ENTRIES}")
+        return tuple(Settings(self.path, {name: value}, self._place).wholes(name, ()) for value in values)
+
     def words(self, name: str, default: Sequence[str], *known: str) -> tuple[str, ...]:
         """A list of words, each of them known."""
         values = self._data.get(name, list(default))
@@ -105,6 +112,14 @@ class Settings:
         if not isinstance(value, bool):
             raise self.error(name, "it must be true or false")
         return value
+
+    def flags(self, name: str, default: bool, count: int) -> tuple[bool, ...]:
+        """True or false for each of so many, or one for all."""
+        value = self._data.get(name, default)
+        values = value if isinstance(value, list) else [value] * count
+        if len(values) != count or any(not isinstance(x, bool) for x in values):
+            raise self.error(name, f"it must be true or false, or a list of {count} of them")
+        return tuple(values)
 
     def only(self, name: str, *values: Any) -> None:
         """ValueError where the name has another value than one of these; with none of them, where it is there at all."""
