@@ -204,9 +204,9 @@ class SupervisedEvaluator(Evaluator):
 
         self._losses = jax.jit(losses, out_shardings=meshes.replicated(layout.mesh))
 
-    def __call__(self, params, autoencoder_params) -> Judged:
+    def __call__(self, params, autoencoder_params, reference=None) -> Judged:
         """What a run's evaluation finds, and `loss`, `text_loss` and `flow_loss` of the held-out examples."""
-        judged = super().__call__(params, autoencoder_params)
+        judged = super().__call__(params, autoencoder_params, reference)
         if self._held_out is None:
             return judged
         return dataclasses.replace(judged, table=judged.table | self._table(params, autoencoder_params))
