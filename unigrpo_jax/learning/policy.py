@@ -100,16 +100,17 @@ class Policy:
             dialogue = look(self.model, params, dialogue, seen.latent, seen.patches)
         dialogue = hear(self.model, params, dialogue, episodes.prompt)
         for segment in episodes.segments:
-            before, hidden = dialogue, None
+            hidden = new = None
             if isinstance(segment, Thinking):
                 block = thinking_block(self.model, segment)
                 hidden, new = self.model.prefill(params, block.tokens, block.valid, dialogue.full)
+            yield segment, dialogue, hidden
+            if isinstance(segment, Thinking):
                 dialogue = dialogue.replace(full=contexts.extend(dialogue.full, new))
             elif isinstance(segment, Look):
                 dialogue = look(self.model, params, dialogue, segment.latent, segment.patches)
             elif not isinstance(segment, Drawing):
                 dialogue = hear(self.model, params, dialogue, segment)
-            yield segment, before, hidden
 
     def _text_view(self, params, thinking: Thinking, hidden) -> TextView:
         length = thinking.tokens.shape[1]
