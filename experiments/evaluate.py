@@ -87,8 +87,7 @@ def main(arguments: Arguments) -> None:
         out = storage.path(file_to_write(out, "--out"))
     autoencoder = restored.loaded.autoencoder_params(meshes.replicated(restored.layout.mesh))
     params = restored.read()
-    reference = restored.reference(params) if restored.reference and e.drift else None
-    judged = evaluator(params, autoencoder, reference)
+    judged = evaluator(params, autoencoder, restored.reference and (lambda: restored.reference(params)))
     table = judged.table
     categories = list(dict.fromkeys(c for row in table.values() for c in row))
     rows = [[name, *(f"{row[c]:.3f}" if c in row else "-" for c in categories)] for name, row in table.items()]

@@ -185,19 +185,20 @@ class Evaluator:
 
         self._drift = jax.jit(drifted, out_shardings=meshes.replicated(layout.mesh)) if compared else None
 
-    def __call__(self, params, autoencoder_params, reference=None) -> Judged:
+    def __call__(self, params, autoencoder_params, reference: Callable[[], Any] | None = None) -> Judged:
         """Judges all prompts; each process its own images, and all know what was found.
 
         Args:
           params: the network's parameters.
           autoencoder_params: the autoencoder's.
-          reference: parameters that the first drawings' predictions are compared with; None for no comparison.
+          reference: gives the parameters that the first drawings' predictions are compared with, which are let go of as soon
+            as they have been; None for no comparison.
         """
         found, calls = {}, []
         for start in range(0, len(self.prompts), self._per_call):
             call, episodes = self._call(params, autoencoder_params, start)
             if not start and reference is not None and self._drift is not None:
-                found = self._drifted(params, reference, episodes)
+                found = self._drifted(params, reference(), episodes)
             calls.append(call)
         return dataclasses.replace(self._judge(calls), drift=found)
 

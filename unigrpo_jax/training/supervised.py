@@ -6,6 +6,7 @@ example.  All else is a run's: update, checkpoints, evaluation, samples, report.
 
 import dataclasses
 import time
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -204,7 +205,7 @@ class SupervisedEvaluator(Evaluator):
 
         self._losses = jax.jit(losses, out_shardings=meshes.replicated(layout.mesh))
 
-    def __call__(self, params, autoencoder_params, reference=None) -> Judged:
+    def __call__(self, params, autoencoder_params, reference: Callable[[], Any] | None = None) -> Judged:
         """What a run's evaluation finds, and `loss`, `text_loss` and `flow_loss` of the held-out examples."""
         judged = super().__call__(params, autoencoder_params, reference)
         if self._held_out is None:

@@ -3,6 +3,7 @@
 import dataclasses
 import importlib
 import time
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import jax
@@ -290,10 +291,9 @@ class Trainer:
         place = lambda x: jax.device_put(x, x.sharding.with_memory_kind("device"))
         return jax.tree.map(place, self.reference)
 
-    def kept_reference(self) -> dict | None:
-        """The reference's parameters, on the devices, for an evaluation to compare with; None where it does not."""
-        config = self.parts.config
-        return self.first_params() if config.learning.reference != "none" and config.evaluation.drift else None
+    def kept_reference(self) -> Callable[[], dict] | None:
+        """What gives the reference's parameters for an evaluation to compare with; None where none is kept."""
+        return None if self.parts.config.learning.reference == "none" else self.first_params
 
     def sample(self, state: TrainState, step: int) -> tuple[Episodes, OwnEpisodes, dict[str, float]]:
         """The episodes of iteration `step`, those that this process judges, and the rollout's metrics."""
