@@ -52,6 +52,7 @@ def main(arguments: Arguments) -> None:
     from unigrpo_jax.training import storage
     from unigrpo_jax.training.console import Console
     from unigrpo_jax.training.evaluation import Evaluator
+    from unigrpo_jax.training.overview import drift_table
     from unigrpo_jax.training.restore import restore
     from unigrpo_jax.training.run_folder import write_json
     from unigrpo_jax.worlds.world import load_world
@@ -85,12 +86,17 @@ def main(arguments: Arguments) -> None:
     if not storage.is_bucket(out):
         out = storage.path(file_to_write(out, "--out"))
     autoencoder = restored.loaded.autoencoder_params(meshes.replicated(restored.layout.mesh))
-    table = evaluator(restored.read(), autoencoder).table
+    params = restored.read()
+    judged = evaluator(params, autoencoder, restored.reference and (lambda: restored.reference(params)))
+    table = judged.table
     categories = list(dict.fromkeys(c for row in table.values() for c in row))
     rows = [[name, *(f"{row[c]:.3f}" if c in row else "-" for c in categories)] for name, row in table.items()]
     with Console() as console:
         console.table(f"{restored.name}: {len(evaluator.prompts)} prompts", ["score", *categories], rows)
-        write_json(out, {"checkpoint": restored.name, "prompts": sources, "evaluation": to_dict(e), "table": table})
+        if judged.drift:
+            console.table("Drift of the predictions from the first weights', by time", *drift_table(judged.drift))
+        found = {"table": table} | ({"drift": judged.drift} if judged.drift else {})
+        write_json(out, {"checkpoint": restored.name, "prompts": sources, "evaluation": to_dict(e), **found})
         console.message(f"Saved {out}")
 
 

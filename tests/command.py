@@ -17,7 +17,7 @@ SMALL = """
     --devices 1 --iterations 6 --rewards tiny_reward:score --rollout.prompts-per-iteration 2 --learning.group-size 4
     --rollout.thinking-tokens 4 --rollout.flow-steps 4 --rollout.window-size 2 --rollout.window-range 0 3
     --evaluation.prompts 6 --evaluation.batch 6 --evaluation.flow-steps 2 --evaluation.no-thinking
-    --logging.samples-every 0 --logging.samples 2
+    --logging.samples-every 0 --logging.samples 2 --evaluation.drift 0
     --judging.retries 0 --checkpoint.every 2 --checkpoint.keep 10 --learning.reasoning-lr 1e-3 --learning.denoising-lr 1e-3
 """.split()
 # For runs whose subject is not what is learned: the heads alone are trained, and no gradient of a layer is compiled.

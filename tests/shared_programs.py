@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-_RUNS, _EVALUATIONS, _LOSSES = {}, {}, {}
+_RUNS, _EVALUATIONS, _DRIFTS, _LOSSES = {}, {}, {}, {}
 
 
 @contextlib.contextmanager
@@ -36,11 +36,12 @@ def shared_programs() -> Iterator[None]:
         build_anew(self, evaluation, rollout, loaded, world, judging, layout, samples)
         thinking = dataclasses.replace(rollout, thinking=evaluation.thinking)
         model = dataclasses.replace(loaded.config, path=None)
-        rest = dict(source=None, data=None, prompts=0, every=0, seed=0)  # the program is given it
-        asked = dataclasses.replace(evaluation, **rest)
+        kept = dict(source=None, data=None, prompts=0, every=0, seed=0, drift=0)  # the program is given the rest
+        asked = dataclasses.replace(evaluation, **kept)
         drawn = dataclasses.replace(rollout, prompts_per_iteration=0)
         key = repr((asked, drawn, model, layout.mesh, self._count, *_model(loaded, thinking)))
         self._run = _EVALUATIONS.setdefault(key, self._run)
+        self._drift = _DRIFTS.setdefault(f"{self._compared} {key}", self._drift)
 
     def hold_out_once(self: SupervisedEvaluator, parts) -> None:
         hold_out_anew(self, parts)
@@ -61,6 +62,7 @@ def forget() -> None:
     """Lets go of all programs."""
     _RUNS.clear()
     _EVALUATIONS.clear()
+    _DRIFTS.clear()
     _LOSSES.clear()
 
 

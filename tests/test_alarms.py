@@ -11,7 +11,7 @@ from unigrpo_jax.training.metrics import read_metrics
 
 QUICK = ["--alarms.compared", 2, "--alarms.window", 4, "--alarms.sigmas", 2, "--alarms.fall", 0.2,
          "--learning.reward-weights", "second", 0,
-         "--alarms.truncated-share", 1, "--alarms.image-range", 0, 1e9]  # fmt: skip
+         "--alarms.truncated-share", 1, "--alarms.image-range", 0, 1e9, "--alarms.repeated-share", 1]  # fmt: skip
 
 
 @pytest.fixture
@@ -61,7 +61,7 @@ def saturated(batch):
 HACKED = """
     smoke --devices 1 --rewards my_module:saturated --iterations 16 --learning.denoising-lr 3e-4
     --learning.frozen layers/und embed norm_und lm_head --rollout.flow-steps 6 --rollout.window-range 1 5
-    --evaluation.prompts 6 --evaluation.batch 6 --evaluation.flow-steps 2 --evaluation.no-thinking
+    --evaluation.prompts 6 --evaluation.batch 6 --evaluation.flow-steps 2 --evaluation.no-thinking --evaluation.drift 0
     --logging.samples-every 0 --checkpoint.every 100 --alarms.action stop --alarms.compared 7
 """.split()
 

@@ -27,7 +27,7 @@ from unigrpo_jax.models.text_encoders.tokenizer import load_tokenizer
 from unigrpo_jax.models.tree import flatten
 from unigrpo_jax.training.checkpoint import Checkpoints, abstract
 
-SMALL = ("--evaluation.prompts", 4, "--evaluation.batch", 4, "--evaluation.flow-steps", 2,
+SMALL = ("--evaluation.prompts", 4, "--evaluation.batch", 4, "--evaluation.flow-steps", 2, "--evaluation.drift", 0,
          "--rollout.prompts-per-iteration", 2, "--learning.group-size", 4, "--devices", 1)  # fmt: skip
 
 

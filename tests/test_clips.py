@@ -16,7 +16,7 @@ from unigrpo_jax.config import ConfigError, EvaluationConfig, JudgingConfig, Lea
 from unigrpo_jax.episode import Drawing, Episodes
 from unigrpo_jax.rewards.frames import Frames
 from unigrpo_jax.rewards.judging import ABSTAINED, Judging, RewardError
-from unigrpo_jax.rewards.load import load_reward, promptless
+from unigrpo_jax.rewards.load import load_reward
 from unigrpo_jax.rewards.protocol import ABSTAIN, NotDrawn, Reward, RewardBatch
 from unigrpo_jax.rollout.drawing import FlowSampler, draw
 from unigrpo_jax.rollout.step_rules import ODE
@@ -227,22 +227,6 @@ def test_a_function_that_fails_on_a_black_clip_may_begin_and_one_of_images_is_no
     import user_moody
 
     assert user_moody.asked == [((1, 5, 8, 8, 3), 24.0, [{"number": 1}])]
-
-
-@pytest.mark.parametrize(
-    "names, blind",
-    [
-        (["colourfulness"], True),
-        (["frames:mean/8:aesthetic:FOLDER", "frames:min:colourfulness"], True),
-        (["frames:mean:aesthetic:FOLDER", "frames:mean:clipscore:FOLDER"], False),
-        (["my_module:score"], False),
-        (["colourfulness", "judge"], False),
-        ([], False),
-    ],
-)
-def test_a_run_of_which_no_reward_reads_the_prompt_is_told_so(names, blind):
-    words = promptless(names)
-    assert bool(words) == blind and (not blind or words.startswith(f"No reward reads the prompt ({', '.join(names)}): "))
 
 
 def test_rules_of_images_are_no_rules_of_clips():

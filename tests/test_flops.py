@@ -100,10 +100,12 @@ def test_a_rollout_executes_what_the_formula_says(micro_batches):
     assert got == sum(flops.rollout(run, DENSE, n).values())
 
 
-def test_a_forward_pass_of_the_update_executes_what_the_formula_says():
-    policy = dataclasses.replace(tiny.policy(), system=(1, 5, 2))
+@pytest.mark.parametrize("times", [(), (0.25, 0.5, 0.75)])
+def test_a_forward_pass_of_the_update_executes_what_the_formula_says(times):
+    run = dataclasses.replace(RUN, learning=dataclasses.replace(RUN.learning, leash_times=times))
+    policy = dataclasses.replace(tiny.policy(leash_times=times), system=(1, 5, 2))
     shapes = jax.eval_shape(tiny.rollout_program(), PARAMS, {}, tiny.prompts(), 0, 0)
-    passes = flops.update(RUN, DENSE, flops.lengths(RUN, tiny.CONFIG, 3))
+    passes = flops.update(run, DENSE, flops.lengths(run, tiny.CONFIG, 3))
     assert counted(policy.view, PARAMS, shapes) == passes["forward"]
     assert passes["reference"] == passes["forward"] - RUN.episodes * DENSE.logits(RUN.rollout.thinking_tokens)
 
@@ -142,6 +144,9 @@ def test_the_passes_of_an_update_follow_the_settings():
     two = flops.update(change(ppo_epochs=2), SEEN, n)
     assert (two["forward"], two["old"]) == (2 * base["forward"], base["forward"])
     assert flops.update(change(ppo_epochs=2, old_log_probs="rollout"), SEEN, n)["old"] == 0
+    held = flops.update(change(ppo_epochs=2, leash_times=(0.5,)), SEEN, n)  # to which the iteration's start says nothing
+    one = RUN.episodes * SEEN.velocity(N, n.context)
+    assert [held[name] - two[name] for name in ("reference", "old", "forward")] == [one, 0, 2 * one]
     assert flops.update(change(text_kl_weight=0.1), SEEN, n)["reference"] == base["forward"]
     remat = dataclasses.replace(RUN, model=ModelConfig(remat="full"))
     assert flops.update(remat, SEEN, n)["remat"] == 0

@@ -17,7 +17,7 @@ HEALTHY = {
     "image/edge_density": (0.04, 0.005), "image/colour_entropy": (0.5, 0.06), "text/entropy": (0.6, 0.05),
     "text/truncated_share": (0.1, 0.02), "text/ratio_min": (0.8, 0.02), "text/ratio_max": (1.2, 0.02),
     "flow/ratio_min": (0.999, 1e-4), "flow/ratio_max": (1.001, 1e-4), "reward/dropped_share": (0.0, 0.0),
-    "update/skipped": (0.0, 0.0),
+    "update/skipped": (0.0, 0.0), "image/grid_energy": (1e-5, 1e-6), "text/repeated_share": (0.05, 0.01),
 }  # fmt: skip
 
 
@@ -52,6 +52,8 @@ CASES = {
     "image": {"image__edge_density": lambda s, x: x if s < 30 else 0.3 * x},
     "image, rising": {"image__colour_entropy": lambda s, x: x if s < 30 else 6 * x},
     "truncated": {"text__truncated_share": lambda s, x: 1.0},
+    "grid": {"image__grid_energy": lambda s, x: x if s < 30 else 2e-4},
+    "repeated": {"text__repeated_share": lambda s, x: x if s < 30 else 0.4},
     "ratio": {"text__ratio_max": lambda s, x: 12.0},
     "ratio, falling": {"text__ratio_min": lambda s, x: 0.0},
     "ratio, flow": {"flow__ratio_min": lambda s, x: 0.9},
@@ -73,6 +75,13 @@ def test_each_alarm_rings_for_its_own_cause_alone(name):
 
 def test_every_alarm_has_a_meaning():
     assert {name.partition(",")[0] for name in CASES} == set(MEANINGS)
+
+
+def test_a_grid_rings_where_it_rose_far_and_often():
+    """From a start that has energy of its own, as a photograph may; and of a level that is small whatever it was."""
+    of = lambda first, then: rung(history(48, image__grid_energy=lambda s, x: first if s < 30 else then))
+    assert of(0.0, 1.1e-4) == of(1e-3, 6e-3) == {"grid"}
+    assert of(0.0, 0.9e-4) == of(1e-3, 4e-3) == of(5e-3, 1e-3) == set()
 
 
 @pytest.mark.parametrize(

@@ -23,6 +23,7 @@ from unigrpo_jax.rollout import drawing
 
 START = tiny.params()
 REFERENCE = tiny.nearby(START, 0.01, seed=8)
+LEASH = {"leash_times": (0.25,), "leash_weight": 0.5}
 
 
 def iteration(devices, fsdp=1, tensor=1, slices=1, learns=True):
@@ -35,8 +36,8 @@ def iteration(devices, fsdp=1, tensor=1, slices=1, learns=True):
         tiny.ROLLOUT, model, tiny.PixelAutoencoder(), tiny.GROUP, place=place, parts=meshes.batch_size(mesh)
     )
     rollout = tiny.jit(program.__call__, out_shardings=spread)
-    base = tiny.update_program()
-    policy = Policy(model=model, tokens=program.tokens, flow=program.flow)
+    base = tiny.update_program(**LEASH)
+    policy = Policy(model=model, tokens=program.tokens, flow=program.flow, leash_times=base.config.leash_times)
     learner = UpdateProgram(objective=Objective(policy=policy, config=base.config), config=base.config)
     lay = lambda params: tree.unflatten(
         {path: jax.device_put(x, layout.parameter(path, x.shape)) for path, x in tree.flatten(params).items()}
@@ -58,7 +59,7 @@ def iteration(devices, fsdp=1, tensor=1, slices=1, learns=True):
 @pytest.fixture(scope="module")
 def alone():
     """The same without a mesh."""
-    return tiny.episodes(), *tiny.updated(tiny.episodes(), tiny.advantages(), START, REFERENCE)
+    return tiny.episodes(), *tiny.updated(tiny.episodes(), tiny.advantages(), START, REFERENCE, **LEASH)
 
 
 class Sorting(tiny.PixelAutoencoder):

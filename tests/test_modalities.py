@@ -74,6 +74,18 @@ def objective():
     return Objective(policy=policy, config=LearningConfig(text_weight=0.0, mse_weight=0.3, flow_clip=0.1))
 
 
+def test_each_modality_is_held_beside_the_window_too():
+    drawing, times = sampled(7), (0.25, 0.8)
+    own = dataclasses.replace(objective(), policy=dataclasses.replace(objective().policy, leash_times=times))
+    episodes = Episodes(prompt=TEXT, segments=(drawing,))
+    anchors = own.anchors(None, WEIGHTS, episodes, own_start=True)
+    _, metrics = own(MOVED, episodes, anchors, jnp.asarray([1.0, -1.0]), jnp.bool_(False))
+    for name in ("audio", "video"):
+        made = [(1 - t) * drawing.latent[name] + t * drawing.noise[name][:, slot] for slot, t in enumerate(times)]
+        error = np.mean((0.01 * float(WEIGHTS[name]) * np.stack(made)) ** 2)
+        np.testing.assert_allclose(metrics[f"flow_{name}/leash_mse"], error, rtol=1e-4)
+
+
 def loss(weights, drawing):
     """Loss and metrics of other weights than those that sampled, and than the reference."""
     episodes = Episodes(prompt=TEXT, segments=(drawing,))

@@ -19,7 +19,8 @@ from unigrpo_jax.training.restore import restore
 
 SMALL = ("--evaluation.prompts", 4, "--evaluation.batch", 4, "--evaluation.flow-steps", 2, "--devices", 1,
          "--rollout.prompts-per-iteration", 2, "--rollout.flow-steps", 4, "--rollout.window-size", 2,
-         "--rollout.window-range", 0, 4, "--rollout.noise-range", 0, 4, "--learning.reference", "device")  # fmt: skip
+         "--rollout.window-range", 0, 4, "--rollout.noise-range", 0, 4, "--learning.reference", "device",
+         "--evaluation.drift", 2)  # fmt: skip
 JUDGED = ("--evaluation.no-thinking", "--rewards", "colourfulness", "--prompts", "examples")
 PARTS = {"flux_tiny": "transformer", "sd_tiny": "unet"}
 
@@ -50,6 +51,8 @@ def test_a_run_learns_on_policy_and_resumes_bit_for_bit(trained, tmp_path):
         assert line["flow/ratio_min"] == line["flow/ratio_max"] == 1 and line["flow/log_prob_gap_max"] < 1e-4
     assert first[0]["flow/velocity_mse"] == 0 < first[1]["flow/velocity_mse"]
     assert not any(name.startswith("text/") for line in first for name in line)
+    drift = json.loads((run_dir / "summary.json").read_text())["drift"]["flow"]
+    assert min(drift["squared"]) > 0 and max(drift["pattern"]) < 1 and drift["times"][0] > drift["times"][1]
     copy = shutil.copytree(run_dir, tmp_path / "copy")
     shutil.rmtree(copy / "checkpoints" / "2")
     own = ("--model.lora.rank", 2, "--model.lora.targets", r".*attn\.to_[qkv]") if preset == "flux_tiny" else ()
@@ -123,6 +126,8 @@ def test_an_export_is_the_checkpoint_and_draws(trained, tmp_path):
     (["hunyuan_tiny", "--model.path", "skyreels_tiny"], "goes on from a picture, the first frame of what it draws, but the"),
     (["sd_tiny", "--rollout.noise-level", 1.5], "for ddim it is eta, at most 1"),
     (["sd_tiny", "--learning.minibatches", 2], "2 optimizer steps"),
+    (["sd_tiny", "--learning.leash-times", 0.0004, 0.5], "0.0004 lies before the first of the 1000 steps"),
+    (["flux_tiny", "--learning.leash-times", 0.5], "learning.reference = 'none' keeps none"),
 ])  # fmt: skip
 def test_what_a_family_cannot_do_is_one_sentence(words, said, tmp_path):
     outcome = command("experiments.run", *words, "--run-dir", tmp_path / "run")

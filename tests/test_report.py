@@ -202,3 +202,19 @@ def test_a_page_takes_strips_beside_single_rounds(tmp_path):
     save_samples(tmp_path, 40, [strip(True, 3)])
     text, _ = parsed(tmp_path)
     assert text.count("<div class=strip>") == 2 and text.count("not sampled") == 2
+
+
+def test_the_drift_of_the_newest_evaluation_is_drawn_step_by_step(tmp_path):
+    """Not among the numbers of the summary; and whatever a folder holds in its place."""
+    fill(tmp_path)
+    assert "Drift of the predictions" not in parsed(tmp_path)[0]
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    own = {"times": [1.0, 0.75, 0.25], "squared": [0.0101, None, 0.0678], "pattern": [0.06, 0.2, 0.512]}
+    for drift in ({EVIL: own}, {"flow": own, "other": {"squared": "x", "pattern": [EVIL, 1e300]}}):
+        (tmp_path / "summary.json").write_text(json.dumps(summary | {"drift": drift}))
+        text, _ = parsed(tmp_path)
+        assert "<h2>Drift of the predictions from the reference" in text and "0.0678" in text and "0.512" in text
+        assert "drift.flow" not in text and "<script>" not in text
+    for drift in (None, [], 3, "x", {"flow": 1}, {"flow": {"squared": {}}}):
+        (tmp_path / "summary.json").write_text(json.dumps(summary | {"drift": drift}))
+        assert "<h2>Drift" not in parsed(tmp_path)[0]

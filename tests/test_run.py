@@ -24,7 +24,8 @@ METRICS = {
     "text/truncated_share", "flow/ratio_mean", "flow/velocity_mse", "grad_norm/reasoning", "grad_norm/denoising",
     "update_norm/reasoning", "update_norm/denoising", "update/skipped", "loss", "image/edge_density",
     "image/colour_entropy", "time/iteration", "time/rollout_text", "time/rollout_flow", "time/reward", "time/update",
-    "tokens_per_second", "images_per_second", "rollout/nonfinite_share", "reward/dropped_share",
+    "tokens_per_second", "images_per_second", "rollout/nonfinite_share", "reward/dropped_share", "image/grid_energy",
+    "text/repeated_share",
 }  # fmt: skip
 
 
@@ -45,6 +46,7 @@ def finished(tiny_model, tmp_path_factory) -> tuple[pathlib.Path, str]:
     """A run of the shapes world's own reward, and what it printed."""
     folder = tmp_path_factory.mktemp("runs")
     own = "--rewards shapes --iterations 3 --logging.samples-every 2 --evaluation.every 2 --evaluation.thinking".split()
+    own += ["--evaluation.drift", 4]
     done = process("experiments.run", "smoke", "--model.path", tiny_model, *SMALL, *HEADS, *own, cwd=folder)
     assert done.stderr == ""
     return folder / "runs" / "smoke", done.stdout
@@ -81,6 +83,8 @@ def test_metrics_are_flat_finite_and_under_their_names(finished):
             assert 0.5 * line["time/iteration"] < sum(parts) <= line["time/iteration"]
     assert lines[0]["text/ratio_mean"] == pytest.approx(1, abs=1e-6)
     assert "eval/exact" in lines[1] and "eval/exact" not in lines[0]
+    assert lines[0]["update/without_signal"] == lines[1]["update/without_signal"] == 1  # so that nothing has drifted
+    assert lines[1]["drift/mean"] == lines[1]["drift/last_pattern"] == 0 and "drift/mean" not in lines[0]
 
 
 def test_the_summary_holds_before_and_after_by_category(finished):
@@ -91,18 +95,25 @@ def test_the_summary_holds_before_and_after_by_category(finished):
         assert {"exact", "graded", "plan_exact"} <= table.keys()
         assert len(table["exact"]) == 7 and "overall" in table["exact"], (table["exact"], categories)
     assert summary["iterations"] == 3 and summary["seconds"] > 0
+    assert {name: len(x) for name, x in summary["drift"]["flow"].items()} == {"times": 2, "squared": 2, "pattern": 2}
+    assert "Drift of the predictions from the reference" in (run_dir / "report.html").read_text()
+    assert "Drift of the predictions from the reference" in printed
+    assert "Warning: learning.group_size = 4" in printed and "looks at neither prompts" not in printed
     assert "Held-out prompts" in printed and "report.html" in printed and "3/3" in printed
 
 
 def test_evaluating_the_last_checkpoint_gives_the_summary_again(finished):
     """A run folder, and its newest checkpoint by number, by the run's own evaluation settings."""
     run_dir, _ = finished
-    after = json.loads((run_dir / "summary.json").read_text())["after"]
+    summary = json.loads((run_dir / "summary.json").read_text())
+    after, drift = summary["after"], ["--evaluation.drift", 4]
     for path in (run_dir, run_dir / "checkpoints" / "3"):
-        outcome = command("experiments.evaluate", path, *EVALUATION, "--out", run_dir.parent / "table.json")
+        outcome = command("experiments.evaluate", path, *EVALUATION, *drift, "--out", run_dir.parent / "table.json")
         assert outcome.code == 0, outcome
         saved = json.loads((run_dir.parent / "table.json").read_text())
         assert saved["table"] == after and saved["evaluation"]["prompts"] == 6
+        for kind, values in summary["drift"]["flow"].items():
+            assert saved["drift"]["flow"][kind] == pytest.approx(values, rel=1e-3), kind
         assert f"{after['graded']['overall']:.3f}" in outcome.out and "smoke-3: 6 prompts" in outcome.out
 
 
@@ -226,10 +237,15 @@ def test_a_run_on_the_best_and_the_worst_of_each_group(tiny_model, tmp_path, mon
     monkeypatch.syspath_prepend(tmp_path)
     sys.modules.pop("tiny_reward", None)
     outcome = run_small(tiny_model, tmp_path / "run", "--iterations", 1, "--learning.best", 1, "--learning.worst", 1,
-                        "--learning.combine", "rewards", "--rollout.window", "random", "--rollout.shared-noise")  # fmt: skip
+                        "--learning.combine", "rewards", "--rollout.window", "random", "--rollout.shared-noise",
+                        "--learning.leash-times", 0.25, 0.6, "--evaluation.drift", 4)  # fmt: skip
     assert outcome.code == 0 and "1 piece(s) of 4" in outcome.out, outcome
+    assert outcome.out.count("Warning: tiny_reward:score looks at neither prompts nor what comes with them") == 1
+    found = json.loads((tmp_path / "run" / "summary.json").read_text())["drift"]["flow"]
+    assert min(found["squared"]) > 0 and 0 < min(found["pattern"]) <= max(found["pattern"]) < 1
     (line,) = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert line["text/ratio_mean"] == line["flow/ratio_mean"] == 1 and line["update/skipped"] == 0
+    assert line["flow/leash_mse"] == line["flow/velocity_mse"] == 0  # the start is the reference
 
 
 def test_a_run_from_elsewhere_cannot_send_a_key_of_this_machine_away(copy, monkeypatch):

@@ -17,7 +17,7 @@ from unigrpo_jax.models import tree
 from unigrpo_jax.models.bagel import Bagel
 
 DECAY, FROZEN = 0.9, ("vae2llm",)
-LEASH = {"text_kl_weight": 0.1, "latent_kl_weight": 0.2}  # beside the velocity MSE
+LEASH = {"text_kl_weight": 0.1, "latent_kl_weight": 0.2, "leash_times": (0.25, 0.6), "leash_weight": 0.2}  # and the MSE
 RATES = (1e-3, 2e-3, 1.0)  # reasoning, denoising, largest gradient norm
 
 
@@ -78,10 +78,11 @@ def test_a_reference_that_lies_on_the_host_changes_no_bit(once):
 
 def test_without_a_reference_the_step_is_that_of_a_leash_to_itself_and_no_distance_is_measured():
     held, measured = update(kept=START)  # its leash is exactly 0
-    state, metrics = update(reference="none", kept={}, mse_weight=0.0, latent_kl_weight=0.0, text_kl_weight=0.0)
+    loose = {"mse_weight": 0.0, "latent_kl_weight": 0.0, "text_kl_weight": 0.0, "leash_times": ()}
+    state, metrics = update(reference="none", kept={}, **loose)
     for path, value in flat(state).items():
         np.testing.assert_allclose(value, flat(held)[path], rtol=0, atol=2e-7, err_msg=path)
-    distances = {"flow/velocity_mse", "flow/latent_kl", "text/reference_kl"}
+    distances = {"flow/velocity_mse", "flow/leash_mse", "flow/latent_kl", "text/reference_kl"}
     assert measured.keys() - metrics.keys() == distances and metrics.keys() <= measured.keys()
 
 
@@ -244,10 +245,10 @@ def test_without_a_signal_no_step_is_taken_and_nothing_moves(once):
 
 
 def test_the_leash_of_unmoved_weights_is_exactly_zero():
-    """Velocity MSE and both KLs, in a first step whose signal is not; of moved weights they are above it."""
-    names = ("flow/velocity_mse", "flow/latent_kl", "text/reference_kl")
+    """Velocity MSE, also beside the window, and both KLs, in a first step with a signal; of moved weights they are above."""
+    names = ("flow/velocity_mse", "flow/leash_mse", "flow/latent_kl", "text/reference_kl")
     state, metrics = update(kept=START)
-    assert [float(metrics[name]) for name in names] == [0.0] * 3 and moved(state)
+    assert [float(metrics[name]) for name in names] == [0.0] * 4 and moved(state)
     _, metrics = update(state, kept=START)
     assert all(float(metrics[name]) > 0 for name in names)
 

@@ -104,7 +104,7 @@ def test_a_recorded_clip_from_a_picture(recorded, assert_close, name, guided):
 SMALL = ("--devices", 1, "--iterations", 1, "--evaluation.prompts", 2, "--evaluation.batch", 2, "--evaluation.flow-steps", 2,
          "--rollout.prompts-per-iteration", 1, "--rollout.flow-steps", 3, "--rollout.window-size", 1,
          "--rollout.window-range", 0, 2, "--rollout.noise-range", 0, 2, "--learning.group-size", 2,
-         "--logging.samples", 2)  # fmt: skip
+         "--logging.samples", 2, "--evaluation.drift", 0)  # fmt: skip
 
 
 def test_clips_are_drawn_judged_learned_shown_and_exported(tmp_path):

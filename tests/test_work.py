@@ -53,6 +53,10 @@ def test_the_passes_of_a_painters_update_by_hand():
     assert work(scanned).update(executed=True) == two | {"remat": 2 * 12 * 2 * 90}
     lora = work(dataclasses.replace(RUN, model=ModelConfig(lora=LoraConfig(rank=4))))
     assert lora.update()["backward"] == forward
+    held = 12 * (2 + 3) * 100  # three states more, to which the iteration's start says nothing
+    leash = work(changed(leash_times=(0.2, 0.5, 0.8)))
+    assert leash.update() == {"reference": held, "old": forward, "forward": held, "backward": 2 * held, "remat": 0}
+    assert leash.kept(ALONE) == work().kept(ALONE) / 2 * 5
     epochs = work(changed(ppo_epochs=3)).update()
     assert (epochs["forward"], epochs["backward"]) == (3 * forward, 6 * forward)
 

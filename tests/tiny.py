@@ -86,8 +86,9 @@ def rollout_program(group: int = GROUP, model: Bagel = MODEL, **changes) -> Roll
 
 
 def policy(
-    context_gradient: str = "full", rule: str = "flow_sde", noise_level: float = 0.8, window_steps: str = "batched"
-) -> Policy:
+    context_gradient: str = "full", rule: str = "flow_sde", noise_level: float = 0.8, window_steps: str = "batched",
+    leash_times: tuple[float, ...] = (),
+) -> Policy:  # fmt: skip
     """The policy that the rollouts of `rollout_program` are made with."""
     program = rollout_program()
     flow = FlowSampler(
@@ -96,14 +97,16 @@ def policy(
         grid=GRID,
     )
     return Policy(
-        model=MODEL, tokens=program.tokens, flow=flow, context_gradient=context_gradient, window_steps=window_steps
-    )
+        model=MODEL, tokens=program.tokens, flow=flow, context_gradient=context_gradient, window_steps=window_steps,
+        leash_times=leash_times,
+    )  # fmt: skip
 
 
 def objective(rule: str = "flow_sde", noise_level: float = 0.8, **changes) -> Objective:
     """The loss with single settings changed."""
     config = dataclasses.replace(LEARNING, **changes)
-    return Objective(policy=policy(config.context_gradient, rule, noise_level, config.window_steps), config=config)
+    own = policy(config.context_gradient, rule, noise_level, config.window_steps, config.leash_times)
+    return Objective(policy=own, config=config)
 
 
 class Told(Policy):

@@ -184,6 +184,11 @@ class LearningConfig:
     """Weight of the text loss; 0 trains the flow alone (FlowGRPO)."""
     mse_weight: float = 0.005
     """Weight of the velocity MSE to the reference (mean over the latent's numbers)."""
+    leash_times: tuple[float, ...] = ()
+    """Times in (0, 1], 1 is noise, at which the velocity MSE is taken beside the window, which alone holds nothing of a
+    drawing's rest: at states made of its own clean latent and the window's noise.  Each costs what a transition does."""
+    leash_weight: float = 0.02
+    """Weight of the mean of the MSEs at leash_times."""
     latent_kl_weight: float = 0.0
     """Weight of the latent KL to the reference, the ablation of the velocity MSE."""
     text_kl_weight: float = 0.0
@@ -264,6 +269,9 @@ class EvaluationConfig:
     is what the family was published with (global for BAGEL, none for others)."""
     guidance_renorm_min: float = 0.0
     """Lower bound of the renormalisation factor; 1 turns it off."""
+    drift: int = 48
+    """Held-out drawings, of the first `batch`, along which a trained model's predictions are compared with the reference's,
+    where one is kept; each costs as much again as two drawings.  0 compares none."""
     seed: int = 0
     """Noise and tokens of the evaluation; the same for every checkpoint, so that differences are paired."""
 
@@ -311,8 +319,12 @@ class AlarmsConfig:
     """The text entropy may fall to this share of its start."""
     image_range: tuple[float, float] = (0.4, 5.0)
     """Edge density, colour entropy and a clip's frame difference may fall and rise to these multiples of their start."""
+    grid_energy: float = 1e-4
+    """So much energy, 1 of a full range squared, may come to the background at the period of the latent tokens."""
     truncated_share: float = 0.5
     """So much of the thinking may be cut at its maximum."""
+    repeated_share: float = 0.3
+    """So much of the thinking may have been said before: four tokens in a row."""
     text_ratio: float = 10.0
     """Largest ratio of a token to its old probability, or of the old to the new."""
     flow_ratio: float = 1.1
@@ -407,3 +419,8 @@ class RunConfig:
     def trained_episodes(self) -> int:
         """Episodes of one iteration that the update sees."""
         return self.rollout.prompts_per_iteration * (self.learning.best + self.learning.worst or self.learning.group_size)
+
+    @property
+    def trained_states(self) -> int:
+        """States of a drawing at which an update evaluates the network: the window's, and those of `leash_times`."""
+        return self.rollout.window_size + len(self.learning.leash_times)

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from unigrpo_jax.clip_files import LEAST_FPS, MOST_FPS, MOST_PIXELS
-from unigrpo_jax.config import ConfigError, JudgeConfig, MeshConfig, RunConfig, require
+from unigrpo_jax.config import ConfigError, JudgeConfig, LearningConfig, MeshConfig, RunConfig, require
 from unigrpo_jax.foreign_text import quoted, visible
 
 _AT_LEAST_ONE = {
@@ -33,16 +33,17 @@ _POSITIVE = {
 }
 _NOT_NEGATIVE = {
     "rollout": ("timestep_shift", "temperature", "top_k", "noise_level"),
-    "learning": ("flow_weight", "text_weight", "mse_weight", "latent_kl_weight", "text_kl_weight", "reasoning_lr",
-                 "denoising_lr", "weight_decay", "ema_decay", "best", "worst"),
-    "evaluation": ("temperature", "every", "seed", "rounds"),
+    "learning": ("flow_weight", "text_weight", "mse_weight", "leash_weight", "latent_kl_weight", "text_kl_weight",
+                 "reasoning_lr", "denoising_lr", "weight_decay", "ema_decay", "best", "worst"),
+    "evaluation": ("temperature", "every", "seed", "rounds", "drift"),
     "checkpoint": ("keep_best", "keep_every"),
     "logging": ("samples_every",),
     "mesh": ("slice", "data", "fsdp", "sequence", "tensor"),
     "processes": ("count", "hang_seconds"),
     "judging": ("retries", "backoff_seconds", "remembered"),
     "judge": ("temperature", "retries", "backoff_seconds", "retry_after_seconds"),
-    "alarms": ("entropy_floor", "truncated_share", "skipped_share", "dropped_share", "fall"),
+    "alarms": ("entropy_floor", "grid_energy", "truncated_share", "repeated_share", "skipped_share", "dropped_share",
+               "fall"),
 }  # fmt: skip
 _LARGEST = {int: 2**31 - 1, float: 3.4e38}
 
@@ -177,6 +178,7 @@ def check(config: RunConfig) -> None:
         f"learning.reference = 'none' keeps nothing that {' and '.join(holding)} could hold the policy to; use 'device' or "
         "'host', or a weight of 0.",
     )
+    _check_leash_times(learn)
     require(
         learn.credit == "shared" or (learn.method == "grpo" and not learn.best + learn.worst),
         f"learning.credit = {learn.credit!r} gives an episode several advantages, by which no best or worst can be chosen; "
@@ -244,6 +246,19 @@ def check(config: RunConfig) -> None:
         r.thinking or learn.flow_weight > 0,
         "rollout.thinking is off and learning.flow_weight is 0, so nothing learns; change one of them.",
     )
+
+
+def _check_leash_times(learn: LearningConfig) -> None:
+    """Raises ConfigError unless there is something to hold to at `leash_times`, and they are times."""
+    times = " ".join(f"{t:g}" for t in learn.leash_times)
+    require(all(0 < t <= 1 for t in learn.leash_times),
+            f"learning.leash_times = {times}, but each must be above 0, the data, and at most 1, the noise.")  # fmt: skip
+    require(not learn.leash_times or learn.method in ("grpo", "refl"),
+            f"learning.leash_times = {times} hold the policy to the reference, which learning.method = {learn.method!r} "
+            "does not; leave them out.")  # fmt: skip
+    require(not learn.leash_times or learn.reference != "none",
+            f"learning.leash_times = {times} hold the policy to the reference, and learning.reference = 'none' keeps none; "
+            "use 'device' or 'host', or leave them out.")  # fmt: skip
 
 
 def _check_supervised(config: RunConfig) -> None:

@@ -137,8 +137,10 @@ def savings(workload: Workload, repeats: int) -> list[Row]:
         return []
     config, parts = workload.config, workload.parts()
     width = config.rollout.window_size
-    whole = variants.one_forward_per_step(workload.policy, width)
-    seconds = alternate({"shared": workload.updater(), "whole": workload.updater(whole)}, repeats)
+    window = dataclasses.replace(workload.policy, leash_times=())  # both without what has no place in a step of its own
+    whole = variants.one_forward_per_step(window, width)
+    shared = workload.updater(window if workload.policy.leash_times else None)
+    seconds = alternate({"shared": shared, "whole": workload.updater(whole)}, repeats)
     out = [_compared("update without a shared context", seconds["shared"], seconds["whole"],
                      f"one forward pass for each of {width} window steps over one context for all")]  # fmt: skip
     alone = jax.jit(variants.one_prefill_per_episode(workload.program))

@@ -110,6 +110,7 @@ class Workload:
         return Policy(
             model=self.network, system=program.system, tokens=program.tokens, flow=program.flow,
             context_gradient=learning.context_gradient, window_steps=learning.window_steps,
+            leash_times=learning.leash_times,
         )  # fmt: skip
 
     def updater(self, policy: Policy | None = None) -> Callable[[], dict]:

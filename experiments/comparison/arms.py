@@ -53,11 +53,12 @@ def table(base: RunConfig, learned_scorer: bool) -> list[Arm]:
       base: what UniGRPO itself runs with.
       learned_scorer: whether the prompts are those that the reward `shapes_scorer`, whose gradient ReFL follows, can read.
     """
-    text = changed(base, learning={"flow_weight": 0.0, "mse_weight": 0.0})
+    text = changed(base, learning={"flow_weight": 0.0, "mse_weight": 0.0, "leash_times": ()})
     flow = changed(base, learning={"text_weight": 0.0})
     blind = changed(flow, rollout={"thinking": False}, evaluation={"thinking": False})
     half = lambda config: dataclasses.replace(config, iterations=config.iterations // 2)
-    imitation = changed(base, learning={"method": "best_of_n", "best": 1}, rollout={"step_rule": "ode"})
+    imitated = {"method": "best_of_n", "best": 1, "leash_times": ()}
+    imitation = changed(base, learning=imitated, rollout={"step_rule": "ode"})
     arms = [
         Arm(name="base_plain", title="Base", stages=(), thinking=False),
         Arm(name="base", title="Base", stages=()),
@@ -109,7 +110,7 @@ def _guidance(base: RunConfig) -> dict[str, RunConfig]:
 
 def _regulariser(base: RunConfig) -> dict[str, RunConfig]:
     """The learned reward, followed at twice the rate, so that what can be hacked is hacked within the budget."""
-    none = {"mse_weight": 0.0, "latent_kl_weight": 0.0, "denoising_lr": 2 * base.learning.denoising_lr}
+    none = {"mse_weight": 0.0, "leash_times": (), "latent_kl_weight": 0.0, "denoising_lr": 2 * base.learning.denoising_lr}
     scored = changed(dataclasses.replace(base, rewards=("shapes_scorer",)), learning=none)
     return {
         "none": scored,

@@ -73,8 +73,8 @@ def _fewer_at_a_time(setting: Setting, name: ProgramName, compiled: Compiled) ->
     if name == UPDATE:
         if config.model.remat == "none":
             yield "--model.remat full", min(scaled, setting.work.kept(setting.split))
-        if config.learning.window_steps == "batched" and config.rollout.window_size > 1:
-            yield "--learning.window-steps scanned", scaled * (1 - 1 / config.rollout.window_size)
+        if config.learning.window_steps == "batched" and config.trained_states > 1:
+            yield "--learning.window-steps scanned", scaled * (1 - 1 / config.trained_states)
     yield from _fewer_frames(setting, scaled, compiled.peak - setting.target.memory)
 
 

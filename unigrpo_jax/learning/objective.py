@@ -1,15 +1,16 @@
 """UniGRPO's loss of a batch of episodes: both clipped ratios, and the leash on the velocity field.
 
-    loss = text_weight * L_text + flow_weight * L_flow + mse_weight * L_mse  (+ optional KL terms)
+    loss = text_weight * L_text + flow_weight * L_flow + mse_weight * L_mse  (+ leash_weight * L_leash, + KL terms)
 
-(arXiv 2603.23500.)  Every term is a mean over the episodes of the batch of a mean over an episode's actions, so the
-mean over equal micro-batches is the whole batch's value.  A blank episode (rollout.not_finite) counts in these means
-with 0: it moves no parameter.  The leash of a policy that has the reference's weights is exactly 0, and so is its gradient:
-two compilations of one network differ by rounding, which Adam, dividing by its own root, would make whole steps of.
+(arXiv 2603.23500; L_leash, which is not in it, is L_mse at `leash_times` in the place of the window.)  Every term is a mean
+over the episodes of the batch of a mean over an episode's actions, so the mean over equal micro-batches is the whole batch's
+value.  A blank episode (rollout.not_finite) counts in these means with 0: it moves no parameter.  The leash of a policy that
+has the reference's weights is exactly 0, and so is its gradient: two compilations of one network differ by rounding, which
+Adam, dividing by its own root, would make whole steps of.
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import flax.struct
@@ -44,10 +45,12 @@ class FlowAnchor:
       old: float32 [B, W, N, C], transition means at the start of the iteration; None as above.
       reference: float32 [B, W, N, C], the network's outputs with frozen weights upon their own context; None where there
         is no reference.
+      leash: float32 [B, K, N, C], the same at `leash_times`; None where there are none.
     """
 
     old: Any
     reference: Any
+    leash: Any = None
 
 
 def reduce_metrics(metrics: dict[str, jax.Array], axis=0) -> dict[str, jax.Array]:
@@ -87,7 +90,8 @@ class Objective:
         """
         recorded = self.config.old_log_probs == "rollout"
         nothing = (None,) * len(episodes.segments)
-        start = nothing if recorded or own_start else self.policy.view(params, episodes)
+        window = dataclasses.replace(self.policy, leash_times=())  # nothing is held to the start
+        start = nothing if recorded or own_start else window.view(params, episodes)
         frozen = nothing if self.config.reference == "none" else self.policy.view(reference, episodes)
         out = []
         for segment, old, ref in zip(episodes.segments, start, frozen, strict=True):
@@ -97,7 +101,8 @@ class Objective:
                 out.append(TextAnchor(old=log_probs, reference=ref.log_probs if keep else None))
             elif isinstance(segment, Drawing):
                 mean = segment.mean if recorded else None if old is None else old.mean
-                out.append(FlowAnchor(old=mean, reference=None if ref is None else ref.output))
+                held = (None, None) if ref is None else (ref.output, ref.leash)
+                out.append(FlowAnchor(mean, *held))
             else:
                 out.append(None)
         return tuple(out)
@@ -189,14 +194,15 @@ class Objective:
         if c.latent_kl_weight > 0:
             mean, _ = jax.vmap(jax.vmap(self.policy.flow.transition))(drawing.x, anchor.reference, t, t_next)
             kl_mean = self._held(mean, view.mean, moved)
-        parts = (drawing.noise, drawing.mean, old, view.mean, view.output, held, kl_mean)
+        leash = self._held(anchor.leash, view.leash, moved)
+        parts = (drawing.noise, drawing.mean, old, view.mean, kl_mean, view.output, held, view.leash, leash)
         total, metrics = jnp.zeros(()), {}
         for name, own in by_modality(drawing.x, *parts).items():
             value, measured = self._modality(drawing.finite, view.std, advantage_B, *own)
             total, metrics = total + value, metrics | {f"{name}/{metric}": x for metric, x in measured.items()}
         return total, metrics
 
-    def _modality(self, finite_B, std_BW, advantage_B, noise, sampled, old, new, output, held, kl_mean):
+    def _modality(self, finite_B, std_BW, advantage_B, noise, sampled, old, new, kl_mean, *leashed):
         """One modality's loss and metrics, from arrays [B, W, N, C]; a log-ratio is a mean over its own numbers alone."""
         c, rule = self.config, self.policy.flow.rule
         per_step = lambda function, *args: jax.vmap(function, in_axes=1, out_axes=1)(*args)  # over the window, [B, W]
@@ -236,14 +242,26 @@ class Objective:
             "approx_kl": jnp.mean(square(old)),
         }
         total = c.flow_weight * loss
-        if held is not None:
-            metrics["velocity_mse"] = mse = jnp.mean(known(per_step(losses.velocity_mse, output, held)))
-            total = total + c.mse_weight * mse
+        for name, weight, mse in self._leashes(finite_B, *leashed):
+            metrics[name] = mse
+            total = total + weight * mse
         if kl_mean is not None:
             kl = jnp.mean(square(kl_mean))
             metrics["latent_kl"] = kl
             total = total + c.latent_kl_weight * kl
         return total, metrics
+
+    def _leashes(self, finite_B, output, held, leash, leash_held) -> Iterator[tuple[str, float, jax.Array]]:
+        """(name, weight, mean squared error []) of one modality's outputs to the reference's, each [B, W or K, N, C].
+
+        In the window, and at `leash_times`; nothing where there is no reference, or are no such times.
+        """
+        c = self.config
+        pairs = (("velocity_mse", c.mse_weight, output, held), ("leash_mse", c.leash_weight, leash, leash_held))
+        for name, weight, own, reference in pairs:
+            if reference is not None:
+                mse = jax.vmap(losses.velocity_mse, in_axes=1, out_axes=1)(own, reference)
+                yield name, weight, jnp.mean(jnp.where(finite_B[:, None], mse, 0.0))
 
 
 def by_modality(latent, *others) -> dict[str, tuple]:

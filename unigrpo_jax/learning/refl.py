@@ -16,7 +16,6 @@ import jax
 import jax.numpy as jnp
 
 from unigrpo_jax.episode import Drawing, Episodes
-from unigrpo_jax.learning import losses
 from unigrpo_jax.learning.objective import FlowAnchor, Objective
 from unigrpo_jax.learning.policy import FlowView
 from unigrpo_jax.models.paths import estimates
@@ -47,7 +46,7 @@ class RewardGradient(Objective):
         known = lambda value_BW: jnp.where(drawing.finite[:, None], value_BW, 0.0)
         reward = jnp.mean(known(reward_BW))
         total, metrics = -c.flow_weight * reward, {"flow/reward": reward}
-        if (held := self._held(anchor.reference, view.output, moved)) is not None:
-            mse = jnp.mean(known(jax.vmap(losses.velocity_mse, in_axes=1, out_axes=1)(view.output, held)))
-            metrics["flow/velocity_mse"], total = mse, c.mse_weight * mse + total
+        held, leash = self._held(anchor.reference, view.output, moved), self._held(anchor.leash, view.leash, moved)
+        for name, weight, mse in self._leashes(drawing.finite, view.output, held, view.leash, leash):
+            metrics[f"flow/{name}"], total = mse, weight * mse + total
         return total, metrics

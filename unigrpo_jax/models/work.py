@@ -154,7 +154,7 @@ class PainterWork:
     def _pieces(self) -> int:
         """Times that the update begins to read the weights for a pass: once for each step of a window that is scanned."""
         learning = self.run.learning
-        steps = self.run.rollout.window_size if learning.window_steps == "scanned" else 1
+        steps = self.run.trained_states if learning.window_steps == "scanned" else 1
         return learning.minibatches * learning.micro_batches * steps
 
     @property
@@ -184,12 +184,13 @@ class PainterWork:
     def update(self, executed: bool = False) -> dict[str, float]:
         """As `Work.update`; a backward pass is twice the forward, or once with adapters, whose own are left out."""
         learning, model = self.run.learning, self.run.model
-        count = self.run.trained_episodes * self.run.rollout.rounds * self.run.rollout.window_size * self._passes
+        drawings = self.run.trained_episodes * self.run.rollout.rounds * self._passes
+        count = drawings * self.run.trained_states
         forward = count * self.evaluation()
         recorded = learning.old_log_probs == "rollout" or learning.ppo_epochs * learning.minibatches == 1
         return {
             "reference": 0 if learning.reference == "none" else forward,
-            "old": 0 if recorded else forward,
+            "old": 0 if recorded else drawings * self.run.rollout.window_size * self.evaluation(),
             "forward": learning.ppo_epochs * forward,
             "backward": learning.ppo_epochs * forward * (1 if model.lora.rank else 2),
             "remat": self._again * learning.ppo_epochs * count * self.each.layers if executed else 0,
@@ -216,7 +217,7 @@ class PainterWork:
         moved += self.each.keys / split.tensor * (split.sequence - 1) / split.sequence
         moved *= self._itemsize
         rows = run.episodes / run.rollout.micro_batches / split.batch
-        own = run.trained_episodes / split.batch * run.rollout.rounds * run.rollout.window_size * self._passes
+        own = run.trained_episodes / split.batch * run.rollout.rounds * run.trained_states * self._passes
         return {
             "drawing": self._draws() * (gathered + rows * moved),
             "update": self._pieces * (reads * self._passes * gathered + 2 * weights * 4 * share) + reads * own * moved,
@@ -226,6 +227,6 @@ class PainterWork:
         """As `Work.kept`; of a window that is scanned, one step's."""
         learning, rollout = self.run.learning, self.run.rollout
         rows = self.run.trained_episodes / learning.minibatches / learning.micro_batches / split.batch
-        steps = 1 if learning.window_steps == "scanned" else rollout.window_size
+        steps = 1 if learning.window_steps == "scanned" else self.run.trained_states
         count = rows * rollout.rounds * steps * self._passes
         return count * (self.each.kept * self._itemsize + self.each.scores * 4) / split.tensor / split.sequence

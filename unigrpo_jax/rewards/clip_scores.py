@@ -98,7 +98,7 @@ class ClipReward:
 
     def __call__(self, batch: RewardBatch) -> dict[str, np.ndarray]:
         """{name: float32 [B]}."""
-        size, step = len(batch.prompts), ROWS * self._mesh.size
+        size, step = len(batch.images), ROWS * self._mesh.size
         rows = np.arange(-(-size // step) * step) % size
         inputs = np.asarray(batch.images), None if self._coder is None else self._coder(batch.prompts)
         scores = []

@@ -18,6 +18,7 @@ import numpy as np
 from unigrpo_jax.config import RunConfig, require
 from unigrpo_jax.rewards.judging import ABSTAINED, WrongMedium, hold_to_protocol
 from unigrpo_jax.rewards.load import load_reward
+from unigrpo_jax.rewards.noting import of_frames, unnoted
 from unigrpo_jax.rewards.protocol import ABSTAIN, CheckingReward, NotDrawn, RewardBatch, RewardFunction
 
 _HOW = re.compile(r"(mean|min)(?:/([1-9][0-9]{0,5}))?")
@@ -64,6 +65,7 @@ class Frames:
         if "video" not in batch.media:
             raise WrongMedium(f"the reward function {self._prefix}{self._alone} judges clips, but this run draws images; "
                               f"leave {self._prefix} out")  # fmt: skip
+        given, batch = batch, unnoted(batch)  # only what the reward itself looks at counts
         videos = batch.videos[:, :: self._every]
         size, count = videos.shape[:2]
         rows = [row for row in range(size) for _ in range(count)]
@@ -77,7 +79,7 @@ class Frames:
             group=again(batch.group),
         )
         try:
-            found = hold_to_protocol(self._reward(frames), self._prefix + self._alone, len(rows))
+            found = hold_to_protocol(self._reward(of_frames(given, frames)), self._prefix + self._alone, len(rows))
         except NotDrawn:
             words = f"the reward function {self._alone} judges clips as they are; leave {self._prefix} out"
             raise WrongMedium(words) from None

@@ -17,6 +17,7 @@ import numpy as np
 from unigrpo_jax.config import ConfigError, JudgingConfig, RolloutConfig, require
 from unigrpo_jax.foreign_text import said
 from unigrpo_jax.rewards.load import OF_BOTH, OF_IMAGES, alone
+from unigrpo_jax.rewards.noting import noting
 from unigrpo_jax.rewards.protocol import ABSTAIN, CheckingReward, NotDrawn, RewardBatch, RewardFunction
 
 Columns = dict[str, np.ndarray]
@@ -96,6 +97,16 @@ class Judging:
     def __init__(self, rewards: Mapping[str, RewardFunction], settings: JudgingConfig):
         self._rewards, self.settings = dict(rewards), settings
         self._remembered: collections.OrderedDict[bytes, dict[str, float]] = collections.OrderedDict()
+        self._noted: dict[str, set[str]] = {}  # what of `noting.ASKED` each reward that was called has looked at
+        self._components: dict[str, set[str]] = {}
+
+    def blind(self, weights: Mapping[str, float]) -> list[str]:
+        """The rewards that are trained by, where none of them has looked at prompts or what comes with them so far; else [].
+
+        `weights` are those of components, as `learning.reward_weights`: what has weight 0 is not trained by.
+        """
+        trained = [name for name, found in self._components.items() if any(weights.get(c, 1) != 0 for c in found)]
+        return [] if any(self._noted.get(name) for name in trained) else trained
 
     def start(self, batch: RewardBatch) -> Callable[[], Columns]:
         """Begins to judge B episodes in the background; the result is a function that waits for {component: float32 [B]}.
@@ -114,6 +125,7 @@ class Judging:
                 if twice:
                     raise RewardError(f"the reward function {name} returned {twice[0]!r}, as another one does; rename it")
                 columns |= found
+                self._components.setdefault(name, set()).update(found)
             return columns
 
         return finish
@@ -275,6 +287,7 @@ class Judging:
 
         What computes on the devices has no limit of its own: it cannot be left behind while other programs run.
         """
+        batch = noting(batch, self._noted.setdefault(name, set()))
         if _on_device(reward):
             return reward(batch)
         outcome: queue.Queue = queue.Queue()

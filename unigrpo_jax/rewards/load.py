@@ -3,7 +3,7 @@
 import difflib
 import importlib
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 from unigrpo_jax.config import ConfigError, RunConfig, require
 from unigrpo_jax.foreign_text import said
@@ -23,24 +23,15 @@ BUILT_IN: dict[str, str] = {
     "aesthetic": "unigrpo_jax.rewards.clip_scores:aesthetic",
     "frames": "unigrpo_jax.rewards.frames:load",
 }
-# Of these, what judges images and no clips, what judges either, and what looks at them alone, whatever was asked for.  What
-# the others judge, and a function of one's own, shows when they are asked.
+# Of these, what judges images and no clips, and what judges either.  What the others judge, and a function of one's own,
+# shows when they are asked.
 OF_IMAGES = ("shapes_scorer", "colourfulness", "ocr", "clipscore", "pickscore", "hpsv2", "aesthetic")
 OF_BOTH = ("judge",)
-PROMPTLESS = ("colourfulness", "aesthetic")
 
 
 def alone(name: str) -> str:
     """A reward as it is called without `frames:HOW:`."""
     return name.split(":", 2)[-1] if name.startswith("frames:") else name
-
-
-def promptless(names: Sequence[str]) -> str:
-    """A sentence where no reward of a run reads what was asked for; "" where one does, or may."""
-    if not names or any(alone(name).partition(":")[0] not in PROMPTLESS for name in names):
-        return ""
-    return (f"No reward reads the prompt ({', '.join(names)}): what is drawn may leave it, and lose its variety, while the "
-            "reward rises; add one that does, such as clipscore:FOLDER or judge, or look at the samples.")  # fmt: skip
 
 
 def load_reward(name: str, config: RunConfig) -> RewardFunction:

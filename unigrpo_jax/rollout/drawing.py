@@ -6,6 +6,7 @@ Only what the update needs is kept: the states, noises and means of the window's
 import dataclasses
 import functools
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -71,6 +72,25 @@ class FlowSampler:
         return jnp.asarray(np.asarray(self.schedule, np.float32))
 
 
+def predictor(model: Painter, params, condition, sampler: FlowSampler, others=None) -> Callable[[Any, jax.Array], Any]:
+    """(x, t) -> the network's output for x [B, N, C] at time t [] upon a condition, guided where the sampler is.
+
+    The arguments are those of `denoise`.
+    """
+    guidance = sampler.guidance if sampler.guidance is not None and sampler.guidance.active else None
+
+    def predict(x, t):
+        batch = jax.tree.leaves(x)[0].shape[0]
+        upon = lambda c: model.predict(params, x, jnp.full(batch, t), sampler.grid, c)
+        v = upon(condition)
+        if guidance is None:
+            return v
+        guided = lambda: jax.tree.map(guidance.apply, v, *(upon(c) for c in others[: 1 + guidance.with_image]))
+        return jax.lax.cond(guidance.acts(t), guided, lambda: v)
+
+    return predict
+
+
 def denoise(model: Painter, params, condition, x, noise_keys_B, window_W, sampler: FlowSampler, others=None):
     """Samples a latent upon a condition.
 
@@ -90,15 +110,7 @@ def denoise(model: Painter, params, condition, x, noise_keys_B, window_W, sample
     """
     batch, width = jax.tree.leaves(x)[0].shape[0], window_W.shape[0]
     times = sampler.times()
-    guidance = sampler.guidance if sampler.guidance is not None and sampler.guidance.active else None
-
-    def predict(x, t):
-        upon = lambda c: model.predict(params, x, jnp.full(batch, t), sampler.grid, c)
-        v = upon(condition)
-        if guidance is None:
-            return v
-        guided = lambda: jax.tree.map(guidance.apply, v, *(upon(c) for c in others[: 1 + guidance.with_image]))
-        return jax.lax.cond(guidance.acts(t), guided, lambda: v)
+    predict = predictor(model, params, condition, sampler, others)
 
     def transition(carry, step):
         x, kept = carry

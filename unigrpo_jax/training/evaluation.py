@@ -8,10 +8,13 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from unigrpo_jax.config import ConfigError, EvaluationConfig, RolloutConfig, require
 from unigrpo_jax.episode import Episodes
+from unigrpo_jax.learning.drift import drift
+from unigrpo_jax.learning.policy import Policy
 from unigrpo_jax.models.building.guidance import Guidance
 from unigrpo_jax.models.loaded import Codec, Loaded
 from unigrpo_jax.parallel import mesh as meshes
@@ -19,6 +22,7 @@ from unigrpo_jax.parallel import processes
 from unigrpo_jax.parallel.rules import Layout
 from unigrpo_jax.rewards.judging import ABSTAINED, Judging, RewardError
 from unigrpo_jax.rewards.protocol import NotDrawn, RewardBatch
+from unigrpo_jax.rollout import randomness
 from unigrpo_jax.rollout.program import RolloutProgram, flow_sampler
 from unigrpo_jax.rollout.thinking import TokenSampler
 from unigrpo_jax.rollout.windows import Window
@@ -112,12 +116,15 @@ class Judged:
       samples: of the first prompts.
       scores: the same scores of each episode, float64 [episodes], prompt after prompt; NaN where one does not apply.
       thinkings: of each round the thinking of each episode, in words.
+      drift: `learning.drift` by modality, {"flow": {"times": [...], "squared": [...], "pattern": [...]}}, each a list of T
+        numbers, None where one is not finite; {} where nothing was compared.
     """
 
     table: dict[str, Any]
     samples: list[Sample]
     scores: dict[str, np.ndarray]
     thinkings: tuple[list[str], ...]
+    drift: dict[str, dict[str, list]] = dataclasses.field(default_factory=dict)
 
 
 class Evaluator:
@@ -167,17 +174,40 @@ class Evaluator:
             return episodes, tuple(drawing.seen[: self._count] for drawing in episodes.drawings)
 
         self._run = jax.jit(run, out_shardings=(place, meshes.replicated(layout.mesh)))
+        policy = Policy(model=program.model, system=program.system, tokens=program.tokens, flow=program.flow)
+        self._compared = compared = min(evaluation.drift, evaluation.batch, len(self.prompts) * evaluation.images_per_prompt)
+        self._times = program.flow.schedule[:-1]
 
-    def __call__(self, params, autoencoder_params) -> Judged:
-        """Judges all prompts; each process its own images, and all know what was found."""
-        starts = range(0, len(self.prompts), self._per_call)
-        return self._judge([self._call(params, autoencoder_params, start) for start in starts])
+        def drifted(params, reference, episodes, seed):
+            ids = jnp.arange(compared)
+            keys = randomness.round_keys(seed, 0, randomness.INITIAL_NOISE, program.rounds - 1, ids)
+            noise = randomness.normal_like(keys, 0, program.latent(compared))  # at which the drawing that is judged begins
+            return drift(policy, params, reference, jax.tree.map(lambda x: x[:compared], episodes), noise)
+
+        self._drift = jax.jit(drifted, out_shardings=meshes.replicated(layout.mesh)) if compared else None
+
+    def __call__(self, params, autoencoder_params, reference: Callable[[], Any] | None = None) -> Judged:
+        """Judges all prompts; each process its own images, and all know what was found.
+
+        Args:
+          params: the network's parameters.
+          autoencoder_params: the autoencoder's.
+          reference: gives the parameters that the first drawings' predictions are compared with, which are let go of as soon
+            as they have been; None for no comparison.
+        """
+        found, calls = {}, []
+        for start in range(0, len(self.prompts), self._per_call):
+            call, episodes = self._call(params, autoencoder_params, start)
+            if not start and reference is not None and self._drift is not None:
+                found = self._drifted(params, reference(), episodes)
+            calls.append(call)
+        return dataclasses.replace(self._judge(calls), drift=found)
 
     def samples(self, params, autoencoder_params) -> list[Sample]:
         """The samples only."""
-        return self._judge([self._call(params, autoencoder_params, 0)]).samples
+        return self._judge([self._call(params, autoencoder_params, 0)[0]]).samples
 
-    def _call(self, params, autoencoder_params, start: int) -> _Call:
+    def _call(self, params, autoencoder_params, start: int) -> tuple[_Call, Episodes]:
         """One call of the program; the last one is filled up with repeated prompts, which are then dropped."""
         per, images = self._per_call, self._config.images_per_prompt
         rows = [min(i, len(self.prompts) - 1) for i in range(start, start + per)]
@@ -193,7 +223,16 @@ class Evaluator:
         asked = [self.prompts[start + n // images] for n in numbers]
         group = (start * images + numbers) // images
         batches = by_round(episodes, asked, self._codec, own, before, group)
-        return _Call(rows=start * images + numbers, batches=batches, total=keep, shown=tuple(map(np.asarray, shown)))
+        shown = tuple(map(np.asarray, shown))
+        return _Call(rows=start * images + numbers, batches=batches, total=keep, shown=shown), episodes
+
+    def _drifted(self, params, reference, episodes: Episodes) -> dict[str, dict[str, list]]:
+        """As `Judged.drift`."""
+        number = lambda x: float(f"{x:.6g}") if np.isfinite(x) else None
+        rounded = lambda values: [number(x) for x in np.asarray(values, np.float64).tolist()]
+        found = self._drift(params, reference, episodes, np.int32(self._config.seed))
+        times = {"times": rounded(self._times)}
+        return {name: times | {kind: rounded(x) for kind, x in own.items()} for name, own in found.items()}
 
     def _judge(self, calls: Sequence[_Call]) -> Judged:
         joined = [join(batches) for batches in zip(*(c.batches for c in calls), strict=True)]

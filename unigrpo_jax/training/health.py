@@ -11,7 +11,9 @@ and start are apart, and nothing where a level has fewer than half of its K valu
 |---|---|
 | entropy | now's `text/entropy` < `entropy_floor` x start's |
 | image | now's `image/edge_density`, `image/colour_entropy` or `video/frame_difference` is outside `image_range` x start's |
+| grid | now's `image/grid_energy` > start's + `grid_energy`, and above `image_range` x start's |
 | truncated | now's `text/truncated_share` > `truncated_share` |
+| repeated | now's `text/repeated_share` > `repeated_share` |
 | ratio | now's median of `text/ratio_max` > `text_ratio` or of `text/ratio_min` < 1 / `text_ratio`; the flow's alike |
 | skipped | in more than `skipped_share` of now's iterations an update was skipped |
 | dropped | now's `reward/dropped_share` > `dropped_share` |
@@ -43,7 +45,9 @@ Line = Mapping[str, Any]
 MEANINGS = {
     "entropy": "the thinking has lost its variety",
     "image": "what is drawn became much flatter, stiller or noisier than it was",
+    "grid": "the background shows the grid of the latent tokens",
     "truncated": "the thinking is cut at its maximum",
+    "repeated": "the thinking says the same again and again",
     "ratio": "the policy moves far within one iteration",
     "skipped": "updates are not finite",
     "dropped": "groups are lost, not judged or not finite",
@@ -82,9 +86,15 @@ def alarms(history: Sequence[Line], config: AlarmsConfig, learning: LearningConf
         was, is_ = level(name, start), level(name, now)
         if was > 0 and (is_ < low * was or is_ > high * was):
             ring("image", f"{name} went from {was:.3g} to {is_:.3g}")
+    was, is_ = level("image/grid_energy", start), level("image/grid_energy", now)
+    if is_ > max(config.image_range[1] * was, was + config.grid_energy):
+        ring("grid", f"image/grid_energy rose from {was:.3g} to {is_:.3g}")
     truncated = level("text/truncated_share", now)
     if truncated > config.truncated_share:
         ring("truncated", f"{truncated:.0%} of the thinking is cut at its maximum")
+    repeated = level("text/repeated_share", now)
+    if repeated > config.repeated_share:
+        ring("repeated", f"{repeated:.0%} of the thinking was said before")
     for phase, bound in (("text", config.text_ratio), ("flow", config.flow_ratio)):
         low, high = (_values(now, f"{phase}/ratio_{end}", count) for end in ("min", "max"))
         if max(_median([-_log(ratio) for ratio in low]), _median([_log(ratio) for ratio in high])) > math.log(bound):

@@ -1,4 +1,4 @@
-"""Numbers per image or clip that fall when the policy collapses to flat, single-coloured or motionless pictures.
+"""Numbers per image or clip that show a policy's collapse: to flat, single-coloured or motionless pictures, or to a grid.
 
 They take B images, uint8 or float in [0, 1], shape [B, H, W, 3], or B clips, and know nothing of prompts or rewards.
 """
@@ -14,20 +14,27 @@ BINS = 8  # per colour channel
 LOOKED_AT = 8  # frames of a clip whose edges and colours are measured
 
 
-def statistics(media: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+def statistics(media: Mapping[str, np.ndarray], token: tuple[int, int] = (1, 1)) -> dict[str, np.ndarray]:
     """Columns [B] of what was drawn, as `RewardBatch.media` has it.
 
-    `image/edge_density` and `image/colour_entropy`: of a clip the means over at most LOOKED_AT frames, the first, the last
-    and some between; and of clips `video/frame_difference`.
+    `image/edge_density`, `image/colour_entropy` and, where a latent token is larger than a pixel, `image/grid_energy`: of a
+    clip the means over at most LOOKED_AT frames, the first, the last and some between; and of clips
+    `video/frame_difference`.
+
+    Args:
+      media: what was drawn.
+      token: pixels (height, width) that a latent token stands for.
     """
+    measures = {"image/edge_density": edge_density, "image/colour_entropy": colour_entropy}
+    if max(token) > 1:
+        measures["image/grid_energy"] = lambda images: grid_energy(images, token)
     if "video" not in media:
-        images = media["image"]
-        return {"image/edge_density": edge_density(images), "image/colour_entropy": colour_entropy(images)}
+        return {name: measure(media["image"]) for name, measure in measures.items()}
     rows = []
     for frames in media["video"]:  # one by one: all of them as floats would be many gibibytes
         some = frames[spread(len(frames), LOOKED_AT)]
-        rows.append((edge_density(some).mean(), colour_entropy(some).mean(), frame_difference(frames)))
-    names = ("image/edge_density", "image/colour_entropy", "video/frame_difference")
+        rows.append([*(measure(some).mean() for measure in measures.values()), frame_difference(frames)])
+    names = (*measures, "video/frame_difference")
     return dict(zip(names, np.array(rows).reshape(-1, len(names)).T, strict=True))
 
 
@@ -72,6 +79,29 @@ def colour_entropy(images_BHWC) -> np.ndarray:
         shares = counts[counts > 0] / index_N.size
         entropies.append(max(0.0, -np.sum(shares * np.log(shares))))
     return np.asarray(entropies, np.float64)
+
+
+def grid_energy(images_BHWC, token: tuple[int, int]) -> np.ndarray:
+    """Energy of what the background repeats from latent token to latent token, float64 [B].
+
+        mean_{i,j,c} (m[i, j, c] - mean_{i,j} m[i, j, c])^2,    m[i, j, c] = median over tokens of the pixel i, j of each
+
+    0 where all tokens of a background look like one colour.  A faint pattern of the network's latent patches, the same in
+    each, shows here by its variance, whatever objects are drawn upon it as long as they cover less than half of the image.
+
+    Args:
+      images_BHWC: the images.
+      token: pixels (height, width) of a token; they divide the image's.
+    """
+    images, (height, width) = np.asarray(images_BHWC), token
+    if images.ndim != 4 or images.shape[1] % height or images.shape[2] % width:
+        raise ValueError(f"tokens of {height} x {width} pixels do not divide images of shape {list(images.shape)}")
+    batch, rows, columns = len(images), images.shape[1] // height, images.shape[2] // width
+    tokens = images.reshape(batch, rows, height, columns, width, -1).swapaxes(2, 3).reshape(batch, rows * columns, -1)
+    middle = rows * columns // 2
+    median = [np.partition(each, middle, axis=0)[middle] for each in tokens]  # in their own dtype, one by one: fast
+    pattern = _unit_range(np.array(median, images.dtype).reshape(batch, height, width, images.shape[3]))
+    return ((pattern - pattern.mean(axis=(1, 2), keepdims=True)) ** 2).mean(axis=(1, 2, 3))
 
 
 def _unit_range(images_BHWC) -> np.ndarray:

@@ -25,10 +25,10 @@ from unigrpo_jax.rewards.judging import RewardError
 from unigrpo_jax.training import storage
 from unigrpo_jax.training.checkpoint import Checkpoints
 from unigrpo_jax.training.console import Console
-from unigrpo_jax.training.evaluation import Evaluator
+from unigrpo_jax.training.evaluation import Evaluator, Judged
 from unigrpo_jax.training.health import Watch
 from unigrpo_jax.training.metrics import FILE_NAME, MetricsWriter, read_metrics
-from unigrpo_jax.training.overview import evaluated, headline, summary_table
+from unigrpo_jax.training.overview import blind, drift_table, drifted, evaluated, headline, summary_table
 from unigrpo_jax.training.report import write_report
 from unigrpo_jax.training.run_folder import save_episodes, write_json
 from unigrpo_jax.training.samples import Sample, save_samples
@@ -105,7 +105,7 @@ class Iterations:
                         part(self._done)
                 self._watchdog.step()
             with self._kept(lambda: "after the last iteration"):
-                after = self._judged(self._evaluator)
+                after = self._held_out()
                 self._summary |= {"after": after.table, "iterations": total, "seconds": self._seconds()}
                 self._write_samples(total, after.samples)
                 self._alone(lambda: self._writer.table(total, after.table))
@@ -114,6 +114,9 @@ class Iterations:
         header, rows = summary_table(self._summary["before"], self._summary["after"])
         if rows:
             self._show(self._console.table, "Held-out prompts", header, rows)
+        if after.drift:
+            title = "Drift of the predictions from the reference, by time"
+            self._show(self._console.table, title, *drift_table(after.drift))
         words = f"{self._summary['seconds']:.0f} s.  Report: {self._run_dir / 'report.html'}"
         self._show(self._console.message, words)
         return self._summary
@@ -133,6 +136,7 @@ class Iterations:
             self._alone(lambda: self._writer.table(0, before.table))
             self._alone(write_json, self._run_dir / "summary.json", summary)
             self._show(self._console.message, f"Before: {headline(before.table) or 'nothing judges the images'}")
+            self._tell_of_blind_rewards()
             self._alone(self._show, write_report, self._run_dir)
         wanted, names = self._config.checkpoint.best_metric, list(evaluated(summary["before"]))
         require(not wanted or wanted in names,
@@ -163,8 +167,9 @@ class Iterations:
     def _evaluate(self, done: Done) -> None:
         every = self._config.evaluation.every
         if every and done.number % every == 0 and done.number < self._config.iterations:
-            done.table, done.shown = self._judged(self._evaluator).table, True
-            done.metrics |= evaluated(done.table)
+            found = self._held_out()
+            done.table, done.shown = found.table, True
+            done.metrics |= evaluated(done.table) | drifted(found.drift)
             self._alone(lambda: self._writer.table(done.number, done.table))
 
     def _record(self, done: Done) -> None:
@@ -178,6 +183,7 @@ class Iterations:
 
     def _tell(self, done: Done) -> None:
         self._show(self._console.iteration, done.number, self._config.iterations, done.metrics)
+        self._tell_of_blind_rewards()
         for words in done.ringing:
             self._show(self._console.message, f"step {done.number}: {words}.")
 
@@ -221,6 +227,13 @@ class Iterations:
             self._show(self._console.message, words)
             raise KeyboardInterrupt if done.told == "SIGINT" else Preempted(f"{done.told} came; a checkpoint was written.")
 
+    def _tell_of_blind_rewards(self) -> None:
+        """Once, when rewards have judged for the first time, that none of them looks at what was asked for."""
+        words = blind(self._config, self._trainer.parts.judging)
+        if words and words not in self._complained:
+            self._complained.add(words)
+            self._show(self._console.message, words)
+
     # --- what they share ------------------------------------------------------------------------------------------------
 
     def _judged(self, judge: Callable, params: dict | None = None):
@@ -228,6 +241,14 @@ class Iterations:
         params = self._trainer.judged_params(self._state) if params is None else params
         with self._kept(lambda: f"while held-out prompts were judged after iteration {int(self._state.step)}"):
             return judge(params, self._trainer.autoencoder_params)
+
+    def _held_out(self) -> Judged:
+        """What the evaluation finds of the newest weights; how far they drifted is noted in the summary."""
+        reference = self._trainer.kept_reference()
+        found = self._judged(lambda *given: self._evaluator(*given, reference))
+        self._summary.pop("drift", None)
+        self._summary |= {"drift": found.drift} if found.drift else {}
+        return found
 
     def _write_samples(self, step: int, samples: list[Sample]) -> None:
         self._alone(save_samples, self._run_dir, step, samples)

@@ -11,14 +11,13 @@ from unigrpo_jax.config_json import to_dict
 from unigrpo_jax.learning import parameters
 from unigrpo_jax.parallel import processes
 from unigrpo_jax.parallel.roll_call import PeersMissing
-from unigrpo_jax.rewards.load import promptless
 from unigrpo_jax.training import storage, supervised
 from unigrpo_jax.training.checkpoint import Checkpoints, abstract
 from unigrpo_jax.training.console import Console
 from unigrpo_jax.training.evaluation import Evaluator
 from unigrpo_jax.training.iterations import Iterations
 from unigrpo_jax.training.metrics import MetricsWriter
-from unigrpo_jax.training.overview import card
+from unigrpo_jax.training.overview import card, warnings
 from unigrpo_jax.training.placement import HEADER, placement
 from unigrpo_jax.training.run_folder import check_folder, check_same_weights, flat, versions, write_json
 from unigrpo_jax.training.stopping import Preempted, RunStopped, StorageFailed
@@ -96,7 +95,7 @@ def run(config: RunConfig, run_dir: storage.Place, resume: bool = False, allow_c
         console.card(title, card(parts, run_dir, sum(row.bytes for row in places)))
         if parts.layout.mesh.size > 1:
             console.table("What lies where", HEADER, [row.cells() for row in places])
-        for words in (*troubles, *filter(None, [not taught and promptless(config.rewards)])):
+        for words in (*warnings(config), *troubles):
             console.message(words)
         if done is not None:
             console.message(f"Resuming after iteration {done} from {run_dir / 'checkpoints' / str(done)}.")

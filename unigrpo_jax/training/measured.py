@@ -1,7 +1,8 @@
 """What is measured of an iteration's episodes, as plain functions of columns.
 
 A column holds one number per episode.  Its name says what it is: `reward/NAME` a component of the reward, `judge/NAME` a
-score of the world's own judge, `image/NAME` a statistic of the image or of a clip's frames, `video/NAME` one of the clip.
+score of the world's own judge, `image/NAME` a statistic of the image or of a clip's frames, `video/NAME` one of the clip,
+`text/NAME` one of the thinking.
 NaN stands for what is not known.
 """
 
@@ -25,8 +26,8 @@ def by_group(columns: Columns, prefix: str, size: int) -> dict[str, np.ndarray]:
 def means(rounds: Sequence[Columns]) -> dict[str, float]:
     """Metrics of each round's episodes; those of a round before the last are called `roundN/...`, N from 1 on.
 
-    A reward's mean and std over the episodes that it judged, and the means of judge, image and video; nothing of a column
-    that knows nothing.
+    A reward's mean and std over the episodes that it judged, and the means of judge, image, video and text; nothing of a
+    column that knows nothing.
     """
     metrics = {}
     for turn, columns in enumerate(rounds, 1):
@@ -36,7 +37,7 @@ def means(rounds: Sequence[Columns]) -> dict[str, float]:
             if seen.size and name.startswith("reward/"):
                 metrics |= {f"{prefix}{name}/mean": float(seen.mean()), f"{prefix}{name}/std": float(seen.std())}
         for name, x in columns.items():
-            if name.startswith(("judge/", "image/", "video/")) and np.isfinite(x).any():
+            if name.startswith(("judge/", "image/", "video/", "text/")) and np.isfinite(x).any():
                 metrics[f"{prefix}{name}"] = float(np.nanmean(x))
     return metrics
 

@@ -1,18 +1,51 @@
 """What a run says of itself: what it is about to do, and its scores in a line and as a table."""
 
+from collections.abc import Mapping, Sequence
+
 import jax
 from etils import epath
 
+from unigrpo_jax.clip_files import spread
+from unigrpo_jax.config import RunConfig
 from unigrpo_jax.foreign_text import visible
 from unigrpo_jax.learning import parameters
 from unigrpo_jax.models import tree
+from unigrpo_jax.rewards.judging import Judging
 from unigrpo_jax.training.placement import shown_bytes
 from unigrpo_jax.training.trainer import Parts
+
+LEAST_GROUP = 8  # episodes of a group, fewer of which are warned of
+COLUMNS = 10
 
 
 def evaluated(table: dict) -> dict[str, float]:
     """The overall scores as metrics."""
     return {f"eval/{name}": row["overall"] for name, row in table.items() if "overall" in row}
+
+
+def drifted(drift: Mapping[str, Mapping[str, Sequence[float | None]]]) -> dict[str, float | None]:
+    """`Judged.drift` as metrics: its mean over a drawing's steps, its last step, and the share of that in one pattern.
+
+    Those of one modality are called `drift/...`, of several `drift_NAME/...`.
+    """
+    found = {}
+    for name, own in drift.items():
+        prefix, squared = f"drift{name.removeprefix('flow')}", own["squared"]
+        mean = None if None in squared else sum(squared) / len(squared)
+        found |= {f"{prefix}/mean": mean, f"{prefix}/last": squared[-1], f"{prefix}/last_pattern": own["pattern"][-1]}
+    return found
+
+
+def drift_table(drift: Mapping[str, Mapping[str, Sequence[float | None]]]) -> tuple[list[str], list[list[str]]]:
+    """Header and rows of `Judged.drift`: a column for each of a drawing's steps, or of COLUMNS of them, by its time."""
+    times, rows = next(iter(drift.values()))["times"], []
+    shown = spread(len(times), COLUMNS)
+    for name, own in drift.items():
+        kind = name.removeprefix("flow").removeprefix("_")
+        for title, form in (("squared", "{:.2e}"), ("pattern", "{:.2f}")):
+            cells = ["-" if own[title][step] is None else form.format(own[title][step]) for step in shown]
+            rows.append([f"{kind} {title}".strip(), *cells])
+    return ["t", *(f"{times[step]:.3g}" for step in shown)], rows
 
 
 def headline(table: dict) -> str:
@@ -28,6 +61,24 @@ def summary_table(before: dict, after: dict) -> tuple[list[str], list[list[str]]
     for name in after:
         rows.append([name, *(f"{cell(before.get(name, {}), c)} -> {cell(after[name], c)}" for c in categories)])
     return ["score", *categories], rows
+
+
+def warnings(config: RunConfig) -> list[str]:
+    """What the settings allow and hardly anybody should want, in sentences."""
+    learn, found = config.learning, []
+    if learn.method != "sft" and learn.group_size < LEAST_GROUP:
+        found.append(f"Warning: learning.group_size = {learn.group_size}: an advantage compares an episode with its group, "
+                     f"whose mean and spread so few show badly; use {LEAST_GROUP} or more (the paper: 24).")  # fmt: skip
+    return found
+
+
+def blind(config: RunConfig, judging: Judging) -> str:
+    """A sentence where no reward that is trained by looks at what was asked for; "" else, and before any judged."""
+    names = [] if config.learning.method == "sft" else judging.blind(config.learning.reward_weights)
+    if not names:
+        return ""
+    return (f"Warning: {' '.join(names)} {'looks' if len(names) == 1 else 'look'} at neither prompts nor what comes with "
+            "them, so that nothing rewards drawing what was asked for; add one that does, such as clipscore.")  # fmt: skip
 
 
 def card(parts: Parts, run_dir: epath.Path, held: int) -> list[tuple[str, str]]:

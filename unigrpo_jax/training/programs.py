@@ -116,6 +116,7 @@ class Programs:
             flow=program.flow,
             context_gradient=learning.context_gradient,
             window_steps=learning.window_steps,
+            leash_times=learning.leash_times,
         )
         self._state = jax.eval_shape(lambda p: new_state(p, learning, network.trained_by), params)
         self.state_shardings = layout.like_parameters(self._state)

@@ -41,16 +41,20 @@ CHARTS = (
     ("Share of groups dropped, of episodes not finite", r"reward/dropped_share|rollout/nonfinite_share"),
     ("Text ratio: mean, min to max", r"(?P<band>text/ratio)_mean"),
     ("Flow ratio: mean, min to max", r"(?P<band>flow/ratio)_mean"),
-    ("Velocity MSE to the reference", r"flow/velocity_mse"),
+    ("Velocity MSE to the reference", r"flow/(velocity|leash)_mse"),
+    ("Drift from the reference along held-out drawings", r"drift(_\w+)?/(mean|last)"),
+    ("Share of the drift's last step that is one pattern", r"drift(_\w+)?/last_pattern"),
     ("Thinking length, tokens", r"text/length"),
     ("Share of thinking cut at the maximum", r"text/truncated_share"),
     ("Text entropy, nats per token", r"text/entropy"),
+    ("Share of four tokens in a row that were thought before", r"text/repeated_share"),
     ("Share of clipped ratios", r"(text|flow)/clip_fraction.*"),
     ("Largest |log p(rollout) - log p(update)|", r"(text|flow)/log_prob_gap_max"),
     ("Gradient norms", r"grad_norm/.+"),
     ("Update norms", r"update_norm/.+"),
     ("Edge density of the images", r"image/edge_density"),
     ("Colour entropy of the images, nats", r"image/colour_entropy"),
+    ("Energy of the images' background at the period of the latent tokens", r"image/grid_energy"),
     ("Difference from frame to frame", r"video/frame_difference"),
     ("Seconds per phase", r"time/.+"),
     ("Tokens per second", r"tokens_per_second"),
@@ -69,6 +73,7 @@ def write_report(run_dir: Place) -> epath.Path:
         _before_after_tables(run),
         _evaluations(run),
         _gallery(run.folder),
+        _drift(run.summary.get("drift")),
         _charts(run.lines()),
         _facts(run.summary),
         _config(run.config),
@@ -212,12 +217,30 @@ def _charts(metrics: Sequence[Mapping[str, Any]]) -> str:
     )
 
 
+def _drift(drift: Any) -> str:
+    """How far predictions are from the reference's, step by step along the held-out drawings of the newest evaluation."""
+    if not isinstance(drift, Mapping):
+        return ""
+    titles = {"squared": "Mean squared difference", "pattern": "Share of it that is one pattern"}
+    charts = []
+    for kind, title in titles.items():
+        found = [(name, own.get(kind)) for name, own in drift.items() if isinstance(own, Mapping)]
+        found = [(name, values) for name, values in found if isinstance(values, list)]
+        line = lambda values: [(step, x if is_number(x) else None) for step, x in enumerate(values)]
+        charts.append(chart(title, [curves.Series(name, line(values)) for name, values in found]))
+    if not any(charts):
+        return ""
+    note = "Of the newest evaluation, over the steps of a drawing from the noise (0) to the data."
+    title = "Drift of the predictions from the reference"
+    return f"<section><h2>{title}</h2><p class=note>{note}</p><div class=charts>{''.join(charts)}</div></section>"
+
+
 # --- settings ---------------------------------------------------------------------------------------------------------
 
 
 def _facts(summary: Mapping[str, Any]) -> str:
     """What else the summary holds."""
-    rest = {name: value for name, value in summary.items() if name not in ("before", "after")}
+    rest = {name: value for name, value in summary.items() if name not in ("before", "after", "drift")}
     return f"<section><h2>Summary</h2>{nested(rest)}</section>" if rest else ""
 
 

@@ -13,7 +13,7 @@ from unigrpo_jax.config_json import load_run_config
 from unigrpo_jax.learning.update import new_state
 from unigrpo_jax.models.families import BASES, HUB_PATTERN, NoModel, is_named, load_model
 from unigrpo_jax.models.loaded import Loaded
-from unigrpo_jax.models.tree import flatten
+from unigrpo_jax.models.tree import flatten, unflatten
 from unigrpo_jax.parallel import kernels
 from unigrpo_jax.parallel import mesh as meshes
 from unigrpo_jax.parallel.frozen import on_own_devices
@@ -38,6 +38,7 @@ class Restored:
       name: for titles and file names.
       folder: where results about it belong.
       is_bare: it is a model folder, and `config` was assumed.
+      reference: given the weights, those that the run's learning holds to; None where it keeps none.
     """
 
     config: RunConfig
@@ -47,6 +48,7 @@ class Restored:
     name: str
     folder: epath.Path
     is_bare: bool
+    reference: Callable[[dict], dict] | None = None
 
     @property
     def as_published(self) -> "Restored":
@@ -104,14 +106,22 @@ def restore(path: str, bare: RunConfig, devices: int = 1, mesh: MeshConfig = Mes
     loaded.check_weights()
     check_same_weights(folder, checkpoints.facts(step)["model_sha256"], loaded)
 
+    fresh = lambda params: new_state(params, config.learning, loaded.network.trained_by)
+    like = jax.eval_shape(fresh, loaded.abstract_params())
+
     def read() -> dict:
-        fresh = lambda params: new_state(params, config.learning, loaded.network.trained_by)
-        like = jax.eval_shape(fresh, loaded.abstract_params())
         at = lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place)
         state = checkpoints.load(step, jax.tree.map(at, like, layout.like_parameters(like)))
         return state.averaged(flatten(loaded.params(layout.parameter, lambda path: path not in like.trained)))
 
-    return Restored(config, _placed(loaded, layout), layout, read, f"{run_dir.resolve().name}-{step}", run_dir, False)
+    def reference(params: dict) -> dict:
+        there = flatten(loaded.stored_params())
+        first = flatten(loaded.params(layout.parameter, lambda path: path in like.trained))
+        return unflatten({path: first.get(path, x) for path, x in flatten(params).items() if path in there})
+
+    held = None if config.learning.reference == "none" else reference
+    name = f"{run_dir.resolve().name}-{step}"
+    return Restored(config, _placed(loaded, layout), layout, read, name, run_dir, False, held)
 
 
 def _placed(loaded: Loaded, layout: Layout) -> Loaded:

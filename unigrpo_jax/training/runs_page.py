@@ -28,8 +28,9 @@ from unigrpo_jax.training.recorded_run import RecordedRun
 MOST_RUNS = 2 * curves.COLOURS  # each colour solid and dashed; further lines could not be told apart
 # Metrics whose figures stand open, by patterns; those of the others open on demand.
 IMPORTANT = (
-    r"reward/mean", r"eval/.+", r"judge/.+", r"flow/velocity_mse", r"text/entropy", r"text/length", r"text/truncated_share",
-    r"reward/zero_variance_share", r"grad_norm/.+", r"image/.+", r"video/.+", r"time/iteration",
+    r"reward/mean", r"eval/.+", r"judge/.+", r"flow/(velocity|leash)_mse", r"drift(_.+)?/.+", r"text/entropy",
+    r"text/length", r"text/truncated_share", r"text/repeated_share", r"reward/zero_variance_share", r"grad_norm/.+",
+    r"image/.+", r"video/.+", r"time/iteration",
 )  # fmt: skip
 # Where the files of a run folder differ without being settings.
 FACTS = ("model_sha256", "versions")

@@ -6,6 +6,7 @@ weight of an example.  All else is a run's: update, checkpoints, evaluation, sam
 
 import dataclasses
 import time
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -222,9 +223,9 @@ class SupervisedEvaluator(Evaluator):
 
         self._losses = jax.jit(losses, out_shardings=meshes.replicated(layout.mesh))
 
-    def __call__(self, params, autoencoder_params) -> Judged:
+    def __call__(self, params, autoencoder_params, reference: Callable[[], Any] | None = None) -> Judged:
         """What a run's evaluation finds, and `loss`, `text_loss` and `flow_loss` of the held-out examples."""
-        judged = super().__call__(params, autoencoder_params)
+        judged = super().__call__(params, autoencoder_params, reference)
         if self._held_out is None:
             return judged
         return dataclasses.replace(judged, table=judged.table | self._table(params, autoencoder_params))

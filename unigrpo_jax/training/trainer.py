@@ -3,13 +3,14 @@
 import dataclasses
 import importlib
 import time
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from unigrpo_jax.config import ConfigError, RolloutConfig, RunConfig, require
+from unigrpo_jax.config import ConfigError, LearningConfig, RolloutConfig, RunConfig, require
 from unigrpo_jax.config_checks import check, check_devices
 from unigrpo_jax.episode import Episodes, Picture, TokenBlock
 from unigrpo_jax.learning import credit, parameters
@@ -33,6 +34,7 @@ from unigrpo_jax.training.given import check_pictures, given_pictures
 from unigrpo_jax.training.image_statistics import statistics
 from unigrpo_jax.training.programs import Followed, Inputs, Programs
 from unigrpo_jax.training.stopping import clause
+from unigrpo_jax.training.text_statistics import repeated_share
 from unigrpo_jax.worlds.order import Order
 from unigrpo_jax.worlds.prompt import Prompt, pictured, said_later, turns_of
 from unigrpo_jax.worlds.world import World, load_world
@@ -89,6 +91,7 @@ def build(config: RunConfig, world: World | None = None) -> Parts:
     world.check_size(config.rollout)
     check_schedule("rollout.flow_steps", config.rollout.flow_steps, config.rollout, loaded)
     check_evaluation(config.evaluation, config.rollout, loaded)
+    check_leash_times(config.learning, loaded)
     for name, module in (("tensorboard", "tensorboardX"), ("wandb", "wandb")):
         if getattr(config.logging, name):
             try:
@@ -114,6 +117,14 @@ def build(config: RunConfig, world: World | None = None) -> Parts:
     if config.learning.method == "grpo":
         check_window(flow_sampler(config.rollout, loaded.network), config.rollout)
     return Parts(config, layout, loaded, world, world.train(config.seed), judging, followed)
+
+
+def check_leash_times(learning: LearningConfig, loaded: Loaded) -> None:
+    """ConfigError where one of `leash_times` lies before the first of a diffusion's steps."""
+    steps = loaded.network.path.steps
+    early = [t for t in learning.leash_times if steps and round(t * steps) < 1]
+    require(not early, f"learning.leash_times: {', '.join(f'{t:g}' for t in early)} lies before the first of the {steps} "
+                       f"steps of {loaded.folder} ({loaded.family}); use {1 / max(steps, 1):g} or more.")  # fmt: skip
 
 
 def check_verbs(loaded: Loaded, rollout: RolloutConfig, shows: bool = False) -> None:
@@ -162,12 +173,15 @@ class OwnEpisodes:
       batches: R episodes as rewards see them, once for each round; the last one is what an episode ends with.
       tokens: int [R], tokens thought.
       finite: bool [R], whether the episode holds finite numbers only.
+      repeated: by round float [R], `text_statistics.repeated_share` of the thinking; None where nothing was thought, and ()
+        where nobody looked.
     """
 
     rows: np.ndarray
     batches: tuple[RewardBatch, ...]
     tokens: np.ndarray
     finite: np.ndarray
+    repeated: tuple[np.ndarray | None, ...] = ()
 
     @property
     def batch(self) -> RewardBatch:
@@ -192,9 +206,13 @@ class Trainer:
     """Rollout, reward and update of a run."""
 
     programs_of: type[Programs] = Programs
+    _token = (1, 1)  # pixels (height, width) that a latent token stands for
 
     def __init__(self, parts: Parts):
         loaded = parts.loaded
+        height, width, _ = size = parts.config.rollout.size
+        *_, rows, columns = loaded.network.grid(*size)
+        self._token = height // rows, width // columns
         self.parts, self._thought = parts, Moment()
         system = loaded.codec.system(parts.config.rollout)
         follow = parts.followed and Followed.of(parts.followed, parts.order.batch(0, 1)[0].metadata)
@@ -276,6 +294,10 @@ class Trainer:
         place = lambda x: jax.device_put(x, x.sharding.with_memory_kind("device"))
         return jax.tree.map(place, self.reference)
 
+    def kept_reference(self) -> Callable[[], dict] | None:
+        """What gives the reference's parameters for an evaluation to compare with; None where none is kept."""
+        return None if self.parts.config.learning.reference == "none" else self.first_params
+
     def sample(self, state: TrainState, step: int) -> tuple[Episodes, OwnEpisodes, dict[str, float]]:
         """The episodes of iteration `step`, those that this process judges, and the rollout's metrics."""
         config = self.parts.config
@@ -302,9 +324,10 @@ class Trainer:
         own, of = lambda x: processes.own_rows(x)[1], rows // self.parts.config.learning.group_size
         before = None if picture is None else picture.levels[of]
         batches = by_round(episodes, [prompts[row] for row in of], self.parts.loaded.codec, own, before, group=of)
-        masks = [own(thinking.mask) for thinking in episodes.thinkings if thinking is not None]
-        tokens = sum((mask.sum(axis=1) for mask in masks), np.zeros(len(rows), int))
-        return OwnEpisodes(rows, batches, tokens, finite)
+        thought = [thinking and (own(thinking.tokens), own(thinking.mask)) for thinking in episodes.thinkings]
+        tokens = sum((mask.sum(axis=1) for _, mask in filter(None, thought)), np.zeros(len(rows), int))
+        repeated = tuple(both and repeated_share(*both) for both in thought)
+        return OwnEpisodes(rows, batches, tokens, finite, repeated)
 
     def _prompts(self, step: int) -> tuple[list[Prompt], TokenBlock, Picture | None, tuple[TokenBlock, ...]]:
         """The prompts of iteration `step`, what is shown with them and what is said later.
@@ -322,7 +345,7 @@ class Trainer:
     def judge(self, own: OwnEpisodes, times: dict[str, float]) -> tuple[np.ndarray, dict[str, float]]:
         """Advantages [B] of all processes' episodes, and metrics; RewardError in all where the reward fails in one."""
         config, learning, begin = self.parts.config, self.parts.config.learning, time.monotonic()
-        columns = processes.agree_on_errors((RewardError,), lambda: [self._columns(own, batch) for batch in own.batches])
+        columns = processes.agree_on_errors((RewardError,), lambda: [self._columns(own, n) for n in range(len(own.batches))])
         try:
             shared = [processes.share_rows(own.rows, found, config.episodes) for found in columns]
         except ValueError as error:
@@ -346,15 +369,18 @@ class Trainer:
         metrics["time/reward"] = time.monotonic() - begin
         return advantages, metrics
 
-    def _columns(self, own: OwnEpisodes, batch: RewardBatch) -> dict[str, list]:
+    def _columns(self, own: OwnEpisodes, turn: int) -> dict[str, list]:
         """Everything that is measured of one round of this process's episodes, by episode."""
         if not len(own.rows):
             return {}
+        batch = own.batches[turn]
         judged = self.parts.judging.start(batch)
         columns = {}
         if self.parts.world.judge is not None:
             columns |= {f"judge/{name}": x for name, x in by_rule(self.parts.world, batch).scores.items()}
-        columns |= statistics(batch.media)
+        columns |= statistics(batch.media, self._token)
+        if own.repeated and own.repeated[turn] is not None:
+            columns["text/repeated_share"] = own.repeated[turn]
         columns["tokens"], columns["finite"] = own.tokens, own.finite
         columns |= {f"reward/{component}": values for component, values in judged().items()}
         return {name: np.asarray(x).tolist() for name, x in columns.items()}

@@ -271,7 +271,7 @@ def update(run: RunConfig, count: Flops, n: Lengths) -> dict[str, float]:
       remat       the layers' forward again, in `executed` alone
 
     A forward reads the system prompt once per micro-batch, and all that an episode has read, and W window steps of each of
-    its images.
+    its images and K states of `leash_times`, to which `old` has nothing to say.
     """
     learning, model = run.learning, run.model
     pieces, turns = learning.minibatches * learning.micro_batches, range(n.rounds)
@@ -284,16 +284,16 @@ def update(run: RunConfig, count: Flops, n: Lengths) -> dict[str, float]:
     seen = run.trained_episodes * sum(count.look(n.latents, n.patches, slots) for slots in looks)
     layers_seen = run.trained_episodes * sum(count.look_layers(n.latents, n.patches, slots) for slots in looks)
     encoder = run.trained_episodes * len(looks) * count.encoder(n.patches)
-    steps = run.trained_episodes * run.rollout.window_size
     passes = velocities_per_transition(run)
-    moved = lambda velocity: steps * sum(_velocities(passes, velocity, n, turn) for turn in turns)
-    forward = texts + seen + encoder + moved(count.velocity)
-    layers = texts + layers_seen + moved(count.velocity_layers)
+    moved = lambda velocity: run.trained_episodes * sum(_velocities(passes, velocity, n, turn) for turn in turns)
+    read = texts + seen + encoder
+    forward = read + run.trained_states * moved(count.velocity)
+    layers = texts + layers_seen + run.trained_states * moved(count.velocity_layers)
     recorded = learning.old_log_probs == "rollout" or learning.ppo_epochs * learning.minibatches == 1
     trained = learning.ppo_epochs * (forward + logits)
     return {
         "reference": 0 if learning.reference == "none" else forward + (logits if learning.text_kl_weight > 0 else 0),
-        "old": 0 if recorded else forward + logits,
+        "old": 0 if recorded else read + run.rollout.window_size * moved(count.velocity) + logits,
         "forward": trained,
         "backward": (trained - learning.ppo_epochs * encoder) * (1 if model.lora.rank else 2),
         "remat": learning.ppo_epochs * layers if count.executed and model.remat == "full" else 0,

@@ -104,7 +104,7 @@ class BagelWork:
         stream = 2 * self.config.layers * self.config.hidden_size * itemsize * sums
         rows = run.episodes / rollout.micro_batches / split.batch
         length, later, pieces = n.latents + flops.MARKERS, n.rounds - 1, learning.minibatches * learning.micro_batches
-        own = run.trained_episodes / pieces / split.batch * (n.context + n.rounds * rollout.window_size * length)
+        own = run.trained_episodes / pieces / split.batch * (n.context + n.rounds * run.trained_states * length)
         reads = 1 + 3 * learning.ppo_epochs
         decode = flops.decode_weight_bytes(self.config, itemsize) / split.tensor
         found = {
@@ -120,9 +120,9 @@ class BagelWork:
 
     def kept(self, split: Split) -> float:
         """As `Work.kept`: norms, q, k, v, mixed, MLP, weights of attention."""
-        learning, rollout, c, n = self.run.learning, self.run.rollout, self.config, self.lengths
+        learning, c, n = self.run.learning, self.config, self.lengths
         rows = self.run.trained_episodes / learning.minibatches / learning.micro_batches / split.batch
-        latents, steps = flops.MARKERS + n.latents, rollout.window_size * n.rounds
+        latents, steps = flops.MARKERS + n.latents, self.run.trained_states * n.rounds
         tokens = rows * (n.context + steps * latents)
         scores = rows * steps * c.heads * latents * (latents + n.context) * 4
         each = (6 * c.hidden_size + 3 * c.intermediate_size) * self._itemsize
