@@ -30,6 +30,7 @@ from unigrpo_jax.training.health import Watch
 from unigrpo_jax.training.metrics import FILE_NAME, MetricsWriter, read_metrics
 from unigrpo_jax.training.overview import evaluated, headline, summary_table
 from unigrpo_jax.training.report import write_report
+from unigrpo_jax.training.resampling import collect
 from unigrpo_jax.training.run_folder import save_episodes, write_json
 from unigrpo_jax.training.samples import Sample, save_samples
 from unigrpo_jax.training.stopping import Preempted, RunStopped, Signals, StorageFailed, clause
@@ -148,15 +149,18 @@ class Iterations:
     def _iterate(self, step: int) -> Done:
         begin = time.monotonic()
         self._note = ""
-        episodes, own, times = self._trainer.sample(self._state, step)
-        try:
-            advantages, judged = self._trainer.judge(own, times)
-        except (Exception, SystemExit):
-            folder = self._written(save_episodes, self._run_dir, step + 1, own)
-            self._note = f"; the episodes of iteration {step + 1} are in {folder}" if folder else ""
-            raise
+
+        def judge(own, times):
+            try:
+                return self._trainer.judge(own, times)
+            except (Exception, SystemExit):
+                folder = self._written(save_episodes, self._run_dir, step + 1, own)
+                self._note = f"; the episodes of iteration {step + 1} are in {folder}" if folder else ""
+                raise
+
+        episodes, advantages, found = collect(self._trainer, self._state, step, judge)
         self._state, learned = self._trainer.learn(self._state, episodes, advantages)
-        return Done(step + 1, times | judged | learned | {"time/iteration": time.monotonic() - begin})
+        return Done(step + 1, found | learned | {"time/iteration": time.monotonic() - begin})
 
     # --- what is due after an iteration, in this order --------------------------------------------------------------------
 

@@ -16,7 +16,9 @@ from unigrpo_jax.config import RunConfig, require
 from unigrpo_jax.episode import Picture
 from unigrpo_jax.learning import parameters
 from unigrpo_jax.learning.credit import advantage_shape
+from unigrpo_jax.learning.fpo import FlowPolicyOptimization
 from unigrpo_jax.learning.imitation import Imitation
+from unigrpo_jax.learning.nft import DiffusionNFT
 from unigrpo_jax.learning.objective import Objective
 from unigrpo_jax.learning.policy import Policy
 from unigrpo_jax.learning.refl import RewardGradient
@@ -82,6 +84,7 @@ class Programs:
       state_shardings: where the state lies.
       rollout: (params, autoencoder's, prompts, seed, step, first_id, pictures, turns) -> episodes.
       keep: (episodes, rows) -> those episodes.
+      replace: (episodes, others, groups) -> those groups of both, numbered one after the other.
       update: (state, frozen, reference, episodes, advantages) -> (state, metrics); donates the state.
     """
 
@@ -122,12 +125,23 @@ class Programs:
         check_cuts(network.cuts(), layout.mesh)
         update = UpdateProgram(objective=self._objective(policy, autoencoder), config=learning)
         self.keep = jax.jit(lambda episodes, rows: jax.tree.map(lambda x: x[rows], episodes), out_shardings=self.spread)
+        self.replace = jax.jit(self._replaced, out_shardings=self.spread)
         self.update = jax.jit(update.__call__, donate_argnums=0, out_shardings=(self.state_shardings, self.everywhere))
+
+    def _replaced(self, episodes, others, groups_P):
+        size = self.config.learning.group_size
+
+        def pick(a, b):
+            groups = lambda x: x.reshape(-1, size, *x.shape[1:])
+            return jnp.concatenate([groups(a), groups(b)])[groups_P].reshape(a.shape)
+
+        return jax.tree.map(pick, episodes, others)
 
     def _objective(self, policy: Policy, autoencoder: Any) -> Objective:
         learning = self.config.learning
-        if learning.method == "best_of_n":
-            return Imitation(policy=policy, config=learning, seed=self.config.seed)
+        forward = {"best_of_n": Imitation, "fpo": FlowPolicyOptimization, "diffusion_nft": DiffusionNFT}
+        if learning.method in forward:
+            return forward[learning.method](policy=policy, config=learning, seed=self.config.seed)
         if learning.method == "grpo":
             return Objective(policy=policy, config=learning)
         require(learning.method == "refl", f"learning.method = {learning.method!r} has programs of its own, and no plan "

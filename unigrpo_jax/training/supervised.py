@@ -141,8 +141,11 @@ class SupervisedTrainer(Trainer):
         super().__init__(parts)
         self._pictures = Pictures(parts.config.rollout, parts.config.episodes, self.programs.spread)
 
-    def sample(self, state: TrainState, step: int) -> tuple[Episodes, np.ndarray, dict[str, float]]:
-        """The examples of iteration `step` as episodes, their weights [B], and the seconds that it took."""
+    def sample(self, state: TrainState, step: int, number: int = 0) -> tuple[Episodes, np.ndarray, dict[str, float]]:
+        """The examples of iteration `step` as episodes, their weights [B], and the seconds that it took.
+
+        An iteration has one batch of them, `number` 0.
+        """
         config, order, begin = self.parts.config, self.parts.order, time.monotonic()
         examples = order.batch(step, config.episodes)
         text, thinking, image = processes.agree_on_errors((ConfigError,), lambda: self._read(examples, step))
