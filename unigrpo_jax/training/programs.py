@@ -33,6 +33,10 @@ from unigrpo_jax.rollout.program import training_rollout
 from unigrpo_jax.training.given import picture_shapes
 
 
+# Methods that learn from noisy versions of what was drawn.
+FORWARD = {"best_of_n": Imitation, "fpo": FlowPolicyOptimization, "diffusion_nft": DiffusionNFT}
+
+
 @dataclasses.dataclass(frozen=True)
 class Inputs:
     """Shapes, dtypes and places of everything that an iteration reads.
@@ -139,9 +143,8 @@ class Programs:
 
     def _objective(self, policy: Policy, autoencoder: Any) -> Objective:
         learning = self.config.learning
-        forward = {"best_of_n": Imitation, "fpo": FlowPolicyOptimization, "diffusion_nft": DiffusionNFT}
-        if learning.method in forward:
-            return forward[learning.method](policy=policy, config=learning, seed=self.config.seed)
+        if learning.method in FORWARD:
+            return FORWARD[learning.method](policy=policy, config=learning, seed=self.config.seed)
         if learning.method == "grpo":
             return Objective(policy=policy, config=learning)
         require(learning.method == "refl", f"learning.method = {learning.method!r} has programs of its own, and no plan "
