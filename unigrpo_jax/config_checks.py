@@ -257,6 +257,9 @@ def _check_method(config: RunConfig) -> None:
     require(r.resample == 0 or learn.method not in ("refl", "sft"),
             f"rollout.resample = {r.resample} replaces groups whose rewards are alike, from which {method} learns, too; use "
             "0.")  # fmt: skip
+    most = config.episodes * (1 + r.resample)
+    require(most < 2**31, f"rollout.resample = {r.resample} lets an iteration sample {most} episodes, but that must be "
+                          "below 2^31; use fewer.")  # fmt: skip
     if learn.method not in ("fpo", "diffusion_nft"):
         return
     known = "; use learning.method = 'grpo', or"

@@ -29,6 +29,7 @@ from unigrpo_jax.training.evaluation import Evaluator
 from unigrpo_jax.training.health import Watch
 from unigrpo_jax.training.metrics import FILE_NAME, MetricsWriter, read_metrics
 from unigrpo_jax.training.overview import evaluated, headline, summary_table
+from unigrpo_jax.training.recorded_run import SPLITS
 from unigrpo_jax.training.report import write_report
 from unigrpo_jax.training.resampling import collect
 from unigrpo_jax.training.run_folder import save_episodes, write_json
@@ -114,7 +115,7 @@ class Iterations:
                 self._save_now()
         header, rows = summary_table(self._summary["before"], self._summary["after"])
         if rows:
-            self._show(self._console.table, "Held-out prompts", header, rows)
+            self._show(self._console.table, SPLITS[self._config.evaluation.split], header, rows)
         words = f"{self._summary['seconds']:.0f} s.  Report: {self._run_dir / 'report.html'}"
         self._show(self._console.message, words)
         return self._summary

@@ -32,7 +32,6 @@ from unigrpo_jax.rewards.protocol import DifferentiableReward
 from unigrpo_jax.rollout.program import training_rollout
 from unigrpo_jax.training.given import picture_shapes
 
-
 # Methods that learn from noisy versions of what was drawn.
 FORWARD = {"best_of_n": Imitation, "fpo": FlowPolicyOptimization, "diffusion_nft": DiffusionNFT}
 
