@@ -2,8 +2,10 @@
 
 import types
 
+import jax
 import numpy as np
 
+from unigrpo_jax.training.programs import groups_of
 from unigrpo_jax.training.resampling import by_episode, collect, over_rollouts, replaced, teaching
 
 ALIKE = [0.0, 0.0]
@@ -33,6 +35,14 @@ def test_metrics_are_means_seconds_sums_and_speeds_those_of_all_seconds():
                      "judge/exact": 0.25}  # fmt: skip
     tokens = lambda rate: {"time/rollout_text": 1.0, "time/rollout_flow": 9.0, "tokens_per_second": rate}
     assert over_rollouts([tokens(30.0), tokens(10.0)])["tokens_per_second"] == 20
+
+
+def test_groups_of_two_batches_make_a_batch():
+    first = {"a": np.arange(6), "b": np.arange(12).reshape(6, 2)}
+    second = jax.tree.map(lambda x: x + 100, first)
+    found = groups_of(first, second, np.array([0, 5, 4]), size=2)
+    assert found["a"].tolist() == [0, 1, 104, 105, 102, 103]
+    assert found["b"].tolist() == [[0, 1], [2, 3], [108, 109], [110, 111], [104, 105], [106, 107]]
 
 
 class Drawn:

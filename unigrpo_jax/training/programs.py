@@ -4,6 +4,7 @@ Nothing here needs weights or a device that is there: the same programs train a 
 """
 
 import dataclasses
+import functools
 import re
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -78,6 +79,16 @@ class Followed:
         return cls(reward.score, jax.tree.map(shape, reward.goals([metadata])))
 
 
+def groups_of(episodes, others, groups_P, size: int):
+    """Groups of `size` episodes of two batches, numbered one after the other, as a batch like the first."""
+
+    def pick(a, b):
+        groups = lambda x: x.reshape(-1, size, *x.shape[1:])
+        return jnp.concatenate([groups(a), groups(b)])[groups_P].reshape(a.shape)
+
+    return jax.tree.map(pick, episodes, others)
+
+
 class Programs:
     """Both programs, jitted and not compiled.
 
@@ -128,17 +139,9 @@ class Programs:
         check_cuts(network.cuts(), layout.mesh)
         update = UpdateProgram(objective=self._objective(policy, autoencoder), config=learning)
         self.keep = jax.jit(lambda episodes, rows: jax.tree.map(lambda x: x[rows], episodes), out_shardings=self.spread)
-        self.replace = jax.jit(self._replaced, out_shardings=self.spread)
+        replace = functools.partial(groups_of, size=learning.group_size)
+        self.replace = jax.jit(replace, out_shardings=self.spread)
         self.update = jax.jit(update.__call__, donate_argnums=0, out_shardings=(self.state_shardings, self.everywhere))
-
-    def _replaced(self, episodes, others, groups_P):
-        size = self.config.learning.group_size
-
-        def pick(a, b):
-            groups = lambda x: x.reshape(-1, size, *x.shape[1:])
-            return jnp.concatenate([groups(a), groups(b)])[groups_P].reshape(a.shape)
-
-        return jax.tree.map(pick, episodes, others)
 
     def _objective(self, policy: Policy, autoencoder: Any) -> Objective:
         learning = self.config.learning
