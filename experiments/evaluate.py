@@ -80,7 +80,8 @@ def main(arguments: Arguments) -> None:
     thinking += "_as_text" if e.thinking_as_text else ""
     sources = [held_out] if held_out else list(prompts)
     stems = "+".join(re.sub(r"[^\w.-]", "_", pathlib.Path(name).stem) for name in sources)
-    asked = f"{stems[:80]}{len(evaluator.prompts)}-seed{e.seed}"
+    stems = stems[:80] + ("" if e.split == "held_out" else f"_{e.split}")
+    asked = f"{stems}{len(evaluator.prompts)}-seed{e.seed}"
     name = f"{restored.name}-{asked}-{e.sampler}{e.flow_steps}-cfg{e.guidance:g}-thinking_{thinking}.json"
     out = arguments.out or restored.folder / "evaluations" / name
     if not storage.is_bucket(out):

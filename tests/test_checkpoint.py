@@ -8,6 +8,7 @@ import shutil
 import sys
 import threading
 
+import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -63,6 +64,30 @@ def assert_is(state: TrainState, step: int):
 )
 def test_the_newest_the_best_and_regular_ones_are_kept(config, scores, expected):
     assert kept(scores, CheckpointConfig(**config)) == expected
+
+
+@flax.struct.dataclass
+class Older:
+    """A state as it was before the policy that samples could be another one."""
+
+    trained: dict
+    opt_state: tuple
+    ema: dict | None
+    step: jax.Array
+    skipped_in_row: jax.Array
+
+
+def test_a_checkpoint_of_an_older_state_is_read(tmp_path):
+    new = state_of(4)
+    assert new.old is None
+    old = Older(**{name: getattr(new, name) for name in Older.__dataclass_fields__})
+    checkpoints = open_(tmp_path)
+    checkpoints.save(old)
+    checkpoints.close()
+    assert checkpoints.failure() is None
+    loaded = open_(tmp_path).load(4, abstract(new))
+    assert_is(loaded, 4)
+    assert loaded.old is None and loaded.ema is None
 
 
 def test_a_state_may_be_donated_as_soon_as_it_is_being_saved(tmp_path):

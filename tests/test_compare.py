@@ -23,14 +23,14 @@ EVERY_ABLATION = tuple(a.name for a in all_arms.ABLATIONS)
 
 def test_every_arm_of_the_table_spends_the_same_and_can_run():
     arms = all_arms.table(BASE, learned_scorer=True)
-    assert len({a.name for a in arms}) == len(arms) == 9
+    assert len({a.name for a in arms}) == len(arms) == 13
     for arm in arms:
         for config in arm.stages:
             check(config)
             assert config.episodes == BASE.episodes and config.learning.ppo_epochs == config.learning.minibatches == 1
             assert config.rollout.thinking == arm.thinking
         assert not arm.stages or sum(config.iterations for config in arm.stages) == BASE.iterations
-    assert "refl" not in {a.name for a in all_arms.table(BASE, learned_scorer=False)}
+    assert not {"refl", "refl_text"} & {a.name for a in all_arms.table(BASE, learned_scorer=False)}
 
 
 def test_what_an_arm_trains_is_what_its_name_says():
@@ -38,8 +38,14 @@ def test_what_an_arm_trains_is_what_its_name_says():
     weights = lambda name: [(c.learning.text_weight, c.learning.flow_weight) for c in by_name[name].stages]
     assert weights("unigrpo") == [(1, 1)]
     assert weights("text_grpo") == [(1, 0)]
-    assert weights("flow_grpo") == weights("flow_grpo_plain") == [(0, 1)]
-    assert weights("two_stage") == [(1, 0), (0, 1)]
+    assert weights("flow_grpo") == weights("flow_grpo_plain") == weights("fpo") == weights("diffusion_nft") == [(0, 1)]
+    assert weights("unifpo") == [(1, 1)]
+    assert weights("two_stage") == [(1, 0), (0, 1)] and weights("refl_text") == [(0, 1), (1, 0)]
+    methods = {a.name: [c.learning.method for c in a.stages] for a in by_name.values()}
+    assert methods["fpo"] == methods["unifpo"] == ["fpo"] and methods["diffusion_nft"] == ["diffusion_nft"]
+    assert methods["refl_text"] == ["refl", "grpo"]
+    first, second = by_name["refl_text"].stages
+    assert first.rewards == ("shapes_scorer",) and second.rewards == BASE.rewards  # TextGRPO learns from the rule again
     assert weights("base") == weights("base_plain") == []
     assert by_name["text_grpo"].stages[0].learning.mse_weight == 0
 

@@ -74,6 +74,20 @@ def test_the_table_shows_means_and_sample_deviations(folder):
     assert "4 records" in page and "2.0 hours" in page and "seeds 0, 1, 2" in page and "abacus with 3 cores." in page
 
 
+def test_a_page_says_that_it_was_judged_on_validation_prompts(folder):
+    """A record from before there were such says nothing of it, and was judged on the held-out ones."""
+    chosen = record("chosen", 0, 0.5) | {"evaluated": {"ode": {"thinking": True, "split": "validation"}}}
+    out = folder(chosen)
+    write_table(out, ["chosen"])
+    assert "Judged on validation prompts." in (out / "table.md").read_text()
+    assert "Exact, validation prompts" in (out / "figures" / "table.svg").read_text()
+    write_table(folder(record("other", 0, 0.5)), ["other"])
+    assert "Judged on" not in (out / "table.md").read_text()
+    assert "Exact, held-out prompts" in (out / "figures" / "table.svg").read_text()
+    write_table(out, ["chosen", "other"])
+    assert "Judged on held-out and validation prompts." in (out / "table.md").read_text()
+
+
 def test_an_arm_without_thinking_is_not_judged_by_its_plans(folder):
     out = folder(record("blind", 0, 0.3, thinking=False))
     write_table(out, ["blind"])

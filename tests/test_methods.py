@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from tests import oracle, tiny
-from unigrpo_jax.config import ConfigError, RunConfig
+from unigrpo_jax.config import ConfigError, NFTConfig, RunConfig
 from unigrpo_jax.config_checks import check
 from unigrpo_jax.learning import parameters
 from unigrpo_jax.learning.imitation import Imitation
@@ -165,6 +165,9 @@ def test_a_guided_drawing_is_trained_as_it_was_sampled():
             np.testing.assert_allclose(found, held, rtol=2e-3, atol=2e-4)
 
 
+FPO, NFT = {"method": "fpo"}, {"method": "diffusion_nft"}
+
+
 def run_config(**changes):
     base = RunConfig()
     return dataclasses.replace(base, **{name: dataclasses.replace(getattr(base, name), **x) for name, x in changes.items()})
@@ -173,6 +176,10 @@ def run_config(**changes):
 def test_methods_that_need_no_ratio_may_draw_without_noise():
     check(run_config(learning={"method": "best_of_n", "best": 1}, rollout={"step_rule": "ode"}))
     check(run_config(learning={"method": "refl"}, rollout={"step_rule": "ode"}))
+    for method in ("fpo", "diffusion_nft"):
+        check(run_config(learning={"method": method}, rollout={"step_rule": "ode"}))
+        segments = {"credit": "segment", "thought_rewards": ("plan",)}
+        check(run_config(learning={"method": method, **segments}, rollout={"resample": 3}))
     check(run_config(rollout={"guidance": 2.0}))
 
 
@@ -183,6 +190,17 @@ def test_methods_that_need_no_ratio_may_draw_without_noise():
         ({"learning": {"method": "best_of_n", "best": 1, "worst": 1}}, r"learning\.worst = 1; use"),
         ({"rollout": {"guidance": 0.5}}, r"rollout\.guidance = 0\.5, but it must be 1"),
         ({"rollout": {"step_rule": "ode"}}, "no ratio to learn from"),
+        ({"rollout": {"resample": -1}}, r"rollout\.resample = -1, but it must be 0 or more"),
+        ({"learning": {"method": "refl"}, "rollout": {"resample": 2}}, r"rollout\.resample = 2 .*'refl' learns, too; use 0"),
+        ({"learning": {"nft": NFTConfig(beta=0.5)}}, r"'diffusion_nft' alone, but learning\.method = 'grpo'; leave it out"),
+        ({"learning": NFT | {"nft": NFTConfig(beta=0.0)}}, r"nft\.beta = 0\.0, but it must be above 0"),
+        ({"learning": NFT | {"nft": NFTConfig(limit=-1.0)}}, r"nft\.limit = -1\.0, but it must be above 0"),
+        ({"learning": NFT | {"nft": NFTConfig(old_decay=1.0)}}, r"nft\.old_decay = 1\.0, but it must be .* below 1"),
+        ({"learning": NFT | {"nft": NFTConfig(old_growth=-0.1)}}, r"nft\.old_growth = -0\.1, but it must be 0 or more"),
+        ({"learning": NFT, "rollout": {"guidance": 2.0}}, r"rollout\.guidance = 2, .*without guidance; use .* or 1"),
+        ({"learning": FPO | {"latent_kl_weight": 1.0}}, r"latent_kl_weight = 1 .*looks at none; use .* or mse_weight"),
+        ({"learning": FPO | {"ratio_norm": False}}, r"ratio_norm is off, but learning\.method = 'fpo' has no ratio"),
+        ({"learning": FPO | {"old_log_probs": "rollout"}}, r"old_log_probs = 'rollout', .*; use .* or 'recompute'"),
     ],
 )
 def test_settings_that_cannot_work(changes, words):

@@ -136,6 +136,23 @@ def test_six_iterations_are_stopped_twice_and_end_in_the_same_bits(tiny_model, s
     jax.tree.map(np.testing.assert_array_equal, references[0], jax.tree.map(np.asarray, start))
 
 
+def test_a_run_that_resamples_ends_in_the_same_bits_where_it_is_continued(tiny_model, at, tmp_path):
+    """Groups are alike or not by their prompt's words, so that further rollouts are made; at most three an iteration."""
+    odd = lambda batch: np.array([len(prompt) % 2 for prompt in batch.prompts])
+    at["always"] = lambda batch: {"red": np.where(odd(batch), batch.images[..., 0].mean((1, 2)) / 255, 0.5)}
+    own = ["--rollout.resample", 3]
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    for run_dir, *more in ((whole, "--iterations", 4), (parts, "--iterations", 2), (parts, "--iterations", 4, "--resume")):
+        outcome = run_small(tiny_model, run_dir, *own, *more)
+        assert outcome.code == 0, outcome.err
+    assert_same_state(whole, parts, 4)
+    lines = metrics(whole)
+    assert lines == metrics(parts) and len(lines) == 4
+    sampled = [line["episodes/sampled"] for line in lines]
+    assert set(sampled) <= {8, 16, 24, 32} and max(sampled) > 8
+    assert all(line["episodes/teaching"] == 8 or line["episodes/sampled"] == 32 for line in lines)
+
+
 def test_a_run_in_a_bucket_is_the_same(tiny_model, straight, at, tmp_path, monkeypatch):
     """The code for buckets, on a disk: stopped in iteration 3, continued to 6."""
     monkeypatch.setattr(storage, "is_bucket", lambda place: True)

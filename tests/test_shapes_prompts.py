@@ -1,6 +1,7 @@
 """The prompts of the shapes world: texts against answers worked out by hand, and all against an independent reader."""
 
 import collections
+import hashlib
 import os
 import re
 import subprocess
@@ -8,7 +9,9 @@ import sys
 
 import pytest
 
+from unigrpo_jax.config import ConfigError
 from unigrpo_jax.worlds.shapes.prompts import by_category, evaluation_prompts, prompts
+from unigrpo_jax.worlds.world import load_world
 
 CATEGORIES = ("single_object", "two_object", "counting", "colors", "position", "color_attr")
 SPLITS = ("train", "held_out")
@@ -181,9 +184,43 @@ def test_the_parts_share_neither_text_nor_requirement():
     assert not answers["train"] & answers["held_out"]
 
 
+def test_the_validation_part_asks_what_is_trained_in_words_that_are_not():
+    """But for single objects, which have no words left, and half of two objects: theirs are training prompts."""
+    known = {split: {prompt.text for prompt in prompts(split)} for split in SPLITS}
+    for category, members in by_category("validation").items():
+        texts = {prompt.text for prompt in members}
+        assert len(members) == len(texts) == 120 and not texts & known["held_out"]
+        assert len(texts & known["train"]) == {"single_object": 120, "two_object": 60}.get(category, 0)
+        answers = lambda split, category=category: {asked(p.metadata) for p in by_category(split)[category]}
+        assert answers("validation") <= answers("train") and len(answers("validation")) >= min(20, len(answers("train")))
+        for prompt in members:
+            assert read_text(prompt.text, category) == asked(prompt.metadata), prompt.text
+
+
+def test_a_world_is_judged_on_the_part_that_is_named():
+    world = load_world(["shapes"])
+    assert world.judged_on("held_out", 480) == evaluation_prompts(480)
+    assert world.judged_on("validation", 480) == evaluation_prompts(480, "validation")
+    plain = load_world(["shapes_direct"]).judged_on("validation", 100)
+    assert len(plain) == 100 and not any(p.metadata["indirect"] for p in plain)
+    for name in ("shapes_edit", "shapes_story"):  # without end: made as training prompts are, from other random numbers
+        world = load_world([name])
+        own = [(p.text, str(p.metadata)) for p in world.judged_on("validation", 40)]
+        others = [*world.judged_on("held_out", 40), *world.train(0).batch(0, 200)]
+        assert len(own) == 40 and not set(own) & {(p.text, str(p.metadata)) for p in others}
+
+
+def test_prompts_without_rules_have_no_validation_part(tmp_path):
+    (tmp_path / "mine.txt").write_text("a red circle\n")
+    world = load_world([str(tmp_path / "mine.txt")])
+    assert len(world.judged_on("held_out", 1)) == 1
+    with pytest.raises(ConfigError, match=r"evaluation\.split = 'validation', .*--evaluation\.source"):
+        world.judged_on("validation", 1)
+
+
 def test_every_held_out_word_occurs_in_training():
-    words = {split: {word for prompt in prompts(split) for word in prompt.text.split()} for split in SPLITS}
-    assert words["held_out"] <= words["train"]
+    words = {split: {word for prompt in prompts(split) for word in prompt.text.split()} for split in (*SPLITS, "validation")}
+    assert words["held_out"] <= words["train"] and words["validation"] <= words["train"]
 
 
 def test_every_shape_colour_number_and_relation_is_trained_in_its_category():
@@ -197,8 +234,15 @@ def test_every_shape_colour_number_and_relation_is_trained_in_its_category():
             assert set(" ".join(asked(prompt.metadata)).split()) <= values[category], prompt.text
 
 
+def test_the_train_and_the_held_out_part_are_those_that_results_are_of():
+    """Every text and what it requires, in order; the file of a result says which prompts it is of by their number alone."""
+    digest = lambda split: hashlib.sha256("\n".join(f"{p.text}|{p.metadata['key']}" for p in prompts(split)).encode())
+    assert digest("train").hexdigest().startswith("2f7634c353a115c1989ac0a71d7dd1b3")
+    assert digest("held_out").hexdigest().startswith("5e6abed4579c4ef09176c64eff465c56")
+
+
 def test_texts_are_short_plain_words():
-    for prompt in (*prompts("train"), *prompts("held_out")):
+    for prompt in (*prompts("train"), *prompts("held_out"), *prompts("validation")):
         assert re.fullmatch("[a-z]+( [a-z]+)*", prompt.text) and len(prompt.text.split()) <= 14
 
 

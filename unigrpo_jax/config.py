@@ -112,7 +112,8 @@ class RolloutConfig:
     noise_level: float = 0.8
     """`a` of the step rule; eta of `ddim`."""
     window_size: int = 3
-    """Stochastic, trained transitions per episode."""
+    """Stochastic, trained transitions per episode.  Methods that learn from noisy versions of what was drawn make so many of
+    each drawing."""
     window_range: tuple[int, int] = (0, 5)
     """The window lies inside [first, end)."""
     window: Literal["contiguous", "random", "sliding"] = "contiguous"
@@ -130,6 +131,9 @@ class RolloutConfig:
     conditions, trained together (DanceGRPO), costs twice, and allows one optimizer step an iteration."""
     micro_batches: int = 1
     """Split the prompts of an iteration into this many rollouts, one after the other; changes memory, not episodes."""
+    resample: int = 0
+    """Dynamic sampling (DAPO): where all rewards of a group are alike, so that it teaches nothing, further prompts are
+    sampled in its place, in at most so many rollouts more of prompts_per_iteration each; 0 learns from what came first."""
     gather_weights: bool = False
     """Gather what mesh.fsdp cuts once per rollout, in the compute dtype, instead of at every token and step."""
 
@@ -140,13 +144,30 @@ class RolloutConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class NFTConfig:
+    """Method `diffusion_nft` (arXiv 2509.16117)."""
+
+    beta: float = 1.0
+    """How far the two implicit policies lie from the old one, in steps from it to the trained one."""
+    limit: float = 5.0
+    """Z: an advantage of Z or more is a positive example altogether, one of -Z or less a negative one."""
+    old_growth: float = 0.001
+    """The old policy, which samples, follows the trained one: its decay after iteration i, from 0 on, is old_growth * i."""
+    old_decay: float = 0.5
+    """Largest decay of the old policy; 0 keeps none, and each iteration samples with what the one before it learned."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class LearningConfig:
     """How episodes become an update."""
 
-    method: Literal["grpo", "best_of_n", "refl", "sft"] = "grpo"
-    """Learn both ratios (UniGRPO); imitate the `best` episodes of each group, all sampled by the frozen start (rejection
-    sampling); follow the reward's own gradient through drawing (ReFL), beside the token ratio; or learn the examples of
-    `data`, as experiments.sft does."""
+    method: Literal["grpo", "fpo", "diffusion_nft", "best_of_n", "refl", "sft"] = "grpo"
+    """Learn both ratios (UniGRPO); learn the drawing from noisy versions of what was drawn, by the ratio of flow-matching
+    losses (FPO), or by pulling it to what is better and from what is worse than others (DiffusionNFT), beside the token
+    ratio; imitate the `best` episodes of each group, all sampled by the frozen start (rejection sampling); follow the
+    reward's own gradient through drawing (ReFL), beside the token ratio; or learn the examples of `data`, as experiments.sft
+    does."""
+    nft: NFTConfig = dataclasses.field(default_factory=NFTConfig)
     text_dropout: float = 0.1
     """Method `sft`: share of the examples of which nothing is learned but to draw without any text, for guidance; a model
     that is not guided by a second pass leaves none out."""
@@ -175,9 +196,10 @@ class LearningConfig:
     text_clip: float = 0.2
     """Clip range of the token ratio."""
     flow_clip: float = 1.2e-5
-    """Clip range of RatioNorm's log-ratio scale; about 1e-6 * sqrt(262144 / numbers in the latent)."""
+    """Clip range of RatioNorm's log-ratio scale; about 1e-6 * sqrt(262144 / numbers in the latent).  Method `fpo`: of its
+    own ratio, 0.05 in the paper."""
     ratio_norm: bool = True
-    """Regulate the flow ratio (GRPO-Guard's RatioNorm); without it the plain Gaussian ratio is clipped."""
+    """Method `grpo`: regulate the flow ratio (GRPO-Guard's RatioNorm); without it the plain Gaussian ratio is clipped."""
     flow_weight: float = 1.0
     """lambda: weight of the flow loss against the text loss."""
     text_weight: float = 1.0
@@ -229,11 +251,19 @@ class LearningConfig:
     ema_decay: float = 0.0
     """Decay of an exponential moving average of the weights, which is then what is evaluated; 0 keeps none."""
 
+    @property
+    def keeps_old(self) -> bool:
+        """Whether the policy that samples is kept beside the trained one."""
+        return self.method == "diffusion_nft" and self.nft.old_growth > 0 and self.nft.old_decay > 0
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EvaluationConfig:
     """How a model is judged on held-out prompts, before and after training."""
 
+    split: Literal["held_out", "validation"] = "held_out"
+    """Which prompts of a world with rules: those held out, which no choice should be made on, or those to choose by, such as
+    settings or checkpoints."""
     source: str | None = None
     """Where the held-out prompts come from, as in `prompts`; None takes those of the world or the first of the file."""
     data: str | None = None

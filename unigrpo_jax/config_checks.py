@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from unigrpo_jax.clip_files import LEAST_FPS, MOST_FPS, MOST_PIXELS
-from unigrpo_jax.config import ConfigError, JudgeConfig, LearningConfig, MeshConfig, RunConfig, require
+from unigrpo_jax.config import ConfigError, JudgeConfig, LearningConfig, MeshConfig, NFTConfig, RunConfig, require
 from unigrpo_jax.foreign_text import quoted, visible
 
 _AT_LEAST_ONE = {
@@ -32,7 +32,7 @@ _POSITIVE = {
     "alarms": ("sigmas",),
 }
 _NOT_NEGATIVE = {
-    "rollout": ("timestep_shift", "temperature", "top_k", "noise_level"),
+    "rollout": ("timestep_shift", "temperature", "top_k", "noise_level", "resample"),
     "learning": ("flow_weight", "text_weight", "mse_weight", "leash_weight", "latent_kl_weight", "text_kl_weight",
                  "reasoning_lr", "denoising_lr", "weight_decay", "ema_decay", "best", "worst"),
     "evaluation": ("temperature", "every", "seed", "rounds", "drift"),
@@ -46,6 +46,7 @@ _NOT_NEGATIVE = {
                "fall"),
 }  # fmt: skip
 _LARGEST = {int: 2**31 - 1, float: 3.4e38}
+_WITH_ADVANTAGES = ("grpo", "fpo", "diffusion_nft")  # methods that give each action its advantage
 
 
 def _numbers(value: Any, name: str = "") -> Iterator[tuple[str, int | float]]:
@@ -110,6 +111,7 @@ def check(config: RunConfig) -> None:
             f"{max(1, MOST_PIXELS // frame)} frames.")  # fmt: skip
     require(r.guidance >= 1, f"rollout.guidance = {r.guidance}, but it must be 1, which is none, or more.")
     _check_supervised(config)
+    _check_method(config)
     require(
         learn.group_size >= 2 or learn.method == "sft",
         f"learning.group_size = {learn.group_size}: an advantage compares an episode with its group, so a group needs "
@@ -180,7 +182,7 @@ def check(config: RunConfig) -> None:
     )
     _check_leash_times(learn)
     require(
-        learn.credit == "shared" or (learn.method == "grpo" and not learn.best + learn.worst),
+        learn.credit == "shared" or (learn.method in _WITH_ADVANTAGES and not learn.best + learn.worst),
         f"learning.credit = {learn.credit!r} gives an episode several advantages, by which no best or worst can be chosen; "
         "use 'shared', or method 'grpo' with learning.best = 0 and learning.worst = 0.",
     )
@@ -259,6 +261,35 @@ def _check_leash_times(learn: LearningConfig) -> None:
     require(not learn.leash_times or learn.reference != "none",
             f"learning.leash_times = {times} hold the policy to the reference, and learning.reference = 'none' keeps none; "
             "use 'device' or 'host', or leave them out.")  # fmt: skip
+
+
+def _check_method(config: RunConfig) -> None:
+    """Raises ConfigError where a setting is not read by the method, though somebody changed it."""
+    learn, r, method = config.learning, config.rollout, f"learning.method = {config.learning.method!r}"
+    nft = learn.nft
+    for name, value in (("beta", nft.beta), ("limit", nft.limit)):
+        require(value > 0, f"learning.nft.{name} = {value}, but it must be above 0.")
+    require(nft.old_growth >= 0, f"learning.nft.old_growth = {nft.old_growth}, but it must be 0 or more.")
+    require(0 <= nft.old_decay < 1, f"learning.nft.old_decay = {nft.old_decay}, but it must be 0 or more and below 1.")
+    require(learn.method == "diffusion_nft" or nft == NFTConfig(),
+            f"learning.nft is read by learning.method = 'diffusion_nft' alone, but {method}; leave it out.")  # fmt: skip
+    require(r.resample == 0 or learn.method not in ("refl", "sft"),
+            f"rollout.resample = {r.resample} replaces groups whose rewards are alike, from which {method} learns, too; use "
+            "0.")  # fmt: skip
+    most = config.episodes * (1 + r.resample)
+    require(most < 2**31, f"rollout.resample = {r.resample} lets an iteration sample {most} episodes, but that must be "
+                          "below 2^31; use fewer.")  # fmt: skip
+    if learn.method not in ("fpo", "diffusion_nft"):
+        return
+    known = "; use learning.method = 'grpo', or"
+    require(r.guidance <= 1, f"rollout.guidance = {r.guidance:g}, but {method} learns the flow that draws without guidance"
+                             f"{known} 1.")  # fmt: skip
+    require(learn.latent_kl_weight == 0, f"learning.latent_kl_weight = {learn.latent_kl_weight:g} is that of transitions, "
+                                         f"of which {method} looks at none{known} mse_weight.")  # fmt: skip
+    require(learn.ratio_norm, f"learning.ratio_norm is off, but {method} has no ratio of transitions to regulate{known} "
+                              "leave it on.")  # fmt: skip
+    require(learn.old_log_probs == "recompute", f"learning.old_log_probs = {learn.old_log_probs!r}, but a rollout records "
+            f"nothing that {method} compares{known} 'recompute'.")  # fmt: skip
 
 
 def _check_supervised(config: RunConfig) -> None:

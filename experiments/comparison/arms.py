@@ -11,6 +11,7 @@ from unigrpo_jax.config import EvaluationConfig, RunConfig
 ODE, GUIDED = "ode", "guided"
 GUIDANCE = 2.0
 LATENT_KL, LEASH = 10.0, 0.1  # weights of the two regularisers
+NOISY, FPO_CLIP = 4, 0.05  # noisy versions of a drawing; the clip range of FPO's paper
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -47,7 +48,7 @@ def changed(config: RunConfig, **sections: dict) -> RunConfig:
 
 
 def table(base: RunConfig, learned_scorer: bool) -> list[Arm]:
-    """The arms of the paper's Table 1 and two more (arXiv 2603.23500), in its order.
+    """The arms of the paper's Table 1 and three more (arXiv 2603.23500), in its order.
 
     Args:
       base: what UniGRPO itself runs with.
@@ -57,27 +58,33 @@ def table(base: RunConfig, learned_scorer: bool) -> list[Arm]:
     flow = changed(base, learning={"text_weight": 0.0})
     blind = changed(flow, rollout={"thinking": False}, evaluation={"thinking": False})
     half = lambda config: dataclasses.replace(config, iterations=config.iterations // 2)
-    imitated = {"method": "best_of_n", "best": 1, "leash_times": ()}
-    imitation = changed(base, learning=imitated, rollout={"step_rule": "ode"})
+    steps = base.rollout.flow_steps
+    # Drawn by the ODE, and learned from noisy versions at any of the schedule's times.
+    forward = {"step_rule": "ode", "window_size": NOISY, "window_range": (0, steps), "window": "contiguous"}
+    unifpo = changed(base, learning={"method": "fpo", "flow_clip": FPO_CLIP, "leash_times": ()}, rollout=forward)
+    fpo = changed(unifpo, learning={"text_weight": 0.0})
+    nft = changed(flow, learning={"method": "diffusion_nft", "leash_times": ()}, rollout=forward)
+    imitation = changed(base, learning={"method": "best_of_n", "best": 1, "leash_times": ()}, rollout={"step_rule": "ode"})
     arms = [
         Arm(name="base_plain", title="Base", stages=(), thinking=False),
         Arm(name="base", title="Base", stages=()),
         Arm(name="flow_grpo_plain", title="FlowGRPO", stages=(blind,), thinking=False),
         Arm(name="flow_grpo", title="FlowGRPO", stages=(flow,)),
+        Arm(name="fpo", title="FPO", stages=(fpo,)),
+        Arm(name="diffusion_nft", title="DiffusionNFT", stages=(nft,)),
         Arm(name="text_grpo", title="TextGRPO", stages=(text,)),
         Arm(name="best_of_n", title="SFT on best of N", stages=(imitation,)),
         Arm(name="two_stage", title="TextGRPO, then FlowGRPO", stages=(half(text), half(flow))),
     ]
     if learned_scorer:
-        steps = base.rollout.flow_steps
         late = {"step_rule": "ode", "window_size": 1, "window_range": (2, steps), "window": "contiguous"}
-        follow = changed(flow, learning={"method": "refl"}, rollout=late)
-        arms.append(
-            Arm(
-                name="refl", title="ReFL (learned scorer)", stages=(dataclasses.replace(follow, rewards=("shapes_scorer",)),)
-            )
-        )
-    return [*arms, Arm(name="unigrpo", title="UniGRPO", stages=(base,))]
+        follow = dataclasses.replace(changed(flow, learning={"method": "refl"}, rollout=late), rewards=("shapes_scorer",))
+        arms += [
+            Arm(name="refl", title="ReFL (learned scorer)", stages=(follow,)),
+            Arm(name="refl_text", title="ReFL, then TextGRPO", stages=(half(follow), half(text))),
+        ]
+    both = [Arm(name="unifpo", title="UniFPO", stages=(unifpo,)), Arm(name="unigrpo", title="UniGRPO", stages=(base,))]
+    return arms + both
 
 
 QUICK = ("base_plain", "base", "flow_grpo", "text_grpo", "unigrpo")

@@ -20,7 +20,8 @@ from unigrpo_jax.config import EvaluationConfig, RunConfig
 from unigrpo_jax.config_json import from_dict, to_dict
 
 PHASES = ("time/rollout_text", "time/rollout_flow", "time/reward", "time/update")
-KEPT = ("reward/", "judge/", "image/", "flow/", "text/entropy", "text/length", "text/ratio_m", "text/clip", "imitation/")
+KEPT = ("reward/", "judge/", "image/", "flow/", "text/entropy", "text/length", "text/ratio_m", "text/clip", "imitation/",
+        "episodes/")  # fmt: skip
 SAMPLES = 12
 
 
@@ -82,7 +83,7 @@ def execute(job: Job) -> None:
     from unigrpo_jax.training.run_folder import versions, write_json
     from unigrpo_jax.training.summary import read_summary
 
-    start, curve, held_out, updates, seconds, spent, configs = None, [], [], 0, 0.0, 0.0, []
+    start, curve, held_out, updates, episodes, seconds, spent, configs = None, [], [], 0, 0, 0.0, 0.0, []
     for number, config in enumerate(job.stages, 1):
         if start is not None:
             config = dataclasses.replace(config, model=dataclasses.replace(config.model, path=str(start)))
@@ -95,6 +96,7 @@ def execute(job: Job) -> None:
         held_out.append({"update": updates, "seconds": round(seconds, 2)} | overall(summary["before"]))
         for line in lines:
             seconds += sum(line.get(phase, 0.0) for phase in PHASES)
+            episodes += line.get("episodes/sampled", config.episodes)
             at = {"update": updates + line["step"], "seconds": round(seconds, 2)}
             curve.append(at | {name: _rounded(x) for name, x in line.items() if name.startswith(KEPT)})
             scores = {name.removeprefix("eval/"): x for name, x in line.items() if name.startswith("eval/")}
@@ -109,7 +111,6 @@ def execute(job: Job) -> None:
     last = str(job.runs / f"{job.arm}-seed{job.seed}" / f"stage{len(job.stages)}") if job.stages else job.base.model.path
     begin = time.monotonic()
     evaluations, samples = _judged(last or "base", job)
-    episodes = sum(config.iterations * config.episodes for config in configs)
     write_json(
         job.record,
         {

@@ -10,7 +10,8 @@ from unigrpo_jax.training import curves
 
 MOST_POINTS = 60  # of a line; a longer one is drawn by the means of bins, so that a figure of many lines stays small
 TITLE, GAP, ROW, LEGEND_COLUMN = 24, 16, 18, 230
-_PALETTE = ("#2563b0", "#d0661a", "#2b8a57", "#8a4fb5", "#b53a5e", "#6d6b1f", "#1f8a92", "#7a5230", "#444c56")
+_PALETTE = ("#2563b0", "#d0661a", "#2b8a57", "#8a4fb5", "#b53a5e", "#6d6b1f", "#1f8a92", "#7a5230", "#444c56",
+            "#c9a227", "#e377a5", "#7fb800", "#00a6d6")  # fmt: skip
 _STYLE = """text{fill:#444c56;font:11px system-ui,sans-serif}.title{font-weight:600;font-size:13px;fill:#1d2229}
 .rule{stroke:#dfe3e8}polyline{fill:none;stroke:var(--c);stroke-linejoin:round}circle{fill:var(--c)}
 .raw{stroke-width:1;opacity:.25}.mean{stroke-width:2}.band{fill:var(--c);opacity:.12}"""

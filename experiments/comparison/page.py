@@ -76,10 +76,9 @@ def write_table(out: pathlib.Path, arms: Sequence[str]) -> None:
     html = (
         f"<h1>The table</h1><p class=note>{for_html(' '.join(words))}</p>{html_table([header, *[_cells(r) for r in rows]])}"
     )
-    panels = [
-        (title, [series(records[arm], points, x, y) for arm in known if _drawn(records[arm][0], y)])
-        for points, x, y, title in CURVES
-    ]
+    judged = _judged_on([r for arm in known for r in records[arm]])
+    lines = lambda *axes: [series(records[arm], *axes) for arm in known if _drawn(records[arm][0], axes[2])]
+    panels = [(title.replace("held-out", judged), lines(*axes)) for *axes, title in CURVES]
     if any(line.points for _, lines in panels for line in lines):
         svg = write_figure(out, "table", panels)
         body += [
@@ -208,7 +207,14 @@ def provenance(records: Sequence[Record]) -> list[str]:
         f"Commit {each(lambda r: str(r.get('commit'))[:12])}; jax {each(lambda r: r.get('versions', {}).get('jax'))}; "
         f"{each(lambda r: _machine(r.get('machine', {})))}.",
         "± is the sample standard deviation over seeds.",
+        *([] if (judged := _judged_on(records)) == "held-out" else [f"Judged on {judged} prompts."]),
     ]
+
+
+def _judged_on(records: Sequence[Record]) -> str:
+    """Which prompts: held-out, validation, or both."""
+    splits = {e.get("split", "held_out") for r in records for e in r.get("evaluated", {}).values() if isinstance(e, Mapping)}
+    return " and ".join(sorted(visible(str(split)).replace("_", "-") for split in splits)) or "held-out"
 
 
 def _machine(facts: Mapping[str, Any]) -> str:

@@ -193,7 +193,7 @@ def state_bytes(setting: Setting) -> dict[str, int]:
     return {
         "trained": _own(i.state.trained),
         "optimizer": _own(i.state.opt_state),
-        "average": _own(i.state.ema),
+        "average": _own((i.state.ema, i.state.old)),
         "frozen": _own(i.frozen) + _own(i.autoencoder),
         "reference": _own({path: x for path, x in tree.flatten(i.reference).items() if path not in i.frozen}),
     }

@@ -4,8 +4,7 @@
     x_t = alpha_t data + sigma_t noise,    v what the network predicts of it, noise - data for a rectified flow
 
 The episodes that are kept were sampled by the frozen start and are the best of their groups; those of a group whose rewards
-are all equal have no advantage and count 0.  Times are drawn uniformly from the sampler's own schedule, without its end, as
-many per image as the window has transitions.
+are all equal have no advantage and count 0.
 """
 
 import dataclasses
@@ -14,39 +13,14 @@ import jax
 import jax.numpy as jnp
 
 from unigrpo_jax.episode import Drawing, Episodes, Thinking
+from unigrpo_jax.learning.forward_process import ForwardProcess
 from unigrpo_jax.learning.losses import masked_mean
-from unigrpo_jax.learning.objective import Objective
 from unigrpo_jax.learning.policy import FlowView, TextView
-from unigrpo_jax.models.paths import target
-from unigrpo_jax.rollout import randomness
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Imitation(Objective):
-    """The supervised loss of a batch of episodes that are worth imitating.
-
-    Attributes:
-      seed: of the run, for times and noises.
-    """
-
-    seed: int
-
-    def prepare(self, episodes: Episodes, step) -> Episodes:
-        """Replaces a drawing's window by fresh noisy versions of its latent; each row has its own randomness."""
-        key = randomness.stream_key(self.seed, step, randomness.IMITATION)
-        times = self.policy.flow.times()
-
-        def noisy(index, drawing: Drawing) -> Drawing:
-            rows, width = drawing.steps.shape
-            keys = randomness.sample_keys(jax.random.fold_in(key, index), jnp.arange(rows))
-            steps = jax.vmap(lambda k: jax.random.randint(k, (width,), 0, self.policy.flow.steps))(keys)
-            noise = randomness.normal_like(keys, 0, drawing.x)
-            alpha, sigma = (part[:, :, None, None] for part in self.policy.flow.path.coefficients(times[steps]))
-            x = jax.tree.map(lambda data, noise: alpha * data[:, None] + sigma * noise, drawing.latent, noise)
-            return drawing.replace(steps=steps.astype(jnp.int32), x=x, noise=noise)
-
-        segments = (noisy(i, s) if isinstance(s, Drawing) else s for i, s in enumerate(episodes.segments))
-        return episodes.replace(segments=tuple(segments))
+class Imitation(ForwardProcess):
+    """The supervised loss of a batch of episodes that are worth imitating."""
 
     def signal(self, episodes: Episodes, advantage_B) -> jax.Array:
         """Whether some episode is worth imitating."""
@@ -64,11 +38,7 @@ class Imitation(Objective):
         return self.config.text_weight * loss, metrics
 
     def _flow(self, drawing: Drawing, view: FlowView, anchor, advantage_B, on_policy, moved, goals):
-        flow = self.policy.flow
-        t = flow.times()[drawing.steps][:, :, None, None]
-        wanted = lambda data, noise: target(flow.path, flow.prediction, data[:, None], noise, t)
-        error = lambda output, data, noise: jnp.mean((output - wanted(data, noise)) ** 2, axis=(1, 2, 3))
-        error_B = sum(jax.tree.leaves(jax.tree.map(error, view.output, drawing.latent, drawing.noise)))
+        error_B = sum(jax.tree.leaves(self.matching(drawing, view.output)))
         loss = jnp.mean(self._kept(jnp.where(drawing.finite, error_B, 0.0), advantage_B))
         share = jnp.mean((advantage_B > 0).astype(jnp.float32))
         return self.config.flow_weight * loss, {"flow/loss": loss, "imitation/kept_share": share}

@@ -42,7 +42,7 @@ class FlowAnchor:
     """What the trained policy of a drawing is compared with.
 
     Attributes:
-      old: float32 [B, W, N, C], transition means at the start of the iteration; None as above.
+      old: what `Objective.compared` makes of the old policy: float32 [B, W, N, C], transition means; None as above.
       reference: float32 [B, W, N, C], the network's outputs with frozen weights upon their own context; None where there
         is no reference.
       leash: float32 [B, K, N, C], the same at `leash_times`; None where there are none.
@@ -79,11 +79,15 @@ class Objective:
         """Whether anything of a whole batch teaches, bool []: some advantage is not 0."""
         return jnp.any(advantage_B != 0)
 
+    def compared(self, drawing: Drawing, view: FlowView) -> Any:
+        """What of a policy's view of a drawing is compared with another policy's: the means of its transitions."""
+        return view.mean
+
     def anchors(self, params, reference, episodes: Episodes, own_start: bool) -> tuple[Any, ...]:
         """One anchor per segment; None for what was seen or heard.
 
         Args:
-          params: parameters at the start of the iteration.
+          params: parameters of the old policy: those at the start of the iteration, where no others sampled.
           reference: the frozen parameters; not read where the config keeps none.
           episodes: the batch.
           own_start: the batch takes a single optimizer step, so that its old policy is the trained one itself.
@@ -100,9 +104,9 @@ class Objective:
                 keep = self.config.text_kl_weight > 0
                 out.append(TextAnchor(old=log_probs, reference=ref.log_probs if keep else None))
             elif isinstance(segment, Drawing):
-                mean = segment.mean if recorded else None if old is None else old.mean
+                kept = segment.mean if recorded else None if old is None else self.compared(segment, old)
                 held = (None, None) if ref is None else (ref.output, ref.leash)
-                out.append(FlowAnchor(mean, *held))
+                out.append(FlowAnchor(kept, *held))
             else:
                 out.append(None)
         return tuple(out)

@@ -31,6 +31,7 @@ class TrainState:
       ema: {path: moving average} of them, or None.
       step: int32 [], iterations done, skipped ones included.
       skipped_in_row: int32 [], iterations in a row whose update was dropped because it was not finite.
+      old: {path: weight} of the policy that samples, where it is another one than the trained one; else None.
     """
 
     trained: dict[str, jax.Array]
@@ -38,10 +39,15 @@ class TrainState:
     ema: dict[str, jax.Array] | None
     step: jax.Array
     skipped_in_row: jax.Array
+    old: dict[str, jax.Array] | None = None
 
     def params(self, frozen: dict[str, jax.Array]) -> dict:
         """All parameters as the network takes them; nothing is copied."""
         return tree.unflatten(frozen | self.trained)
+
+    def sampling(self, frozen: dict[str, jax.Array]) -> dict:
+        """The parameters that episodes are sampled with."""
+        return tree.unflatten(frozen | (self.trained if self.old is None else self.old))
 
     def averaged(self, frozen: dict[str, jax.Array]) -> dict:
         """The parameters that are judged: with the moving average where there is one."""
@@ -52,15 +58,21 @@ def new_state(params: dict, config: LearningConfig, trained_by: Mapping[str, str
     """The state before the first update; the trained parameters are the given arrays themselves."""
     labels = parameters.groups(params, config, trained_by)
     trained, _ = parameters.split(params, labels)
-    ema = jax.tree.map(jnp.copy, trained) if config.ema_decay else None
-    opt_state = parameters.optimizer(config, labels).init(trained)
-    return TrainState(trained=trained, opt_state=opt_state, ema=ema, step=jnp.int32(0), skipped_in_row=jnp.int32(0))
+    copy = lambda wanted: jax.tree.map(jnp.copy, trained) if wanted else None
+    opt_state, zero = parameters.optimizer(config, labels).init(trained), jnp.int32(0)
+    return TrainState(trained=trained, opt_state=opt_state, ema=copy(config.ema_decay), step=zero, skipped_in_row=zero,
+                      old=copy(config.keeps_old))  # fmt: skip
 
 
 def rate_share(config: LearningConfig, step):
     """What share of its rates iteration `step`, from 0 on, learns with, float32 []: 1, then a line towards 0 at the end."""
     first, end = config.cooldown
     return jnp.clip((end - step) / (end - first), 0.0, 1.0)
+
+
+def mixed(decay, kept: dict[str, jax.Array], new: dict[str, jax.Array], taken) -> dict[str, jax.Array]:
+    """A moving average, decay kept + (1 - decay) new; the old bits where nothing is `taken`."""
+    return jax.tree.map(lambda a, b: jnp.where(taken, decay * a + (1 - decay) * b, a), kept, new)
 
 
 def pieces(tree, count: int):
@@ -101,14 +113,15 @@ class UpdateProgram:
         c = self.config
         if c.reference == "host":
             reference = jax.device_put(reference, jax.memory.Space.Device)
-        start = state.params(frozen)
+        start = state.sampling(frozen)
         labels = parameters.groups(start, c, self.objective.policy.model.trained_by)
         transform = parameters.optimizer(c, labels)
         trained, signal = state.trained, self.objective.signal(episodes, advantage_B)
         whole = lambda flat: tree.unflatten(frozen | flat)
         episodes = self.objective.prepare(episodes, state.step)
         data = pieces((episodes, advantage_B), c.minibatches * c.micro_batches)
-        own_start = c.ppo_epochs * c.minibatches == 1
+        own_start = c.ppo_epochs * c.minibatches == 1 and state.old is None
+        same = jnp.bool_(True) if state.old is None else ~differs(trained, start)
         anchor = lambda piece: self.objective.anchors(start, reference, piece[0], own_start)
         anchors = _map(anchor, data)
         by_step = jax.tree.map(lambda x: x.reshape(c.minibatches, c.micro_batches, *x.shape[1:]), (*data, anchors))
@@ -118,7 +131,7 @@ class UpdateProgram:
         def optimizer_step(carry, step):
             trained, opt_state = carry
             (epoch, index), (batch, advantages, anchors) = step
-            on_policy, moved = (epoch == 0) & (index == 0), differs(trained, reference)
+            on_policy, moved = (epoch == 0) & (index == 0) & same, differs(trained, reference)
             grads, metrics = _accumulate(
                 lambda piece: gradient(trained, piece[0], piece[2], piece[1], on_policy, moved),
                 (batch, advantages, anchors),
@@ -148,12 +161,12 @@ class UpdateProgram:
         skipped = jnp.sum(metrics["update/skipped"])
         counts = {"update/skipped": skipped, "update/without_signal": 1.0 - signal.astype(jnp.float32)}
         metrics = with_ratio_std(reduce_metrics(metrics)) | first | counts
-        ema = state.ema
-        if ema is not None:
-            average = lambda a, b: jnp.where(signal, c.ema_decay * a + (1 - c.ema_decay) * b, a)
-            ema = jax.tree.map(average, ema, trained)
+        ema = None if state.ema is None else mixed(c.ema_decay, state.ema, trained, signal)
+        decay = jnp.minimum(c.nft.old_growth * state.step, c.nft.old_decay)
+        old = None if state.old is None else mixed(decay, state.old, trained, signal)
         in_row = jnp.where(skipped > 0, state.skipped_in_row + 1, 0).astype(jnp.int32)
-        state = TrainState(trained=trained, opt_state=opt_state, ema=ema, step=state.step + 1, skipped_in_row=in_row)
+        state = TrainState(trained=trained, opt_state=opt_state, ema=ema, step=state.step + 1, skipped_in_row=in_row,
+                           old=old)  # fmt: skip
         return state, metrics
 
 

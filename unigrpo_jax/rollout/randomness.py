@@ -6,7 +6,7 @@ Neither the mesh, nor the micro-batch size, nor a resume can then change an epis
 import jax
 
 # Streams: independent keys for independent uses within one step; those of round r are STREAMS * r later.
-WINDOW, TOKENS, INITIAL_NOISE, STEP_NOISE, PICTURE, IMITATION, TIMES, FIRST = range(8)
+WINDOW, TOKENS, INITIAL_NOISE, STEP_NOISE, PICTURE, FORWARD, TIMES, FIRST = range(8)
 STREAMS = 16
 
 

@@ -163,10 +163,13 @@ class Checkpoints:
         """Reads a checkpoint into the shapes, dtypes and shardings of `like`; ConfigError where it does not fit."""
         place = self.folder / str(step)
         try:
-            stored, wanted = _shapes(ocp.metadata(place).metadata), _shapes(like)
+            parts = ocp.metadata(place).metadata
+            stored, wanted = _shapes(parts), _shapes(like)
             other = [name for name in sorted(stored | wanted) if stored.get(name) != wanted.get(name)]
             if not other:
-                return ocp.load(place, like)
+                # A checkpoint from before a state had some part that may be None lacks that part's name.
+                own = {name: getattr(like, name) for name in like.__dataclass_fields__ if name in parts}
+                return like.replace(**ocp.load(place, own))
         except (ValueError, KeyError, OSError) as error:
             first = next(iter(str(error).strip().splitlines()), type(error).__name__)[:200]
             raise ConfigError(f"the checkpoint {place} cannot be read ({first}); use an earlier one.") from None

@@ -149,7 +149,7 @@ class Evaluator:
         Reads all prompts and pictures once; ConfigError where one does not fit.  Pictures are read again for each call.
         """
         rollout = dataclasses.replace(rollout, rounds=evaluation.rounds or rollout.rounds)
-        self.prompts = world.evaluation(evaluation.prompts)
+        self.prompts = world.judged_on(evaluation.split, evaluation.prompts)
         judging.check([p.text for p in self.prompts], [p.metadata for p in self.prompts])
         judging.check_drawn(self.prompts[0].text, self.prompts[0].metadata, rollout)
         self._per_call = evaluation.batch // evaluation.images_per_prompt

@@ -29,7 +29,9 @@ from unigrpo_jax.training.evaluation import Evaluator, Judged
 from unigrpo_jax.training.health import Watch
 from unigrpo_jax.training.metrics import FILE_NAME, MetricsWriter, read_metrics
 from unigrpo_jax.training.overview import blind, drift_table, drifted, evaluated, headline, summary_table
+from unigrpo_jax.training.recorded_run import SPLITS
 from unigrpo_jax.training.report import write_report
+from unigrpo_jax.training.resampling import collect
 from unigrpo_jax.training.run_folder import save_episodes, write_json
 from unigrpo_jax.training.samples import Sample, save_samples
 from unigrpo_jax.training.stopping import Preempted, RunStopped, Signals, StorageFailed, clause
@@ -113,7 +115,7 @@ class Iterations:
                 self._save_now()
         header, rows = summary_table(self._summary["before"], self._summary["after"])
         if rows:
-            self._show(self._console.table, "Held-out prompts", header, rows)
+            self._show(self._console.table, SPLITS[self._config.evaluation.split], header, rows)
         if after.drift:
             title = "Drift of the predictions from the reference, by time"
             self._show(self._console.table, title, *drift_table(after.drift))
@@ -152,15 +154,18 @@ class Iterations:
     def _iterate(self, step: int) -> Done:
         begin = time.monotonic()
         self._note = ""
-        episodes, own, times = self._trainer.sample(self._state, step)
-        try:
-            advantages, judged = self._trainer.judge(own, times)
-        except (Exception, SystemExit):
-            folder = self._written(save_episodes, self._run_dir, step + 1, own)
-            self._note = f"; the episodes of iteration {step + 1} are in {folder}" if folder else ""
-            raise
+
+        def judge(own, times):
+            try:
+                return self._trainer.judge(own, times)
+            except (Exception, SystemExit):
+                folder = self._written(save_episodes, self._run_dir, step + 1, own)
+                self._note = f"; the episodes of iteration {step + 1} are in {folder}" if folder else ""
+                raise
+
+        episodes, advantages, found = collect(self._trainer, self._state, step, judge)
         self._state, learned = self._trainer.learn(self._state, episodes, advantages)
-        return Done(step + 1, times | judged | learned | {"time/iteration": time.monotonic() - begin})
+        return Done(step + 1, found | learned | {"time/iteration": time.monotonic() - begin})
 
     # --- what is due after an iteration, in this order --------------------------------------------------------------------
 

@@ -12,6 +12,7 @@ from unigrpo_jax.learning import parameters
 from unigrpo_jax.models import tree
 from unigrpo_jax.rewards.judging import Judging
 from unigrpo_jax.training.placement import shown_bytes
+from unigrpo_jax.training.programs import FORWARD
 from unigrpo_jax.training.trainer import Parts
 
 LEAST_GROUP = 8  # episodes of a group, fewer of which are warned of
@@ -100,6 +101,9 @@ def card(parts: Parts, run_dir: epath.Path, held: int) -> list[tuple[str, str]]:
     drawn = f"{r.image_height} x {r.image_width} px"
     drawn += f", {r.frames} frames at {r.frames_per_second:g} per second" if r.frames > 1 else ""
     noise = f"in {window}" + (f", and in all of [{first}, {end})" if first < end else "")
+    rule = "ode" if r.step_rule == "ode" else f"{r.step_rule} {r.noise_level:g} {noise}"
+    rule += f", learned from {r.window_size} noisy version(s) each" if learn.method in FORWARD else ""
+    more = f", and up to {r.resample} rollout(s) more where groups are alike" if r.resample else ""
     return [
         ("devices", f"{mesh.size} x {kind}, " + ", ".join(f"{n} {s}" for n, s in mesh.shape.items())),
         ("model", f"{parts.loaded.folder}, compute in {c.model.dtype}"),
@@ -110,12 +114,12 @@ def card(parts: Parts, run_dir: epath.Path, held: int) -> list[tuple[str, str]]:
         *((("adapters", "; ".join(f"{target} hits {n} layers" for target, n in adapted.items())),) if adapted else ()),
         ("held per device", f"{shown_bytes(held)} (weights, optimizer, reference)"),
         (("examples per iteration", f"{c.episodes} of {c.data}, {r.window_size} noise level(s) each") if taught else
-         ("episodes per iteration", f"{r.prompts_per_iteration} prompts x {learn.group_size} = {c.episodes}")),
+         ("episodes per iteration", f"{r.prompts_per_iteration} prompts x {learn.group_size} = {c.episodes}{more}")),
         ("update", f"{learn.ppo_epochs} epoch(s) x {learn.minibatches} step(s); "
                    f"{pieces} piece(s) of {c.trained_episodes // pieces}"),
         ("thinking", f"at most {r.thinking_tokens} tokens" if r.thinking else "off"),
         ("drawing", drawn if taught else
-                    f"{r.flow_steps} steps, {r.step_rule} {r.noise_level:g} {noise}, "
+                    f"{r.flow_steps} steps, {rule}, "
                     f"{f'guidance {r.guidance:g}, ' if r.guidance > 1 else ''}{drawn}"),
         ("prompts; rewards", f"{', '.join(c.prompts) or 'those of the data'}; {', '.join(c.rewards) or 'none'}"),
         *((("told to rewards alone", f"{', '.join(parts.world.facts)} (a prompt's picture stands under image)"),)

@@ -56,6 +56,7 @@ def placement(inputs: Inputs, labels: dict[str, str]) -> list[Placed]:
     others = (
         ("optimizer", "two moments of what is trained", inputs.state.opt_state, like),
         ("average", "moving average of what is trained", inputs.state.ema, like),
+        ("average", "the policy that samples", inputs.state.old, like),
         ("reference", "copy of what is trained", reference, like),
         ("autoencoder", "its tensors", inputs.autoencoder, "-"),
     )

@@ -4,6 +4,7 @@ Nothing here needs weights or a device that is there: the same programs train a 
 """
 
 import dataclasses
+import functools
 import re
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -16,7 +17,9 @@ from unigrpo_jax.config import RunConfig, require
 from unigrpo_jax.episode import Picture
 from unigrpo_jax.learning import parameters
 from unigrpo_jax.learning.credit import advantage_shape
+from unigrpo_jax.learning.fpo import FlowPolicyOptimization
 from unigrpo_jax.learning.imitation import Imitation
+from unigrpo_jax.learning.nft import DiffusionNFT
 from unigrpo_jax.learning.objective import Objective
 from unigrpo_jax.learning.policy import Policy
 from unigrpo_jax.learning.refl import RewardGradient
@@ -29,6 +32,9 @@ from unigrpo_jax.parallel.rules import Layout, check_cuts
 from unigrpo_jax.rewards.protocol import DifferentiableReward
 from unigrpo_jax.rollout.program import training_rollout
 from unigrpo_jax.training.given import picture_shapes
+
+# Methods that learn from noisy versions of what was drawn.
+FORWARD = {"best_of_n": Imitation, "fpo": FlowPolicyOptimization, "diffusion_nft": DiffusionNFT}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,6 +79,16 @@ class Followed:
         return cls(reward.score, jax.tree.map(shape, reward.goals([metadata])))
 
 
+def groups_of(episodes, others, groups_P, size: int):
+    """Groups of `size` episodes of two batches, numbered one after the other, as a batch like the first."""
+
+    def pick(a, b):
+        groups = lambda x: x.reshape(-1, size, *x.shape[1:])
+        return jnp.concatenate([groups(a), groups(b)])[groups_P].reshape(a.shape)
+
+    return jax.tree.map(pick, episodes, others)
+
+
 class Programs:
     """Both programs, jitted and not compiled.
 
@@ -82,6 +98,7 @@ class Programs:
       state_shardings: where the state lies.
       rollout: (params, autoencoder's, prompts, seed, step, first_id, pictures, turns) -> episodes.
       keep: (episodes, rows) -> those episodes.
+      replace: (episodes, others, groups) -> those groups of both, numbered one after the other.
       update: (state, frozen, reference, episodes, advantages) -> (state, metrics); donates the state.
     """
 
@@ -123,12 +140,14 @@ class Programs:
         check_cuts(network.cuts(), layout.mesh)
         update = UpdateProgram(objective=self._objective(policy, autoencoder), config=learning)
         self.keep = jax.jit(lambda episodes, rows: jax.tree.map(lambda x: x[rows], episodes), out_shardings=self.spread)
+        replace = functools.partial(groups_of, size=learning.group_size)
+        self.replace = jax.jit(replace, out_shardings=self.spread)
         self.update = jax.jit(update.__call__, donate_argnums=0, out_shardings=(self.state_shardings, self.everywhere))
 
     def _objective(self, policy: Policy, autoencoder: Any) -> Objective:
         learning = self.config.learning
-        if learning.method == "best_of_n":
-            return Imitation(policy=policy, config=learning, seed=self.config.seed)
+        if learning.method in FORWARD:
+            return FORWARD[learning.method](policy=policy, config=learning, seed=self.config.seed)
         if learning.method == "grpo":
             return Objective(policy=policy, config=learning)
         require(learning.method == "refl", f"learning.method = {learning.method!r} has programs of its own, and no plan "

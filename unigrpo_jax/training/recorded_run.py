@@ -18,6 +18,7 @@ from unigrpo_jax.training.storage import Place
 from unigrpo_jax.training.summary import read_summary
 
 HELD_OUT = "eval/"  # what the metrics of an evaluation during training are called
+SPLITS = {"held_out": "Held-out prompts", "validation": "Validation prompts"}  # titles of what `evaluation.split` names
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -42,6 +43,13 @@ class RecordedRun:
     def name(self) -> str:
         """The folder's name."""
         return self.folder.resolve().name
+
+    @property
+    def judged_on(self) -> str:
+        """The title of the prompts that it is judged on."""
+        evaluation = self.config.get("evaluation")
+        split = evaluation.get("split") if isinstance(evaluation, Mapping) else None
+        return SPLITS.get(split if isinstance(split, str) else "", SPLITS["held_out"])
 
     @property
     def done(self) -> int:

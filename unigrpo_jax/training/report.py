@@ -141,7 +141,7 @@ def _before_after_tables(run: RecordedRun) -> str:
     head = f"<thead><tr><th rowspan=2>Category</th>{groups}</tr><tr>{columns}</tr></thead>"
     table = f"<div class=scroll><table>{head}<tbody>{rows}</tbody></table></div>"
     when = "before" + ("" if not newest else " and after" if run.finished else f" and after iteration {step}")
-    return f"<section><h2>Held-out prompts, {when}</h2>{table}</section>"
+    return f"<section><h2>{run.judged_on}, {when}</h2>{table}</section>"
 
 
 def _cells(first: Any, last: Any) -> str:
@@ -162,7 +162,7 @@ def _evaluations(run: RecordedRun) -> str:
         for step, table in found[: -NEWEST_EVALUATIONS - 1 : -1]
     )
     table = f"<div class=scroll><table><thead><tr><th>Iteration</th>{head}</tr></thead><tbody>{rows}</tbody></table></div>"
-    return f"<section><h2>Held-out prompts so far, overall</h2>{table}</section>"
+    return f"<section><h2>{run.judged_on} so far, overall</h2>{table}</section>"
 
 
 # --- samples and curves -----------------------------------------------------------------------------------------------

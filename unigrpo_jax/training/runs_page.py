@@ -154,7 +154,9 @@ def _held_out(runs: Sequence[RecordedRun], names: Sequence[str]) -> str:
     notes += [f"The runs were not judged alike: {', '.join(f'evaluation.{name}' for name in differ)}."] if differ else []
     note = f"<p class=note>{_text(' '.join(notes))}</p>" if notes else ""
     overall = _table("Overall", names, when, {score: rows(score, "overall") for score in scores})
-    return f"<section class=scores><h2>Held-out prompts</h2>{note}{overall}{by_category(main)}{more}</section>"
+    titles = {run.judged_on for run in runs}
+    title = titles.pop() if len(titles) == 1 else "Prompts of the evaluations"
+    return f"<section class=scores><h2>{title}</h2>{note}{overall}{by_category(main)}{more}</section>"
 
 
 def _judged_differently(runs: Sequence[RecordedRun]) -> list[str]:

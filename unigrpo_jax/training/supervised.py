@@ -160,8 +160,11 @@ class SupervisedTrainer(Trainer):
         begins = parts.loaded.network.begins
         self._pictures = Pictures(parts.config.rollout, parts.config.episodes, self.programs.spread, begins)
 
-    def sample(self, state: TrainState, step: int) -> tuple[Episodes, np.ndarray, dict[str, float]]:
-        """The examples of iteration `step` as episodes, their weights [B], and the seconds that it took."""
+    def sample(self, state: TrainState, step: int, number: int = 0) -> tuple[Episodes, np.ndarray, dict[str, float]]:
+        """The examples of iteration `step` as episodes, their weights [B], and the seconds that it took.
+
+        An iteration has one batch of them, `number` 0.
+        """
         config, order, begin = self.parts.config, self.parts.order, time.monotonic()
         examples = order.batch(step, config.episodes)
         text, thinking, (image, first) = processes.agree_on_errors((ConfigError,), lambda: self._read(examples, step))

@@ -240,7 +240,8 @@ class Trainer:
 
         ConfigError where that cannot be kept.
         """
-        order, drawn = self.parts.order, self.parts.config.iterations * self.parts.config.rollout.prompts_per_iteration
+        order, r = self.parts.order, self.parts.config.rollout
+        drawn = self.parts.config.iterations * (1 + r.resample) * r.prompts_per_iteration
         self.parts.loaded.codec.prepare(order.at(position).text for position in range(drawn))
 
     def compile(self) -> None:
@@ -279,7 +280,7 @@ class Trainer:
 
     def params(self, state: TrainState) -> dict:
         """The parameters that sample, as the network takes them."""
-        return state.params(self.frozen)
+        return state.sampling(self.frozen)
 
     def judged_params(self, state: TrainState) -> dict:
         """The parameters that are judged: the moving average where there is one."""
@@ -298,15 +299,16 @@ class Trainer:
         """What gives the reference's parameters for an evaluation to compare with; None where none is kept."""
         return None if self.parts.config.learning.reference == "none" else self.first_params
 
-    def sample(self, state: TrainState, step: int) -> tuple[Episodes, OwnEpisodes, dict[str, float]]:
-        """The episodes of iteration `step`, those that this process judges, and the rollout's metrics."""
+    def sample(self, state: TrainState, step: int, number: int = 0) -> tuple[Episodes, OwnEpisodes, dict[str, float]]:
+        """The episodes of rollout `number` of iteration `step`, those that this process judges, and metrics."""
         config = self.parts.config
-        prompts, block, picture, turns = processes.agree_on_errors((ConfigError,), lambda: self._prompts(step))
+        at = step * (1 + config.rollout.resample) + number
+        prompts, block, picture, turns = processes.agree_on_errors((ConfigError,), lambda: self._prompts(at))
         rollout, _ = self._compiled.result()
         self._thought.time = begin = time.monotonic()
         whole = lambda tree: jax.tree.map(lambda x: processes.to_global(x, self.programs.everywhere), tree)
         params = self.params(state) if self._imitated is None else self._imitated
-        numbers = (np.int32(config.seed), np.int32(step), np.int32(0))
+        numbers = (np.int32(config.seed), np.int32(step), np.int32(number * config.episodes))
         given = (params, self.autoencoder_params, whole(block), *numbers, whole(picture), whole(turns))
         episodes = jax.block_until_ready(rollout(*given))
         jax.effects_barrier()
@@ -329,13 +331,13 @@ class Trainer:
         repeated = tuple(both and repeated_share(*both) for both in thought)
         return OwnEpisodes(rows, batches, tokens, finite, repeated)
 
-    def _prompts(self, step: int) -> tuple[list[Prompt], TokenBlock, Picture | None, tuple[TokenBlock, ...]]:
-        """The prompts of iteration `step`, what is shown with them and what is said later.
+    def _prompts(self, number: int) -> tuple[list[Prompt], TokenBlock, Picture | None, tuple[TokenBlock, ...]]:
+        """The prompts of a run's rollout `number`, from 0 on, what is shown with them and what is said later.
 
         ConfigError where one cannot be read or does not fit.
         """
         rollout, network = self.parts.config.rollout, self.parts.loaded.network
-        prompts = self.parts.order.batch(step, rollout.prompts_per_iteration)
+        prompts = self.parts.order.batch(number, rollout.prompts_per_iteration)
         place = lambda row: prompts[row].place
         block = lambda texts: self.parts.loaded.codec.prompts(texts, rollout.prompt_tokens, place)
         later = said_later(prompts, rollout.rounds)
@@ -384,6 +386,10 @@ class Trainer:
         columns["tokens"], columns["finite"] = own.tokens, own.finite
         columns |= {f"reward/{component}": values for component, values in judged().items()}
         return {name: np.asarray(x).tolist() for name, x in columns.items()}
+
+    def replace(self, episodes: Episodes, others: Episodes, groups_P: np.ndarray) -> Episodes:
+        """Those groups of two batches, numbered one after the other, that are named; int [P]."""
+        return self.programs.replace(episodes, others, processes.to_global(groups_P, self.programs.everywhere))
 
     def learn(self, state: TrainState, episodes: Episodes, advantages: np.ndarray) -> tuple[TrainState, dict[str, float]]:
         """One update; `state` is donated.  Of each group those episodes are seen that the config keeps."""

@@ -44,6 +44,7 @@ class World:
     Attributes:
       train: the training prompts by position, for a seed.
       evaluation: n prompts that are not trained on, if the world has such.
+      validation: n prompts to choose settings or checkpoints by; None where the world has none for that.
       longest: of each source the prompts whose length is to be checked before a run.
       judge: the world's own rules, or None where only the reward knows.
       side: pixels of the square images that its rules read; 0 where any will do.
@@ -60,6 +61,15 @@ class World:
     clips: bool = False
     facts: Sequence[str] = ()
     unread: Sequence[str] = ()
+    validation: Callable[[int], list[Prompt]] | None = None
+
+    def judged_on(self, split: str, count: int) -> list[Prompt]:
+        """The prompts of an evaluation; ConfigError where there are none of that split, `evaluation.split`."""
+        if split == "held_out":
+            return self.evaluation(count)
+        require(self.validation is not None, f"evaluation.split = {split!r}, but these prompts have no such part; give "
+                "--evaluation.source another file, or use held_out.")  # fmt: skip
+        return self.validation(count)
 
     def check_size(self, rollout: RolloutConfig) -> None:
         """ConfigError where images, or clips, are drawn that its rules do not read."""

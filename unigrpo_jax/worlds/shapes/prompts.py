@@ -1,10 +1,14 @@
-"""The prompts of the shapes world: GenEval's six categories, a train and a held-out part, each a fixed list.
+"""The prompts of the shapes world: GenEval's six categories; a train, a held-out and a validation part, each a fixed list.
 
 The parts differ in what is required, not only in the words.  In every category the `HELD_OUT_SHARE` of requirements
 with the smallest SHA-256 is held out; a requirement that two categories share (one red circle, as a colour and as a
 count) is on the same side in both.  Of all wordings a category keeps at most `TEXTS`, spread evenly over its
 requirements, direct and indirect in turn, so that the start of each category's list is varied and the categories do not
 differ too much in length.
+
+Choices are made on the validation part, so that the held-out part stays unseen by them.  It asks for what the training part
+asks for, in those words that come next in the training part's order and were left out there; a category that has used up
+its words is filled up with training prompts from their start.
 """
 
 import functools
@@ -19,13 +23,13 @@ from unigrpo_jax.worlds.shapes.scene import COLOURS, MAX_OBJECTS, SHAPES
 from unigrpo_jax.worlds.shapes.wording import FRAMES, wordings
 
 HELD_OUT_SHARE = 0.15
-TEXTS = {"train": 600, "held_out": 120}
+TEXTS = {"train": 600, "held_out": 120, "validation": 120}
 MAX_PROMPT_WORDS = 14
 
 
 @functools.cache
 def prompts(split: str) -> tuple[Prompt, ...]:
-    """All prompts of "train" or "held_out", category after category."""
+    """All prompts of "train", "held_out" or "validation", category after category."""
     return tuple(itertools.chain.from_iterable(by_category(split).values()))
 
 
@@ -33,7 +37,7 @@ def prompts(split: str) -> tuple[Prompt, ...]:
 def by_category(split: str) -> dict[str, tuple[Prompt, ...]]:
     """The prompts of a split under the name of their category."""
     if split not in TEXTS:
-        raise ValueError(f'shapes prompts: no split "{split}"; there are "train" and "held_out"')
+        raise ValueError(f'shapes prompts: no split "{split}"; there are "train", "held_out" and "validation"')
     held_out = _held_out_facts()
     chosen = {}
     for category in CATEGORIES:
@@ -41,14 +45,22 @@ def by_category(split: str) -> dict[str, tuple[Prompt, ...]]:
         members.sort(key=lambda r: digest(r.statement()))
         queues = [_texts(requirement) for requirement in members]
         in_turn = (p for turn in itertools.zip_longest(*queues) for p in turn if p is not None)
-        chosen[category] = tuple(itertools.islice(in_turn, TEXTS[split]))
+        if split == "validation":
+            trained = tuple(itertools.islice(in_turn, TEXTS["train"]))
+            chosen[category] = (*itertools.islice(in_turn, TEXTS[split]), *trained)[: TEXTS[split]]
+        else:
+            chosen[category] = tuple(itertools.islice(in_turn, TEXTS[split]))
     return chosen
 
 
 @functools.cache
 def direct(split: str) -> dict[str, tuple[Prompt, ...]]:
-    """Those prompts of each category that say what is to be seen, so that nothing must be worked out first."""
-    return {name: tuple(p for p in members if not p.metadata["indirect"]) for name, members in by_category(split).items()}
+    """Those prompts of each category that say what is to be seen, so that nothing must be worked out first.
+
+    Where no such words are left to validate on, they are training prompts.
+    """
+    plain = lambda members: tuple(p for p in members if not p.metadata["indirect"])
+    return {name: plain(members) or plain(by_category("train")[name]) for name, members in by_category(split).items()}
 
 
 def evaluation_prompts(

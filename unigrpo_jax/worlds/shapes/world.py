@@ -15,6 +15,7 @@ from unigrpo_jax.worlds.shapes.judge import Verdict, drawing_follows_plan, judge
 from unigrpo_jax.worlds.world import Judgement, World
 
 SPLITS = ("train", "held_out")
+VALIDATION = len(SPLITS)  # the stream of prompts to choose by, which are made as those to train on are
 LOOKED_AT = 500  # prompts of a world without end whose length is checked before a run
 
 def judge_episodes(batch: RewardBatch) -> Judgement:
@@ -61,16 +62,21 @@ def findings_before(batch: RewardBatch) -> list[Findings | None]:
 
 
 def drawn_prompts(draw: Callable[[np.random.Generator, int, str], Prompt], groups: int, seed: int, split: str) -> Drawn:
-    """Prompts without end of "train" or "held_out"; `draw` makes one of a generator, a group and a part."""
-    return Drawn(lambda rng, group: draw(rng, group, split), groups, seed, SPLITS.index(split))
+    """Prompts without end of "train", "held_out" or "validation"; `draw` makes one of a generator, a group and a part.
+
+    Those to validate on are made as the training ones are, from other random numbers.
+    """
+    part, stream = ("train", VALIDATION) if split == "validation" else (split, SPLITS.index(split))
+    return Drawn(lambda rng, group: draw(rng, group, part), groups, seed, stream)
 
 
 def drawn_world(prompts: Callable[[int, str], Order], judge: Callable[[RewardBatch], Judgement]) -> World:
     """A world whose prompts are made one by one, by seed and part; the held-out ones are always the same."""
-    evaluation = prompts(0, "held_out")
+    evaluation, validation = prompts(0, "held_out"), prompts(0, "validation")
     return World(
         train=lambda seed: prompts(seed, "train"),
         evaluation=lambda n: evaluation.batch(0, n),
+        validation=lambda n: validation.batch(0, n),
         longest=[prompts(0, "train").batch(0, LOOKED_AT)],
         judge=judge,
         side=SIDE,
@@ -92,6 +98,7 @@ def _world(of: Callable[[str], Mapping[str, Sequence[Prompt]]], judge: Callable[
     return World(
         train=lambda seed: PromptOrder(train, seed),
         evaluation=lambda n: prompts.evaluation_prompts(n, of=of),
+        validation=lambda n: prompts.evaluation_prompts(n, "validation", of),
         longest=[tuple(itertools.chain.from_iterable(train))],
         judge=judge,
         side=SIDE,
