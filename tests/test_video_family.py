@@ -133,8 +133,9 @@ def test_a_folder_that_diffusers_joined_of_two_is_read(tmp_path):
     video, picture = (load_model(ModelConfig(path=name)) for name in ("hunyuan_tiny", "skyreels_tiny"))
     shutil.copytree(video.folder, tmp_path / "joined")
     shutil.copytree(picture.folder / "transformer", tmp_path / "joined" / "transformer", dirs_exist_ok=True)
-    for name, said in (("model_index.json", {"_class_name": FROM_PICTURE, "tokenizer": ["transformers", "TokenizersBackend"]}),
-                       ("tokenizer/tokenizer_config.json", {"tokenizer_class": "TokenizersBackend"})):  # fmt: skip
+    index = {"_class_name": FROM_PICTURE, "tokenizer": ["transformers", "TokenizersBackend"]}
+    about = {"tokenizer_class": "TokenizersBackend"}
+    for name, said in (("model_index.json", index), ("tokenizer/tokenizer_config.json", about)):
         path = tmp_path / "joined" / name
         path.write_text(json.dumps(json.loads(path.read_text()) | said))
     joined = load_model(ModelConfig(path=str(tmp_path / "joined")))
