@@ -60,16 +60,7 @@ def convolution(params: Params, name: str, x_BHWC, stride: int | tuple[int, ...]
     strides = (stride,) * axes if isinstance(stride, int) else stride
     padding = dilation * (kernel.shape[-1] // 2) if padding is None else padding
     padded = jnp.pad(x_BHWC, ((0, 0), *((padding, padding),) * axes, (0, 0)))
-<<<<<<< HEAD
     out = _convolved(padded, kernel, strides, dilation)
-=======
-    short = axes == 3 and math.prod(padded.shape[-2:]) <= ROW
-    product = _by_rows if short else _by_product
-    by = {"cpu": functools.partial(product, strides), "default": functools.partial(_by_convolution, strides)}
-    if math.prod(padded.shape) * math.prod(kernel.shape[2:]) > PRODUCT:
-        by["cpu"] = by["default"]
-    out = jax.lax.platform_dependent(padded, kernel, **by)
->>>>>>> w/motion
     return out + _along_last(params[f"{name}.bias"], out)
 
 
@@ -91,7 +82,9 @@ def transposed_convolution(params: Params, name: str, x_BTC, stride: int, paddin
 
 
 def _convolved(padded, kernel_OIHW, strides: tuple[int, ...], dilation: int):
-    by = {"cpu": functools.partial(_by_product, strides, dilation=dilation),
+    short = len(strides) == 3 and dilation == 1 and math.prod(padded.shape[-2:]) <= ROW
+    product = _by_rows if short else functools.partial(_by_product, dilation=dilation)
+    by = {"cpu": functools.partial(product, strides),
           "default": functools.partial(_by_convolution, strides, dilation=dilation)}  # fmt: skip
     if math.prod(padded.shape) * math.prod(kernel_OIHW.shape[2:]) > PRODUCT:
         by["cpu"] = by["default"]
@@ -108,24 +101,18 @@ def _by_convolution(strides: tuple[int, ...], x_BHWC, kernel_OIHW, dilation: int
 def _by_product(strides: tuple[int, ...], x_BHWC, kernel_OIHW, dilation: int = 1):
     """The pixels that one output reads side by side, times the kernel."""
     out, _, *sides = kernel_OIHW.shape
-<<<<<<< HEAD
-    spans = [dilation * (side - 1) for side in sides]
-    sizes = zip(x_BHWC.shape[1:-1], spans, strides, strict=True)
-    ends = [stride * ((n - span - 1) // stride) + 1 for n, span, stride in sizes]
-    cut = lambda at: tuple(slice(i, i + end, stride) for i, end, stride in zip(at, ends, strides, strict=True))
-    places = itertools.product(*(range(0, span + 1, dilation) for span in spans))
-    read = jnp.concatenate([x_BHWC[:, *cut(at)] for at in places], axis=-1)
-=======
-    read = _side_by_side(strides, x_BHWC, sides)
->>>>>>> w/motion
+    read = _side_by_side(strides, x_BHWC, sides, dilation)
     return read @ jnp.moveaxis(kernel_OIHW, (0, 1), (-1, -2)).reshape(-1, out)
 
 
-def _side_by_side(strides: tuple[int, ...], x, sides):
+def _side_by_side(strides: tuple[int, ...], x, sides, dilation: int = 1):
     """What outputs read along the axes 1, 2, ... of x, as many as there are `sides` of a kernel, along the last one."""
-    ends = [stride * ((n - side) // stride) + 1 for n, side, stride in zip(x.shape[1:-1], sides, strides, strict=True)]
+    spans = [dilation * (side - 1) for side in sides]
+    sizes = zip(x.shape[1:], spans, strides, strict=False)
+    ends = [stride * ((n - span - 1) // stride) + 1 for n, span, stride in sizes]
     cut = lambda at: tuple(slice(i, i + end, stride) for i, end, stride in zip(at, ends, strides, strict=True))
-    return jnp.concatenate([x[:, *cut(at)] for at in itertools.product(*map(range, sides))], axis=-1)
+    places = itertools.product(*(range(0, span + 1, dilation) for span in spans))
+    return jnp.concatenate([x[:, *cut(at)] for at in places], axis=-1)
 
 
 def _by_rows(strides: tuple[int, ...], x_BTHWC, kernel_OITHW):
