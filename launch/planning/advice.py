@@ -80,7 +80,7 @@ def _fewer_at_a_time(setting: Setting, name: ProgramName, compiled: Compiled) ->
 
 
 def _fewer_tokens(setting: Setting, section: str, scaled: float) -> Iterator[tuple[str, float]]:
-    """Where a device has one episode at a time: its tokens over devices that work on others, in more micro-batches."""
+    """Where a device can have no fewer episodes at a time: their tokens over those that work on others, in more pieces."""
     config, shape, now = setting.config, setting.mesh.shape, getattr(setting.config, section).micro_batches
     if meshes.SEQUENCE not in setting.model.network.cuts():
         return
