@@ -155,6 +155,12 @@ def test_texts_of_both_modalities_reach_it_and_bfloat16_is_the_compute_dtype():
     assert condition.repeat(3).audio.shape == (6, 6, 7)
 
 
+def test_a_text_that_says_nothing_of_the_sound_is_one_sentence():
+    x = {name: jnp.zeros((2, *shape)) for name, shape in TOY.latent_shape((2, 1, 2, 5, 24.0)).items()}
+    with pytest.raises(ValueError, match="the text has no states for what is heard"):
+        TOY.predict({}, x, jnp.ones(2), (2, 1, 2, 5, 24.0), TEXT.replace(audio=None))
+
+
 def test_adapters_and_cost():
     settings = LoraConfig(rank=2, targets=(r"transformer_blocks\.(audio_)?attn1\.to_[qkv]",))
     params = jax.eval_shape(lambda: TOY.adapted(TOY.init(jax.random.key(0)), settings, jax.random.key(1)))
