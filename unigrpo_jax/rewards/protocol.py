@@ -40,7 +40,8 @@ class RewardBatch:
     Attributes:
       prompts: B prompt texts.
       metadata: B mappings, as they stood in the prompt source.
-      media: what was drawn, {"image": uint8 [B, height, width, 3]} or {"video": uint8 [B, F, height, width, 3]}.
+      media: what was drawn, {"image": uint8 [B, height, width, 3]} or {"video": uint8 [B, F, height, width, 3]}; with its
+        sound, "audio": float32 [B, samples, channels] in [-1, 1], where that was made.
       fps: frames per second of the clips; 0 where images are drawn.
       thinking: B texts, without special tokens.
       before: uint8 [B, height, width, 3], what the round began from: the picture that came with the prompt, as the model saw
@@ -96,7 +97,7 @@ class RewardBatch:
     @property
     def size(self) -> tuple[int, int]:
         """Height and width of what was drawn, in pixels."""
-        return next(iter(self.media.values())).shape[-3:-1]
+        return self.media["video" if "video" in self.media else "image"].shape[-3:-1]
 
     def take(self, rows: Sequence[int]) -> "RewardBatch":
         """The episodes at these positions."""
