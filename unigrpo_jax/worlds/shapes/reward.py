@@ -1,13 +1,20 @@
-"""The reward `shapes`: the grade by the rules of the shapes world that the prompts come from."""
+"""The reward `shapes`: the grade by the rules of the world of shapes, still or with sound, that the prompts come from."""
 
 from unigrpo_jax.config import RunConfig, require
 from unigrpo_jax.rewards.protocol import RewardFunction
 from unigrpo_jax.worlds.shapes import edit, judge, story
 from unigrpo_jax.worlds.shapes.drawing import check_size
+from unigrpo_jax.worlds.sound import world as sound
+
+_OWN = {
+    ("shapes_edit",): edit.reward,
+    ("shapes_story",): story.reward,
+    ("shapes_sound",): sound.sound_reward,
+}
 
 
 def load(argument: str, config: RunConfig) -> RewardFunction:
     """The reward function; ConfigError where it is given an argument, or pictures of another size."""
     require(not argument, f"rewards: shapes:{argument}: shapes takes no argument; leave it out.")
     check_size("shapes", config.rollout)
-    return {("shapes_edit",): edit.reward, ("shapes_story",): story.reward}.get(config.prompts, judge.reward)
+    return _OWN.get(config.prompts, judge.reward)
