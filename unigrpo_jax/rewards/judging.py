@@ -16,9 +16,9 @@ import numpy as np
 
 from unigrpo_jax.config import ConfigError, JudgingConfig, RolloutConfig, require
 from unigrpo_jax.foreign_text import said
-from unigrpo_jax.rewards.load import OF_BOTH, OF_IMAGES, alone
+from unigrpo_jax.rewards.load import OF_BOTH, OF_IMAGES, OF_SOUND, alone
 from unigrpo_jax.rewards.noting import noting
-from unigrpo_jax.rewards.protocol import ABSTAIN, CheckingReward, NotDrawn, RewardBatch, RewardFunction
+from unigrpo_jax.rewards.protocol import ABSTAIN, CheckingReward, NoSound, NotDrawn, RewardBatch, RewardFunction
 
 Columns = dict[str, np.ndarray]
 
@@ -149,6 +149,8 @@ class Judging:
                     f"frames are drawn; use frames:mean:{name}, which has it judge each frame.")  # fmt: skip
             require(clips or kind != "frames", f"rewards: {name} judges clips, but rollout.frames = 1 draws images; use "
                                                f"{own}.")  # fmt: skip
+            require(clips or kind not in OF_SOUND, f"rewards: {name} hears the sound of clips, but rollout.frames = 1 draws "
+                                                   "images; leave it out.")  # fmt: skip
             if clips and own.partition(":")[0] not in (*OF_IMAGES, *OF_BOTH):
                 self._try(name, reward, prompt, metadata, rollout)
 
@@ -162,7 +164,9 @@ class Judging:
         try:
             self._limited(name, reward, batch)
         except NotDrawn as error:
-            raise ConfigError(f"rewards: {name} {error}; use frames:mean:{name}, which has it judge each frame.") from None
+            by_frames = f"use frames:mean:{name}, which has it judge each frame"
+            words = "leave it out" if isinstance(error, NoSound) else by_frames
+            raise ConfigError(f"rewards: {name} {error}; {words}.") from None
         except WrongMedium as error:
             raise ConfigError(f"rewards: {error}.") from None
         except BaseException as error:  # its own, of a clip that nobody drew
@@ -258,7 +262,7 @@ class Judging:
             except RewardError:
                 raise
             except NotDrawn as error:
-                raise WrongMedium(f"the reward function {name} {error}{_by_frames(name, batch)}") from None
+                raise WrongMedium(f"the reward function {name} {error}{_instead(name, batch, error)}") from None
             except BaseException as error:  # a user's function may raise anything, and in its own thread no signal arrives
                 if _on_device(reward) and not isinstance(error, Exception):
                     raise
@@ -311,7 +315,8 @@ class Judging:
 
 def _key(name: str, identity: str, batch: RewardBatch, row: int) -> bytes:
     """A hash of everything that a reward may look at."""
-    words = [name, identity, batch.prompts[row], batch.thinking[row], list(batch.size), sorted(batch.media), batch.fps]
+    words = [name, identity, batch.prompts[row], batch.thinking[row], list(batch.size), sorted(batch.media), batch.fps,
+             batch.rate]  # fmt: skip
     words.append(json.dumps(batch.metadata[row], sort_keys=True, default=str))
     digest = hashlib.sha256(json.dumps(words).encode())
     for pixels in (*(batch.media[medium] for medium in sorted(batch.media)), batch.before):
@@ -320,6 +325,7 @@ def _key(name: str, identity: str, batch: RewardBatch, row: int) -> bytes:
     return digest.digest()
 
 
-def _by_frames(name: str, batch: RewardBatch) -> str:
+def _instead(name: str, batch: RewardBatch, error: NotDrawn) -> str:
     """What a reward of images may be called instead where clips are drawn."""
-    return f"; frames:mean:{name} has it judge each frame" if "video" in batch.media else ""
+    may = "video" in batch.media and not isinstance(error, NoSound)
+    return f"; frames:mean:{name} has it judge each frame" if may else ""

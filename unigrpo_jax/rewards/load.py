@@ -22,11 +22,15 @@ BUILT_IN: dict[str, str] = {
     "hpsv2": "unigrpo_jax.rewards.clip_scores:hpsv2",
     "aesthetic": "unigrpo_jax.rewards.clip_scores:aesthetic",
     "frames": "unigrpo_jax.rewards.frames:load",
+    "onsets": "unigrpo_jax.rewards.sound:onsets",
+    "silence": "unigrpo_jax.rewards.sound:silence",
+    "clipping": "unigrpo_jax.rewards.sound:clipping",
 }
-# Of these, what judges images and no clips, and what judges either.  What the others judge, and a function of one's own,
-# shows when they are asked.
+# Of these, what judges images and no clips, what judges either, and what hears the sound of clips.  What the others judge,
+# and a function of one's own, shows when they are asked.
 OF_IMAGES = ("shapes_scorer", "colourfulness", "ocr", "clipscore", "pickscore", "hpsv2", "aesthetic")
 OF_BOTH = ("judge",)
+OF_SOUND = ("onsets", "silence", "clipping")
 
 
 def alone(name: str) -> str:

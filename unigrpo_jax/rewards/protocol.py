@@ -12,7 +12,8 @@ Each named value has shape [B] and is one component; higher is better.  Two valu
 
 The images are shown with the original prompt; the thinking is there for tables and for judges of thoughts, not for judging
 the image.  A run draws images or clips: `batch.images` or `batch.videos`, and to ask for the other one is an error that says
-so.  A plain function is a reward.  One that says more about itself is an object with the attributes of `Reward`.
+so; so it is with `batch.audio` where clips have no sound.  A plain function is a reward.  One that says more about itself is
+an object with the attributes of `Reward`.
 """
 
 import dataclasses
@@ -33,6 +34,10 @@ class NotDrawn(AttributeError):
     """A reward asks for a medium that the run does not draw; the message says what it draws, without a full stop."""
 
 
+class NoSound(NotDrawn):
+    """A reward asks for the sound of what has none."""
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True, init=False)
 class RewardBatch:
     """Finished episodes as a reward sees them.
@@ -40,9 +45,10 @@ class RewardBatch:
     Attributes:
       prompts: B prompt texts.
       metadata: B mappings, as they stood in the prompt source.
-      media: what was drawn, {"image": uint8 [B, height, width, 3]} or {"video": uint8 [B, F, height, width, 3]}; with its
-        sound, "audio": float32 [B, samples, channels] in [-1, 1], where that was made.
+      media: what was drawn, {"image": uint8 [B, height, width, 3]} or {"video": uint8 [B, F, height, width, 3]}, and where
+        clips have sound after it "audio": float32 [B, S, channels], in [-1, 1] as a rule.
       fps: frames per second of the clips; 0 where images are drawn.
+      rate: samples per second of the sound; 0 where there is none.
       thinking: B texts, without special tokens.
       before: uint8 [B, height, width, 3], what the round began from: the picture that came with the prompt, as the model saw
         it, or in a later round the image drawn before; None in a first round without a picture.
@@ -55,6 +61,7 @@ class RewardBatch:
     thinking: Sequence[str]
     media: Mapping[str, np.ndarray]
     fps: float
+    rate: float
     before: np.ndarray | None
     group: np.ndarray | None
 
@@ -66,17 +73,25 @@ class RewardBatch:
         thinking: Sequence[str],
         images: np.ndarray | None = None,
         videos: np.ndarray | None = None,
+        audio: np.ndarray | None = None,
         media: Mapping[str, np.ndarray] | None = None,
         fps: float = 0.0,
+        rate: float = 0.0,
         before: np.ndarray | None = None,
         group: np.ndarray | None = None,
     ):
-        """`images` and `videos` are put into `media`; ValueError where there is neither, or a clip without its `fps`."""
-        given = {"image": images, "video": videos}
+        """`images`, `videos` and `audio` are put into `media`.
+
+        ValueError where there is nothing to see, a clip without its `fps`, or a sound without a clip or its `rate`.
+        """
+        given = {"image": images, "video": videos, "audio": audio}
         media = dict(media or {}) | {name: x for name, x in given.items() if x is not None}
+        media |= {"audio": media.pop("audio")} if "audio" in media else {}  # what is seen comes first
         if not media or ("video" in media) != (fps > 0):
             raise ValueError(f"a batch holds images, or videos and their fps, not {sorted(media)} with fps = {fps}")
-        values = (prompts, metadata, thinking, media, fps, before, group)
+        if ("audio" in media) != (rate > 0) or rate > 0 and "video" not in media:
+            raise ValueError(f"a batch holds sound with videos and its rate, not {sorted(media)} with rate = {rate}")
+        values = (prompts, metadata, thinking, media, fps, rate, before, group)
         for field, value in zip(dataclasses.fields(self), values, strict=True):
             object.__setattr__(self, field.name, value)
 
@@ -95,6 +110,13 @@ class RewardBatch:
         raise NotDrawn("asked for batch.videos, but this run draws images: batch.images")
 
     @property
+    def audio(self) -> np.ndarray:
+        """The sounds of the clips, float32 [B, S, channels]; `NoSound` where there are none."""
+        if "audio" in self.media:
+            return self.media["audio"]
+        raise NoSound("asked for batch.audio, but this run draws no sound")
+
+    @property
     def size(self) -> tuple[int, int]:
         """Height and width of what was drawn, in pixels."""
         return self.media["video" if "video" in self.media else "image"].shape[-3:-1]
@@ -107,6 +129,7 @@ class RewardBatch:
             metadata=pick(self.metadata),
             media={name: x[index] for name, x in self.media.items()},
             fps=self.fps,
+            rate=self.rate,
             thinking=pick(self.thinking),
             before=None if self.before is None else self.before[index],
             group=None if self.group is None else np.asarray(self.group)[index],

@@ -310,6 +310,7 @@ def join(batches: Sequence[RewardBatch]) -> RewardBatch:
         metadata=every("metadata"),
         media={medium: np.concatenate([batch.media[medium] for batch in batches]) for medium in batches[0].media},
         fps=batches[0].fps,
+        rate=batches[0].rate,
         thinking=every("thinking"),
         before=None if batches[0].before is None else np.concatenate([batch.before for batch in batches]),
         group=None if batches[0].group is None else np.concatenate([batch.group for batch in batches]),

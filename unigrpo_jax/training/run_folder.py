@@ -51,8 +51,8 @@ def save_episodes(run_dir: epath.Path, step: int, own: OwnEpisodes) -> epath.Pat
     folder.mkdir(parents=True, exist_ok=True)
     batch = own.batch
     buffer, given = io.BytesIO(), {} if batch.before is None else {"before": batch.before}
-    given |= {"fps": np.array(batch.fps)} if batch.fps else {}
-    drawn = {f"{medium}s": x for medium, x in batch.media.items()}
+    given |= {name: np.array(x) for name, x in (("fps", batch.fps), ("rate", batch.rate)) if x}
+    drawn = {medium if medium == "audio" else f"{medium}s": x for medium, x in batch.media.items()}
     np.savez_compressed(buffer, **drawn, episodes=own.rows, **given)
     write_atomically(folder / f"{'videos' if 'videos' in drawn else 'images'}.npz", buffer.getvalue())
     texts = [{"prompt": p, "metadata": dict(m), "thinking": t}

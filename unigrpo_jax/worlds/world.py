@@ -21,6 +21,7 @@ SHAPES: dict[str, str] = {
     "shapes_story": "unigrpo_jax.worlds.shapes.story:shapes_story",
     "shapes_motion": "unigrpo_jax.worlds.motion.world:shapes_motion",
     "shapes_animate": "unigrpo_jax.worlds.motion.world:shapes_animate",
+    "shapes_sound": "unigrpo_jax.worlds.sound.world:shapes_sound",
 }
 
 

@@ -121,7 +121,7 @@ def match(frame: Frame, actors: Sequence[Actor]) -> Match:
 def judge_motion(matches: Sequence[Match], requirement: MotionRequirement) -> tuple[float, list[str]]:
     """The score of all motions, 1 where they are right, and what is wrong with them."""
     actors, grades, faults = requirement.actors, [], []
-    paths = [_path([m.seen[i] for m in matches]) for i in range(len(actors))]
+    paths = [seen_path([m.seen[i] for m in matches]) for i in range(len(actors))]
     fits = [None if path is None else fit(path, actor.motion) for path, actor in zip(paths, actors, strict=True)]
     for i, (actor, path, found) in enumerate(zip(actors, paths, fits, strict=True)):
         if found is None:
@@ -142,7 +142,7 @@ def judge_motion(matches: Sequence[Match], requirement: MotionRequirement) -> tu
     return float(np.mean(grades)), faults
 
 
-def _path(seen: Sequence[Sighting | None]) -> np.ndarray | None:
+def seen_path(seen: Sequence[Sighting | None]) -> np.ndarray | None:
     """The places in all frames, [F, 2], straight over gaps; None where fewer than two frames show the object."""
     known = [t for t, o in enumerate(seen) if o is not None]
     if len(known) < 2:

@@ -8,7 +8,7 @@ its requirements.
 import functools
 import itertools
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 from unigrpo_jax.worlds.motion.requirement import (
     CATEGORIES,
@@ -36,15 +36,22 @@ PAIRS = tuple(
 @functools.cache
 def by_category(split: str) -> dict[str, tuple[Prompt, ...]]:
     """The prompts of "train" or "held_out" under the name of their category."""
+    return in_parts(split, {category: tuple(requirements(category)) for category in CATEGORIES}, wordings)
+
+
+def in_parts(
+    split: str, required: Mapping[str, Sequence[MotionRequirement]], worded: Callable[[MotionRequirement], Iterable[str]]
+) -> dict[str, tuple[Prompt, ...]]:
+    """The prompts of "train" or "held_out", of each category's requirements and all that `worded` says of one."""
     if split not in TEXTS:
         raise ValueError(f'motion prompts: no split "{split}"; there are "train" and "held_out"')
     chosen = {}
-    for category in CATEGORIES:
-        facts = sorted({r.facts() for r in requirements(category)}, key=digest)
+    for category, every in required.items():
+        facts = sorted({r.facts() for r in every}, key=digest)
         held_out = set(facts[: math.ceil(HELD_OUT_SHARE * len(facts))])
-        members = [r for r in requirements(category) if (r.facts() in held_out) == (split == "held_out")]
+        members = [r for r in every if (r.facts() in held_out) == (split == "held_out")]
         members.sort(key=lambda r: digest(str(r)))
-        queues = [_texts(r) for r in members[: TEXTS[split]]]
+        queues = [_texts(r, worded(r)) for r in members[: TEXTS[split]]]
         in_turn = (p for turn in itertools.zip_longest(*queues) for p in turn if p is not None)
         chosen[category] = tuple(itertools.islice(in_turn, TEXTS[split]))
     return chosen
@@ -55,8 +62,8 @@ def short(texts: Iterable[str]) -> list[str]:
     return sorted((text for text in texts if len(text.split()) <= MAX_PROMPT_WORDS), key=digest)
 
 
-def _texts(requirement: MotionRequirement) -> Iterator[Prompt]:
-    for text in short(wordings(requirement)):
+def _texts(requirement: MotionRequirement, texts: Iterable[str]) -> Iterator[Prompt]:
+    for text in short(texts):
         yield Prompt(text=text, metadata=requirement.metadata())
 
 

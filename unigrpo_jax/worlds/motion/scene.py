@@ -4,6 +4,7 @@ An object is a box of `BOX` x `BOX` pixels (every shape of the shapes world touc
 the top left corner of the box, (y, x) in pixels from the top left of the picture, any real number in [0, `ROOM`]; a
 velocity is (y, x) in pixels a frame.  The sides of the picture are the walls: they turn an object back (`reflect`), or it
 stays there (`stop`).  Two boxes that meet exchange their velocities across the side at which they touch, as equal masses do.
+Both are a touch, and happen at a time of their own, between frames as a rule.
 """
 
 import dataclasses
@@ -47,25 +48,49 @@ class MovingScene:
             raise ValueError(f"moving scene: two objects overlap in {self.movers}; begin {BOX} pixels apart")
 
 
+@dataclasses.dataclass(frozen=True)
+class Touch:
+    """An object that meets a wall, or two that meet: when, in frames, who, by number, and where, (y, x), of two the mean."""
+
+    time: float
+    who: tuple[int, ...]
+    place: tuple[float, float]
+
+
 def places(scene: MovingScene, frames: int = FRAMES) -> np.ndarray:
     """Where each object is in each frame: float64 [frames, objects, 2], exact up to rounding."""
+    return _course(scene, frames)[0]
+
+
+def touches(scene: MovingScene, frames: int = FRAMES) -> list[Touch]:
+    """What is met from the first frame to the last one, in the order of time; in a corner two walls are met at once."""
+    return _course(scene, frames)[1]
+
+
+def _course(scene: MovingScene, frames: int) -> tuple[np.ndarray, list[Touch]]:
+    """The mechanics, from one wall or meeting to the next."""
     at = np.array([mover.start for mover in scene.movers], float).reshape(-1, 2)
     moves = np.array([mover.velocity for mover in scene.movers], float).reshape(-1, 2)
-    path = [at.copy()]
-    for _ in range(frames - 1):
+    path, met = [at.copy()], []
+    for frame in range(1, frames):
         left = 1.0
         while left > 0:
             wall, meeting = _next_wall(at, moves), _next_meeting(at, moves)
             step = min(left, wall[0], meeting[0])
             at, left = at + step * moves, left - step
+            who: tuple[int, ...] = ()
             if step == wall[0]:
                 moves[wall[1]] *= -1.0 if scene.walls == "reflect" else 0.0
+                who = (int(wall[1][0]),)
             elif step == meeting[0]:
                 first, second, axis = meeting[1]
                 moves[[first, second], axis] = moves[[second, first], axis]
+                who = (second, first)
+            if who:
+                met.append(Touch(frame - left, who, tuple(at[list(who)].mean(0).clip(0, ROOM).tolist())))
         at = np.clip(at, 0, ROOM)
         path.append(at)
-    return np.stack(path)
+    return np.stack(path), met
 
 
 def _next_wall(at: np.ndarray, moves: np.ndarray) -> tuple[float, tuple[int, int]]:

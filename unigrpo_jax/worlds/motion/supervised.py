@@ -75,7 +75,7 @@ def _made(rng: np.random.Generator, prompt: Prompt, given: MovingScene | None, f
     fault = _fault(rng, requirement, faults)
     scene = given or stage(rng, requirement)
     if fault in ("way", "speed"):
-        scene = (_wrong_way if fault == "way" else _wrong_pace)(rng, scene, requirement, given is not None)
+        scene = (wrong_way if fault == "way" else _wrong_pace)(rng, scene, requirement, given is not None)
     path = places(scene)
     colours, shapes = (np.repeat(numbers[None], len(path), 0) for numbers in kinds(scene))
     if fault == "jump":
@@ -95,7 +95,7 @@ def _fault(rng: np.random.Generator, requirement: MotionRequirement, faults: Map
     return names[int(rng.choice(len(names), p=shares / shares.sum()))] if names else None
 
 
-def _wrong_way(
+def wrong_way(
     rng: np.random.Generator, scene: MovingScene, requirement: MotionRequirement, from_picture: bool
 ) -> MovingScene:
     """A scene in which one object, of two that meet both, has another direction: staged anew, or from a picture's places."""

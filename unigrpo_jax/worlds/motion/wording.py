@@ -114,9 +114,9 @@ def _together(actors: Sequence[Actor]) -> Iterator[tuple[str, ...]]:
     if len(actors) == 1:
         yield from ((template,) for template in motions(actors[0].motion))
         return
-    for verb in MOVES:
+    for verb in (*MOVES, "{bounce}"):
         first, second = ([t for t in motions(a.motion) if a.motion.course == "still" or t.startswith(verb)] for a in actors)
-        for i in range(max(len(first), len(second))):
+        for i in range(max(len(first), len(second)) if first and second else 0):
             yield first[i % len(first)], second[i % len(second)]
 
 
