@@ -300,7 +300,7 @@ def test_clips_that_could_not_be_judged_are_kept_with_their_sound(tmp_path):
     folder = save_episodes(tmp_path, 4, own)
     with np.load(folder / "videos.npz") as arrays:
         np.testing.assert_array_equal(arrays["videos"], batch().videos)
-        np.testing.assert_array_equal(arrays["audios"], sound)
+        np.testing.assert_array_equal(arrays["audio"], sound)
         assert arrays["fps"] == FPS and arrays["episodes"].tolist() == [0, 1, 2]
 
 
