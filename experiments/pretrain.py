@@ -1,11 +1,12 @@
-"""Makes a base model for the shapes worlds by supervised learning from sloppy examples.
+"""Makes a base model for the worlds of shapes by supervised learning from sloppy examples.
 
     python -m experiments.pretrain --out DIR               the world of one round
     python -m experiments.pretrain --rounds --out DIR      reflect, edit and story, from the base of one round
     python -m experiments.pretrain --family flux --out DIR     or stable_diffusion: drawing alone, by another network
+    python -m experiments.pretrain --family hunyuan_video --out DIR    the worlds of motion: DIR/motion and DIR/animate
 
-The models inside the package, `base`, `rounds_base`, `shapes_flux_base` and `shapes_sd_base`, were made so;
-`shapes_world.md` has the exact commands, times and results.
+The models inside the package, `base`, `rounds_base`, `shapes_flux_base`, `shapes_sd_base`, `shapes_motion_base` and
+`shapes_animate_base`, were made so; `shapes_world.md` and `motion_worlds.md` have the exact commands, times and results.
 """
 
 import dataclasses
@@ -28,6 +29,7 @@ FIXED = ("latent_pos_embed", "vit_pos_embed")
 # Settings of every family; the others are BAGEL's.
 SHARED = ("out", "family", "seed", "steps", "batch", "noise_draws", "learning_rate", "ema_decay", "color_attr_share",
           "text_dropout", "start", "sloppy_plans", "sloppy_drawings")  # fmt: skip
+OF_DRAWINGS = ("color_attr_share", "sloppy_plans", "sloppy_drawings")  # of these, what is not read of clips
 SIZES = ("hidden_size", "intermediate_size", "layers", "heads", "kv_heads", "latent_patch")
 
 
@@ -37,9 +39,9 @@ class PretrainConfig:
 
     out: pathlib.Path
     """Folder for the model: llm_config.json, ema.safetensors and the tokenizer; of the other families that of diffusers."""
-    family: Literal["bagel", "stable_diffusion", "flux"] = "bagel"
-    """Which network.  `stable_diffusion` and `flux` learn the direct prompts of one round, with an autoencoder and text
-    encoders of their own, whose sizes stand in experiments/pretraining."""
+    family: Literal["bagel", "stable_diffusion", "flux", "hunyuan_video"] = "bagel"
+    """Which network.  `stable_diffusion` and `flux` learn the direct prompts of one round, `hunyuan_video` both worlds of
+    motion, each with an autoencoder and text encoders of its own, whose sizes stand in experiments/pretraining."""
     rounds: bool = False
     """Learn the worlds of several rounds, beginning with the weights of the shapes base, whose sizes are kept."""
     start: str | None = None
@@ -60,7 +62,8 @@ class PretrainConfig:
     """Show images that are only read through the vision encoder alone, without their latents, which are read already: so it
     is learned sooner."""
     noise_draws: int | None = None
-    """Noisy versions of each image; default 3; of several rounds 1, since the base draws already; of another family 1."""
+    """Noisy versions of each image, or clip; default 3; of several rounds 1, since the base draws already; of another family
+    1."""
     learning_rate: float | None = None
     """Peak of Adam's rate, default 2e-3, of several rounds 1.5e-3; warm-up over 100 steps, then a cosine to 2 % of it."""
     ema_decay: float = 0.998
@@ -103,12 +106,17 @@ def main(config: PretrainConfig) -> None:
 
 
 def _painter(config: PretrainConfig) -> None:
-    from experiments.pretraining.painters import Training, make
+    from experiments.pretraining import painters, videos
+    from experiments.pretraining.painters import Training
     from unigrpo_jax.config import require
 
-    given = [f.name for f in dataclasses.fields(config) if f.name not in SHARED and getattr(config, f.name) != f.default]
-    flags = ", ".join(f"--{name.replace('_', '-')}" for name in given)
-    require(not given, f"{flags} {'is' if len(given) == 1 else 'are'} for --family bagel alone; leave out what is not of "
+    clips = config.family == "hunyuan_video"
+    given = [f.name for f in dataclasses.fields(config) if getattr(config, f.name) != f.default]
+    others = [name for name in given if name not in SHARED]
+    whose = "bagel alone" if others else "flux and stable_diffusion"
+    others = others or [name for name in given if clips and name in OF_DRAWINGS]
+    flags = ", ".join(f"--{name.replace('_', '-')}" for name in others)
+    require(not others, f"{flags} {'is' if len(others) == 1 else 'are'} for --family {whose}; leave out what is not of "
             f"{config.family}.")  # fmt: skip
     require(config.batch != 0, "--batch 0 leaves nothing to learn; leave it out, or give a number from 1 on.")
     out = folder_to_write(config.out, "--out")
@@ -123,7 +131,10 @@ def _painter(config: PretrainConfig) -> None:
         text_dropout=config.text_dropout,
         sloppy=(config.sloppy_plans, config.sloppy_drawings),
     )
-    make(config.family, out, training, config.start)
+    if clips:
+        videos.make(out, training, config.start)
+    else:
+        painters.make(config.family, out, training, config.start)
     tell(f"wrote {out}")
 
 

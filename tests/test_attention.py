@@ -384,3 +384,12 @@ def test_splash_compiles_for_a_tpu(monkeypatch):
     with jax.default_matmul_precision("default"):  # as in a run; the tests' "highest" is none that bfloat16 kernels have
         program = step.lower(params, *given).compile().as_text()
     assert "splash_mha_fwd" in program and "splash_mha_dkv" in program and "splash_mha_dq" in program
+
+
+@pytest.mark.parametrize("keys", [77, 300])
+def test_what_sees_few_keys_needs_no_kernel_and_says_the_same(keys):
+    rng = np.random.default_rng(keys)
+    q, k, v = (jnp.asarray(rng.normal(size=(1, n, HEADS, 24)), jnp.float32) for n in (300, keys, keys))
+    attend = lambda kind: functools.partial(attention.of_all, kind)
+    assert ("pallas_call" in str(jax.make_jaxpr(attend(splash))(q, k, v))) == (keys >= attention.KERNEL_FROM)
+    np.testing.assert_allclose(attend(splash)(q, k, v), attend(attention.xla)(q, k, v), atol=2e-6)

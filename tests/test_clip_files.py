@@ -190,12 +190,25 @@ def test_a_webp_has_no_sound():
 
 
 def test_a_broken_sound_is_one_sentence(tmp_path, monkeypatch):
-    pytest.importorskip("av")
+    av = pytest.importorskip("av")
     whole = encode(clip(), FPS, "mp4", (voice(24000), 24000))
     (tmp_path / "half.mp4").write_bytes(whole[: len(whole) // 2])
     (tmp_path / "whole.mp4").write_bytes(whole)
     with pytest.raises(ConfigError, match="half.mp4 is not a clip that can be read"):
         read_clip_sound(tmp_path / "half.mp4")
+    # With what the file holds in front, so that it can be read up to where it ends.
+    with av.open(str(tmp_path / "early.mp4"), "w", options={"movflags": "faststart"}) as file:
+        stream = file.add_stream("aac", rate=24000)
+        stream.codec_context.layout = "stereo"
+        frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(voice(24000, 3).T), format="fltp", layout="stereo")
+        frame.sample_rate, frame.pts = 24000, 0
+        file.mux(stream.encode(frame))
+        file.mux(stream.encode())
+    assert read_clip_sound(tmp_path / "early.mp4")[0].shape == (72000, 2)
+    data = (tmp_path / "early.mp4").read_bytes()
+    (tmp_path / "early.mp4").write_bytes(data[: len(data) * 2 // 3])
+    with pytest.raises(ConfigError, match="early.mp4 is not a clip that can be read"):
+        read_clip_sound(tmp_path / "early.mp4")
     monkeypatch.setattr(clip_files, "MOST_NUMBERS", 1000)
     with pytest.raises(ConfigError, match="its sound has more than 1000 numbers"):
         read_clip_sound(tmp_path / "whole.mp4")

@@ -291,11 +291,16 @@ def test_generate_writes_a_clip_where_one_was_drawn(tmp_path):
     np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "b.png")), clip()[0])
 
 
-def test_clips_that_could_not_be_judged_are_kept(tmp_path):
-    own = OwnEpisodes(rows=np.arange(3), batches=(batch(),), tokens=np.zeros(3, int), finite=np.ones(3, bool))
+def test_clips_that_could_not_be_judged_are_kept_with_their_sound(tmp_path):
+    sound = np.linspace(-1, 1, 3 * 20 * 2, dtype=np.float32).reshape(3, 20, 2)
+    heard = RewardBatch(prompts=["a"] * 3, metadata=[{}] * 3, thinking=[""] * 3, fps=FPS, rate=8000,
+                        media={"audio": sound} | batch().media)  # fmt: skip
+    assert heard.size == batch().size == clip().shape[1:3]
+    own = OwnEpisodes(rows=np.arange(3), batches=(heard,), tokens=np.zeros(3, int), finite=np.ones(3, bool))
     folder = save_episodes(tmp_path, 4, own)
     with np.load(folder / "videos.npz") as arrays:
         np.testing.assert_array_equal(arrays["videos"], batch().videos)
+        np.testing.assert_array_equal(arrays["audio"], sound)
         assert arrays["fps"] == FPS and arrays["episodes"].tolist() == [0, 1, 2]
 
 

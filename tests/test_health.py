@@ -82,6 +82,9 @@ def test_a_grid_rings_where_it_rose_far_and_often():
     of = lambda first, then: rung(history(48, image__grid_energy=lambda s, x: first if s < 30 else then))
     assert of(0.0, 1.1e-4) == of(1e-3, 6e-3) == {"grid"}
     assert of(0.0, 0.9e-4) == of(1e-3, 4e-3) == of(5e-3, 1e-3) == set()
+    bursts = lambda step, x: 1e-2 if step in (3, 4, 40) else 0.0 if step < 30 else 2e-4
+    assert rung(history(48, image__grid_energy=bursts)) == {"grid"}  # first steps that show one are not the start's level
+    assert rung(history(48, image__grid_energy=lambda s, x: 2e-4 if s > 30 else None)) == set()  # no start is known
 
 
 @pytest.mark.parametrize(

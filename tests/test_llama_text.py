@@ -253,6 +253,22 @@ def test_a_longer_prompt_is_cut_behind_its_first_tokens_as_the_public_pipeline_c
     assert f"(line 1) has {recorded.tokens + 1} tokens; Llama reads the first {recorded.tokens}," in said.pop() and not said
 
 
+@pytest.mark.parametrize("room", [3, 4])
+def test_a_llama_that_was_made_for_fewer_tokens_reads_the_first_of_them(copy, recorded, room):
+    change(copy / "text_encoder" / "config.json", max_position_embeddings=recorded.crop + room)
+    coder = opened(recorded, copy).parts[0].coder
+    ids, mask = coder(recorded.prompts)
+    assert coder.tokens == room and ids.shape[1] == recorded.crop + room
+    fits = recorded.said["llama_attention_mask"].sum(1) <= recorded.crop + room
+    np.testing.assert_array_equal(ids[fits], recorded.said["llama_input_ids"][fits][:, : recorded.crop + room])
+
+
+def test_a_llama_without_room_for_a_prompt_in_its_template_is_refused(copy, recorded):
+    change(copy / "text_encoder" / "config.json", max_position_embeddings=recorded.crop + 1)
+    words = f"max_position_embeddings = {recorded.crop + 1}, but {recorded.crop + 1} tokens stand around every prompt"
+    assert words in refusal(lambda: opened(recorded, copy))
+
+
 def test_control_tokens_that_a_prompt_names_are_its_letters(encoders, recorded):
     coder, said = encoders.parts[0].coder, "a<|eot_id|>"
     ids, mask = coder([said, said * 50])

@@ -1,6 +1,7 @@
 """LTX-2 as a painter of two modalities: grids, latents, texts, and recorded runs and transitions by the house's sampler."""
 
 import dataclasses
+import functools
 import json
 import re
 
@@ -12,7 +13,7 @@ import pytest
 from tests import tiny
 from tests.test_flops import counted
 from tests.test_ltx2 import BOTH, SMALL, SMALL_NEWER
-from unigrpo_jax.config import LoraConfig, RolloutConfig, RunConfig
+from unigrpo_jax.config import LoraConfig, MeshConfig, RolloutConfig, RunConfig
 from unigrpo_jax.episode import Drawing, Episodes
 from unigrpo_jax.learning.policy import Policy
 from unigrpo_jax.models.folders import component
@@ -21,6 +22,8 @@ from unigrpo_jax.models.ltx2.painter import LTX2
 from unigrpo_jax.models.ltx2.scheduler import read_scheduler
 from unigrpo_jax.models.ltx2.texts import open_connectors
 from unigrpo_jax.models.text_encoders.states import TextStates
+from unigrpo_jax.parallel import mesh as meshes
+from unigrpo_jax.parallel.rules import Layout
 from unigrpo_jax.rollout.drawing import FlowSampler, denoise
 from unigrpo_jax.rollout.program import training_rollout
 from unigrpo_jax.rollout.step_rules import ODE, DanceSDE
@@ -152,6 +155,12 @@ def test_texts_of_both_modalities_reach_it_and_bfloat16_is_the_compute_dtype():
     assert condition.repeat(3).audio.shape == (6, 6, 7)
 
 
+def test_a_text_that_says_nothing_of_the_sound_is_one_sentence():
+    x = {name: jnp.zeros((2, *shape)) for name, shape in TOY.latent_shape((2, 1, 2, 5, 24.0)).items()}
+    with pytest.raises(ValueError, match="the text has no states for what is heard"):
+        TOY.predict({}, x, jnp.ones(2), (2, 1, 2, 5, 24.0), TEXT.replace(audio=None))
+
+
 def test_adapters_and_cost():
     settings = LoraConfig(rank=2, targets=(r"transformer_blocks\.(audio_)?attn1\.to_[qkv]",))
     params = jax.eval_shape(lambda: TOY.adapted(TOY.init(jax.random.key(0)), settings, jax.random.key(1)))
@@ -165,6 +174,37 @@ def test_adapters_and_cost():
     params = {name: jax.ShapeDtypeStruct(shape, jnp.float32) for name, shape in SMALL.shapes().items()}
     assert work.latents == 4
     assert work.evaluation() == counted(lambda p: TOY.predict(p, x, jnp.ones(1), grid, text), params)
+
+
+def test_a_mesh_changes_neither_outputs_nor_gradients():
+    """Episodes over two pairs of devices, widths over two, heads and MLPs over two; norms of queries are over all heads."""
+    branches = {name: dataclasses.replace(own, heads=4) for name, own in SMALL_NEWER.branches.items()}
+    painter = LTX2(transformer=dataclasses.replace(SMALL_NEWER, layers=1, **branches))
+    rng, grid, rows = np.random.default_rng(0), (2, 1, 2, 5, 24.0), 4
+    draw = lambda *shape: jnp.asarray(rng.standard_normal(shape), jnp.float32)
+    params = {name: draw(*shape) / (shape[-1] ** 0.5 if len(shape) > 2 else 3) + ("norm" in name)
+              for name, shape in painter.network.shapes().items()}  # fmt: skip
+    text = TextStates(draw(rows, 6, 24), audio=draw(rows, 6, 16), mask=jnp.arange(6)[None] < 2 + jnp.arange(rows)[:, None])
+    x = {name: draw(rows, *shape) for name, shape in painter.latent_shape(grid).items()}
+    given = x, jnp.linspace(0.1, 1, rows), text
+
+    def loss(painter, p, x, t, text):
+        out = painter.predict(p, x, t, grid, text)
+        return sum(jnp.mean(jnp.sin(2 * v)) for v in out.values()), out
+
+    step = lambda painter, **places: tiny.jit(jax.value_and_grad(functools.partial(loss, painter), has_aux=True), **places)
+    (_, want), gradients = step(painter)(params, *given)
+    mesh = meshes.make_mesh(8, MeshConfig(data=2, fsdp=2, tensor=2))
+    layout, spread = Layout(mesh, painter.axes), meshes.spread(mesh)
+    place = {name: layout.parameter(name, x.shape) for name, x in params.items()}
+    placed = dataclasses.replace(painter, hold=layout.activations)
+    laid = {name: jax.device_put(x, place[name]) for name, x in params.items()}
+    run = step(placed, out_shardings=((None, spread), place))
+    (_, got), pulled = run(laid, *jax.device_put(given, spread))
+    for found, true in ((got, want), (pulled, gradients)):
+        largest = max(float(jnp.abs(x).max()) for x in true.values())
+        for name, x in true.items():
+            np.testing.assert_allclose(found[name], x, rtol=0, atol=3e-5 * largest, err_msg=name)
 
 
 class Decoder:

@@ -13,7 +13,7 @@ import jax
 import numpy as np
 import pytest
 
-from tests.command import REWARD, Outcome, run_small
+from tests.command import HEADS, REWARD, Outcome, run_small
 from unigrpo_jax.config import ConfigError, RunConfig
 from unigrpo_jax.config_json import load_run_config
 from unigrpo_jax.learning.update import new_state
@@ -151,6 +151,22 @@ def test_a_run_that_resamples_ends_in_the_same_bits_where_it_is_continued(tiny_m
     sampled = [line["episodes/sampled"] for line in lines]
     assert set(sampled) <= {8, 16, 24, 32} and max(sampled) > 8
     assert all(line["episodes/teaching"] == 8 or line["episodes/sampled"] == 32 for line in lines)
+
+
+def test_the_policy_that_samples_is_continued_beside_the_trained_one(tiny_model, reward, at, tmp_path):
+    """DiffusionNFT, drawn by the ODE; the two policies differ from the second iteration on."""
+    own = [*HEADS, "--learning.method", "diffusion_nft", "--learning.nft.old-growth", 0.3, "--rollout.step-rule", "ode"]
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    for run_dir, *more in ((whole, "--iterations", 3), (parts, "--iterations", 2), (parts, "--iterations", 3, "--resume")):
+        outcome = run_small(tiny_model, run_dir, *own, *more)
+        assert outcome.code == 0, outcome.err
+    one, other = state_at(whole, 3), state_at(parts, 3)
+    assert metrics(whole) == metrics(parts)
+    jax.tree.map(np.testing.assert_array_equal, one, other)
+    assert one.old.keys() == one.trained.keys() and any((one.old[path] != x).any() for path, x in one.trained.items())
+    found = [(line["flow/old_mse"] > 0, line["text/ratio_max"] > 1) for line in metrics(whole)]
+    assert found == [(False, False), (False, False), (True, True)]  # decay 0, then 0.3
+    assert all("flow/positive_loss" in line and "flow/ratio_mean" not in line for line in metrics(whole))
 
 
 def test_a_run_in_a_bucket_is_the_same(tiny_model, straight, at, tmp_path, monkeypatch):

@@ -10,9 +10,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from experiments.presets import hunyuan_dance
+from launch.planning import advice
+from launch.planning.compile import factorings, prepare, state_bytes
 from tests import tiny
 from tests.command import command
 from tests.test_painters import FLUX, SD
+from tests.test_plan import compiled, cpus
 from unigrpo_jax.config import ConfigError, LearningConfig, MeshConfig, ModelConfig, RolloutConfig, RunConfig
 from unigrpo_jax.learning.update import new_state
 from unigrpo_jax.models.building.token_cut import NOT_CUT, TokenCut
@@ -74,9 +78,9 @@ def stepped(painter, remat="none", **sizes):
 
     step = jax.jit(jax.value_and_grad(loss, has_aux=True), out_shardings=((None, spread), place))
     laid = {name: jax.device_put(x, place[name]) for name, x in params(painter).items()}
-    compiled = step.lower(laid, *jax.device_put(given(painter), spread)).compile(compiler_options=tiny.OPTIONS)
-    (_, out), gradient = compiled(laid, *jax.device_put(given(painter), spread))
-    return jax.block_until_ready((out, gradient)), compiled.as_text()
+    program = step.lower(laid, *jax.device_put(given(painter), spread)).compile(compiler_options=tiny.OPTIONS)
+    (_, out), gradient = program(laid, *jax.device_put(given(painter), spread))
+    return jax.block_until_ready((out, gradient)), program.as_text()
 
 
 @pytest.mark.parametrize(("painter", "sizes"), [
@@ -180,6 +184,32 @@ def test_of_the_tokens_keys_and_values_are_gathered_and_nothing_else():
     assert sent("all-gather") == ["4,16,12"] + 4 * ["4,4,22,8"] + 2 * ["4,4,6,8"]
     assert sent("reduce-scatter") == 4 * ["4,4,11,8"] + 2 * ["4,4,3,8"]
     assert not any(map(sent, ("all-reduce", "all-to-all", "collective-permute")))
+
+
+# ---- what a plan knows
+
+
+def test_a_plan_counts_the_devices_of_a_sequence_and_says_when_more_would_help():
+    """512 trained clips in four steps of 32 pieces are one for each of 4 devices, whose tokens are cut over two."""
+    config = hunyuan_dance.config()
+    config = dataclasses.replace(config, mesh=MeshConfig(fsdp=4, sequence=2),
+                                 learning=dataclasses.replace(config.learning, micro_batches=32))  # fmt: skip
+    setting = prepare(config, cpus(30.0))
+    assert (setting.split.batch, setting.split.sequence, setting.split.tensor) == (4, 2, 1) and setting.rows == 12
+    latents, blocks, width = 14 * 30 * 30, 60, 3072
+    assert setting.work.latents == latents and setting.work.each.keys == 2 * blocks * width * (latents + 256)
+    assert state_bytes(setting)["optimizer"] == pytest.approx(2 * 4 * 12_821_012_544 / 8, rel=0.01)  # two moments
+    found = factorings(config, 8, setting.model)
+    assert (1, 4, 1) in found and all(d * f * t == 4 and 3072 % (2 * f) == 0 for d, f, t in found)
+    knobs = {knob.change: knob.saves for knob in advice.knobs(setting, "update", compiled(50.0, trained=6.0))}
+    assert knobs["--mesh.fsdp 2 --mesh.sequence 4 --learning.micro-batches 64"] == 22 * 2**30
+    assert not any(change.startswith("--learning.micro-batches") for change in knobs)
+
+
+def test_a_mesh_that_does_not_divide_lists_those_that_do_with_their_sequence():
+    config = dataclasses.replace(hunyuan_dance.config(), mesh=MeshConfig(fsdp=2, sequence=2, tensor=5))
+    with pytest.raises(ConfigError, match="--mesh.data 1 --mesh.fsdp 4 --mesh.sequence 2 --mesh.tensor 1"):
+        prepare(config, cpus(30.0))
 
 
 # ---- what cannot be

@@ -128,6 +128,22 @@ def test_clips_are_drawn_judged_learned_shown_and_exported(tmp_path):
     assert frames.shape == (5, 32, 32, 3) and fps == pytest.approx(4, rel=0.01)
 
 
+def test_a_folder_that_diffusers_joined_of_two_is_read(tmp_path):
+    """SkyReels' transformer in HunyuanVideo's folder, written with transformers 5, which calls its tokenizers otherwise."""
+    video, picture = (load_model(ModelConfig(path=name)) for name in ("hunyuan_tiny", "skyreels_tiny"))
+    shutil.copytree(video.folder, tmp_path / "joined")
+    shutil.copytree(picture.folder / "transformer", tmp_path / "joined" / "transformer", dirs_exist_ok=True)
+    index = {"_class_name": FROM_PICTURE, "tokenizer": ["transformers", "TokenizersBackend"]}
+    about = {"tokenizer_class": "TokenizersBackend"}
+    for name, said in (("model_index.json", index), ("tokenizer/tokenizer_config.json", about)):
+        path = tmp_path / "joined" / name
+        path.write_text(json.dumps(json.loads(path.read_text()) | said))
+    joined = load_model(ModelConfig(path=str(tmp_path / "joined")))
+    assert joined.network == picture.network and joined.codec.guided and not joined.unknown_settings
+    text = joined.codec.bucket(["a red circle"])
+    assert text == video.codec.bucket(["a red circle"])
+
+
 @pytest.fixture(scope="module")
 def moving(tmp_path_factory) -> pathlib.Path:
     """Two clips of 5 frames to learn, of which one goes on from another picture than its first frame, and two prompts."""

@@ -89,7 +89,7 @@ def read_clip(path: pathlib.Path) -> tuple[np.ndarray, float]:
 
 
 def read_clip_sound(path: pathlib.Path) -> Sound | None:
-    """The sound of an MP4 file; None where it has none, as GIF and WebP files never have.
+    """The sound of an MP4 file, which AAC may leave a little beyond [-1, 1]; None where it has none, as GIF and WebP.
 
     ConfigError as `read_clip`, and where it is neither mono nor stereo or holds more than MOST_NUMBERS.
     """
@@ -201,10 +201,10 @@ def _read_mp4_sound(path: pathlib.Path) -> Sound | None:
             if numbers > MOST_NUMBERS:
                 raise ValueError(f"its sound has more than {MOST_NUMBERS} numbers")
             planes += [own.to_ndarray() for own in as_floats.resample(frame)]
-        if not planes:
-            raise ValueError("its sound is empty")
-        length = round(stream.duration * stream.time_base * rate)
-    return np.ascontiguousarray(np.concatenate(planes, axis=1)[:, :length].T), rate
+        length = round((stream.duration or 0) * stream.time_base * rate)
+    if not planes:
+        raise ValueError("its sound is empty")
+    return np.ascontiguousarray(np.concatenate(planes, axis=1)[:, : length or None].T), rate
 
 
 def _read_mp4(path: pathlib.Path) -> tuple[np.ndarray, float]:

@@ -1,12 +1,14 @@
-"""Learns the autoencoder of the shapes world: 24 pixels a side to 6 x 6 x 4 numbers, so that an object is 2 x 2 of them.
+"""Learns the autoencoders of the shapes worlds: 24 pixels a side to 6, so that an object is about 2 x 2 latent pixels.
 
-    loss = mean (decoded - image)^2 + BETA * KL(posterior | N(0, 1)),    the KL a mean over the latent's numbers
+    loss = mean (decoded - drawn)^2 + beta * KL(posterior | N(0, 1)),    the KL a mean over the latent's numbers
 
-(arXiv 1312.6114), of scenes with any number of objects.  The KL leaves noise in the latents, so that what a painter draws
-need not be exact to be seen.
+(arXiv 1312.6114), of scenes with any number of objects, still or moving.  The KL leaves noise in the latents, so that what a
+painter draws need not be exact to be seen.
 """
 
 import dataclasses
+import time
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -16,21 +18,51 @@ import optax
 from unigrpo_jax.foreign_text import tell
 from unigrpo_jax.models.autoencoders.image import ImageAutoencoder
 from unigrpo_jax.models.autoencoders.pixels import from_uint8
+from unigrpo_jax.models.autoencoders.video import VideoAutoencoder
 from unigrpo_jax.models.building.fresh import fresh
+from unigrpo_jax.worlds.motion import drawing as moving
+from unigrpo_jax.worlds.motion.scene import BOX, FRAMES, ROOM, WALLS, Mover, MovingScene
 from unigrpo_jax.worlds.shapes.drawing import render
 from unigrpo_jax.worlds.shapes.scene import CELLS, COLOURS, SHAPES, Object, Scene, scene
-from unigrpo_jax.worlds.shapes.supervised import pick
+from unigrpo_jax.worlds.shapes.supervised import index, pick
 
 SIZES = ImageAutoencoder(width=16, multipliers=(1, 2, 2), blocks=1, channels=4, scale=1.0, shift=0.0, groups=8, quant=False)
-STEPS, BATCH, BETA, PEAK, MEASURED = 900, 32, 0.004, 3e-3, 512
+# Of clips: 6 x 6 x 8 numbers of the first frame, and as many of every four more.
+CLIP_SIZES = VideoAutoencoder(widths=(4, 12, 32), blocks=1, channels=8, scale=1.0, groups=2, downsample=4)
+MEASURED = 512
+CUTS, FASTEST, AT_REST = 0.25, 2.4, 0.2  # shares of clips that become another one, and of objects; pixels a frame
+Autoencoder = ImageAutoencoder | VideoAutoencoder
 LOG_VARIANCE = (-20.0, 10.0)  # where the published autoencoders clip it
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Settings:
+    """How an autoencoder is learned.
+
+    Attributes:
+      steps: of the optimizer.
+      batch: drawn for each.
+      beta: weight of the KL.
+      rises: steps over which beta comes up from 0; before a latent is read, noise in it is all that a KL can teach.
+      peak: Adam's rate after 50 steps, from which it falls to 1 % by a cosine.
+    """
+
+    steps: int
+    batch: int = 32
+    beta: float
+    rises: int = 0
+    peak: float = 3e-3
+
+
+IMAGES = Settings(steps=900, beta=0.004)
+CLIPS = Settings(steps=800, batch=8, beta=0.001, rises=400)
 
 
 @dataclasses.dataclass(frozen=True)
 class _Flat:
     """The autoencoder as a network of a component: every parameter has one tensor."""
 
-    autoencoder: ImageAutoencoder
+    autoencoder: Autoencoder
 
     def shapes(self):
         return self.autoencoder.shapes()
@@ -39,38 +71,80 @@ class _Flat:
         return (name,)
 
 
-def learn(steps: int, seed: int) -> tuple[ImageAutoencoder, dict[str, jax.Array]]:
-    """An autoencoder whose latents have a mean square of 1, and its parameters, float32."""
-    params = fresh(_Flat(SIZES), "", jax.random.key(seed))
-    rate = optax.warmup_cosine_decay_schedule(0.0, PEAK, min(50, steps // 10), steps, PEAK * 0.01)
+def learn(
+    sizes: Autoencoder, draw: Callable[[np.random.Generator], np.ndarray], settings: Settings, seed: int
+) -> tuple[Autoencoder, dict[str, jax.Array]]:
+    """An autoencoder of these sizes whose latents have a mean square of 1, and its parameters, float32.
+
+    Args:
+      sizes: of it; `scale` is 1.
+      draw: what it learns from, one uint8 picture [H, W, 3], or clip [F, H, W, 3], a call.
+      settings: of learning.
+      seed: of weights, pictures and noise.
+    """
+    params = fresh(_Flat(sizes), "", jax.random.key(seed))
+    steps, peak = settings.steps, settings.peak
+    rate = optax.warmup_cosine_decay_schedule(0.0, peak, min(50, steps // 10), steps, peak * 0.01)
     transform = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(rate, b2=0.99))
 
     @jax.jit
-    def step(params, state, images, number):
+    def step(params, state, drawn, number):
         def loss(p):
-            image = from_uint8(images)
-            mean, log_variance = SIZES.moments(p, image)
+            pixels = from_uint8(drawn)
+            mean, log_variance = sizes.moments(p, pixels)
             log_variance = jnp.clip(log_variance, *LOG_VARIANCE)
             noise = jax.random.normal(jax.random.fold_in(jax.random.key(seed), number), mean.shape)
-            mse = jnp.mean((SIZES.decode(p, SIZES.sample(mean, log_variance, noise)) - image) ** 2)
+            mse = jnp.mean((sizes.decode(p, sizes.sample(mean, log_variance, noise)) - pixels) ** 2)
             kl = 0.5 * jnp.mean(mean**2 + jnp.exp(log_variance) - 1 - log_variance)
-            return mse + BETA * kl, (mse, kl)
+            risen = jnp.minimum(1.0, number / settings.rises) if settings.rises else 1.0
+            return mse + risen * settings.beta * kl, (mse, kl)
 
         grads, metrics = jax.grad(loss, has_aux=True)(params)
         updates, state = transform.update(grads, state)
         return optax.apply_updates(params, updates), state, metrics
 
-    rng, state = np.random.default_rng(seed), transform.init(params)
-    images = lambda n: np.stack([render(any_scene(rng)) for _ in range(n)])
+    rng, state, began = np.random.default_rng(seed), transform.init(params), time.monotonic()
+    batch = lambda n: np.stack([draw(rng) for _ in range(n)])
     for number in range(steps):
-        params, state, (mse, kl) = step(params, state, images(BATCH), number)
+        params, state, (mse, kl) = step(params, state, batch(settings.batch), number)
         if number % 100 == 0 or number == steps - 1:
-            tell(f"autoencoder, step {number:4d}  mse {float(mse):.4f}  kl {float(kl):.3f}")
-    latents = jax.jit(SIZES.encode)(params, from_uint8(images(MEASURED)))
-    return dataclasses.replace(SIZES, scale=round(float(jnp.mean(latents**2) ** -0.5), 4)), params
+            words = f"autoencoder, step {number:4d}  mse {float(mse):.4f}  kl {float(kl):.3f}"
+            tell(f"{words}  {time.monotonic() - began:6.0f} s")
+    encode = jax.jit(sizes.encode)
+    squares = [float(jnp.mean(encode(params, from_uint8(batch(settings.batch))) ** 2))
+               for _ in range(-(-MEASURED // settings.batch))]  # fmt: skip
+    return dataclasses.replace(sizes, scale=round(float(np.mean(squares)) ** -0.5, 4)), params
+
+
+def any_picture(rng: np.random.Generator) -> np.ndarray:
+    """The picture of any scene, uint8 [24, 24, 3]."""
+    return render(any_scene(rng))
 
 
 def any_scene(rng: np.random.Generator) -> Scene:
     """Any number of any objects in any cells."""
     cells = rng.permutation(len(CELLS))[: rng.integers(len(CELLS) + 1)]
     return scene(*(Object(pick(rng, tuple(COLOURS)), pick(rng, SHAPES), CELLS[i]) for i in cells))
+
+
+def any_clip(rng: np.random.Generator) -> np.ndarray:
+    """The clip of any moving scene, or of one that becomes another at some frame, uint8 [9, 24, 24, 3]."""
+    clip = moving.render(any_moving_scene(rng))
+    if rng.random() < CUTS:
+        begins = 1 + index(rng, FRAMES - 1)
+        clip[begins:] = moving.render(any_moving_scene(rng))[begins:]
+    return clip
+
+
+def any_moving_scene(rng: np.random.Generator) -> MovingScene:
+    """None to three of any objects at any places apart, each at rest or on any way, along an axis or not."""
+    starts, count = [], pick(rng, (0, 1, 1, 2, 2, 2, 2, 3))
+    while len(starts) < count:
+        start = rng.uniform(0, ROOM, 2)
+        starts += [start] if all(np.abs(start - other).max() >= BOX for other in starts) else []
+    movers = []
+    for start in starts:
+        velocity = rng.uniform(-FASTEST, FASTEST, 2) * pick(rng, ((1, 0), (0, 1), (1, 0), (0, 1), (0.7, 0.7)))
+        velocity *= rng.random() >= AT_REST
+        movers.append(Mover(pick(rng, tuple(COLOURS)), pick(rng, SHAPES), tuple(start.tolist()), tuple(velocity.tolist())))
+    return MovingScene(tuple(movers), pick(rng, WALLS))

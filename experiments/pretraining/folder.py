@@ -33,9 +33,9 @@ _DIFFUSION = {
     "num_train_timesteps": 1000, "clip_sample": False, "set_alpha_to_one": False, "steps_offset": 1,
     "prediction_type": "epsilon", "timestep_spacing": "trailing",
 }  # fmt: skip
-_FLOW = {"_class_name": "FlowMatchEulerDiscreteScheduler", "num_train_timesteps": 1000, "shift": 2.0,
-         "use_dynamic_shifting": False}  # fmt: skip
-_CLIP = {
+FLOW = {"_class_name": "FlowMatchEulerDiscreteScheduler", "num_train_timesteps": 1000, "shift": 2.0,
+        "use_dynamic_shifting": False}  # fmt: skip
+CLIP = {
     "architectures": ["CLIPTextModel"], "model_type": "clip_text_model", "hidden_size": TEXT, "intermediate_size": 2 * TEXT,
     "num_hidden_layers": 2, "num_attention_heads": 4, "hidden_act": "quick_gelu", "layer_norm_eps": 1e-5,
     "max_position_embeddings": tokenizers.CLIP_TOKENS, "projection_dim": TEXT,
@@ -69,12 +69,12 @@ def write_settings(folder: pathlib.Path, family: str, autoencoder: ImageAutoenco
            "use_quant_conv": a.quant, "use_post_quant_conv": a.quant, "down_block_types": ["DownEncoderBlock2D"] * scales,
            "up_block_types": ["UpDecoderBlock2D"] * scales}  # fmt: skip
     _save(folder / "vae" / "config.json", vae)
-    known = tokenizers.save_clip(folder / "tokenizer", words)
-    _save(folder / "text_encoder" / "config.json", _CLIP | {"vocab_size": known, "eos_token_id": known - 1})
+    known = tokenizers.save_clip(folder / "tokenizer", words, tokenizers.CLIP_TOKENS)
+    _save(folder / "text_encoder" / "config.json", CLIP | {"vocab_size": known, "eos_token_id": known - 1})
     if family == "flux":
         known = tokenizers.save_t5(folder / "tokenizer_2", words)
         _save(folder / "text_encoder_2" / "config.json", _T5 | {"vocab_size": known})
-    part, network, scheduler = ("transformer", _TRANSFORMER, _FLOW) if family == "flux" else ("unet", _UNET, _DIFFUSION)
+    part, network, scheduler = ("transformer", _TRANSFORMER, FLOW) if family == "flux" else ("unet", _UNET, _DIFFUSION)
     _save(folder / part / "config.json", network)
     _save(folder / "scheduler" / "scheduler_config.json", scheduler)
     _save(folder / INDEX, _OF[family] | _INDEX)

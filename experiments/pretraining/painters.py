@@ -2,26 +2,23 @@
 
     loss = mean (predict(x_t, t | text) - target)^2,    x_t = alpha_t data + sigma_t noise          (`models.paths`)
 
-A flow's times are t = shift s / (1 + (shift - 1) s), s = sigmoid(u), u ~ N(0, 1), with the shift that it samples with; a
-diffusion's are uniform over its steps.  The examples are those of the base that thinks, without the thinking: of direct
-prompts, and as sloppy.
+A flow's times are `averaged.flow_times`, with the shift that it samples with; a diffusion's are uniform over its steps.  The
+examples are those of the base that thinks, without the thinking: of direct prompts, and as sloppy.
 """
 
 import dataclasses
 import itertools
 import pathlib
 import shutil
-import time
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 from experiments.pretraining import autoencoder as autoencoders
+from experiments.pretraining import averaged
 from experiments.pretraining.folder import weights_of, write_settings
 from unigrpo_jax.config import ModelConfig, require
-from unigrpo_jax.foreign_text import tell
 from unigrpo_jax.models import families
 from unigrpo_jax.models.autoencoders.diffusers import stored_shapes
 from unigrpo_jax.models.autoencoders.pixels import from_uint8
@@ -34,7 +31,6 @@ from unigrpo_jax.models.verbs import Params
 from unigrpo_jax.worlds.shapes import prompts, supervised
 
 SIZE, DTYPE = 24, "float16"  # pixels along a side; of the files
-WEIGHT_DECAY = 1e-3
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -88,7 +84,7 @@ def make(family: str, folder: pathlib.Path, training: Training, start: str | Non
 def _begin(family: str, folder: pathlib.Path, seed: int) -> None:
     """Writes the folder with a learned autoencoder; all other weights are random."""
     words = {word for split in ("train", "held_out") for text in _texts(split) for word in text.split()}
-    autoencoder, decoder = autoencoders.learn(autoencoders.STEPS, seed)
+    autoencoder, decoder = autoencoders.learn(autoencoders.SIZES, autoencoders.any_picture, autoencoders.IMAGES, seed)
     write_settings(folder, family, autoencoder, sorted(words))
     names = stored_shapes(autoencoder)
     stored.write(folder / "vae", component.DIFFUSERS, dict(names.values()),
@@ -102,18 +98,13 @@ def _learn(loaded: Pipeline, own: Params, training: Training) -> tuple:
     painter, encoders, guided = loaded.network, loaded.codec.encoders.parts, loaded.codec.guided
     grid, flow = painter.grid(SIZE, SIZE), isinstance(painter.path, RectifiedFlow)
     decoder = loaded.autoencoder_params()
-    key = jax.random.key(training.seed)
     params = (own, *(encoder.read(None) for encoder in encoders))
-    steps = training.steps
-    rate = optax.warmup_cosine_decay_schedule(0.0, training.learning_rate, min(100, steps // 10), steps,
-                                              training.learning_rate * 0.02)  # fmt: skip
-    transform = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(rate, b2=0.99, weight_decay=WEIGHT_DECAY))
 
-    def loss(params, ids, images, key):
+    def loss(params, key, ids, images):
         key_time, key_noise = jax.random.split(key)
         said = {}
         for encoder, own, rows in zip(encoders, params[1:], ids, strict=True):
-            said |= encoder(own, rows)
+            said |= encoder(own, *rows)
         text = TextStates(**said).repeat(training.noise_draws)
         data = painter.to_tokens(loaded.autoencoder.encode(decoder, from_uint8(images)))
         data = jnp.repeat(data, training.noise_draws, axis=0)
@@ -123,36 +114,25 @@ def _learn(loaded: Pipeline, own: Params, training: Training) -> tuple:
         says = painter.predict(params[0], alpha * data + sigma * noise, t, grid, text)
         return jnp.mean((says - target(painter.path, painter.prediction, data, noise, wide)) ** 2)
 
-    @jax.jit
-    def step(state, ids, images, number):
-        params, opt_state, ema = state
-        value, grads = jax.value_and_grad(loss)(params, ids, images, jax.random.fold_in(key, number))
-        updates, opt_state = transform.update(grads, opt_state, params)
-        params = optax.apply_updates(params, updates)
-        decay = jnp.minimum(training.ema_decay, (1 + number) / (10 + number))
-        return (params, opt_state, jax.tree.map(lambda a, b: decay * a + (1 - decay) * b, ema, params)), value
+    def batches():
+        rows = {text: tuple(encoder.coder([text]) for encoder in encoders) for text in ["", *_texts("train")]}
+        rng, by_category = np.random.default_rng(training.seed), prompts.direct("train")
+        bound = {"color_attr": by_category["color_attr"]}
+        while True:
+            groups = (bound if rng.random() < training.color_attr_share else by_category for _ in range(training.batch))
+            drawn = [supervised.example(rng, group, *training.sloppy) for group in groups]
+            asked = ["" if guided and rng.random() < training.text_dropout else one.prompt.text for one in drawn]
+            ids = jax.tree.map(lambda *x: np.concatenate(x), *(rows[text] for text in asked))
+            yield ids, np.stack([one.image for one in drawn])
 
-    rows = {text: tuple(encoder.coder([text])[0][0] for encoder in encoders) for text in ["", *_texts("train")]}
-    rng, by_category = np.random.default_rng(training.seed), prompts.direct("train")
-    bound = {"color_attr": by_category["color_attr"]}
-    state, began, found = (params, transform.init(params), params), time.monotonic(), []
-    for number in range(steps):
-        groups = (bound if rng.random() < training.color_attr_share else by_category for _ in range(training.batch))
-        drawn = [supervised.example(rng, group, *training.sloppy) for group in groups]
-        asked = ["" if guided and rng.random() < training.text_dropout else one.prompt.text for one in drawn]
-        ids = tuple(np.stack(column) for column in zip(*(rows[text] for text in asked), strict=True))
-        state, value = step(state, ids, np.stack([one.image for one in drawn]), number)
-        found.append(float(value))
-        if number % 100 == 0 or number == steps - 1:
-            tell(f"step {number:5d}  mse {np.mean(found[-100:]):.4f}  {time.monotonic() - began:6.0f} s")
-    return state[2]
+    return averaged.learn(loss, params, batches(), steps=training.steps, learning_rate=training.learning_rate,
+                          ema_decay=training.ema_decay, key=jax.random.key(training.seed))  # fmt: skip
 
 
 def _times(painter, flow: bool, key: jax.Array, count: int, grid: tuple[int, int]) -> jax.Array:
     """Training times [count]."""
     if flow:
-        shift, s = painter.shift.of(grid[0] * grid[1]), jax.nn.sigmoid(jax.random.normal(key, (count,)))
-        return shift * s / (1 + (shift - 1) * s)
+        return averaged.flow_times(painter.shift.of(grid[0] * grid[1]), key, count)
     most = painter.schedule.train_steps
     return jax.random.randint(key, (count,), 1, most + 1) / most
 

@@ -13,11 +13,12 @@ from unigrpo_jax.models.text_encoders.new_tokenizers import save_clip_tokenizer,
 CLIP_TOKENS, T5_TOKENS = 14, 12  # of a prompt, with those around it
 
 
-def save_clip(folder: pathlib.Path, words: Iterable[str]) -> int:
-    """Writes CLIP's into a new folder; returns the size of the vocabulary, whose last id ends a text."""
+def save_clip(folder: pathlib.Path, words: Iterable[str], tokens: int) -> int:
+    """Writes CLIP's, of texts of so many tokens, into a new folder; returns the size of the vocabulary, whose last id ends
+    a text."""
     ends = dict.fromkeys(f"{word[i:]}</w>" for word in words for i in reversed(range(len(word) - 1)))
     pairs = [f"{end[0]} {end[1:]}" for end in ends]
-    return save_clip_tokenizer(folder, string.ascii_lowercase, pairs, CLIP_TOKENS)
+    return save_clip_tokenizer(folder, string.ascii_lowercase, pairs, tokens)
 
 
 def save_t5(folder: pathlib.Path, words: Iterable[str]) -> int:

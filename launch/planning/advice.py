@@ -65,11 +65,14 @@ def _fewer_at_a_time(setting: Setting, name: ProgramName, compiled: Compiled) ->
     section, scaled = ("rollout", memory["temporaries"] + memory["cache"]) if name == ROLLOUT else (
         "learning", memory["temporaries"] - memory["trained"])  # the gradients' sum stays  # fmt: skip
     now = getattr(config, section).micro_batches
-    for count in more_micro_batches(config, section, batch):
+    counts = list(more_micro_batches(config, section, batch))
+    for count in counts:
         saves = scaled * (1 - now / count)
         yield f"--{section}.micro-batches {count}", saves
         if compiled.peak - saves <= setting.target.memory:
             break
+    if not counts:
+        yield from _fewer_tokens(setting, section, scaled)
     if name == UPDATE:
         if config.model.remat == "none":
             yield "--model.remat full", min(scaled, setting.work.kept(setting.split))
@@ -89,6 +92,19 @@ def _fewer_frames(setting: Setting, scaled: float, excess: int) -> Iterator[tupl
         if scaled * (1 - share) >= excess:
             yield f"--rollout.frames {frames}", scaled * (1 - share)
             return
+
+
+def _fewer_tokens(setting: Setting, section: str, scaled: float) -> Iterator[tuple[str, float]]:
+    """Where a device can have no fewer episodes at a time: their tokens over those that work on others, in more pieces."""
+    config, shape, now = setting.config, setting.mesh.shape, getattr(setting.config, section).micro_batches
+    if meshes.SEQUENCE not in setting.model.network.cuts():
+        return
+    for times in (2, 4, 8):
+        fsdp, rest = divmod(shape[meshes.FSDP], times)
+        changed = with_section(config, section, micro_batches=now * times)
+        if not rest and works(changed, meshes.batch_size(setting.mesh) // times):
+            mesh = f"--mesh.fsdp {fsdp} --mesh.sequence {shape[meshes.SEQUENCE] * times}"
+            yield f"{mesh} --{section}.micro-batches {now * times}", scaled * (1 - 1 / times)
 
 
 def _smaller_state(setting: Setting, name: ProgramName) -> Iterator[tuple[str, float]]:

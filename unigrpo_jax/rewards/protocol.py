@@ -119,7 +119,7 @@ class RewardBatch:
     @property
     def size(self) -> tuple[int, int]:
         """Height and width of what was drawn, in pixels."""
-        return next(iter(self.media.values())).shape[-3:-1]
+        return self.media["video" if "video" in self.media else "image"].shape[-3:-1]
 
     def take(self, rows: Sequence[int]) -> "RewardBatch":
         """The episodes at these positions."""

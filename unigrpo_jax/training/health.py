@@ -11,7 +11,7 @@ and start are apart, and nothing where a level has fewer than half of its K valu
 |---|---|
 | entropy | now's `text/entropy` < `entropy_floor` x start's |
 | image | now's `image/edge_density`, `image/colour_entropy` or `video/frame_difference` is outside `image_range` x start's |
-| grid | now's `image/grid_energy` > start's + `grid_energy`, and above `image_range` x start's |
+| grid | now's median of `image/grid_energy` > start's + `grid_energy`, and above `image_range` x start's |
 | truncated | now's `text/truncated_share` > `truncated_share` |
 | repeated | now's `text/repeated_share` > `repeated_share` |
 | ratio | now's median of `text/ratio_max` > `text_ratio` or of `text/ratio_min` < 1 / `text_ratio`; the flow's alike |
@@ -86,8 +86,9 @@ def alarms(history: Sequence[Line], config: AlarmsConfig, learning: LearningConf
         was, is_ = level(name, start), level(name, now)
         if was > 0 and (is_ < low * was or is_ > high * was):
             ring("image", f"{name} went from {was:.3g} to {is_:.3g}")
-    was, is_ = level("image/grid_energy", start), level("image/grid_energy", now)
-    if is_ > max(config.image_range[1] * was, was + config.grid_energy):
+    first, last = (_values(lines, "image/grid_energy", count) for lines in (start, now))
+    was, is_ = _median(first), _median(last)  # a few first steps, which Adam takes at its full rate, may show one
+    if first and is_ > max(config.image_range[1] * was, was + config.grid_energy):
         ring("grid", f"image/grid_energy rose from {was:.3g} to {is_:.3g}")
     truncated = level("text/truncated_share", now)
     if truncated > config.truncated_share:

@@ -54,7 +54,7 @@ def save_episodes(run_dir: epath.Path, step: int, own: OwnEpisodes) -> epath.Pat
     given |= {name: np.array(x) for name, x in (("fps", batch.fps), ("rate", batch.rate)) if x}
     drawn = {medium if medium == "audio" else f"{medium}s": x for medium, x in batch.media.items()}
     np.savez_compressed(buffer, **drawn, episodes=own.rows, **given)
-    write_atomically(folder / f"{next(iter(drawn))}.npz", buffer.getvalue())
+    write_atomically(folder / f"{'videos' if 'videos' in drawn else 'images'}.npz", buffer.getvalue())
     texts = [{"prompt": p, "metadata": dict(m), "thinking": t}
              for p, m, t in zip(batch.prompts, batch.metadata, batch.thinking, strict=True)]  # fmt: skip
     write_atomically(folder / "episodes.json", json.dumps(texts, indent=1).encode())

@@ -210,7 +210,7 @@ class Trainer:
 
     def __init__(self, parts: Parts):
         loaded = parts.loaded
-        height, width, _ = size = parts.config.rollout.size
+        height, width, *_ = size = parts.config.rollout.size
         *_, rows, columns = loaded.network.grid(*size)
         self._token = height // rows, width // columns
         self.parts, self._thought = parts, Moment()

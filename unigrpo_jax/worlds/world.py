@@ -19,6 +19,8 @@ SHAPES: dict[str, str] = {
     "shapes_reflect": "unigrpo_jax.worlds.shapes.reflect:shapes_reflect",
     "shapes_edit": "unigrpo_jax.worlds.shapes.edit:shapes_edit",
     "shapes_story": "unigrpo_jax.worlds.shapes.story:shapes_story",
+    "shapes_motion": "unigrpo_jax.worlds.motion.world:shapes_motion",
+    "shapes_animate": "unigrpo_jax.worlds.motion.world:shapes_animate",
     "shapes_sound": "unigrpo_jax.worlds.sound.world:shapes_sound",
 }
 

@@ -12,6 +12,9 @@ Where resolution changes, pixels are moved into channels or out of them, both be
 at one pixel alone.  A causal half looks at no later frame: beyond the clip, its convolutions see the first frame again.
 Others see as many frames on both sides, beyond the clip its first and its last.  At the sides of frames there are zeros, or
 the mirrored pixels.
+
+In tiles of frames, each frame stands where it stands in the whole.  (diffusers' class drops a later tile's last frame
+instead of its first, so that all frames from there on are one too late.)
 """
 
 import dataclasses

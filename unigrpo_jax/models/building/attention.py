@@ -25,7 +25,8 @@ MASKED = -1e30  # finite, so that a row which sees nothing (padding) stays finit
 # fastest has not been measured.
 TILES = (256, 384, 512)
 # Shorter blocks take `xla`: they would be padded up to one tile, 256-fold where tokens are decoded one by one, and context
-# and block would be copied into one array to spare few scores.
+# and block would be copied into one array to spare few scores.  So does on a TPU whatever sees fewer keys, as a picture
+# that sees a short text: each kernel of a program is compiled, too.
 KERNEL_FROM = TILES[0]
 CUDNN_WIDEST_HEAD = 128  # what cuDNN takes on every GPU that it takes; Hopper and later take 256
 
@@ -105,13 +106,14 @@ def splash(q_BLHK, k_BJLK, v_BJLK, context_k_BJSK, context_v_BJSK, visible: Visi
     carries another segment id than the queries, padding up to whole tiles included.  `interpret` runs it on a CPU.
     Its bfloat16 kernels compile under JAX's default matmul precision only, not under "highest".
     """
-    if q_BLHK.shape[1] < KERNEL_FROM:
+    length, heads, dim = q_BLHK.shape[1:]
+    slots = context_k_BJSK.shape[2]
+    keys = slots + k_BJLK.shape[2]
+    if min(length, keys) < KERNEL_FROM:
         return xla(q_BLHK, k_BJLK, v_BJLK, context_k_BJSK, context_v_BJSK, visible)
     from jax.experimental.pallas.ops.tpu import splash_attention as kernels  # late: only TPUs need it
 
-    length, heads, dim = q_BLHK.shape[1:]
-    slots = context_k_BJSK.shape[2]
-    rows, columns = tile(length), tile(slots + length)
+    rows, columns = tile(length), tile(keys)
     q, k, v, seen = _whole(q_BLHK * dim**-0.5, k_BJLK, v_BJLK, context_k_BJSK, context_v_BJSK, visible, rows, columns)
     shape = (q.shape[2], k.shape[2])
     mask = kernels.CausalMask(shape, offset=slots) if visible.causal else kernels.FullMask(shape)

@@ -31,7 +31,8 @@ _PARTS = {
     "vae": ("AutoencoderKLHunyuanVideo",),
     "text_encoder": ("LlamaModel",),
     "text_encoder_2": ("CLIPTextModel",),
-    "tokenizer": ("LlamaTokenizerFast", "LlamaTokenizer", "PreTrainedTokenizerFast"),
+    # The last one is what transformers 5 calls the one before, and so writes where it saves a folder.
+    "tokenizer": ("LlamaTokenizerFast", "LlamaTokenizer", "PreTrainedTokenizerFast", "TokenizersBackend"),
     "tokenizer_2": ("CLIPTokenizer", "CLIPTokenizerFast"),
     "scheduler": schedulers.CLASSES,
 }

@@ -51,7 +51,9 @@ class LTX2(TextPainter):
         return self.transformer
 
     def outputs(self, params: Params, x: Latents, t_B, grid: Grid, condition: TextStates, way: Computing):
-        """The velocities."""
+        """The velocities; ValueError where the text says nothing of the sound."""
+        if condition.audio is None:
+            raise ValueError("the text has no states for what is heard; encode it with the connectors behind the encoder.")
         *clip, _, fps = grid
         texts = {"video": condition.states, "audio": condition.audio}
         seen = None if condition.mask is None else dict.fromkeys(texts, condition.mask)

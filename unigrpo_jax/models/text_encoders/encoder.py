@@ -325,7 +325,8 @@ def open_hunyuan_video(folder: pathlib.Path, dtype: str, tokens: int, template: 
 
     Llama reads the prompt inside a template, whose tokens before it are cut from the states and from their mask.  The states
     are those before the last `SKIPPED` layers, which are not loaded; no norm was applied to them.  How long the tokenizer
-    says that a text may be decides nothing, as in the public pipeline.
+    says that a text may be decides nothing, as in the public pipeline; a Llama that was made for fewer tokens, by its
+    max_position_embeddings, reads as many as fit into them.
     ConfigError where a file is missing or does not fit; only headers of weights are read.
     """
     files = "text_encoder, text_encoder_2, tokenizer and tokenizer_2"
@@ -338,6 +339,11 @@ def open_hunyuan_video(folder: pathlib.Path, dtype: str, tokens: int, template: 
     require(network.layers > SKIPPED, f"{own / 'config.json'}: num_hidden_layers = {network.layers}, but the states before "
             f"the last {SKIPPED} layers are read, so it must be at least {SKIPPED + 1}.")  # fmt: skip
     coder = open_coder(words, tokens, network.vocabulary, template=template, as_stored=True)
+    room, around = network.positions - coder.crop, coder.lengths([""])[0]
+    least = coder.crop + around
+    require(room > around, f"{own / 'config.json'}: max_position_embeddings = {network.positions}, but {least} tokens stand "
+            f"around every prompt; it must be at least {least + 1}.")  # fmt: skip
+    coder = dataclasses.replace(coder, tokens=min(tokens, room))
     read = dataclasses.replace(network, layers=network.layers - SKIPPED)
     llama = LlamaStates(read, weights, coder, _files(own, weights, words), dtype)
     return Encoders((llama, _clip(folder / "text_encoder_2", folder / "tokenizer_2", files, pooled=True)), dtype)
