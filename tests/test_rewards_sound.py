@@ -114,6 +114,14 @@ def test_a_run_without_sound_is_one_sentence(name):
         load_reward(f"{name}:x", config)
 
 
+def test_where_clips_have_sound_a_reward_that_hears_is_not_refused_and_is_asked_about_silence():
+    asked = []
+    own = lambda batch: asked.append((batch.audio.shape, batch.rate, batch.audio.any())) or {"own": np.zeros(1)}
+    judging = Judging({"onsets": load_reward("onsets", RunConfig()), "own": own}, ONCE)
+    judging.check_drawn("a", {}, RolloutConfig(frames=17, frames_per_second=8.0), RATE)
+    assert asked == [((1, SAMPLES, 2), RATE, False)]
+
+
 # --- onsets -------------------------------------------------------------------------------------------------------------
 
 

@@ -35,12 +35,22 @@ def test_held_out_prompts_take_the_categories_in_turn_and_no_key_is_trained_on(w
 
 
 def test_its_rules_read_clips_of_its_size_alone(world):
-    clip = RolloutConfig(frames=9)
+    clip = RolloutConfig(frames=9, frames_per_second=8.0)
     world.check_size(clip)
     with pytest.raises(ConfigError, match="read clips, but one frame is drawn; set rollout.frames to 9"):
         world.check_size(dataclasses.replace(clip, frames=1))
     with pytest.raises(ConfigError, match="24 x 24"):
         world.check_size(dataclasses.replace(clip, image_height=32, image_width=32))
+    with pytest.raises(ConfigError, match="hear clips of 8 frames per second, but 24 are drawn; set rollout.frames_per_second"):
+        world.check_size(dataclasses.replace(clip, frames_per_second=24.0))
+
+
+def test_its_rules_hear_sounds_of_its_rate_alone(world):
+    world.check_sound(1024)
+    for rate, words in ((0, "makes no sound"), (24000, "makes 24000")):
+        with pytest.raises(ConfigError, match=f"hear sound of 1024 samples per second, but the model {words}; use a model"):
+            world.check_sound(rate)
+    load_world(("shapes_motion",)).check_sound(24000)
 
 
 def test_the_judge_and_the_reward_of_the_shapes_say_what_the_rules_say(world):
