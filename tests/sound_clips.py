@@ -13,9 +13,11 @@ import numpy as np
 
 from tests.motion_clips import noisy
 from unigrpo_jax.worlds.motion.drawing import render
+from unigrpo_jax.worlds.motion.reading import Frame, read_clips
 from unigrpo_jax.worlds.motion.requirement import MotionRequirement
-from unigrpo_jax.worlds.motion.scene import ROOM, MovingScene
-from unigrpo_jax.worlds.sound.judge import judge_sounds
+from unigrpo_jax.worlds.motion.scene import FRAMES, ROOM, MovingScene
+from unigrpo_jax.worlds.sound.hearing import hear
+from unigrpo_jax.worlds.sound.judge import judge
 from unigrpo_jax.worlds.sound.prompts import CATEGORIES, requirements
 from unigrpo_jax.worlds.sound.staging import stage
 from unigrpo_jax.worlds.sound.synthesis import FRAME, PITCHES, RATE, Click, Score, play, score, sound
@@ -23,17 +25,18 @@ from unigrpo_jax.worlds.sound.synthesis import FRAME, PITCHES, RATE, Click, Scor
 
 @dataclasses.dataclass(frozen=True)
 class Staged:
-    """N requirements, the scenes that fulfil them, and their clips and sounds."""
+    """N requirements, the scenes that fulfil them, their clips and sounds, and what is read in the clips."""
 
     required: list[MotionRequirement]
     scenes: list[MovingScene]
     clips: np.ndarray
     sounds: np.ndarray
+    frames: list[tuple[Frame, ...]]
 
     def take(self, rows) -> "Staged":
         """Those at these positions."""
-        rows = list(rows)
-        return Staged([self.required[i] for i in rows], [self.scenes[i] for i in rows], self.clips[rows], self.sounds[rows])
+        rows, pick = list(rows), lambda values: [values[i] for i in rows]
+        return Staged(pick(self.required), pick(self.scenes), self.clips[rows], self.sounds[rows], pick(self.frames))
 
 
 def staged(each: int, seed: int = 0) -> Staged:
@@ -43,13 +46,15 @@ def staged(each: int, seed: int = 0) -> Staged:
         every = list(requirements(category))
         chosen += [every[i] for i in np.unique(np.linspace(0, len(every) - 1, each).astype(int))]
     scenes = [stage(rng, requirement) for requirement in chosen]
-    return Staged(chosen, scenes, np.stack([render(s) for s in scenes]), np.stack([sound(s) for s in scenes]))
+    clips = np.stack([render(scene) for scene in scenes])
+    return Staged(chosen, scenes, clips, np.stack([sound(scene) for scene in scenes]), read_clips(clips))
 
 
 def verdicts(made: Staged, clips: np.ndarray | None = None, sounds: np.ndarray | None = None):
     """What the judge says, of other clips or sounds where they are given."""
-    metadata = [r.metadata() for r in made.required]
-    return judge_sounds(made.clips if clips is None else clips, made.sounds if sounds is None else sounds, RATE, metadata)
+    frames = made.frames if clips is None else read_clips(clips)
+    heard = hear(made.sounds if sounds is None else sounds, RATE, FRAMES)
+    return [judge(*seen, required.metadata()) for *seen, required in zip(frames, heard, made.required, strict=True)]
 
 
 def hissing(sounds: np.ndarray, std: float, seed: int = 0) -> np.ndarray:

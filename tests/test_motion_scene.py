@@ -5,7 +5,7 @@ import pytest
 
 from tests.scenes import SHAPES, random_scene
 from unigrpo_jax.worlds.motion.drawing import cover, render
-from unigrpo_jax.worlds.motion.scene import Mover, MovingScene, places
+from unigrpo_jax.worlds.motion.scene import Mover, MovingScene, places, touches
 from unigrpo_jax.worlds.shapes.drawing import PATTERNS
 from unigrpo_jax.worlds.shapes.drawing import render as render_still
 
@@ -114,3 +114,22 @@ def test_objects_that_touch_add_their_light_and_no_light_is_lost():
     scene = MovingScene((Mover("red", "square", (3.3, 2.5)), Mover("blue", "cross", (3.3, 8.5))))
     light = render(scene, frames=1)[0].astype(float).sum((0, 1)) / 255
     np.testing.assert_allclose(light, [36, 0, 20], atol=0.1)
+
+
+def test_what_is_met_is_known_by_time_place_and_who():
+    """At 14 with 1.5 a frame the wall at 18 is met at 2 2/3; 18 pixels later, at 14 2/3, the other one."""
+    wall = MovingScene((Mover("red", "square", (5.0, 14.0), (0.0, 1.5)),))
+    (met,) = touches(wall)
+    assert met.who == (0,) and met.time == pytest.approx(8 / 3) and met.place == pytest.approx((5, 18))
+    assert [touch.time for touch in touches(wall, 20)] == pytest.approx([8 / 3, 44 / 3])
+    stopped = MovingScene(wall.movers, "stop")
+    assert [touch.time for touch in touches(stopped, 20)] == pytest.approx([8 / 3])
+
+
+def test_two_that_meet_touch_once_in_their_middle():
+    """The gap of 8 closes by 2 a frame: at frame 4, at 4 and 10."""
+    pair = Mover("red", "square", (7, 0), (0, 1)), Mover("blue", "cross", (7, 14), (0, -1))
+    met, wall = touches(MovingScene(pair))
+    assert (wall.who, wall.time) == ((0,), pytest.approx(8))  # back where it began, in the last frame
+    assert (met.who, met.time, met.place) == ((0, 1), pytest.approx(4), pytest.approx((7, 7)))
+    assert touches(MovingScene((Mover("red", "square", (7, 0), (0.5, 0)), Mover("blue", "cross", (7, 14))))) == []

@@ -174,3 +174,8 @@ class Loaded(Protocol):
           dtype: "float32", "float16" or "bfloat16".
           shard_bytes: more than this is written as shards with an index.
         """
+
+
+def sound_rate(loaded: Loaded) -> float:
+    """Samples per second of the sound that a model makes, the `rate` of its autoencoder; 0 where it makes none."""
+    return getattr(loaded.autoencoder, "rate", 0)

@@ -136,11 +136,12 @@ class Judging:
             if isinstance(reward, CheckingReward):
                 reward.check(prompts, metadata)
 
-    def check_drawn(self, prompt: str, metadata: Mapping[str, Any], rollout: RolloutConfig) -> None:
-        """ConfigError where a reward judges images, and clips are drawn, or the other way round.
+    def check_drawn(self, prompt: str, metadata: Mapping[str, Any], rollout: RolloutConfig, rate: float = 0.0) -> None:
+        """ConfigError where a reward judges images, and clips are drawn, or the other way round, or hears what has no sound.
 
         Most do not say which they judge, as a function of one's own: where clips are drawn such a one is asked once, about a
-        black clip for this prompt, and whatever else comes of that is not looked at.
+        black clip for this prompt, and whatever else comes of that is not looked at.  `rate` is that of the clips' sound, 0
+        where they have none.
         """
         clips = rollout.frames > 1
         for name, reward in self._rewards.items():
@@ -152,14 +153,16 @@ class Judging:
             require(clips or kind not in OF_SOUND, f"rewards: {name} hears the sound of clips, but rollout.frames = 1 draws "
                                                    "images; leave it out.")  # fmt: skip
             if clips and own.partition(":")[0] not in (*OF_IMAGES, *OF_BOTH):
-                self._try(name, reward, prompt, metadata, rollout)
+                self._try(name, reward, prompt, metadata, rollout, rate)
 
     def _try(
-        self, name: str, reward: RewardFunction, prompt: str, metadata: Mapping[str, Any], rollout: RolloutConfig
-    ) -> None:
-        """ConfigError where a reward asks for images of a black clip."""
+        self, name: str, reward: RewardFunction, prompt: str, metadata: Mapping[str, Any], rollout: RolloutConfig,
+        rate: float,
+    ) -> None:  # fmt: skip
+        """ConfigError where a reward asks for images of a black clip, or for the sound of one that has none."""
         black = np.zeros((1, rollout.frames, rollout.image_height, rollout.image_width, 3), np.uint8)
-        batch = RewardBatch(prompts=[prompt], metadata=[metadata], thinking=[""], videos=black,
+        silence = np.zeros((1, round(rollout.frames / rollout.frames_per_second * rate), 2), np.float32) if rate else None
+        batch = RewardBatch(prompts=[prompt], metadata=[metadata], thinking=[""], videos=black, audio=silence, rate=rate,
                             fps=rollout.frames_per_second, group=np.zeros(1, int))  # fmt: skip
         try:
             self._limited(name, reward, batch)

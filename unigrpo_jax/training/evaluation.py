@@ -16,7 +16,7 @@ from unigrpo_jax.episode import Episodes
 from unigrpo_jax.learning.drift import drift
 from unigrpo_jax.learning.policy import Policy
 from unigrpo_jax.models.building.guidance import Guidance
-from unigrpo_jax.models.loaded import Codec, Loaded
+from unigrpo_jax.models.loaded import Codec, Loaded, sound_rate
 from unigrpo_jax.parallel import mesh as meshes
 from unigrpo_jax.parallel import processes
 from unigrpo_jax.parallel.rules import Layout
@@ -151,7 +151,7 @@ class Evaluator:
         rollout = dataclasses.replace(rollout, rounds=evaluation.rounds or rollout.rounds)
         self.prompts = world.judged_on(evaluation.split, evaluation.prompts)
         judging.check([p.text for p in self.prompts], [p.metadata for p in self.prompts])
-        judging.check_drawn(self.prompts[0].text, self.prompts[0].metadata, rollout)
+        judging.check_drawn(self.prompts[0].text, self.prompts[0].metadata, rollout, sound_rate(loaded))
         self._per_call = evaluation.batch // evaluation.images_per_prompt
         self._count = min(samples, evaluation.batch, len(self.prompts) * evaluation.images_per_prompt)
         self._config, self._world = evaluation, world
@@ -167,6 +167,7 @@ class Evaluator:
         for prompt in self.prompts if pictured(self.prompts) else self.prompts[:1]:
             self._see([prompt])
         world.check_size(rollout)
+        world.check_sound(sound_rate(loaded))
         program, place = on_mesh(evaluation_rollout(evaluation, rollout, loaded), layout, evaluation.batch)
 
         def run(*given):

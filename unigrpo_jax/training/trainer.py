@@ -19,7 +19,7 @@ from unigrpo_jax.learning.update import TrainState, new_state
 from unigrpo_jax.models import tree
 from unigrpo_jax.models.building.lora import is_adapter
 from unigrpo_jax.models.families import load_model
-from unigrpo_jax.models.loaded import Loaded
+from unigrpo_jax.models.loaded import Loaded, sound_rate
 from unigrpo_jax.parallel import kernels, processes
 from unigrpo_jax.parallel import mesh as meshes
 from unigrpo_jax.parallel.frozen import on_own_devices
@@ -89,6 +89,7 @@ def build(config: RunConfig, world: World | None = None) -> Parts:
     shown = config.learning.method == "sft" and not config.prompts and loaded.network.begins
     check_verbs(loaded, config.rollout, shown or any(pictured(prompts) for prompts in world.longest if prompts))
     world.check_size(config.rollout)
+    world.check_sound(sound_rate(loaded))
     check_schedule("rollout.flow_steps", config.rollout.flow_steps, config.rollout, loaded)
     check_evaluation(config.evaluation, config.rollout, loaded)
     check_leash_times(config.learning, loaded)

@@ -52,6 +52,8 @@ class World:
       judge: the world's own rules, or None where only the reward knows.
       side: pixels of the square images that its rules read; 0 where any will do.
       clips: whether its rules read clips, and not images.
+      rate: samples per second of the sound of clips that its rules hear; 0 where they hear none.
+      fps: frames per second of those clips; 0 where any will do.
       facts: names of the prompts' metadata that only rewards read.
       unread: names of what comes with the prompts and nobody reads.
     """
@@ -62,6 +64,8 @@ class World:
     judge: Callable[[RewardBatch], Judgement] | None
     side: int = 0
     clips: bool = False
+    rate: int = 0
+    fps: float = 0.0
     facts: Sequence[str] = ()
     unread: Sequence[str] = ()
     validation: Callable[[int], list[Prompt]] | None = None
@@ -76,6 +80,9 @@ class World:
 
     def check_size(self, rollout: RolloutConfig) -> None:
         """ConfigError where images, or clips, are drawn that its rules do not read."""
+        require(self.fps in (0, rollout.frames_per_second), f"the rules of these prompts hear clips of {self.fps:g} frames "
+                f"per second, but {rollout.frames_per_second:g} are drawn; set rollout.frames_per_second to {self.fps:g}, or "
+                "give other --prompts.")  # fmt: skip
         read, drawn = "clips" if self.clips else "images", "one frame is" if rollout.frames == 1 else "clips are"
         require(self.judge is None or self.clips == (rollout.frames > 1), f"the rules of these prompts read {read}, but "
                 f"{drawn} drawn; set rollout.frames to {9 if self.clips else 1}, or give other --prompts.")  # fmt: skip
@@ -84,6 +91,12 @@ class World:
                 f"the rules of these prompts read pictures of {self.side} x {self.side} pixels, but {size[0]} x {size[1]} "
                 f"are drawn; set rollout.image_height and rollout.image_width to {self.side}, or give other "
                 "--prompts.")  # fmt: skip
+
+    def check_sound(self, rate: float) -> None:
+        """ConfigError where its rules hear sound, and the clips have none, 0, or another number of samples per second."""
+        has = f"makes {rate:g}" if rate else "makes no sound"
+        require(self.rate in (0, rate), f"the rules of these prompts hear sound of {self.rate} samples per second, but the "
+                f"model {has}; use a model that makes it, or give other --prompts.")  # fmt: skip
 
 
 def load_world(prompts: Sequence[str], weights: Sequence[float] = (), evaluation: str | None = None,

@@ -1,5 +1,7 @@
 """Makes moving scenes with sound that fulfil a requirement: as those without, and whose clicks can be told apart."""
 
+from collections.abc import Callable
+
 import numpy as np
 
 from unigrpo_jax.worlds.motion import staging
@@ -12,10 +14,13 @@ _TRIES = 200
 
 def stage(rng: np.random.Generator, requirement: MotionRequirement) -> MovingScene:
     """A scene whose clip and sound of `FRAMES` frames fulfil a requirement; ValueError where many draws gave none."""
+    return told_apart(lambda: staging.stage(rng, requirement))
+
+
+def told_apart(draw: Callable[[], MovingScene]) -> MovingScene:
+    """The first of the scenes drawn in which touches are `LEAST_APART` or more apart; ValueError where none is."""
     for _ in range(_TRIES):
-        scene = staging.stage(rng, requirement)
-        times = [touch.time for touch in touches(scene)]
-        if all(gap >= LEAST_APART for gap in np.diff(times)):
+        scene = draw()
+        if (np.diff([touch.time for touch in touches(scene)]) >= LEAST_APART).all():
             return scene
-    raise ValueError(f"sound staging: in {_TRIES} scenes of `{requirement.facts()}` two clicks fell together; "
-                     "ask for fewer touches")  # fmt: skip
+    raise ValueError(f"sound staging: two clicks fell together in all of {_TRIES} scenes; ask for fewer touches")

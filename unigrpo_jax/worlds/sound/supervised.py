@@ -14,6 +14,7 @@ share of faulty examples is the same for all prompts.
 """
 
 import dataclasses
+import functools
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -24,7 +25,7 @@ from unigrpo_jax.worlds.motion.scene import ROOM, MovingScene
 from unigrpo_jax.worlds.motion.supervised import wrong_way
 from unigrpo_jax.worlds.prompt import Prompt
 from unigrpo_jax.worlds.shapes.supervised import index, pick
-from unigrpo_jax.worlds.sound.staging import stage
+from unigrpo_jax.worlds.sound.staging import stage, told_apart
 from unigrpo_jax.worlds.sound.synthesis import PITCHES, Score, play, score
 
 FAULTS = {"way": 0.10, "pitch": 0.08, "late": 0.08, "missing": 0.06, "swapped": 0.08}
@@ -62,7 +63,7 @@ def example(
     music = score(scene)
     fault = _fault(rng, scene, music, faults)
     if fault == "way":
-        scene = wrong_way(rng, scene, requirement, from_picture=False)
+        scene = told_apart(functools.partial(wrong_way, rng, scene, requirement, from_picture=False))
         music = score(scene)
     elif fault is not None:
         music = {"pitch": _wrong_pitch, "late": _late, "missing": _missing, "swapped": _swapped}[fault](rng, music)

@@ -13,6 +13,7 @@ from unigrpo_jax.worlds.order import PromptOrder
 from unigrpo_jax.worlds.shapes.drawing import SIDE
 from unigrpo_jax.worlds.sound import prompts
 from unigrpo_jax.worlds.sound.judge import SoundVerdict, judge_sounds
+from unigrpo_jax.worlds.sound.synthesis import FPS, RATE
 from unigrpo_jax.worlds.world import Judgement, World
 
 
@@ -26,6 +27,8 @@ def shapes_sound() -> World:
         judge=judge_sound,
         side=SIDE,
         clips=True,
+        rate=RATE,
+        fps=FPS,
     )
 
 
