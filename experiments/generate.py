@@ -15,6 +15,7 @@ What a model can do depends on its family:
     flux               draws by a flow, upon what T5 and CLIP say of the prompt
     stable_diffusion   draws by a diffusion, upon what CLIP says of the prompt
     hunyuan_video      draws a clip by a flow, upon what Llama and CLIP say of the prompt; SkyReels-V1 goes on from a picture
+    ltx2               draws a clip and its sound by a flow, upon what Gemma says of the prompt
 
 CHECKPOINT is a run folder (its newest checkpoint), RUN/checkpoints/N, a model folder, or one in the package: `base`, the
 shapes base, `rounds_base`, that of several rounds, `shapes_flux_base` or `shapes_sd_base`.

@@ -73,7 +73,7 @@ def test_no_code_but_that_of_models_names_a_family():
     """What a family can do is asked of its verbs; its name stands in its folder, in presets, in docs and in one list."""
     folders = [ROOT / "unigrpo_jax" / name for name in BELOW] + [ROOT / "launch"]
     paths = [p for folder in folders for p in folder.rglob("*.py")] + list((ROOT / "unigrpo_jax").glob("*.py"))
-    pattern = re.compile(r"bagel|flux|stable.?diffusion|hunyuan|skyreels", re.IGNORECASE)
+    pattern = re.compile(r"bagel|flux|stable.?diffusion|hunyuan|skyreels|ltx", re.IGNORECASE)
     named = {(path.name, name) for path in paths for name in names_in_code(path) if pattern.search(name)}
     assert named == {("plan.py", "bagel_7b")}  # the preset that is planned where none is named
     assert pattern.search(" ".join(names_in_code(ROOT / "unigrpo_jax" / "models" / "families.py")))

@@ -229,17 +229,18 @@ class Line:
 def test_the_old_policy_samples_and_follows_and_is_what_is_compared_with():
     """Decay 0 after the first iteration, 0.3 after the second, 0.5, the largest, then; none without a signal."""
     own = NFTConfig(old_growth=0.3, old_decay=0.5)
-    config = dataclasses.replace(tiny.LEARNING, method="diffusion_nft", nft=own, micro_batches=2)
+    config = dataclasses.replace(tiny.LEARNING, method="diffusion_nft", nft=own, micro_batches=2, ema_decay=0.9)
     update = tiny.jit(UpdateProgram(objective=Line(), config=config).__call__)
     state = new_state({"w": jnp.float32(1.0)}, config, Line.policy.model.trained_by)
-    old = 1.0
+    old = average = 1.0
     for step, decay in enumerate((0.0, 0.3, 0.5, 0.5)):
         before, advantages = state, jnp.full(4, 0.0 if step == 3 else 1.0)
         state, metrics = update(state, {}, {"w": jnp.float32(1.0)}, jnp.arange(4.0), advantages)
         np.testing.assert_allclose(metrics["old"], old, rtol=1e-6)
         assert metrics["on_policy"] == (step < 2)  # then the trained policy is ahead of the one that sampled
         old = old if step == 3 else decay * old + (1 - decay) * float(state.trained["w"])
-        np.testing.assert_allclose(state.old["w"], old, rtol=1e-6)
+        average = average if step == 3 else 0.9 * average + 0.1 * float(state.trained["w"])
+        np.testing.assert_allclose((state.old["w"], state.ema["w"]), (old, average), rtol=1e-6)
     assert state.sampling({}) == {"w": state.old["w"]} and state.params({}) == {"w": state.trained["w"]}
     assert before.old["w"] == state.old["w"]  # no signal, no step
 

@@ -210,6 +210,8 @@ def test_a_mesh_changes_neither_outputs_nor_gradients():
 class Decoder:
     """Frames and samples of a clip of 9 frames of 32 x 64 pixels, from the first numbers of its latents."""
 
+    rate = 24000
+
     def decode(self, params, latent):
         frames = jnp.repeat(latent["video"][..., :3], 32, axis=2)
         clip = jnp.repeat(jnp.repeat(frames, 32, axis=3), 8, axis=1)[:, 7:]
@@ -225,6 +227,6 @@ def test_episodes_hold_a_clip_its_sound_and_transitions_of_both():
     episodes = jax.eval_shape(program.__call__, params, {}, TEXT, 0, 0, 0)
     drawn = episodes.drawing
     assert {name: x.shape for name, x in drawn.media.items()} == {"video": (4, 9, 32, 64, 3), "audio": (4, 9 * 960, 2)}
-    assert episodes.fps == 24
+    assert (episodes.fps, episodes.rate) == (24, 24000)
     for kept in (drawn.x, drawn.noise, drawn.mean):
         assert {name: x.shape for name, x in kept.items()} == {"video": (4, 1, 4, 5), "audio": (4, 1, 9, 3)}

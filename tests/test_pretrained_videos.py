@@ -24,10 +24,11 @@ BASES = {"motion": "shapes_motion_base", "animate": "shapes_animate_base"}
 def made(tmp_path_factory) -> dict[str, Pipeline]:
     """Both painters after two steps of everything."""
     folder = tmp_path_factory.mktemp("made") / "out"
-    sizes = dataclasses.replace(autoencoder.CLIPS, steps=2, batch=2)
+    sizes = dataclasses.replace(autoencoder.CLIPS, steps=2, batch=2, cut=1)
     patch = pytest.MonkeyPatch()
     patch.setattr(autoencoder, "MEASURED", 2)
     patch.setattr(videos, "ENCODED", 4)
+    patch.setattr(videos, "SEEN", 4)
     videos.make(folder, TRAINING, pool=4, clips=sizes)
     patch.undo()
     return {kind: families.load_model(ModelConfig(path=str(folder / kind))) for kind in BASES}

@@ -124,6 +124,7 @@ class Episodes:
       goals: what a differentiable reward asks of each image, arrays [B, ...]; None where none is followed.
       picture: what was seen before the prompt; None where nothing was.
       fps: frames per second of the clips; None where images were drawn.
+      rate: samples per second of their sound; None where there is none.
     """
 
     prompt: Any
@@ -131,6 +132,7 @@ class Episodes:
     goals: Any = None
     picture: Look | None = None
     fps: float | None = flax.struct.field(pytree_node=False, default=None)
+    rate: float | None = flax.struct.field(pytree_node=False, default=None)
 
     @property
     def thinking(self) -> Thinking | None:

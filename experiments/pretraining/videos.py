@@ -36,9 +36,11 @@ from unigrpo_jax.models.verbs import Params
 from unigrpo_jax.worlds.motion import animate, prompts, supervised
 from unigrpo_jax.worlds.motion.scene import FRAMES
 from unigrpo_jax.worlds.shapes.drawing import SIDE
+from unigrpo_jax.worlds.shapes.supervised import pick
 
 FROM_TEXT, FROM_PICTURE = "motion", "animate"  # folders of the two
-POOL = 12288  # examples of each world
+POOL = 6144  # examples of each world
+SEEN = 4096  # clips that the autoencoder learns from
 ENCODED = 64  # examples at a time
 ASKED = 1200  # prompts of a part of `shapes_animate` whose words are looked at; there are few words
 READS_LATENT = "x_embedder.proj.weight"  # [width, channels, ...]; the second half of the channels is a picture's
@@ -101,7 +103,9 @@ def words() -> list[str]:
 
 def _begin(folder: pathlib.Path, seed: int, clips: autoencoders.Settings) -> None:
     """Writes the folder from a picture with a learned autoencoder; all other weights are random."""
-    autoencoder, params = autoencoders.learn(autoencoders.CLIP_SIZES, autoencoders.any_clip, clips, seed)
+    rng = np.random.default_rng(seed)
+    drawn = [autoencoders.any_clip(rng) for _ in range(SEEN)]
+    autoencoder, params = autoencoders.learn(autoencoders.CLIP_SIZES, lambda rng: pick(rng, drawn), clips, seed)
     write_settings(folder, autoencoder, words())
     component.write(folder / "vae", component.DIFFUSERS, autoencoder, params, DTYPE)
     weights_of(folder, seed)
@@ -118,9 +122,9 @@ def _pool(loaded: Pipeline, seed: int, count: int) -> Pool:
         given = start >= count
         drawn = [supervised.animate_example(rng) if given else supervised.example(rng, by_category) for _ in range(ENCODED)]
         clips = np.stack([one.clip for one in drawn])
-        seen = np.asarray(picture(clips[:, :1], keys))
         data.append(np.asarray(whole(clips)))
-        first.append(seen if given else np.zeros_like(seen))
+        of_frame = data[-1].shape[1] // loaded.network.grid(SIDE, SIDE, FRAMES)[0]
+        first.append(np.asarray(picture(clips[:, :1], keys)) if given else np.zeros_like(data[-1][:, :of_frame]))
         rows += [texts.setdefault(one.prompt.text, len(texts)) for one in drawn]
     tell(f"{len(rows)} examples with {len(texts) - 1} texts")
     ids = tuple(encoder.coder(list(texts)) for encoder in loaded.codec.encoders.parts)

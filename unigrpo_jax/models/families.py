@@ -21,6 +21,7 @@ FAMILIES = (
     "flux",
     "stable_diffusion",
     "hunyuan_video",
+    "ltx2",
 )
 
 _WORLDS = pathlib.Path(__file__).resolve().parent.parent / "worlds"

@@ -69,6 +69,8 @@ class Autoencoder(Protocol):
     Attributes:
       downsample: image pixels along the side of a latent pixel.
       channels: of a latent.
+
+    One of clips with sound has its `rate`, samples per second, too, and is asked to decode alone.
     """
 
     downsample: int
@@ -77,8 +79,8 @@ class Autoencoder(Protocol):
     def encode(self, params, image_BHWC, keys_B=None) -> jax.Array:
         """Latents; samples of the posterior where there are keys."""
 
-    def decode(self, params, latent_BHWC) -> jax.Array:
-        """Images, not clipped."""
+    def decode(self, params, latent_BHWC) -> Any:
+        """Images, not clipped; of clips with sound {"video": clips, "audio": sound}."""
 
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
         """Every parameter and its shape; {} where there are none."""

@@ -125,8 +125,9 @@ class RolloutProgram:
             dialogue, done = self.act(params, autoencoder_params, dialogue, ids_B, windows[turn], seed, step, turn)
             segments += done
         # All devices share each micro-batch: the whole, whose rows lie in order, would else have some of them draw each.
-        fps = self.fps if "video" in segments[-1].media else None
-        episodes = Episodes(prompt=rows(prompt), segments=tuple(segments), picture=rows(shown), fps=fps)
+        media = segments[-1].media
+        fps, rate = self.fps if "video" in media else None, self.autoencoder.rate if "audio" in media else None
+        episodes = Episodes(prompt=rows(prompt), segments=tuple(segments), picture=rows(shown), fps=fps, rate=rate)
         return jax.tree.map(hold, blank(episodes, self.model.config.eos_token if self.model.thinks else None))
 
     @property

@@ -341,6 +341,7 @@ def by_round(
                 metadata=[p.metadata for p in prompts],
                 media=media,
                 fps=episodes.fps or 0.0,
+                rate=episodes.rate or 0.0,
                 thinking=codec.thoughts(jax.tree.map(own, thinking), len(asked)),
                 before=before,
                 group=group,

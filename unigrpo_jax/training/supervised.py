@@ -145,6 +145,8 @@ def lessons_of(config: RunConfig, network, autoencoder, parts: int) -> Lessons:
     """The program that a config describes; `parts` are the devices that the examples lie on."""
     r = config.rollout
     grid = network.grid(*r.size)
+    require(not isinstance(network.latent_shape(grid), dict), "learning.method = 'sft' learns from pictures and clips "
+            "without sound, and this model draws both together; use grpo.")  # fmt: skip
     return Lessons(
         model=network, autoencoder=autoencoder, grid=grid, shift=r.timestep_shift, draws=r.window_size, parts=parts
     )

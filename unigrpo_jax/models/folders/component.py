@@ -3,6 +3,7 @@
 Parameters are flat dicts under the tensors' own names; those of scanned blocks are stacked (`Network.stored_names`).
 """
 
+import dataclasses
 import math
 import pathlib
 from collections.abc import Callable, Iterator, Mapping
@@ -109,6 +110,27 @@ def _tensors(network: Network, params: Mapping[str, jax.Array], lora_scale: floa
                 a, b = (of_layer(x).astype(np.float32) for x in adapter)
                 value = value.astype(np.float32) + np.float32(lora_scale) * (b @ a).reshape(value.shape)
             yield name, value
+
+
+@dataclasses.dataclass(frozen=True)
+class Parts:
+    """Weights of several networks, each in a folder of its own.
+
+    Attributes:
+      opened: {name of the folder: (network, its weights)}.
+    """
+
+    opened: Mapping[str, tuple[Network, stored.StoredTensors]]
+
+    def read(self, dtype, place: Place | None = None) -> dict[str, jax.Array]:
+        """All parameters, each called by its folder, FOLDER.NAME."""
+        return {f"{part}.{name}": x for part, (network, weights) in self.opened.items()
+                for name, x in read(weights, network, dtype, place).items()}  # fmt: skip
+
+
+def open_parts(folder: pathlib.Path, networks: Mapping[str, Network]) -> Parts:
+    """The weights of these folders inside a folder; ValueError as `open_weights`."""
+    return Parts({part: (network, open_weights(folder / part, DIFFUSERS, network)) for part, network in networks.items()})
 
 
 def count(network: Network) -> int:

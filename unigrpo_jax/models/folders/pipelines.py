@@ -34,7 +34,7 @@ from unigrpo_jax.models.building.text_painter import TextPainter
 from unigrpo_jax.models.building.token_cut import NOT_CUT, TokenCut
 from unigrpo_jax.models.folders import component, peft, stored
 from unigrpo_jax.models.folders.settings import read_settings
-from unigrpo_jax.models.loaded import Codec, Place, Published
+from unigrpo_jax.models.loaded import Autoencoder, Codec, Place, Published
 from unigrpo_jax.models.text_encoders.codec import EmbeddingCodec
 from unigrpo_jax.models.verbs import Params
 
@@ -58,7 +58,7 @@ class Pipeline:
       autoencoder: between images, or clips, and latents.
       codec: between words and what the network reads; None where only sizes are known.
       stored: the network's weights; None where only sizes are known.
-      autoencoder_stored: the autoencoder's weights, likewise.
+      autoencoder_stored: the autoencoder's weights, likewise; parts where it is several networks.
       stored_dtype: of the network's matrices, such as "bfloat16".
       unknown_settings: what its config files hold that nothing here knows, a phrase a file.
       unread_files: names of weights beside those that are read.
@@ -71,10 +71,10 @@ class Pipeline:
     config: ModelConfig
     part: str
     network: TextPainter
-    autoencoder: ImageAutoencoder | VideoAutoencoder
+    autoencoder: Autoencoder
     codec: Codec | None
     stored: stored.StoredTensors | None
-    autoencoder_stored: stored.StoredTensors | None
+    autoencoder_stored: stored.StoredTensors | component.Parts | None
     stored_dtype: str
     unknown_settings: tuple[str, ...] = ()
     unread_files: tuple[str, ...] = ()
@@ -124,6 +124,8 @@ class Pipeline:
     def autoencoder_params(self, sharding: jax.sharding.Sharding | None = None) -> Mapping[str, jax.Array]:
         """Reads the autoencoder's weights, float32."""
         with told():
+            if isinstance(self.autoencoder_stored, component.Parts):
+                return self.autoencoder_stored.read(jnp.float32, None if sharding is None else lambda *_: sharding)
             return _files_of(self.autoencoder).read(self.autoencoder_stored, self.autoencoder, sharding)
 
     def check_image_size(self, rollout: RolloutConfig) -> None:

@@ -1,0 +1,60 @@
+"""Between a clip with its sound and LTX-2's latents: an autoencoder for each, and the vocoder, which makes sound of spectra.
+
+None is trained here.  Parameters are those of all three, called by their folders: `vae.NAME`, `audio_vae.NAME`,
+`vocoder.NAME`.
+"""
+
+import dataclasses
+
+from unigrpo_jax.models.autoencoders.ltx_video import LTXVideoAutoencoder
+from unigrpo_jax.models.autoencoders.mel_audio import MelAutoencoder
+from unigrpo_jax.models.autoencoders.vocoder import Vocoder
+from unigrpo_jax.models.building.flat import of_stack
+
+VIDEO, AUDIO, VOCODER = "vae", "audio_vae", "vocoder"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LTX2Media:
+    """The three networks.
+
+    Attributes:
+      video: of clips.
+      audio: of log-mel spectrograms.
+      vocoder: from those to sound.
+    """
+
+    video: LTXVideoAutoencoder
+    audio: MelAutoencoder
+    vocoder: Vocoder
+
+    @property
+    def networks(self) -> dict[str, LTXVideoAutoencoder | MelAutoencoder | Vocoder]:
+        """By folder."""
+        return {VIDEO: self.video, AUDIO: self.audio, VOCODER: self.vocoder}
+
+    @property
+    def downsample(self) -> int:
+        """Pixels along the side of a clip's latent."""
+        return self.video.downsample
+
+    @property
+    def channels(self) -> int:
+        """Of a clip's latent."""
+        return self.video.channels
+
+    @property
+    def rate(self) -> int:
+        """Samples per second of the sound."""
+        return self.vocoder.rate
+
+    def decode(self, params, latent):
+        """{"video": clips [B, F, height, width, 3], not clipped, "audio": sound [B, samples, sides]}, of both latents."""
+        mel = self.audio.decode(of_stack(params, AUDIO), latent["audio"])
+        return {"video": self.video.decode(of_stack(params, VIDEO), latent["video"]),
+                "audio": self.vocoder.waveform(of_stack(params, VOCODER), mel)}  # fmt: skip
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Every parameter and its shape."""
+        return {f"{part}.{name}": shape for part, network in self.networks.items()
+                for name, shape in network.shapes().items()}  # fmt: skip
