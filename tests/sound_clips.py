@@ -141,8 +141,8 @@ def falsified(made: Staged, fault) -> tuple[Staged, np.ndarray]:
     return made.take(rows), np.stack([play(fault(music[i])) for i in rows])
 
 
-LEVELS = {hissing: (0.02, 0.04, 0.045, 0.05), louder: (0.4, 0.55, 0.7, 1.5, 1.9, 2.2), rounded: (0.05, 0.1, 0.15, 0.2),
-          shifted: (-1.0, -0.5, -0.25, 0.25, 0.5, 1.0, 2.0)}  # fmt: skip
+LEVELS = {hissing: (0.04, 0.06, 0.07, 0.075, 0.08), louder: (0.4, 0.55, 0.7, 1.5, 1.9, 2.2),
+          rounded: (0.05, 0.1, 0.15, 0.2), shifted: (-1.0, -0.5, -0.25, 0.25, 0.5, 1.0, 2.0)}  # fmt: skip
 
 if __name__ == "__main__":
     made = staged(int(sys.argv[1]))

@@ -71,8 +71,8 @@ def test_every_clean_clip_with_its_sound_is_right_in_all_dimensions(made):
 
 
 # Condition, level, and the most clean sounds in a hundred that may be misjudged.
-ERRORS = [(hissing, 0.04, 0), (hissing, 0.045, 3), (louder, 0.7, 0), (louder, 1.9, 0), (rounded, 0.05, 0),
-          (rounded, 0.1, 10), (shifted, 0.5, 3), (shifted, -0.5, 3)]  # fmt: skip
+ERRORS = [(hissing, 0.06, 0), (hissing, 0.07, 5), (louder, 0.55, 0), (louder, 1.9, 0), (rounded, 0.05, 0),
+          (rounded, 0.1, 10), (shifted, 0.25, 3), (shifted, 0.5, 3), (shifted, -0.5, 3)]  # fmt: skip
 
 
 @pytest.mark.parametrize("damage, level, most", ERRORS)
@@ -117,9 +117,9 @@ def test_a_sound_two_frames_off_does_not_pass(made, frames):
 def test_hiss_hum_and_what_is_not_finite_do_not_pass(made):
     some = made.take(range(0, 72, 3))
     rng = np.random.default_rng(0)
-    hum = 0.1 * np.cos(2 * np.pi * 50 * np.arange(1152) / RATE)[:, None]
+    hum = 0.2 * np.cos(2 * np.pi * 50 * np.arange(1152) / RATE)[:, None]
     broken = np.where(np.arange(1152) == 700, np.nan, 0)[:, None]
-    for noise in (rng.normal(0, 0.07, (1152, 2)), rng.uniform(-1, 1, (1152, 2)), hum, broken):
+    for noise in (rng.normal(0, 0.1, (1152, 2)), rng.uniform(-1, 1, (1152, 2)), hum, broken):
         found = verdicts(some, sounds=(some.sounds + noise).astype(np.float32))
         assert not any(v.exact for v in found) and all(0 <= v.noise < 1 for v in found)
         assert all(np.isfinite(v.graded) for v in found)

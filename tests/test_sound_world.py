@@ -41,7 +41,7 @@ def test_its_rules_read_clips_of_its_size_alone(world):
         world.check_size(dataclasses.replace(clip, frames=1))
     with pytest.raises(ConfigError, match="24 x 24"):
         world.check_size(dataclasses.replace(clip, image_height=32, image_width=32))
-    with pytest.raises(ConfigError, match="hear clips of 8 frames per second, but 24 are drawn; set rollout.frames_per_second"):
+    with pytest.raises(ConfigError, match="hear clips of 8 frames per second, but 24 are drawn; set rollout.frames_per"):
         world.check_size(dataclasses.replace(clip, frames_per_second=24.0))
 
 

@@ -80,9 +80,9 @@ class World:
 
     def check_size(self, rollout: RolloutConfig) -> None:
         """ConfigError where images, or clips, are drawn that its rules do not read."""
-        require(self.fps in (0, rollout.frames_per_second), f"the rules of these prompts hear clips of {self.fps:g} frames "
-                f"per second, but {rollout.frames_per_second:g} are drawn; set rollout.frames_per_second to {self.fps:g}, or "
-                "give other --prompts.")  # fmt: skip
+        fps = rollout.frames_per_second
+        require(self.fps in (0, fps), f"the rules of these prompts hear clips of {self.fps:g} frames per second, but "
+                f"{fps:g} are drawn; set rollout.frames_per_second to {self.fps:g}, or give other --prompts.")  # fmt: skip
         read, drawn = "clips" if self.clips else "images", "one frame is" if rollout.frames == 1 else "clips are"
         require(self.judge is None or self.clips == (rollout.frames > 1), f"the rules of these prompts read {read}, but "
                 f"{drawn} drawn; set rollout.frames to {9 if self.clips else 1}, or give other --prompts.")  # fmt: skip

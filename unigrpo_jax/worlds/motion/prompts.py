@@ -47,9 +47,10 @@ def in_parts(
         raise ValueError(f'motion prompts: no split "{split}"; there are "train" and "held_out"')
     chosen = {}
     for category, every in required.items():
-        facts = sorted({r.facts() for r in every}, key=digest)
-        held_out = set(facts[: math.ceil(HELD_OUT_SHARE * len(facts))])
-        members = [r for r in every if (r.facts() in held_out) == (split == "held_out")]
+        facts = [r.facts() for r in every]
+        in_order = sorted(set(facts), key=digest)
+        held_out = set(in_order[: math.ceil(HELD_OUT_SHARE * len(in_order))])
+        members = [r for r, fact in zip(every, facts, strict=True) if (fact in held_out) == (split == "held_out")]
         members.sort(key=lambda r: digest(str(r)))
         queues = [_texts(r, worded(r)) for r in members[: TEXTS[split]]]
         in_turn = (p for turn in itertools.zip_longest(*queues) for p in turn if p is not None)

@@ -13,13 +13,14 @@ import numpy as np
 
 from unigrpo_jax.worlds.sound.synthesis import BLOCK, BURST, CLICK, FRAME, PITCHES, RATE, TONE
 
-SPAN = 16
+SPAN = 8
 AROUND = BLOCK
 SHORT = 0.5
-LEAST_CLICK = 0.25 * CLICK**2 * float(np.square(BURST).sum())
+LEAST_CLICK = 0.18 * CLICK**2 * float(np.square(BURST).sum())
 MOST = 8
 
 _FEW = 8  # samples before and after a click that are taken out with it
+_MEDIAN = 0.455  # of the square of a normal number, whose mean is 1
 _OMEGA = np.pi * np.array(list(PITCHES.values()))[:, None] * (np.arange(BLOCK) + 0.5) / BLOCK
 _WAVES = np.concatenate([np.cos(_OMEGA), np.sin(_OMEGA)]) * np.sqrt(2 / BLOCK)  # [8, BLOCK], orthonormal
 
@@ -74,7 +75,8 @@ def _hear(samples: np.ndarray) -> Heard:
 
 def _clicks(rest: np.ndarray) -> tuple[list[HeardClick], np.ndarray]:
     """The clicks in what is left beside tones, [S, 2], and what is left then."""
-    rest, floor, found = rest.copy(), np.median(np.square(rest), axis=0) * SPAN, []
+    floor = SPAN * np.median(np.square(rest), axis=0) / _MEDIAN
+    rest, found = rest.copy(), []
     passed = np.zeros(len(rest), bool)
     for _ in range(MOST):
         energy = _sums(np.square(rest).sum(-1) * ~passed, SPAN)

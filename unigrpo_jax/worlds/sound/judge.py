@@ -41,7 +41,7 @@ HEARD, LOUDEST = 0.5, 2.0  # of the level of a tone
 TIME_TOLERANCE = 1.0  # frames between a click and what is seen
 LATE = 3.0  # frames more in which a pair falls to 0
 ANGLE_TOLERANCE = np.pi / 9
-NOISE_TOLERANCE = 0.05
+NOISE_TOLERANCE = 0.08
 
 _SHAPES = tuple(PITCHES)
 

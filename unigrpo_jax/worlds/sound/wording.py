@@ -13,9 +13,10 @@ SOUNDING = {1: ("with its tone",), 2: ("with their tones",)}
 
 def wordings(requirement: MotionRequirement) -> Iterator[str]:
     """All texts that ask for a clip, and a sound, which fulfil a requirement."""
+    sounds = heard(requirement)
     for text in wording.wordings(requirement):
         yield text
-        yield from (f"{text} {said}" for said in heard(requirement))
+        yield from (f"{text} {said}" for said in sounds)
 
 
 def heard(requirement: MotionRequirement) -> tuple[str, ...]:
