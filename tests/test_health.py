@@ -57,6 +57,7 @@ CASES = {
     "ratio": {"text__ratio_max": lambda s, x: 12.0},
     "ratio, falling": {"text__ratio_min": lambda s, x: 0.0},
     "ratio, flow": {"flow__ratio_min": lambda s, x: 0.9},
+    "ratio, of sound": {"flow_audio__ratio_min": lambda s, x: 0.9, "flow_audio__ratio_max": lambda s, x: 1.0},
     "skipped": {"update__skipped": lambda s, x: float(s % 3 == 0)},
     "dropped": {"reward__dropped_share": lambda s, x: 0.25},
     "hacking": {"reward__mean": rises, "judge__exact": falls},

@@ -9,7 +9,7 @@ import pytest
 
 from unigrpo_jax.training.page_parts import AGE_SCRIPT
 from unigrpo_jax.training.recorded_run import read_run
-from unigrpo_jax.training.report import write_report
+from unigrpo_jax.training.report import CHARTS, write_report
 from unigrpo_jax.training.samples import Moment, Sample, save_samples
 
 EVIL = "<script>alert('x')</script> \"quoted\" & \x1b[31m"
@@ -218,3 +218,9 @@ def test_the_drift_of_the_newest_evaluation_is_drawn_step_by_step(tmp_path):
     for drift in (None, [], 3, "x", {"flow": 1}, {"flow": {"squared": {}}}):
         (tmp_path / "summary.json").write_text(json.dumps(summary | {"drift": drift}))
         assert "<h2>Drift" not in parsed(tmp_path)[0]
+
+
+def test_metrics_of_modalities_stand_in_the_charts_of_their_kind():
+    titles = lambda name: [title for title, pattern in CHARTS if re.fullmatch(pattern, name)]
+    for metric in ("velocity_mse", "leash_mse", "ratio_mean", "clip_fraction_above", "log_prob_gap_max"):
+        assert len(titles(f"flow/{metric}")) == 1 and titles(f"flow_audio/{metric}") == titles(f"flow/{metric}"), metric

@@ -14,7 +14,7 @@ and start are apart, and nothing where a level has fewer than half of its K valu
 | grid | now's median of `image/grid_energy` > start's + `grid_energy`, and above `image_range` x start's |
 | truncated | now's `text/truncated_share` > `truncated_share` |
 | repeated | now's `text/repeated_share` > `repeated_share` |
-| ratio | now's median of `text/ratio_max` > `text_ratio` or of `text/ratio_min` < 1 / `text_ratio`; the flow's alike |
+| ratio | now's median of `text/ratio_max` > `text_ratio` or of `text/ratio_min` < 1 / `text_ratio`; each flow's alike |
 | skipped | in more than `skipped_share` of now's iterations an update was skipped |
 | dropped | now's `reward/dropped_share` > `dropped_share` |
 | hacking | the reward that is trained rose, while something that it should serve fell |
@@ -35,6 +35,7 @@ be compared with.
 """
 
 import math
+import re
 import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -96,7 +97,8 @@ def alarms(history: Sequence[Line], config: AlarmsConfig, learning: LearningConf
     repeated = level("text/repeated_share", now)
     if repeated > config.repeated_share:
         ring("repeated", f"{repeated:.0%} of the thinking was said before")
-    for phase, bound in (("text", config.text_ratio), ("flow", config.flow_ratio)):
+    drawn = {match[1] for line in now for name in line if (match := re.fullmatch(r"(flow(?:_\w+)?)/ratio_min", name))}
+    for phase, bound in (("text", config.text_ratio), *((phase, config.flow_ratio) for phase in sorted(drawn))):
         low, high = (_values(now, f"{phase}/ratio_{end}", count) for end in ("min", "max"))
         if max(_median([-_log(ratio) for ratio in low]), _median([_log(ratio) for ratio in high])) > math.log(bound):
             ring("ratio", f"{phase} ratios reach {min(low):.3g} to {max(high):.3g}")

@@ -28,7 +28,7 @@ from unigrpo_jax.training.recorded_run import RecordedRun
 MOST_RUNS = 2 * curves.COLOURS  # each colour solid and dashed; further lines could not be told apart
 # Metrics whose figures stand open, by patterns; those of the others open on demand.
 IMPORTANT = (
-    r"reward/mean", r"eval/.+", r"judge/.+", r"flow/(velocity|leash)_mse", r"drift(_.+)?/.+", r"text/entropy",
+    r"reward/mean", r"eval/.+", r"judge/.+", r"flow(_\w+)?/(velocity|leash)_mse", r"drift(_.+)?/.+", r"text/entropy",
     r"text/length", r"text/truncated_share", r"text/repeated_share", r"reward/zero_variance_share", r"grad_norm/.+",
     r"image/.+", r"video/.+", r"time/iteration",
 )  # fmt: skip
