@@ -20,7 +20,7 @@ from unigrpo_jax.training.restore import restore
 SMALL = ("--evaluation.prompts", 4, "--evaluation.batch", 4, "--evaluation.flow-steps", 2, "--devices", 1,
          "--rollout.prompts-per-iteration", 2, "--rollout.flow-steps", 4, "--rollout.window-size", 2,
          "--rollout.window-range", 0, 4, "--rollout.noise-range", 0, 4, "--learning.reference", "device",
-         "--evaluation.drift", 2)  # fmt: skip
+         "--evaluation.drift", 4)  # fmt: skip
 JUDGED = ("--evaluation.no-thinking", "--rewards", "colourfulness", "--prompts", "examples")
 PARTS = {"flux_tiny": "transformer", "sd_tiny": "unet"}
 
