@@ -63,7 +63,7 @@ class Settings:
 
 
 IMAGES = Settings(steps=900, beta=0.004)
-CLIPS = Settings(steps=4200, batch=8, noise=0.1, cut=3500, peak=1e-3)
+CLIPS = Settings(steps=2400, batch=8, noise=0.1, cut=2000, peak=1e-3)
 
 
 @dataclasses.dataclass(frozen=True)
