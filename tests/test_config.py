@@ -47,6 +47,7 @@ def test_every_preset_passes_and_survives_json(name):
     assert from_dict(json.loads(json.dumps(to_dict(config)))) == config
 
 
+QUIET = dict(rollout=dict(thinking=False))
 RULES = [
     (dict(learning=dict(group_size=1)), ["learning.group_size = 1", "at least 2"]),
     (dict(model=dict(embeddings=module.EmbeddingsConfig(gigabytes=0.0))), ["model.embeddings.gigabytes = 0.0", "above 0"]),
@@ -91,6 +92,15 @@ RULES = [
     (dict(learning=dict(credit="segment")), ["learning.credit = 'segment'", "use both or neither"]),
     (dict(learning=dict(thought_rewards=("plan",))), ["learning.credit = 'shared'", "use both or neither"]),
     (dict(rollout=dict(thinking=False), learning=dict(credit="segment", thought_rewards=("plan",))), ["thinking is off"]),
+    (dict(learning=dict(credit_by={"a": "video"})), ["credit_by", "rollout.thinking is on", "--rollout.no-thinking"]),
+    (dict(learning=dict(credit_by={"a": "video"}, best=1)), ["credit_by", "learning.best = 1", "use 'grpo', 'shared', 0"]),
+    (dict(learning=dict(credit_by={"a": "video"}, credit="round")), ["credit_by", "learning.credit = 'round'"]),
+    (dict(learning=dict(credit_by={"a": "video"}, method="refl")), ["credit_by", "learning.method = 'refl'"]),
+    (QUIET | dict(learning=dict(credit_by={"a": "video,,audio"})), ["credit_by[a] = 'video,,audio'", "or video,audio"]),
+    (QUIET | dict(learning=dict(credit_by={"a": ""})), ["learning.credit_by[a] = ''", "name modalities"]),
+    (QUIET | dict(learning=dict(credit_by={"a": "audio"}, modality_weights={"audio": 0.0})), ["gives a to audio", "are 0"]),
+    (dict(learning=dict(modality_weights={"audio": -1.0})), ["learning.modality_weights[audio] = -1", "0 or more"]),
+    (dict(learning=dict(modality_weights={"audio": math.nan})), ["modality_weights[audio] = nan", "finite"]),
     (dict(learning=dict(cooldown=(5, 5))), ["learning.cooldown = (5, 5)", "before its end"]),
     (dict(learning=dict(cooldown=(50, 99))), ["after iteration 99", "iterations = 100", "--learning.cooldown 50 100"]),
     (dict(evaluation=dict(images_per_prompt=7)), ["batch = 96", "images_per_prompt = 7", "91 or 98"]),
@@ -193,7 +203,9 @@ def test_what_the_device_check_proposes_works(prompts, group, rollouts, minibatc
         ({"learning": {"text_clip": "0.2"}}, ["config.learning.text_clip = '0.2'", "a number"]),
         ({"learning": {"ratio_norm": 1}}, ["config.learning.ratio_norm = 1", "true or false"]),
         ({"learning": {"reward_weights": {"exact": "1"}}}, ["reward_weights[exact] = '1'", "a number"]),
-        ({"learning": {"reward_weights": [1]}}, ["reward_weights = [1]", "a mapping"]),
+        ({"learning": {"reward_weights": [1]}}, ["reward_weights = [1]", "a mapping", "to numbers"]),
+        ({"learning": {"credit_by": {"a": 1}}}, ["credit_by[a] = 1", "text"]),
+        ({"learning": {"credit_by": "a"}}, ["credit_by = 'a'", "a mapping of names to names"]),
         ({"learning": {"frozen": "x"}}, ["config.learning.frozen = 'x'", "a list"]),
         ({"rollout": {"window_range": [0]}}, ["config.rollout.window_range = [0]", "2 values"]),
         ({"rollout": {"window_range": 3}}, ["config.rollout.window_range = 3", "a list"]),

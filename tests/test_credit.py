@@ -1,7 +1,9 @@
 """Which rounds are rewarded and whose actions get the credit, by hand."""
 
 import dataclasses
+import functools
 
+import jax
 import numpy as np
 import pytest
 
@@ -152,13 +154,17 @@ def test_a_drawing_with_no_reward_of_its_own_learns_nothing():
         ({"credit": "round", "round_reward": "gain"}, (3,)),
         ({"credit": "segment", "thought_rewards": ("plan",)}, (1, 2)),
         ({"credit": "segment", "thought_rewards": ("plan",), "round_reward": "each"}, (3, 2)),
+        ({"credit_by": {"a": "video", "plan": "video"}}, {"audio": (), "video": ()}),
     ],
 )
 def test_the_shape_of_an_episodes_advantages(changes, shape):
     learning = settings(**changes)
-    assert credit.advantage_shape(learning, 3) == shape
+    drawn = ("audio", "video")
+    assert credit.advantage_shape(learning, 3, drawn) == shape
     rounds = [{"a": FIRST, "plan": FIRST}] * 3
-    assert credit.advantages(credit.rewarded(rounds, learning), ALL, learning)[0].shape == (6, *shape)
+    found, _ = credit.advantages(credit.rewarded(rounds, learning), ALL, learning, drawn)
+    assert jax.tree.map(lambda x: x.shape[1:], found) == shape
+    assert all(len(x) == 6 for x in jax.tree.leaves(found))
 
 
 @pytest.mark.parametrize(
@@ -168,8 +174,60 @@ def test_the_shape_of_an_episodes_advantages(changes, shape):
         ({"reward_weights": {"z": 1.0}}, "reward_weights names z, but the reward returns a"),
         ({"reward_thresholds": {"z": 1.0}}, "reward_thresholds names z"),
         ({"reward_weights": {"a": 0.0}}, "is 0 for every component"),
+        ({"credit_by": {"a": "video", "z": "audio"}}, "credit_by names z, but the reward returns a"),
     ],
 )
 def test_components_that_are_not_there(changes, words):
     with pytest.raises(ConfigError, match=words):
         credit.rewarded([{"a": FIRST}], settings(**changes))
+
+
+THREES = np.array([[0.0, 0.2, 1.0], [1.0, 0.6, 0.5], [0.0, 0.0, 0.0]])
+SEEN = {"content": THREES, "motion": THREES[:, ::-1], "fidelity": THREES**2, "synchrony": np.roll(THREES, 1, axis=1)}
+MATRIX = {"content": "video", "motion": "video", "fidelity": "audio", "synchrony": "video, audio"}
+DRAWN = ("audio", "video")
+
+
+@pytest.mark.parametrize("combine", ["advantages", "rewards"])
+def test_a_components_advantage_goes_to_the_modalities_that_it_names(combine):
+    """By hand: the sound's is that of fidelity and synchrony, whatever the others say; the clip's of all but fidelity."""
+    weights, judged = {"synchrony": 0.5}, np.array([True, True, False])
+    of_three = functools.partial(settings, group_size=3, reward_weights=weights, combine=combine)
+    learning = of_three(credit_by=MATRIX)
+    found, total = credit.advantages(credit.rewarded([SEEN], learning), judged, learning, DRAWN)
+    assert list(found) == list(DRAWN) and found["audio"].dtype == np.float32
+    for modality, own in (("audio", ("fidelity", "synchrony")), ("video", ("content", "motion", "synchrony"))):
+        added = lambda make, own=own: sum(weights.get(name, 1.0) * make(SEEN[name][:2]) for name in own)
+        by_hand = added(normalised) if combine == "advantages" else normalised(added(np.asarray))
+        np.testing.assert_allclose(found[modality], [*by_hand.ravel(), 0, 0, 0], atol=1e-5)
+    plain, all_of_it = credit.advantages([SEEN], judged, of_three())
+    np.testing.assert_array_equal(total, all_of_it)
+    other = SEEN | {"content": THREES[::-1], "motion": -THREES}
+    again, _ = credit.advantages(credit.rewarded([other], learning), judged, learning, DRAWN)
+    np.testing.assert_array_equal(again["audio"], found["audio"])
+    assert np.abs(again["video"] - found["video"]).max() > 0.1
+    even = of_three(credit_by=dict.fromkeys(SEEN, "audio,video"))
+    for x in credit.advantages(credit.rewarded([SEEN], even), judged, even, DRAWN)[0].values():
+        np.testing.assert_array_equal(x, plain)  # bit for bit
+
+
+def test_what_abstains_is_left_out_of_its_own_modality():
+    """The first group's sound is judged by nothing, the second's clip neither."""
+    learning = settings(credit_by={"content": "video", "fidelity": "audio"})
+    rounds = [{"content": np.array([[0.0, 1.0], [AWAY, AWAY]]), "fidelity": np.array([[AWAY, 0.5], [0.5, 0.0]])}]
+    judged, _ = credit.judged_and_failed(rounds)
+    found, _ = credit.advantages(credit.rewarded(rounds, learning), judged, learning, DRAWN)
+    np.testing.assert_allclose(found["video"], [-1, 1, 0, 0], atol=1e-5)
+    np.testing.assert_allclose(found["audio"], [0, 0, 1, -1], atol=1e-5)
+    metrics = credit.by_modality(found, judged)
+    assert metrics["flow_audio/advantage_zero_share"] == metrics["flow_video/advantage_zero_share"] == 0.5
+    assert metrics["flow_audio/advantage_std"] == pytest.approx(0.5**0.5)
+    assert credit.by_modality(found, np.zeros(2, bool)) == {}
+
+
+def test_a_component_that_goes_nowhere_is_refused():
+    learning = settings(credit_by={"content": "video"})
+    with pytest.raises(ConfigError, match="gives fidelity, motion to no modality; .*reward_weights fidelity 0 motion 0.$"):
+        credit.rewarded([{"content": FIRST, "fidelity": FIRST, "motion": FIRST}], learning)
+    looked_at = dataclasses.replace(learning, reward_weights={"motion": 0.0})
+    assert list(credit.rewarded([{"content": FIRST, "motion": FIRST}], looked_at)[0]) == ["content"]

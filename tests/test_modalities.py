@@ -1,15 +1,20 @@
 """A latent of several modalities: each is noised, stepped, kept and compared for itself."""
 
 import dataclasses
+import functools
+import types
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
-from unigrpo_jax.config import LearningConfig
+from unigrpo_jax.config import ConfigError, LearningConfig
 from unigrpo_jax.episode import Drawing, Episodes
+from unigrpo_jax.learning import modalities
 from unigrpo_jax.learning.objective import FlowAnchor, Objective
 from unigrpo_jax.learning.policy import Policy
+from unigrpo_jax.learning.update import UpdateProgram, new_state
 from unigrpo_jax.models.schedule import timesteps
 from unigrpo_jax.rollout import randomness
 from unigrpo_jax.rollout.drawing import FlowSampler, denoise, draw
@@ -22,6 +27,7 @@ class Both:
     """A velocity for each modality, of its own numbers and weight alone."""
 
     thinks, hold = False, None
+    trained_by = {"denoising": ".*"}
 
     def empty(self, batch):
         return jnp.zeros((batch, 1))
@@ -86,13 +92,17 @@ def test_each_modality_is_held_beside_the_window_too():
         np.testing.assert_allclose(metrics[f"flow_{name}/leash_mse"], error, rtol=1e-4)
 
 
-def loss(weights, drawing):
+SHARED = jnp.asarray([1.0, -1.0])
+
+
+def loss(weights, drawing, advantages=SHARED, **changes):
     """Loss and metrics of other weights than those that sampled, and than the reference."""
     episodes = Episodes(prompt=TEXT, segments=(drawing,))
     own = objective()
+    own = dataclasses.replace(own, config=dataclasses.replace(own.config, **changes))
     reference = own.policy.view(jax.tree.map(lambda w: w + 0.1, WEIGHTS), episodes)[0].output
     anchors = (FlowAnchor(old=drawing.mean, reference=reference),)
-    return own(weights, episodes, anchors, jnp.asarray([1.0, -1.0]), jnp.bool_(False))
+    return own(weights, episodes, anchors, advantages, jnp.bool_(False))
 
 
 MOVED = jax.tree.map(lambda w: w * 1.01, WEIGHTS)
@@ -113,9 +123,11 @@ def test_a_modality_is_drawn_as_if_it_were_alone():
     np.testing.assert_allclose(drawing.latent["video"], after - t_next * v, rtol=1e-5, atol=1e-5)
 
 
+gradient = jax.jit(jax.value_and_grad(loss, has_aux=True))
+
+
 def test_losses_are_added_and_a_modality_does_not_drown_the_other():
     """One mean over all numbers would scale the sound's gradient down as the video grows."""
-    gradient = jax.jit(jax.value_and_grad(loss, has_aux=True))
     (total, metrics), grads = gradient(MOVED, sampled(7))
     (_, larger), more = gradient(MOVED, sampled(70))
     names = {name.partition("/")[0] for name in metrics}
@@ -125,3 +137,74 @@ def test_losses_are_added_and_a_modality_does_not_drown_the_other():
     assert float(grads["audio"]) != 0 and float(grads["video"]) != 0
     np.testing.assert_allclose(grads["audio"], more["audio"], rtol=1e-6)
     np.testing.assert_allclose(metrics["flow_audio/velocity_mse"], larger["flow_audio/velocity_mse"], rtol=1e-6)
+
+
+def test_a_modality_counts_by_its_weight_ratio_and_leash_together():
+    """The sound's gradient is that without weights times its own weight, whatever the clip's size and weight."""
+    (_, plain), grads = gradient(MOVED, sampled(7))
+    weighted = functools.partial(loss, modality_weights={"audio": 3.0, "video": 0.5})
+    (total, metrics), found = jax.jit(jax.value_and_grad(weighted, has_aux=True))(MOVED, sampled(70))
+    np.testing.assert_allclose(found["audio"], 3 * grads["audio"], rtol=1e-6)
+    own = lambda name: metrics[f"flow_{name}/loss"] + 0.3 * metrics[f"flow_{name}/velocity_mse"]
+    np.testing.assert_allclose(total, 3 * own("audio") + 0.5 * own("video"), rtol=1e-6)
+    for metric in ("loss", "ratio_mean", "ratio_square", "clip_fraction_above", "velocity_mse"):
+        np.testing.assert_allclose(metrics[f"flow_audio/{metric}"], plain[f"flow_audio/{metric}"], rtol=1e-6)
+
+
+def test_one_loss_of_each_modality_is_added_by_weights():
+    learning = LearningConfig(modality_weights={"audio": 3.0})
+    both = {"audio": jnp.asarray([1.0, 2.0]), "video": jnp.asarray([10.0, 20.0])}
+    np.testing.assert_array_equal(modalities.added(both, learning), [13, 26])
+    np.testing.assert_array_equal(modalities.added(both["video"], learning), [10, 20])
+
+
+def test_a_modality_learns_from_its_own_advantage_alone():
+    """Of the one that is shared each has the gradient, bit for bit; another clip's advantage leaves the sound's as it is."""
+    drawing = sampled(7)
+    (total, _), grads = gradient(MOVED, drawing)
+    (same, _), alike = gradient(MOVED, drawing, {"audio": SHARED, "video": SHARED})
+    assert total == same and grads == alike
+    (_, metrics), found = gradient(MOVED, drawing, {"audio": SHARED, "video": jnp.asarray([-0.5, 0.25])})
+    assert found["audio"] == grads["audio"] and found["video"] != grads["video"]
+    own = gradient(MOVED, drawing, jnp.asarray([-0.5, 0.25]))
+    assert found["video"] == own[1]["video"] and metrics["flow_video/loss"] == own[0][1]["flow_video/loss"]
+
+
+def test_pieces_of_a_batch_give_its_update_where_advantages_tell_modalities_apart():
+    """Adam's moments, which are the gradients of a first step; the sound's advantage is 0, its leash alone moves it."""
+    drawing, reference = sampled(7), jax.tree.map(lambda w: w + 0.1, WEIGHTS)
+    advantages = {"audio": jnp.zeros(2), "video": jnp.asarray([-0.5, 0.25])}
+
+    def updated(advantages, **changes):
+        config = LearningConfig(text_weight=0.0, mse_weight=0.3, max_grad_norm=1e9, **changes)
+        own = dataclasses.replace(objective(), config=config)
+        update = jax.jit(UpdateProgram(objective=own, config=config).__call__)
+        start = new_state(WEIGHTS, config, Both.trained_by)
+        return update(start, {}, reference, Episodes(prompt=TEXT, segments=(drawing,)), advantages)
+
+    whole, metrics = updated(advantages)
+    pieces, _ = updated(advantages, micro_batches=2)
+    assert metrics["update/without_signal"] == 0 and metrics["grad_norm/denoising"] > 0
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-12), pieces.opt_state, whole.opt_state)
+    silent, metrics = updated(dict.fromkeys(advantages, jnp.zeros(2)))
+    assert metrics["update/without_signal"] == 1 and silent.trained == WEIGHTS
+
+
+@pytest.mark.parametrize(("changes", "words"), [
+    ({"modality_weights": {"sound": 2.0}}, "modality_weights names sound, but toy draws audio and video; use these names"),
+    ({"credit_by": {"a": "video", "b": "video, sound"}}, "credit_by names sound, but toy draws audio and video"),
+    ({"modality_weights": {"audio": 0.0, "video": 0.0}}, "is 0 for every modality, so nothing learns"),
+])  # fmt: skip
+def test_a_modality_that_is_not_there_is_refused(changes, words):
+    with pytest.raises(ConfigError, match=words):
+        modalities.check(LearningConfig(**changes), ("audio", "video"), "toy")
+
+
+def test_what_is_drawn_as_one_array_has_no_modalities_to_name():
+    for setting, value in (("modality_weights", {"video": 1.0}), ("credit_by", {"a": "video"})):
+        with pytest.raises(ConfigError, match=f"learning.{setting} names video, but what toy draws is not divided"):
+            modalities.check(LearningConfig(**{setting: value}), (), "toy")
+    modalities.check(LearningConfig(), (), "toy")
+    one, both = (types.SimpleNamespace(grid=lambda *size: size, latent_shape=lambda size, shape=shape: shape)
+                 for shape in ((4, 3), {"video": (7, 4), "audio": (5, 3)}))  # fmt: skip
+    assert modalities.names(one, (8, 8, 1, 24.0)) == () and modalities.names(both, (8, 8, 1, 24.0)) == ("audio", "video")

@@ -222,5 +222,7 @@ def test_the_drift_of_the_newest_evaluation_is_drawn_step_by_step(tmp_path):
 
 def test_metrics_of_modalities_stand_in_the_charts_of_their_kind():
     titles = lambda name: [title for title, pattern in CHARTS if re.fullmatch(pattern, name)]
+    for metric in ("advantage_std", "advantage_zero_share"):
+        assert len(titles(f"flow_audio/{metric}")) == 1, metric
     for metric in ("velocity_mse", "leash_mse", "ratio_mean", "clip_fraction_above", "log_prob_gap_max"):
         assert len(titles(f"flow/{metric}")) == 1 and titles(f"flow_audio/{metric}") == titles(f"flow/{metric}"), metric

@@ -16,6 +16,8 @@ def test_groups_teach_where_some_advantage_is_not_zero():
     by_segment = np.zeros((4, 1, 2))
     by_segment[3, 0, 1] = 0.5  # of one drawing alone
     assert teaching(by_segment, 2).tolist() == [False, True]
+    by_modality = {"audio": np.array([0.0, 0, 0, 0, 1, 2]), "video": np.array([1.0, 0, 0, 0, 0, 0])}
+    assert teaching(by_modality, 2).tolist() == [True, False, True]
 
 
 def test_the_first_places_that_teach_nothing_take_the_first_fresh_groups_that_do():
@@ -67,6 +69,14 @@ class Drawn:
         return [both[row] for row in by_episode(groups, 2)]
 
 
+class DrawnBoth(Drawn):
+    """Of two modalities; the second one's advantages are those of the first where they are positive."""
+
+    def judge(self, own, times):
+        found, metrics = super().judge(own, times)
+        return {"audio": found, "video": np.maximum(found, 0)}, metrics
+
+
 def collected(rollouts, resample):
     trainer = Drawn(rollouts, resample)
     return trainer, *collect(trainer, "state", 7, trainer.judge)
@@ -80,6 +90,13 @@ def test_sampling_goes_on_until_all_groups_teach():
     assert episodes == [(1, 4), (1, 5), (0, 2), (0, 3), (2, 0), (2, 1)]
     assert advantages.tolist() == [2, -2, 1, -1, 3, -3] and advantages.dtype == np.float32
     assert metrics == {"time/rollout_text": 3.0, "reward/mean": 1.0, "episodes/sampled": 18, "episodes/teaching": 6}
+
+
+def test_what_takes_a_place_brings_the_advantages_of_each_modality():
+    trainer = DrawnBoth([[*ALIKE, 1, -1], [3, -3, *ALIKE]], 1)
+    episodes, advantages, metrics = collect(trainer, "state", 7, trainer.judge)
+    assert episodes == [(1, 0), (1, 1), (0, 2), (0, 3)] and metrics["episodes/sampled"] == 8
+    assert {name: x.tolist() for name, x in advantages.items()} == {"audio": [3, -3, 1, -1], "video": [3, 0, 1, 0]}
 
 
 def test_no_more_rollouts_are_made_than_the_setting_allows():

@@ -187,6 +187,11 @@ class LearningConfig:
     what judges the thinking (`thought_rewards`) counts for the thinking alone, all else for thinking and drawing."""
     thought_rewards: tuple[str, ...] = ()
     """Credit `segment`: the components that judge the thinking, a process reward; such as `plan` of `shapes_thoughts`."""
+    credit_by: dict[str, str] = dataclasses.field(default_factory=dict)
+    """Several modalities, such as a clip and its sound: which of them a reward component's advantage goes to, by name, such
+    as video, audio or video,audio.  All components are named, or none: then each one's goes to all."""
+    modality_weights: dict[str, float] = dataclasses.field(default_factory=dict)
+    """Weight of each modality's whole loss, ratio and leash; one that is not named has weight 1."""
     combine: Literal["advantages", "rewards"] = "advantages"
     """Several components: each one's advantages, weighted and added (DanceGRPO), or the advantage of their weighted sum."""
     best: int = 0
@@ -250,6 +255,11 @@ class LearningConfig:
     """Clip of the global gradient norm over both experts together."""
     ema_decay: float = 0.0
     """Decay of an exponential moving average of the weights, which is then what is evaluated; 0 keeps none."""
+
+    @property
+    def credited(self) -> dict[str, tuple[str, ...]]:
+        """{component: the modalities that its advantage goes to}; {} where each one's goes to all."""
+        return {name: tuple(part.strip() for part in value.split(",")) for name, value in self.credit_by.items()}
 
     @property
     def keeps_old(self) -> bool:

@@ -193,6 +193,7 @@ def check(config: RunConfig) -> None:
     )
     require(r.thinking or not learn.thought_rewards,
             "learning.thought_rewards judge the thinking, and rollout.thinking is off; change one of them.")  # fmt: skip
+    _check_modalities(config)
     cool, cold = learn.cooldown
     require(
         (cool, cold) == (0, 0) or 0 <= cool < cold,
@@ -261,6 +262,27 @@ def _check_leash_times(learn: LearningConfig) -> None:
     require(not learn.leash_times or learn.reference != "none",
             f"learning.leash_times = {times} hold the policy to the reference, and learning.reference = 'none' keeps none; "
             "use 'device' or 'host', or leave them out.")  # fmt: skip
+
+
+def _check_modalities(config: RunConfig) -> None:
+    """Raises ConfigError unless weights and credit of modalities make sense, whatever modalities there are."""
+    learn, weights = config.learning, config.learning.modality_weights
+    for name, weight in weights.items():
+        require(weight >= 0, f"learning.modality_weights[{name}] = {weight:g}, but it must be 0 or more.")
+    if not learn.credit_by:
+        return
+    require(learn.method in _WITH_ADVANTAGES and not learn.best + learn.worst and learn.credit == "shared",
+            f"learning.credit_by gives each modality an advantage of its own, which learning.method = {learn.method!r} with "
+            f"learning.credit = {learn.credit!r}, learning.best = {learn.best} and learning.worst = {learn.worst} cannot "
+            "take; use 'grpo', 'shared', 0 and 0, or leave it out.")  # fmt: skip
+    require(not config.rollout.thinking, "learning.credit_by gives components to modalities of a drawing, and "
+            "rollout.thinking is on, which is none of them; use --rollout.no-thinking, or leave it out.")  # fmt: skip
+    for name, own in learn.credited.items():
+        require(all(own), f"learning.credit_by[{name}] = {learn.credit_by[name]!r}, but it must name modalities, such as "
+                          "video or video,audio.")  # fmt: skip
+        require(any(weights.get(modality, 1.0) for modality in own) or not learn.reward_weights.get(name, 1.0),
+                f"learning.credit_by gives {name} to {' and '.join(own)}, whose learning.modality_weights are 0, so that it "
+                f"teaches nothing; name another modality, or set learning.reward_weights {name} 0.")  # fmt: skip
 
 
 def _check_method(config: RunConfig) -> None:

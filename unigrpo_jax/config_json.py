@@ -43,7 +43,8 @@ def _typed(value: Any, kind: Any, where: str) -> Any:
     if origin is types.UnionType:  # text or nothing
         return None if value is None else _typed(value, inner[0], where)
     if origin is dict:
-        require(isinstance(value, dict), f"{where} = {quoted(value)}, but it must be a mapping of names to numbers.")
+        words = "names" if inner[1] is str else "numbers"
+        require(isinstance(value, dict), f"{where} = {quoted(value)}, but it must be a mapping of names to {words}.")
         return {_typed(k, inner[0], where): _typed(v, inner[1], f"{where}[{str(k)[:80]}]") for k, v in value.items()}
     if origin is tuple:
         require(isinstance(value, list | tuple), f"{where} = {quoted(value)}, but it must be a list.")

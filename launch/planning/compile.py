@@ -20,6 +20,7 @@ from launch.planning.given import Given
 from launch.planning.targets import Target
 from unigrpo_jax.config import ConfigError, ModelConfig, RunConfig
 from unigrpo_jax.config_checks import check, check_devices
+from unigrpo_jax.learning import modalities
 from unigrpo_jax.models import tree
 from unigrpo_jax.models.families import known, load_model
 from unigrpo_jax.models.loaded import Loaded
@@ -151,6 +152,7 @@ def _prepare(config: RunConfig, target: Target, model: Loaded, given: Given) -> 
     check_devices(config, meshes.batch_size(mesh))
     layout = Layout(mesh, model.network.axes)
     model.check_image_size(config.rollout)
+    modalities.check(config.learning, modalities.names(model.network, config.rollout.size), str(model.folder))
     model = model.placed(
         layout.activations, kernels.attend(config.model, mesh), tokens=layout.sequence(model.network.cuts())
     )

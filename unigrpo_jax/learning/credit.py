@@ -10,11 +10,15 @@ one round and one advantage); else a round's actions get its own.  Credit by seg
     thinking    A of all components        it decides what is thought and, through that, what is drawn
     drawing     A of those of the image    it comes after the thinking, whose reward (a process reward) it cannot change
 
+Of several modalities, such as a clip and its sound, all get that advantage, or each that of the components that are given
+to it by name (`credit_by`): then what is heard alone does not move what is seen, but for what both have in common.
+
 A component that abstains from an episode (`judging.ABSTAINED`) is left out of that round for the whole group: advantages are
 normalised within a group, so that it can only be compared where all were judged.  It adds nothing there, and weights stay.
 """
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -27,7 +31,7 @@ Components = Mapping[str, np.ndarray]
 
 def weights_of(names: Sequence[str], learning: LearningConfig) -> dict[str, float]:
     """Weights of the components that count; ConfigError where a setting names another one, or none counts."""
-    for setting in ("reward_weights", "reward_thresholds", "thought_rewards"):
+    for setting in ("reward_weights", "reward_thresholds", "thought_rewards", "credit_by"):
         unknown = sorted(set(getattr(learning, setting)) - set(names))
         if unknown:
             raise ConfigError(f"learning.{setting} names {', '.join(unknown)}, but the reward returns {', '.join(names)}.")
@@ -35,6 +39,10 @@ def weights_of(names: Sequence[str], learning: LearningConfig) -> dict[str, floa
     weights = {name: weight for name, weight in weights.items() if weight}
     if not weights:
         raise ConfigError("learning.reward_weights is 0 for every component, so nothing learns; set one above 0.")
+    lost = [name for name in weights if name not in learning.credit_by] if learning.credit_by else []
+    if lost:
+        raise ConfigError(f"learning.credit_by gives {', '.join(lost)} to no modality; name one for each, or set "
+                          f"learning.reward_weights {' '.join(f'{name} 0' for name in lost)}.")  # fmt: skip
     return weights
 
 
@@ -86,17 +94,18 @@ def abstained(found: Components) -> dict[str, float]:
 
 
 def advantages(
-    rounds: Sequence[Components], judged_P: np.ndarray, learning: LearningConfig
-) -> tuple[np.ndarray, np.ndarray]:
+    rounds: Sequence[Components], judged_P: np.ndarray, learning: LearningConfig, modalities: Sequence[str] = ()
+) -> tuple[np.ndarray | dict[str, np.ndarray], np.ndarray]:
     """Advantages, and the weighted sum of all rewards [judged groups, G].
 
     Args:
       rounds: from `rewarded`, [P, G] each.
       judged_P: which groups were judged (`judged_and_failed`); the others' advantage is 0.
       learning: how advantages are made.
+      modalities: names of those that are drawn; only read where `credit_by` tells them apart.
 
     Returns:
-      float32 [P * G, *advantage_shape].
+      float32 [P * G, *advantage_shape]; or {modality: float32 [P * G]}, zeros where no component is given to it.
     """
     rounds = [{name: x[judged_P] for name, x in found.items()} for found in rounds]
     weights = {name: learning.reward_weights.get(name, 1.0) for name in rounds[0]}
@@ -118,6 +127,9 @@ def advantages(
             out[judged_P] = combine(found, own, learning.advantage, applies=seen)
         return out.reshape(-1)
 
+    if learning.credit_by:
+        own = lambda modality: [name for name in weights if modality in learning.credited[name]]
+        return {modality: values(0, own(modality)) for modality in modalities}, total
     if learning.credit != "segment":
         out = [values(turn, list(weights)) for turn in range(len(rounds))]
         return (out[0] if len(out) == 1 else np.stack(out, axis=1)), total
@@ -126,11 +138,26 @@ def advantages(
     return np.stack(pairs, axis=1), total
 
 
-def advantage_shape(learning: LearningConfig, rounds: int) -> tuple[int, ...]:
+def by_modality(advantages: Mapping[str, np.ndarray], judged_P: np.ndarray) -> dict[str, float]:
+    """Metrics of `advantages` that tell modalities apart: their std, and the share of groups in which all are 0; of those
+    that were judged."""
+    found = {}
+    for name, x in advantages.items():
+        own = x.reshape(len(judged_P), -1)[judged_P]
+        if own.size:
+            found[f"flow_{name}/advantage_std"] = float(own.std())
+            found[f"flow_{name}/advantage_zero_share"] = float((own == 0).all(axis=1).mean())
+    return found
+
+
+def advantage_shape(learning: LearningConfig, rounds: int, modalities: Sequence[str] = ()) -> Any:
     """Shape of an episode's advantages: () is one for all; (R,) one per round; (R, 2) a thinking's and a drawing's of each.
 
-    R is the number of rewarded rounds, 1 where only the last image counts; all rounds then have the same.
+    R is the number of rewarded rounds, 1 where only the last image counts; all rounds then have the same.  Where `credit_by`
+    tells modalities apart it is {modality: ()}.
     """
+    if learning.credit_by:
+        return dict.fromkeys(modalities, ())
     rewarded = 1 if learning.round_reward == "last" else rounds
     if learning.credit == "segment":
         return (rewarded, 2)

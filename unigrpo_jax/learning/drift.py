@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from unigrpo_jax.episode import Episodes
-from unigrpo_jax.learning.objective import by_modality
+from unigrpo_jax.learning.modalities import by_modality
 from unigrpo_jax.learning.policy import Policy
 from unigrpo_jax.rollout.drawing import predictor
 

@@ -16,8 +16,8 @@ import jax
 import jax.numpy as jnp
 
 from unigrpo_jax.episode import Drawing, Episodes
-from unigrpo_jax.learning import losses
-from unigrpo_jax.learning.objective import FlowAnchor, Objective, by_modality
+from unigrpo_jax.learning import losses, modalities
+from unigrpo_jax.learning.objective import FlowAnchor, Objective
 from unigrpo_jax.learning.policy import FlowView
 from unigrpo_jax.models.paths import target
 from unigrpo_jax.rollout import randomness
@@ -79,14 +79,15 @@ class ForwardPolicy(ForwardProcess, abc.ABC):
         matching = self.matching(drawing, view.output)
         known = lambda value: jnp.where(drawing.finite.reshape(-1, *(1,) * (value.ndim - 1)), value, 0.0)
         total, metrics = jnp.zeros(()), {}
-        parts = (matching, view.output, held, new, old, drawing.x, drawing.latent)
-        for name, (error, output, reference, *own) in by_modality(drawing.x, *parts).items():
-            value, measured = self._learned(drawing, advantage_B, known, *own)
-            total = total + self.config.flow_weight * value
+        weights = modalities.weights(drawing.x, self.config)
+        parts = (weights, advantage_B, matching, view.output, held, new, old, drawing.x, drawing.latent)
+        for name, (weight, own_B, error, output, reference, *own) in modalities.by_modality(drawing.x, *parts).items():
+            value, measured = self._learned(drawing, own_B, known, *own)
+            total = total + weight * self.config.flow_weight * value
             measured |= {"loss": value, "matching_loss": jnp.mean(known(error))}
             if reference is not None:
                 mse = jnp.mean(known(jax.vmap(losses.velocity_mse, in_axes=1, out_axes=1)(output, reference)))
-                measured["velocity_mse"], total = mse, total + self.config.mse_weight * mse
+                measured["velocity_mse"], total = mse, total + weight * self.config.mse_weight * mse
             metrics |= {f"{name}/{metric}": x for metric, x in measured.items()}
         return total, metrics
 

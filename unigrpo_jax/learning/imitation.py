@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from unigrpo_jax.episode import Drawing, Episodes, Thinking
 from unigrpo_jax.learning.forward_process import ForwardProcess
 from unigrpo_jax.learning.losses import masked_mean
+from unigrpo_jax.learning.modalities import added
 from unigrpo_jax.learning.policy import FlowView, TextView
 
 
@@ -38,7 +39,7 @@ class Imitation(ForwardProcess):
         return self.config.text_weight * loss, metrics
 
     def _flow(self, drawing: Drawing, view: FlowView, anchor, advantage_B, on_policy, moved, goals):
-        error_B = sum(jax.tree.leaves(self.matching(drawing, view.output)))
+        error_B = added(self.matching(drawing, view.output), self.config)
         loss = jnp.mean(self._kept(jnp.where(drawing.finite, error_B, 0.0), advantage_B))
         share = jnp.mean((advantage_B > 0).astype(jnp.float32))
         return self.config.flow_weight * loss, {"flow/loss": loss, "imitation/kept_share": share}

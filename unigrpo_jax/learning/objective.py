@@ -2,11 +2,12 @@
 
     loss = text_weight * L_text + flow_weight * L_flow + mse_weight * L_mse  (+ leash_weight * L_leash, + KL terms)
 
-(arXiv 2603.23500; L_leash, which is not in it, is L_mse at `leash_times` in the place of the window.)  Every term is a mean
-over the episodes of the batch of a mean over an episode's actions, so the mean over equal micro-batches is the whole batch's
-value.  A blank episode (rollout.not_finite) counts in these means with 0: it moves no parameter.  The leash of a policy that
-has the reference's weights is exactly 0, and so is its gradient: two compilations of one network differ by rounding, which
-Adam, dividing by its own root, would make whole steps of.
+(arXiv 2603.23500; L_leash, which is not in it, is L_mse at `leash_times` in the place of the window.  A drawing of several
+modalities has these terms of each, `modalities`.)  Every term is a mean over the episodes of the batch of a mean over an
+episode's actions, so the mean over equal micro-batches is the whole batch's value.  A blank episode (rollout.not_finite)
+counts in these means with 0: it moves no parameter.  The leash of a policy that has the reference's weights is exactly 0,
+and so is its gradient: two compilations of one network differ by rounding, which Adam, dividing by its own root, would make
+whole steps of.
 """
 
 import dataclasses
@@ -19,7 +20,7 @@ import jax.numpy as jnp
 
 from unigrpo_jax.config import LearningConfig
 from unigrpo_jax.episode import Drawing, Episodes, Thinking
-from unigrpo_jax.learning import losses
+from unigrpo_jax.learning import losses, modalities
 from unigrpo_jax.learning.policy import FlowView, Policy, TextView
 from unigrpo_jax.rollout.step_rules import CPS
 
@@ -77,7 +78,7 @@ class Objective:
 
     def signal(self, episodes: Episodes, advantage_B) -> jax.Array:
         """Whether anything of a whole batch teaches, bool []: some advantage is not 0."""
-        return jnp.any(advantage_B != 0)
+        return jnp.any(jnp.stack([jnp.any(x != 0) for x in jax.tree.leaves(advantage_B)]))
 
     def compared(self, drawing: Drawing, view: FlowView) -> Any:
         """What of a policy's view of a drawing is compared with another policy's: the means of its transitions."""
@@ -119,7 +120,8 @@ class Objective:
           episodes: the batch of B episodes.
           anchors: from `anchors`.
           advantage_B: one advantage per episode, for all its actions, [B]; or one per round, [B, R]; or a thinking's and a
-            drawing's per round, [B, R, 2], R being 1 where all rounds have the same.
+            drawing's per round, [B, R, 2], R being 1 where all rounds have the same; or {modality: [B]} of all drawings of
+            episodes without thinking.
           on_policy: bool [], no step was taken yet; the old policy is then the trained one, and every ratio exactly 1,
             unless the config asks for the rollout's own log-probabilities.
           moved: bool [], the parameters are not the reference's, which holds them; else the leash is exactly 0.
@@ -199,11 +201,11 @@ class Objective:
             mean, _ = jax.vmap(jax.vmap(self.policy.flow.transition))(drawing.x, anchor.reference, t, t_next)
             kl_mean = self._held(mean, view.mean, moved)
         leash = self._held(anchor.leash, view.leash, moved)
-        parts = (drawing.noise, drawing.mean, old, view.mean, kl_mean, view.output, held, view.leash, leash)
+        parts = (advantage_B, drawing.noise, drawing.mean, old, view.mean, kl_mean, view.output, held, view.leash, leash)
         total, metrics = jnp.zeros(()), {}
-        for name, own in by_modality(drawing.x, *parts).items():
-            value, measured = self._modality(drawing.finite, view.std, advantage_B, *own)
-            total, metrics = total + value, metrics | {f"{name}/{metric}": x for metric, x in measured.items()}
+        for name, (weight, *own) in modalities.by_modality(drawing.x, modalities.weights(drawing.x, c), *parts).items():
+            value, measured = self._modality(drawing.finite, view.std, *own)
+            total, metrics = total + weight * value, metrics | {f"{name}/{metric}": x for metric, x in measured.items()}
         return total, metrics
 
     def _modality(self, finite_B, std_BW, advantage_B, noise, sampled, old, new, kl_mean, *leashed):
@@ -268,22 +270,9 @@ class Objective:
                 yield name, weight, jnp.mean(jnp.where(finite_B[:, None], mse, 0.0))
 
 
-def by_modality(latent, *others) -> dict[str, tuple]:
-    """{"flow": others} of a latent that is one array; {"flow_NAME": their parts} of one with several modalities.
-
-    Args:
-      latent: a pytree of modalities.
-      others: pytrees like it, or None.
-    """
-    if isinstance(latent, Mapping):
-        pick = lambda tree, name: None if tree is None else tree[name]
-        return {f"flow_{name}": tuple(pick(tree, name) for tree in others) for name in sorted(latent)}
-    return {"flow": others}
-
-
 def _own(advantage, turn: int, segment: Thinking | Drawing):
-    """The advantages [B] of one segment's actions in round `turn`."""
-    if advantage.ndim == 1:
+    """The advantages [B] of one segment's actions in round `turn`, or of each modality's."""
+    if isinstance(advantage, Mapping) or advantage.ndim == 1:
         return advantage
     own = advantage[:, min(turn, advantage.shape[1] - 1)]
     return own if own.ndim == 1 else own[:, int(isinstance(segment, Drawing))]

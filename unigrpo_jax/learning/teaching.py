@@ -21,6 +21,7 @@ import numpy as np
 
 from unigrpo_jax.episode import Drawing, Episodes, Look, Thinking, TokenBlock
 from unigrpo_jax.learning.losses import masked_mean
+from unigrpo_jax.learning.modalities import added
 from unigrpo_jax.learning.objective import Objective
 from unigrpo_jax.learning.policy import FlowView, TextView
 from unigrpo_jax.models.autoencoders.pixels import from_uint8
@@ -151,7 +152,7 @@ class Teaching(Objective):
         flow, t = self.policy.flow, drawing.times[:, :, None, None]
         wanted = lambda data, noise: target(flow.path, flow.prediction, data[:, None], noise, t)
         error = lambda output, data, noise: jnp.mean((output - wanted(data, noise)) ** 2, axis=(1, 2, 3))
-        error_B = sum(jax.tree.leaves(jax.tree.map(error, view.output, drawing.latent, drawing.noise)))
+        error_B = added(jax.tree.map(error, view.output, drawing.latent, drawing.noise), self.config)
         return jnp.where(drawing.finite, error_B, 0.0)
 
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from unigrpo_jax.config import RunConfig, require
 from unigrpo_jax.episode import Picture
-from unigrpo_jax.learning import parameters
+from unigrpo_jax.learning import modalities, parameters
 from unigrpo_jax.learning.credit import advantage_shape
 from unigrpo_jax.learning.fpo import FlowPolicyOptimization
 from unigrpo_jax.learning.imitation import Imitation
@@ -233,8 +233,10 @@ class Programs:
         if self._followed is not None:
             one = lambda x: jax.ShapeDtypeStruct((count, *x.shape), x.dtype, sharding=self.spread)
             episodes = episodes.replace(goals=jax.tree.map(one, self._followed.goals))
-        shape = (count, *advantage_shape(self.config.learning, self.config.rollout.rounds))
-        advantages = jax.ShapeDtypeStruct(shape, np.float32, sharding=self.spread)
+        learning, r = self.config.learning, self.config.rollout
+        shapes = advantage_shape(learning, r.rounds, modalities.names(self._network, r.size))
+        whole = lambda shape: jax.ShapeDtypeStruct((count, *shape), np.float32, sharding=self.spread)
+        advantages = jax.tree.map(whole, shapes, is_leaf=lambda x: isinstance(x, tuple))
         return rollout, self.update.trace(i.state, i.frozen, i.reference, episodes, advantages)
 
     def lower(self, inputs: Inputs) -> tuple[jax.stages.Lowered, jax.stages.Lowered]:

@@ -12,6 +12,7 @@ those of all their seconds, and `episodes/sampled` counts all that was sampled.
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import jax
 import numpy as np
 
 from unigrpo_jax.episode import Episodes
@@ -24,8 +25,8 @@ SPEEDS = {"images_per_second": ("time/rollout_text", "time/rollout_flow"), "toke
 
 
 def collect(
-    trainer: Trainer, state: TrainState, step: int, judge: Callable[[Any, Metrics], tuple[np.ndarray, dict[str, float]]]
-) -> tuple[Episodes, np.ndarray, dict[str, float]]:
+    trainer: Trainer, state: TrainState, step: int, judge: Callable[[Any, Metrics], tuple[Any, dict[str, float]]]
+) -> tuple[Episodes, Any, dict[str, float]]:
     """The episodes that iteration `step` learns from, their advantages, and metrics of all that were sampled.
 
     `judge` is `trainer.judge`, or does the same.
@@ -41,19 +42,19 @@ def collect(
         else:
             rows = replaced(teaching(advantages, group), teaching(values, group))
             episodes = trainer.replace(episodes, fresh, rows)
-            advantages = np.concatenate([advantages, values])[by_episode(rows, group)]
+            advantages = picked(advantages, values, by_episode(rows, group))
         if not rollout.resample or teaching(advantages, group).all():
             break
     if not rollout.resample:
         return episodes, advantages, found[0]
-    counts = {"episodes/sampled": len(found) * len(advantages)}
-    counts["episodes/teaching"] = int(teaching(advantages, group).sum()) * group
+    taught = teaching(advantages, group)
+    counts = {"episodes/sampled": len(found) * len(taught) * group, "episodes/teaching": int(taught.sum()) * group}
     return episodes, advantages, over_rollouts(found) | counts
 
 
-def teaching(advantages: np.ndarray, group: int) -> np.ndarray:
-    """Which groups teach something, bool [P]: some advantage of theirs, [P * group, ...], is not 0."""
-    return (advantages.reshape(-1, group * advantages[0].size) != 0).any(axis=1)
+def teaching(advantages: Any, group: int) -> np.ndarray:
+    """Which groups teach something, bool [P]: some advantage of theirs, [P * group, ...] or {modality: such}, is not 0."""
+    return np.any([(x.reshape(-1, group * x[0].size) != 0).any(axis=1) for x in jax.tree.leaves(advantages)], axis=0)
 
 
 def replaced(kept_P: np.ndarray, fresh_P: np.ndarray) -> np.ndarray:
@@ -71,6 +72,11 @@ def replaced(kept_P: np.ndarray, fresh_P: np.ndarray) -> np.ndarray:
 def by_episode(groups_P: np.ndarray, group: int) -> np.ndarray:
     """The episodes of groups, int [P * group]."""
     return (groups_P[:, None] * group + np.arange(group)).reshape(-1)
+
+
+def picked(kept: Any, fresh: Any, rows_B: np.ndarray) -> Any:
+    """Those rows of two batches' arrays, numbered one after the other."""
+    return jax.tree.map(lambda a, b: np.concatenate([a, b])[rows_B], kept, fresh)
 
 
 def over_rollouts(found: Sequence[Metrics]) -> dict[str, float]:

@@ -1,5 +1,6 @@
 """What a run folder says about its run, and whether a run may go on in it."""
 
+import dataclasses
 import difflib
 import hashlib
 import io
@@ -16,7 +17,7 @@ import numpy as np
 from etils import epath
 
 import unigrpo_jax
-from unigrpo_jax.config import ConfigError, require
+from unigrpo_jax.config import ConfigError, LearningConfig, require
 from unigrpo_jax.config_json import load_run_config, to_dict
 from unigrpo_jax.foreign_files import read_json
 from unigrpo_jax.models.loaded import Loaded
@@ -36,6 +37,7 @@ FREE_FIELDS = (
     for name in ("url", "hosts", "allow_http", "key_variable", "concurrency", "connect_seconds", "read_seconds",
                  "total_seconds", "retries", "backoff_seconds", "retry_after_seconds")
 )  # fmt: skip
+_MAPPINGS = {field.name for field in dataclasses.fields(LearningConfig) if field.default_factory is dict}  # one setting each
 
 
 def write_json(path: epath.Path, data: dict) -> None:
@@ -158,6 +160,6 @@ def flat(data: dict, prefix: str = "") -> dict:
     """{"a.b": value} of nested dicts."""
     out = {}
     for name, value in data.items():
-        inner = isinstance(value, dict) and name not in ("reward_weights", "reward_thresholds")
+        inner = isinstance(value, dict) and name not in _MAPPINGS
         out |= flat(value, f"{prefix}{name}.") if inner else {f"{prefix}{name}": value}
     return out

@@ -5,6 +5,7 @@ import importlib
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +14,7 @@ import numpy as np
 from unigrpo_jax.config import ConfigError, LearningConfig, RolloutConfig, RunConfig, require
 from unigrpo_jax.config_checks import check, check_devices
 from unigrpo_jax.episode import Episodes, Picture, TokenBlock
-from unigrpo_jax.learning import credit, parameters
+from unigrpo_jax.learning import credit, modalities, parameters
 from unigrpo_jax.learning.advantages import extremes, zero_variance_share
 from unigrpo_jax.learning.update import TrainState, new_state
 from unigrpo_jax.models import tree
@@ -93,6 +94,7 @@ def build(config: RunConfig, world: World | None = None) -> Parts:
     check_schedule("rollout.flow_steps", config.rollout.flow_steps, config.rollout, loaded)
     check_evaluation(config.evaluation, config.rollout, loaded)
     check_leash_times(config.learning, loaded)
+    modalities.check(config.learning, modalities.names(loaded.network, config.rollout.size), str(loaded.folder))
     for name, module in (("tensorboard", "tensorboardX"), ("wandb", "wandb")):
         if getattr(config.logging, name):
             try:
@@ -345,8 +347,11 @@ class Trainer:
         seen = given_pictures(prompts, network, rollout, self._shows)
         return prompts, block([p.text for p in prompts]), seen, tuple(map(block, later))
 
-    def judge(self, own: OwnEpisodes, times: dict[str, float]) -> tuple[np.ndarray, dict[str, float]]:
-        """Advantages [B] of all processes' episodes, and metrics; RewardError in all where the reward fails in one."""
+    def judge(self, own: OwnEpisodes, times: dict[str, float]) -> tuple[Any, dict[str, float]]:
+        """Advantages of all processes' episodes (`credit.advantages`), and metrics.
+
+        RewardError in all processes where the reward fails in one.
+        """
         config, learning, begin = self.parts.config, self.parts.config.learning, time.monotonic()
         columns = processes.agree_on_errors((RewardError,), lambda: [self._columns(own, n) for n in range(len(own.batches))])
         try:
@@ -360,8 +365,9 @@ class Trainer:
         rewarded = credit.rewarded(grouped, learning)
         judged, failed = credit.judged_and_failed(rewarded)
         self.parts.judging.hold_to_share(~failed, "groups")
-        advantages, total = credit.advantages(rewarded, judged, learning)
-        metrics = credit.abstained(grouped[-1])
+        drawn = modalities.names(self.parts.loaded.network, config.rollout.size) if learning.credit_by else ()
+        advantages, total = credit.advantages(rewarded, judged, learning, drawn)
+        metrics = credit.abstained(grouped[-1]) | (credit.by_modality(advantages, judged) if drawn else {})
         if judged.any():
             metrics |= {"reward/mean": float(total.mean()), "reward/std": float(total.std())}
             metrics["reward/zero_variance_share"] = float(zero_variance_share(total))
@@ -392,7 +398,7 @@ class Trainer:
         """Those groups of two batches, numbered one after the other, that are named; int [P]."""
         return self.programs.replace(episodes, others, processes.to_global(groups_P, self.programs.everywhere))
 
-    def learn(self, state: TrainState, episodes: Episodes, advantages: np.ndarray) -> tuple[TrainState, dict[str, float]]:
+    def learn(self, state: TrainState, episodes: Episodes, advantages: Any) -> tuple[TrainState, dict[str, float]]:
         """One update; `state` is donated.  Of each group those episodes are seen that the config keeps."""
         _, update = self._compiled.result()
         begin, c = time.monotonic(), self.parts.config.learning
@@ -400,7 +406,7 @@ class Trainer:
             rows = extremes(advantages.reshape(-1, c.group_size), c.best, c.worst)
             episodes = self.programs.keep(episodes, processes.to_global(rows, self.programs.everywhere))
             advantages = advantages[rows]
-        advantages = processes.to_global(advantages, self.programs.spread)
+        advantages = jax.tree.map(lambda x: processes.to_global(x, self.programs.spread), advantages)
         state, metrics = update(state, self.frozen, self.reference, episodes, advantages)
         metrics = {name: float(value) for name, value in jax.device_get(metrics).items()}
         return state, metrics | {"time/update": time.monotonic() - begin}
