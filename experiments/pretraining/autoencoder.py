@@ -32,8 +32,8 @@ from unigrpo_jax.worlds.shapes.supervised import index, pick
 SIZES = ImageAutoencoder(width=16, multipliers=(1, 2, 2), blocks=1, channels=4, scale=1.0, shift=0.0, groups=8, quant=False)
 # Of clips: 6 x 6 x 16 numbers of the first frame, and as many of every four more.
 CLIP_SIZES = VideoAutoencoder(widths=(4, 16, 32), blocks=1, channels=16, scale=1.0, groups=2, downsample=4)
-MEASURED = 512
-OFFSET = 1.0
+MEASURED = 512  # pictures, or clips, whose latents say the scale
+OFFSET = 1.0  # of channels before a norm of clips
 CUT = (5, 16)  # frames, and pixels along a side, from the first ones or up to the last ones
 CUTS, FASTEST, AT_REST = 0.5, 2.4, 0.2  # shares of clips that become another one, and of objects; pixels a frame
 SHUT = r".*resnets\.\d\.conv2\.conv|.*to_out\.0"  # modules that begin as 0, where colours are to go straight through
