@@ -70,7 +70,8 @@ class Arguments:
     width: int | None = None
     """Pixels."""
     frames: int | None = None
-    """Of a clip, where the model draws such, 1 more than a multiple of 4; default the run's, or the model's."""
+    """Of a clip, where the model draws such, 1 more than a multiple of 4, or of 8 of LTX-2; default the run's, or
+    the model's."""
     fps: float | None = None
     """Frames per second of the clip; default the run's, or the model's."""
     seed: int = 0
