@@ -211,7 +211,8 @@ class Trainer:
     def __init__(self, parts: Parts):
         loaded = parts.loaded
         height, width, *_ = size = parts.config.rollout.size
-        *_, rows, columns = loaded.network.grid(*size)
+        grid = loaded.network.grid(*size)
+        rows, columns = grid if len(grid) == 2 else grid[1:3]  # of a clip behind its frames, and before its sound
         self._token = height // rows, width // columns
         self.parts, self._thought = parts, Moment()
         system = loaded.codec.system(parts.config.rollout)
