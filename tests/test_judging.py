@@ -6,6 +6,7 @@ import threading
 import time
 import types
 
+import jax
 import numpy as np
 import pytest
 
@@ -245,14 +246,16 @@ def judged(rewards_PG, learning: LearningConfig | None = None, finite=None, **se
     )
     trainer = Trainer.__new__(Trainer)
     reward = lambda batch: {name: x.reshape(-1) for name, x in named.items()}
+    both = types.SimpleNamespace(grid=lambda *size: size, latent_shape=lambda grid: {"video": (7, 4), "audio": (5, 3)})
     trainer.parts = types.SimpleNamespace(
-        config=config, judging=Judging({"score": reward}, config.judging), world=types.SimpleNamespace(judge=None)
-    )
+        config=config, judging=Judging({"score": reward}, config.judging), world=types.SimpleNamespace(judge=None),
+        loaded=types.SimpleNamespace(network=both),
+    )  # fmt: skip
     size = prompts * group
     finite = np.ones(size, bool) if finite is None else np.asarray(finite).reshape(-1)
     own = OwnEpisodes(np.arange(size), (batch(*["p"] * size),), np.zeros(size, int), finite)
     advantages, metrics = trainer.judge(own, {"time/rollout_text": 1.0, "time/rollout_flow": 1.0})
-    return advantages.reshape(prompts, group), metrics
+    return jax.tree.map(lambda x: x.reshape(prompts, group), advantages), metrics
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
@@ -366,12 +369,23 @@ def by_hand(R) -> np.ndarray:
 def test_several_rewards_add_their_advantages_or_themselves():
     weights = {"big": 0.1, "small": 2.0}
     advantages, metrics = judged(TWO, LearningConfig(reward_weights=weights))
-    np.testing.assert_allclose(advantages, 0.1 * by_hand(TWO["big"]) + 2 * by_hand(TWO["small"]), rtol=1e-5)
+    np.testing.assert_allclose(advantages, 0.1 * by_hand(TWO["big"]) + 2 * by_hand(TWO["small"]), rtol=1e-5, atol=1e-6)
     summed = 0.1 * np.array(TWO["big"]) + 2 * np.array(TWO["small"])
     advantages, metrics = judged(TWO, LearningConfig(reward_weights=weights, combine="rewards"))
     np.testing.assert_allclose(advantages, by_hand(summed), rtol=1e-5)
     assert metrics["reward/mean"] == pytest.approx(summed.mean())
     assert metrics["reward/big/mean"] == pytest.approx(30) and metrics["reward/small/mean"] == pytest.approx(1.7 / 6)
+
+
+def test_each_modality_has_the_advantages_of_its_own_components():
+    """And metrics of its own: big is alike in no group; of one reward nothing is said by modality."""
+    advantages, metrics = judged(TWO, LearningConfig(credit_by={"big": "video", "small": "video,audio"}))
+    np.testing.assert_allclose(advantages["audio"], by_hand(TWO["small"]), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(advantages["video"], by_hand(TWO["big"]) + by_hand(TWO["small"]), rtol=1e-5, atol=1e-6)
+    assert metrics["flow_audio/advantage_std"] == pytest.approx(1) and metrics["flow_video/advantage_zero_share"] == 0
+    assert not any("advantage" in name for name in judged(TWO)[1])
+    with pytest.raises(ConfigError, match="learning.credit_by gives small to no modality"):
+        judged(TWO, LearningConfig(credit_by={"big": "video"}))
 
 
 def test_a_threshold_makes_a_reward_binary_and_its_curve_stays():

@@ -95,6 +95,8 @@ def test_an_export_is_the_checkpoint_and_draws(trained, tmp_path):
     (["flux_tiny", "--evaluation.guidance", 2], "(flux) is not guided by a second pass; use 1"),
     (["flux_tiny", "--rollout.rounds", 2], "looks at no image, but rollout.rounds = 2"),
     (["flux_tiny", "--model.path", "sd_tiny"], "a model of the family stable_diffusion, and these settings are for flux"),
+    (["flux_tiny", "--learning.credit-by", "colourfulness", "video"], "credit_by names video, but what "),
+    (["flux_tiny", "--learning.modality-weights", "audio", 2], "is not divided into modalities; leave it out."),
     (["flux_tiny", "--model.family", "fluxx"], "there are bagel, flux, stable_diffusion, hunyuan_video, ltx2"),
     (["flux_tiny", "--rollout.image-height", 20], "both sides must be multiples of 8"),
     (["flux_tiny", "--model.lora.rank", 2, "--model.lora.targets", "layers/.*"], "model.lora.targets: "),
