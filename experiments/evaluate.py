@@ -66,7 +66,8 @@ def main(arguments: Arguments) -> None:
     prompts, weights, held_out = source.prompts, source.prompt_weights, source.evaluation.source
     if arguments.prompts:
         prompts, weights, held_out = arguments.prompts, (), None
-    source = dataclasses.replace(source, rewards=arguments.rewards or source.rewards)
+    # The reward `shapes` is that of the prompts' own world, so they are told to it, too.
+    source = dataclasses.replace(source, prompts=prompts, rewards=arguments.rewards or source.rewards)
     if not arguments.preset and any(name.partition(":")[0] == "judge" for name in source.rewards):
         host = urllib.parse.urlsplit(source.judge.url).hostname
         require(arguments.judge_host == host, f"{restored.folder} names {source.judge.url} as the judge, which gets the "

@@ -70,7 +70,8 @@ class Arguments:
     width: int | None = None
     """Pixels."""
     frames: int | None = None
-    """Of a clip, where the model draws such, 1 more than a multiple of 4; default the run's, or the model's."""
+    """Of a clip, where the model draws such, 1 more than a multiple of 4, or of 8 of LTX-2; default the run's, or
+    the model's."""
     fps: float | None = None
     """Frames per second of the clip; default the run's, or the model's."""
     seed: int = 0
@@ -201,27 +202,36 @@ def generate(arguments: Arguments, restored, prompt: str) -> None:
     episodes = program(params, autoencoder_params, block, arguments.seed, 0, 0, picture)
     if rollout.thinking:
         tell(loaded.codec.thoughts(episodes.thinking, 1)[0])
-    tell(f"Wrote {write_drawn(episodes, out, arguments.enlarge or _times(loaded))}")
+    files = write_drawn(episodes, out, arguments.enlarge or _times(loaded))
+    tell(f"Wrote {' and '.join(map(str, files))}")
 
 
-def write_drawn(episodes, out: pathlib.Path, times: int) -> pathlib.Path:
-    """Writes the first image as PNG, or the first clip; each pixel becomes `times` on a side.  The file that was written.
+def write_drawn(episodes, out: pathlib.Path, times: int) -> list[pathlib.Path]:
+    """Writes the first image as PNG, or the first clip; each pixel becomes `times` on a side.  The files that were written.
 
-    A clip is what `out` ends in, .mp4 or .webp; any other name gets a clip's suffix, in the place of .png.
+    A clip is what `out` ends in, .mp4 or .webp; any other name gets a clip's suffix, in the place of .png.  Its sound is in
+    an MP4, or where that cannot hold it in a WAV file beside the clip; numbers of it that are not finite are silent.
     """
     import numpy as np
 
     from experiments.chat import enlarged
-    from unigrpo_jax import clip_files
+    from unigrpo_jax import clip_files, sound_files
 
     first = np.asarray(episodes.drawing.seen)[0]
     if "video" not in episodes.drawing.media:
         enlarged(first, times).save(out, format="PNG")
-        return out
+        return [out]
     if out.suffix.lower().removeprefix(".") not in clip_files.KINDS:
         out = out.with_name(f"{out.name.removesuffix('.png')}.{clip_files.best_kind()}")
-    clip_files.save_clip(out, first.repeat(times, axis=1).repeat(times, axis=2), episodes.fps)
-    return out
+    frames, sound = first.repeat(times, axis=1).repeat(times, axis=2), None
+    if "audio" in episodes.drawing.media:
+        sound = np.nan_to_num(np.asarray(episodes.drawing.media["audio"])[0], posinf=0, neginf=0), int(episodes.rate)
+    inside = sound is not None and out.suffix.lower() == ".mp4" and sound[1] in clip_files.AAC_RATES
+    clip_files.save_clip(out, frames, episodes.fps, sound if inside else None)
+    if sound is None or inside:
+        return [out]
+    sound_files.save_sound(out.with_suffix(".wav"), *sound)
+    return [out, out.with_suffix(".wav")]
 
 
 def converse(arguments: Arguments) -> None:

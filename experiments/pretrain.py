@@ -5,8 +5,8 @@
     python -m experiments.pretrain --family flux --out DIR     or stable_diffusion: drawing alone, by another network
     python -m experiments.pretrain --family hunyuan_video --out DIR    the worlds of motion: DIR/motion and DIR/animate
 
-The models inside the package, `base`, `rounds_base`, `shapes_flux_base`, `shapes_sd_base`, `shapes_motion_base` and
-`shapes_animate_base`, were made so; `shapes_world.md` and `motion_worlds.md` have the exact commands, times and results.
+The models inside the package, `base`, `rounds_base`, `shapes_flux_base` and `shapes_sd_base`, were made so;
+`shapes_world.md` has the exact commands, times and results.  Of the worlds of motion there is none yet (`motion_worlds.md`).
 """
 
 import dataclasses

@@ -167,7 +167,7 @@ def test_a_run_goes_on_upon_another_mesh(folder, trained, tmp_path):
     mesh = ("--devices", 4, "--mesh.fsdp", 2, "--mesh.tensor", 2)
     small = [a for pair in zip(SMALL[::2], SMALL[1::2], strict=True) if pair[0] != "--devices" for a in pair]
     outcome = command("experiments.run", "bagel_tiny", "--model.path", folder, "--run-dir", copy, "--resume", *small, *mesh)
-    assert outcome.code == 0 and "data 1, fsdp 2, tensor 2" in outcome.out, outcome
+    assert outcome.code == 0 and "data 1, fsdp 2, sequence 1, tensor 2" in outcome.out, outcome
     again = json.loads((copy / "metrics.jsonl").read_text().splitlines()[1])
     for name in ("reward/mean", "grad_norm/denoising", "grad_norm/reasoning", "text/entropy", "flow/velocity_mse"):
         assert again[name] == pytest.approx(first[name], rel=2e-3), name

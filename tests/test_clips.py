@@ -11,7 +11,7 @@ from PIL import Image
 
 from experiments.generate import write_drawn
 from tests.moving import FPS, batch, clip
-from unigrpo_jax.clip_files import read_clip
+from unigrpo_jax.clip_files import has_pyav, read_clip, read_clip_sound
 from unigrpo_jax.config import ConfigError, EvaluationConfig, JudgingConfig, LearningConfig, RolloutConfig, RunConfig
 from unigrpo_jax.episode import Drawing, Episodes
 from unigrpo_jax.rewards.frames import Frames
@@ -20,6 +20,7 @@ from unigrpo_jax.rewards.load import load_reward
 from unigrpo_jax.rewards.protocol import ABSTAIN, NotDrawn, Reward, RewardBatch
 from unigrpo_jax.rollout.drawing import FlowSampler, draw
 from unigrpo_jax.rollout.step_rules import ODE
+from unigrpo_jax.sound_files import read_sound
 from unigrpo_jax.training.evaluation import Evaluator, _Call, by_round, by_rule, join
 from unigrpo_jax.training.health import MEANINGS, alarms, second_judges
 from unigrpo_jax.training.image_statistics import colour_entropy, edge_density, frame_difference, statistics
@@ -281,14 +282,34 @@ def test_what_a_decoder_of_clips_gives_is_a_video():
 
 def test_generate_writes_a_clip_where_one_was_drawn(tmp_path):
     for name, written in (("a-square.png", "a-square"), ("mine.webp", "mine.webp"), ("v1.2", "v1.2.")):
-        out = write_drawn(episodes(), tmp_path / name, 2)
+        (out,) = write_drawn(episodes(), tmp_path / name, 2)
         assert out.name.startswith(written) and out.suffix in (".mp4", ".webp")
         frames, fps = read_clip(out)
         assert frames.shape == (6, 48, 64, 3) and fps == pytest.approx(FPS, rel=0.02)
     drawing = episodes().drawing
     picture = Episodes(prompt=None, segments=(drawing.replace(media={"image": drawing.media["video"][:, 0]}),))
-    assert write_drawn(picture, tmp_path / "b.png", 1) == tmp_path / "b.png"
+    assert write_drawn(picture, tmp_path / "b.png", 1) == [tmp_path / "b.png"]
     np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "b.png")), clip()[0])
+
+
+MP4 = pytest.mark.skipif(not has_pyav(), reason="PyAV writes MP4")
+
+
+@pytest.mark.parametrize("name, rate, files", [
+    ("a.webp", 8000, ["a.webp", "a.wav"]),  # has no sound
+    pytest.param("a.mp4", 8000, ["a.mp4"], marks=MP4),
+    pytest.param("a.mp4", 4000, ["a.mp4", "a.wav"], marks=MP4),  # AAC knows no such rate
+])  # fmt: skip
+def test_generate_writes_the_sound_of_a_clip(tmp_path, name, rate, files):
+    seen = episodes()
+    sound = np.full((len(seen.drawing.media["video"]), 6 * rate // 8, 2), 0.25, np.float32)
+    sound[0, 100] = np.nan
+    heard = seen.replace(segments=(seen.drawing.replace(media=seen.drawing.media | {"audio": sound}),), rate=float(rate))
+    found = write_drawn(heard, tmp_path / name, 1)
+    assert [path.name for path in found] == files
+    samples, per_second = read_sound(found[1]) if len(found) == 2 else read_clip_sound(found[0])
+    assert per_second == rate and abs(np.median(samples) - 0.25) < 0.01
+    assert len(found) == 1 or not samples[100].any()
 
 
 def test_clips_that_could_not_be_judged_are_kept_with_their_sound(tmp_path):

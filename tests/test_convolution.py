@@ -39,7 +39,8 @@ def test_of_a_clip_frames_are_an_axis_too_with_a_stride_of_its_own():
     params = {"c.weight": jnp.asarray(kernel), "c.bias": jnp.ones(4)}
     expected = by_hand(x, kernel, (1, 2, 3)) + 1
     np.testing.assert_allclose(flat.convolution(params, "c", x, (1, 2, 3), padding=0), expected, atol=1e-5)
-    np.testing.assert_allclose(np.asarray(flat._by_convolution((1, 2, 3), x, kernel)) + 1, expected, atol=1e-5)
+    for way in (flat._by_convolution, flat._by_product, flat._by_rows):
+        np.testing.assert_allclose(np.asarray(way((1, 2, 3), x, kernel)) + 1, expected, atol=1e-5)
 
 
 @pytest.mark.parametrize(("side", "dilation"), [(3, 2), (5, 3), (1, 4)])
@@ -69,8 +70,11 @@ def test_a_transposed_convolution_adds_its_kernel_at_every_input_by_hand(side, s
     np.testing.assert_allclose(out, expected + np.arange(5), atol=1e-5)
 
 
-def test_both_ways_have_one_gradient():
-    x, kernel = jax.random.normal(jax.random.key(0), (2, 6, 5, 3)), jax.random.normal(jax.random.key(1), (4, 3, 3, 3))
-    slopes = [jax.grad(lambda x, k, way=way: jnp.sum(jnp.sin(way((2, 2), x, k))), (0, 1))(x, kernel)
-              for way in (flat._by_product, flat._by_convolution)]  # fmt: skip
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), *slopes)
+@pytest.mark.parametrize(("frames", "way"), [((), flat._by_product), ((5,), flat._by_rows)])
+def test_both_ways_have_one_gradient(frames, way):
+    x = jax.random.normal(jax.random.key(0), (2, *frames, 6, 5, 3))
+    kernel = jax.random.normal(jax.random.key(1), (4, 3, *(3 for _ in frames), 3, 3))
+    strides = (2,) * (x.ndim - 2)
+    slopes = [jax.grad(lambda x, k, way=way: jnp.sum(jnp.sin(way(strides, x, k))), (0, 1))(x, kernel)
+              for way in (way, flat._by_convolution)]  # fmt: skip
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), *slopes)

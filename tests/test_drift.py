@@ -30,14 +30,14 @@ class Line(Both):
         return params["scale"] * x + params["shift"][None, None] + params["seen"] * condition[:, :, None]
 
 
-def measured(params, reference, flow=FLOW, model=None, x=None):
-    """`drift` of 2 samples of 6 tokens and 4 channels, and the noise that they began at."""
+def measured(params, reference, flow=FLOW, model=None, x=None, count=2):
+    """`drift` of `count` of 2 samples of 6 tokens and 4 channels, and the noise that they began at."""
     x = jnp.asarray(np.random.default_rng(0).standard_normal((2, 6, 4)), jnp.float32) if x is None else x
     policy = Policy(model=model or Line(), tokens=TokenSampler(), flow=flow)
     nothing = jnp.zeros((2, 0))
     drawing = Drawing(steps=nothing, x=None, noise=None, mean=None, latent=x, media={}, finite=jnp.ones(2, bool))
     episodes = Episodes(prompt=TEXT, segments=(drawing,))
-    found = jax.jit(lambda *params: drift(policy, *params, episodes, x))(params, reference)
+    found = jax.jit(lambda *params: drift(policy, *params, episodes, x, count))(params, reference)
     return jax.tree.map(np.asarray, (found, x))
 
 
@@ -62,6 +62,11 @@ def test_the_states_are_those_of_the_policys_own_drawing_and_the_conditions_are_
         pattern = np.mean(difference.mean(axis=(0, 1)) ** 2) / np.mean(difference**2)
         np.testing.assert_allclose(found["flow"]["pattern"][step], pattern, rtol=1e-4)
         x = x + (0.5 * x + 2 * text) * (times[step + 1] - times[step])
+
+
+def test_episodes_beyond_those_that_are_measured_say_nothing():
+    found, x = measured(line(scale=0.5), line(), count=1)
+    np.testing.assert_allclose(found["flow"]["squared"][0], np.mean((0.2 * x[:1]) ** 2), rtol=1e-5)
 
 
 def test_the_reference_itself_has_not_drifted():

@@ -253,19 +253,24 @@ def test_a_longer_prompt_is_cut_behind_its_first_tokens_as_the_public_pipeline_c
     assert f"(line 1) has {recorded.tokens + 1} tokens; Llama reads the first {recorded.tokens}," in said.pop() and not said
 
 
-@pytest.mark.parametrize("room", [3, 4])
-def test_a_llama_that_was_made_for_fewer_tokens_reads_the_first_of_them(copy, recorded, room):
-    change(copy / "text_encoder" / "config.json", max_position_embeddings=recorded.crop + room)
+@pytest.mark.parametrize("tokens", [3, 4])
+def test_a_folder_may_say_that_fewer_tokens_of_a_prompt_are_read(copy, recorded, tokens):
+    change(copy / "text_encoder" / "config.json", prompt_tokens=tokens)
     coder = opened(recorded, copy).parts[0].coder
-    ids, mask = coder(recorded.prompts)
-    assert coder.tokens == room and ids.shape[1] == recorded.crop + room
-    fits = recorded.said["llama_attention_mask"].sum(1) <= recorded.crop + room
-    np.testing.assert_array_equal(ids[fits], recorded.said["llama_input_ids"][fits][:, : recorded.crop + room])
+    ids, _ = coder(recorded.prompts)
+    assert coder.tokens == tokens and ids.shape[1] == recorded.crop + tokens
+    fits = recorded.said["llama_attention_mask"].sum(1) <= recorded.crop + tokens
+    np.testing.assert_array_equal(ids[fits], recorded.said["llama_input_ids"][fits][:, : recorded.crop + tokens])
 
 
-def test_a_llama_without_room_for_a_prompt_in_its_template_is_refused(copy, recorded):
-    change(copy / "text_encoder" / "config.json", max_position_embeddings=recorded.crop + 1)
-    words = f"max_position_embeddings = {recorded.crop + 1}, but {recorded.crop + 1} tokens stand around every prompt"
+def test_a_folder_that_says_more_tokens_than_are_read_changes_nothing(copy, recorded):
+    change(copy / "text_encoder" / "config.json", prompt_tokens=recorded.tokens + 1)
+    assert opened(recorded, copy).parts[0].coder.tokens == recorded.tokens
+
+
+def test_fewer_tokens_than_what_follows_a_prompt_leaves_room_for_are_refused(copy, recorded):
+    change(copy / "text_encoder" / "config.json", prompt_tokens=1)
+    words = "prompt_tokens = 1, but with what follows every prompt it must be at least 2."
     assert words in refusal(lambda: opened(recorded, copy))
 
 

@@ -17,6 +17,7 @@ from unigrpo_jax.models.ltx2.tiny import make_tiny
 from unigrpo_jax.rollout.program import training_rollout
 from unigrpo_jax.training.evaluation import by_round
 from unigrpo_jax.training.supervised import lessons_of
+from unigrpo_jax.training.trainer import token_size
 from unigrpo_jax.worlds.prompt import Prompt
 
 
@@ -73,6 +74,15 @@ def test_episodes_of_the_toy_are_judged_with_their_sound(toy):
     prompts = [Prompt(text="a", metadata={})] * 4
     (batch,) = by_round(episodes, prompts, model.codec, lambda x: np.zeros(x.shape, x.dtype), None)
     assert batch.audio.shape == (4, samples, 2) and (batch.rate, batch.fps, batch.size) == (4000, 8, (32, 32))
+
+
+@pytest.mark.parametrize("frames, fps", [(9, 8.0), (17, 24.0)])
+def test_a_latent_token_of_a_clip_with_sound_has_the_pictures_size(toy, frames, fps):
+    """Whatever stands in the grid for the sound: as many pixels of height and width as the picture has for each."""
+    model = load_model(ModelConfig(path=str(toy)))
+    side = model.network.downsample
+    rollout = RolloutConfig(image_height=3 * side, image_width=side, frames=frames, frames_per_second=fps)
+    assert token_size(model.network, rollout) == (side, side)
 
 
 def test_a_folder_goes_in_and_out_unchanged(toy, tmp_path):

@@ -1,11 +1,12 @@
 """Base painters of the shapes world: what `experiments.pretrain --family` writes around what it learns."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from experiments import pretrain
-from experiments.pretraining import autoencoder
+from experiments.pretraining import autoencoder, averaged, painters
 from experiments.pretraining.folder import weights_of, write_settings
 from unigrpo_jax.config import ConfigError, ModelConfig
 from unigrpo_jax.models import families
@@ -52,6 +53,25 @@ def test_clips_weights_are_read_as_they_were_written(fresh, tmp_path):
     again = clip.network.read(clip.network.open_weights(tmp_path))
     assert flatten(params).keys() == flatten(again).keys()
     jax.tree.map(np.testing.assert_array_equal, params, again)
+
+
+def test_the_loss_reads_texts_and_images_as_they_are_drawn(fresh, monkeypatch):
+    """Traced with its gradient, which has the parameters' shapes; nothing is compiled but what reads the weights."""
+    training = painters.Training(seed=0, steps=2, batch=2, noise_draws=2, learning_rate=1e-3, ema_decay=0.9,
+                                 color_attr_share=0.4, text_dropout=0.5, sloppy=(0.2, 0.3))  # fmt: skip
+    monkeypatch.setattr(averaged, "learn", lambda loss, params, batches, *, key, **settings: (
+        params, jax.eval_shape(jax.value_and_grad(loss), params, key, *next(batches))))  # fmt: skip
+    params, (value, slopes) = painters._learn(fresh, fresh.params(), training)
+    assert value.shape == ()
+    assert jax.tree.map(jnp.shape, params) == jax.tree.map(lambda x: x.shape, slopes)
+
+
+def test_what_is_kept_is_an_average_that_follows_the_steps():
+    """Of (p - 1)^2 from p = 0: Adam's steps are about the rate at first, and the average lies behind them."""
+    kept = averaged.learn(lambda p, key, goal: jnp.sum((p["x"] - goal) ** 2), {"x": jnp.zeros(2)},
+                          iter([(jnp.ones(2),)] * 40), steps=40, learning_rate=0.1, ema_decay=0.9,
+                          key=jax.random.key(0))  # fmt: skip
+    assert (0.5 < kept["x"]).all() and (kept["x"] < 1.5).all()
 
 
 def test_direct_prompts_are_those_of_the_shapes_world_that_hide_nothing():

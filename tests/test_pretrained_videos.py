@@ -1,37 +1,56 @@
 """The base painters of the worlds of motion: what `experiments.pretrain --family hunyuan_video` writes, and the bases."""
 
 import dataclasses
+import pathlib
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from experiments import pretrain
-from experiments.pretraining import autoencoder, videos
+from experiments.pretraining import autoencoder, averaged, videos
 from experiments.pretraining.painters import Training
-from experiments.pretraining.video_folder import CLIP_TOKENS, LLAMA_TOKENS
+from experiments.pretraining.video_folder import CLIP_TOKENS, LLAMA_TOKENS, weights_of, write_settings
 from unigrpo_jax.config import ConfigError, ModelConfig
 from unigrpo_jax.models import families
+from unigrpo_jax.models.folders import component
 from unigrpo_jax.models.folders.pipelines import Pipeline
+from unigrpo_jax.models.folders.toys import save_weights
 from unigrpo_jax.worlds.motion import animate, prompts
 
+MOVED = 1 / 64
 TRAINING = Training(seed=0, steps=2, batch=4, noise_draws=2, learning_rate=1e-3, ema_decay=0.9, color_attr_share=0.0,
                     text_dropout=0.5, sloppy=(0.0, 0.0))  # fmt: skip
-BASES = {"motion": "shapes_motion_base", "animate": "shapes_animate_base"}
+KINDS = ("motion", "animate")
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory) -> dict[str, Pipeline]:
-    """Both painters after two steps of everything."""
-    folder = tmp_path_factory.mktemp("made") / "out"
-    sizes = dataclasses.replace(autoencoder.CLIPS, steps=2, batch=2, cut=1)
-    patch = pytest.MonkeyPatch()
-    patch.setattr(autoencoder, "MEASURED", 2)
+def begun(tmp_path_factory) -> pathlib.Path:
+    """A folder to start from, in which nothing was learned yet."""
+    folder = tmp_path_factory.mktemp("begun")
+    here = folder / "animate"
+    write_settings(here, autoencoder.CLIP_SIZES, videos.words())
+    save_weights(here / "vae", component.DIFFUSERS, component.wanted(autoencoder.CLIP_SIZES), seed=1)
+    weights_of(here, seed=0)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def made(begun, tmp_path_factory) -> dict[str, Pipeline]:
+    """Both painters, learned by a step that is the same everywhere, after the loss has been traced with its gradient."""
+    folder, patch = tmp_path_factory.mktemp("made") / "out", pytest.MonkeyPatch()
+
+    def learn(loss, params, batches, *, key, **settings):
+        value, slopes = jax.eval_shape(jax.value_and_grad(loss), params, key, *next(batches))
+        assert value.shape == () and settings["steps"] == TRAINING.steps
+        return jax.tree.map(lambda p, slope: p + MOVED * jnp.ones(slope.shape), params, slopes)
+
+    patch.setattr(averaged, "learn", learn)
     patch.setattr(videos, "ENCODED", 4)
-    patch.setattr(videos, "SEEN", 4)
-    videos.make(folder, TRAINING, pool=4, clips=sizes)
+    videos.make(folder, TRAINING, start=str(begun), pool=4)
     patch.undo()
-    return {kind: families.load_model(ModelConfig(path=str(folder / kind))) for kind in BASES}
+    return {kind: families.load_model(ModelConfig(path=str(folder / kind))) for kind in KINDS}
 
 
 def test_two_folders_are_written_without_a_setting_that_nobody_reads(made):
@@ -48,17 +67,21 @@ def test_the_painter_from_text_is_that_from_a_picture_without_the_weights_that_r
     assert own.keys() == other.keys()
     for key in own:
         np.testing.assert_array_equal(own[key], other[key][:, :channels] if key == name else other[key])
-    for a, b in zip(*(made[kind].codec.encoders.parts for kind in BASES), strict=True):
+    for a, b in zip(*(made[kind].codec.encoders.parts for kind in KINDS), strict=True):
         jax.tree.map(np.testing.assert_array_equal, a.read(None), b.read(None))
-    jax.tree.map(np.testing.assert_array_equal, *(made[kind].autoencoder_params() for kind in BASES))
+    jax.tree.map(np.testing.assert_array_equal, *(made[kind].autoencoder_params() for kind in KINDS))
 
 
-def test_what_is_learned_is_written_and_llama_s_unread_layers_stay(made):
-    llama, clip = made["motion"].codec.encoders.parts
-    assert llama.network.layers == 2
-    for key, p in llama.read(None).items():
-        assert np.isfinite(p).all(), key
-    assert {name for name in llama.weights.names if ".3." in name}
+def test_what_was_learned_is_written_and_the_layers_of_llama_that_are_not_read_stay(made, begun):
+    started = families.load_model(ModelConfig(path=str(begun / "animate")))
+    whole = dataclasses.replace(made["animate"].codec.encoders.parts[0].network, layers=4)
+    before, after = (component.read(m.codec.encoders.parts[0].weights, whole, "float32") for m in (started, made["animate"]))
+    for name, p in after.items():
+        there = np.array(before[name])
+        there[: 2 if name.startswith("layers.") else None] += MOVED
+        np.testing.assert_allclose(p, there, atol=2e-3)  # float16
+    for p, q in zip(made["animate"].params().values(), started.params().values(), strict=True):
+        np.testing.assert_allclose(p, q + MOVED, atol=2e-3)
 
 
 def test_every_word_of_both_worlds_is_one_token_and_the_longest_prompt_fits(made):
@@ -69,6 +92,26 @@ def test_every_word_of_both_worlds_is_one_token_and_the_longest_prompt_fits(made
         assert encoder.coder.tokens == tokens and max(encoder.coder.lengths(texts)) <= tokens
         counted = [len(text.split()) for text in texts[:300]]
         assert [len(encoder.coder.words(text)) for text in texts[:300]] == counted
+
+
+def test_a_clip_to_learn_an_autoencoder_from_is_a_clip_and_its_parts_are_at_its_corners():
+    rng = np.random.default_rng(0)
+    clips = np.stack([autoencoder.any_clip(rng) for _ in range(12)])
+    assert clips.shape == (12, 9, 24, 24, 3) and clips.dtype == np.uint8
+    parts = autoencoder._cut(rng, clips)
+    assert parts.shape == (12, 5, 16, 16, 3)
+    for clip, part in zip(clips, parts, strict=True):
+        assert any(np.array_equal(part, clip[t : t + 5, y : y + 16, x : x + 16])
+                   for t in (0, 4) for y in (0, 8) for x in (0, 8))  # fmt: skip
+
+
+def test_a_posterior_of_a_given_deviation_has_it_whatever_is_encoded():
+    sizes = autoencoder.CLIP_SIZES
+    params = {name: np.ones(shape, np.float32) for name, shape in sizes.shapes().items() if name.startswith("quant_conv")}
+    own = autoencoder._with_deviation({name: jnp.asarray(p) for name, p in params.items()}, sizes.channels, 0.25)
+    np.testing.assert_array_equal(own["quant_conv.weight"][sizes.channels :], 0)
+    np.testing.assert_allclose(np.exp(own["quant_conv.bias"][sizes.channels :] / 2), 0.25, rtol=1e-6)
+    np.testing.assert_array_equal(own["quant_conv.weight"][: sizes.channels], 1)
 
 
 def test_a_start_that_was_not_made_so_is_refused(tmp_path):

@@ -57,6 +57,8 @@ def test_the_passes_of_a_painters_update_by_hand():
     leash = work(changed(leash_times=(0.2, 0.5, 0.8)))
     assert leash.update() == {"reference": held, "old": forward, "forward": held, "backward": 2 * held, "remat": 0}
     assert leash.kept(ALONE) == work().kept(ALONE) / 2 * 5
+    sampled = changed(method="diffusion_nft", minibatches=1)  # by another policy than the one that is trained
+    assert work(sampled).update() == two
     epochs = work(changed(ppo_epochs=3)).update()
     assert (epochs["forward"], epochs["backward"]) == (3 * forward, 6 * forward)
 

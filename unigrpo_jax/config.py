@@ -8,6 +8,7 @@ import dataclasses
 from typing import Literal
 
 from unigrpo_jax.config_judging import JudgeConfig, JudgingConfig
+from unigrpo_jax.config_machines import MeshConfig, ProcessConfig
 
 
 class ConfigError(ValueError):
@@ -48,8 +49,8 @@ class ModelConfig:
 
     path: str | None = None
     """Folder in BAGEL's or diffusers' layout, or a name on the Hugging Face hub; None is the shapes base, `rounds_base` that
-    of the shapes worlds of several rounds; `tiny`, `flux_tiny`, `sd_tiny`, `hunyuan_tiny` and `skyreels_tiny` are toys with
-    all parts."""
+    of the shapes worlds of several rounds; `tiny`, `flux_tiny`, `sd_tiny`, `hunyuan_tiny`, `skyreels_tiny` and
+    `ltx2_tiny` are toys with all parts."""
     family: str = ""
     """Family whose settings these are, a folder of `unigrpo_jax/models`; another's model is refused.  Empty takes any."""
     dtype: Literal["float32", "bfloat16"] = "float32"
@@ -99,7 +100,7 @@ class RolloutConfig:
     image_width: int = 24
     """Pixels."""
     frames: int = 1
-    """Frames of a clip, where a model draws such: 1 more than a multiple of 4; 1 is an image."""
+    """Frames of a clip, where a model draws such: 1 more than a multiple of 4, of 8 where it makes sound; 1 is an image."""
     frames_per_second: float = 24.0
     """At which clips are meant, judged and written."""
     flow_steps: int = 10
@@ -379,39 +380,6 @@ class AlarmsConfig:
     """Reward hacking: a change counts where it is so many standard errors."""
     fall: float = 0.3
     """Reward hacking: a second judge must also fall by this share."""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class MeshConfig:
-    """How the devices are arranged; the sizes multiply to their number."""
-
-    slice: int = 0
-    """Slices of a pod, joined by a slower network; each holds a copy of the parameters. 0 is what the devices say."""
-    data: int = 0
-    """Copies of the parameters; episodes are spread over them. 0 is what the others leave."""
-    fsdp: int = 1
-    """Parts of every parameter along its width, gathered when a layer runs; episodes are spread over these, too."""
-    sequence: int = 1
-    """Parts of each episode's latent tokens, where a model can be cut so: a device computes its own, and gathers keys and
-    values.  Parameters are cut over these, too, episodes are not."""
-    tensor: int = 1
-    """Parts of every head group, MLP and the vocabulary; each part is computed where it lies."""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class ProcessConfig:
-    """Several processes that work as one.  TPU slices, Slurm and the launchers' JobSets are recognised without a flag."""
-
-    count: int = 0
-    """Number of processes; 0 is what the environment says, 1 ignores it."""
-    index: int = -1
-    """Which of them this one is, from 0."""
-    coordinator: str = ""
-    """host:port of process 0, where the others meet it."""
-    wait_seconds: int = 600
-    """How long the others are waited for at the start."""
-    hang_seconds: int = 3600
-    """A step that takes longer prints the stacks of all threads, and the process ends; 0 never does."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -1,15 +1,13 @@
 """Whether settings can work together, from the numbers alone: nothing is compiled and no file is read."""
 
 import dataclasses
-import ipaddress
 import math
-import re
-import urllib.parse
 from collections.abc import Iterator
 from typing import Any
 
 from unigrpo_jax.clip_files import LEAST_FPS, MOST_FPS, MOST_PIXELS
-from unigrpo_jax.config import ConfigError, JudgeConfig, LearningConfig, MeshConfig, NFTConfig, RunConfig, require
+from unigrpo_jax.config import ConfigError, LearningConfig, MeshConfig, NFTConfig, RunConfig, require
+from unigrpo_jax.config_judge_checks import check_judge
 from unigrpo_jax.foreign_text import quoted, visible
 
 _AT_LEAST_ONE = {
@@ -214,7 +212,7 @@ def check(config: RunConfig) -> None:
     require(0 <= config.judging.max_dropped < 1,
             f"judging.max_dropped = {config.judging.max_dropped}, but it must be 0 or more and below 1.")  # fmt: skip
     if any(name.partition(":")[0] == "judge" for name in config.rewards):
-        _check_judge(config.judge)
+        check_judge(config.judge)
     watch = config.alarms
     require(watch.compared >= 2, f"alarms.compared = {watch.compared}, but a standard error needs at least 2; use 10.")
     require(
@@ -332,56 +330,6 @@ def _check_supervised(config: RunConfig) -> None:
             "iteration.")  # fmt: skip
     require(r.rounds == 1, f"rollout.rounds = {r.rounds}, but an example is one round; use 1, and evaluation.rounds = "
                            f"{r.rounds} to judge as many.")  # fmt: skip
-
-
-def _check_judge(judge: JudgeConfig) -> None:
-    """Raises ConfigError unless the remote judge can be asked, and may be."""
-    url = judge.url
-    require(bool(url), "judge.url is empty; give --judge.url https://HOST/v1, where an OpenAI-compatible server answers.")
-    require(bool(judge.model), "judge.model is empty; give --judge.model the name that the server knows its model by.")
-    try:
-        parts = urllib.parse.urlsplit(url)
-        host, _ = parts.hostname or "", parts.port
-    except ValueError:
-        host = ""
-    plain = host and url.isascii() and url.isprintable() and not set(' \\"<>') & set(url)
-    require(bool(plain) and parts.scheme in ("https", "http"), f"judge.url = {url!r} is no web address; use https://HOST/v1.")
-    require("@" not in parts.netloc and not parts.query and not parts.fragment,
-            "judge.url holds a user, a query or a fragment, but it is saved with the run; keep the key in the environment "
-            "variable judge.key_variable and the address to https://HOST/v1.")  # fmt: skip
-    require(
-        parts.scheme == "https" or judge.allow_http or _is_this_machine(host),
-        f"judge.url = {url} would send images and key unencrypted; use https, or --judge.allow-http on a network you trust.",
-    )
-    require(
-        not judge.hosts or host in [name.lower() for name in judge.hosts],
-        f"judge.url asks {host}, but judge.hosts allows {', '.join(judge.hosts)} only; add it there or use another url.",
-    )
-    require(
-        re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", judge.key_variable) is not None,
-        "judge.key_variable is not the name of an environment variable; give the name of one, never the key itself.",
-    )
-    require(judge.low < judge.high, f"judge.low = {judge.low} is not below judge.high = {judge.high}; raise judge.high.")
-    if not judge.question:
-        return
-    known = {"prompt", "thinking", "point", "low", "high", *(("dimensions",) if judge.dimensions else ())}
-    asked = set(re.findall(r"\{([a-z_]+)\}", judge.question))
-    require(asked <= known, f"judge.question names {', '.join(sorted(asked - known))}, but only {', '.join(sorted(known))} "
-                            "are filled in; use one of them in the braces.")  # fmt: skip
-    needed = {"point"} if judge.form == "exam" else {"prompt"}
-    needed |= {"thinking"} if judge.show_thinking else set()
-    missing, hidden = sorted(needed - asked), asked & ({"thinking", "point"} - needed)
-    require(not missing, f"judge.question has no place for {{{'} and {'.join(missing)}}}; write it there.")
-    require(not hidden, f"judge.question names {', '.join(sorted(hidden))}, which this judge is not shown; use "
-                        "--judge.show-thinking for the thinking, --judge.form exam for a point.")  # fmt: skip
-
-
-def _is_this_machine(host: str) -> bool:
-    """Whether a host's name or address is loopback."""
-    try:
-        return host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 def mesh_sizes(mesh: MeshConfig, devices: int, slices: int, words: str) -> dict[str, int]:

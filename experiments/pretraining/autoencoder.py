@@ -32,7 +32,8 @@ from unigrpo_jax.worlds.shapes.supervised import index, pick
 SIZES = ImageAutoencoder(width=16, multipliers=(1, 2, 2), blocks=1, channels=4, scale=1.0, shift=0.0, groups=8, quant=False)
 # Of clips: 6 x 6 x 16 numbers of the first frame, and as many of every four more.
 CLIP_SIZES = VideoAutoencoder(widths=(4, 16, 32), blocks=1, channels=16, scale=1.0, groups=2, downsample=4)
-MEASURED = 512
+MEASURED = 512  # pictures, or clips, whose latents say the scale
+OFFSET = 1.0  # of channels before a norm of clips
 CUT = (5, 16)  # frames, and pixels along a side, from the first ones or up to the last ones
 CUTS, FASTEST, AT_REST = 0.5, 2.4, 0.2  # shares of clips that become another one, and of objects; pixels a frame
 SHUT = r".*resnets\.\d\.conv2\.conv|.*to_out\.0"  # modules that begin as 0, where colours are to go straight through
@@ -62,7 +63,7 @@ class Settings:
 
 
 IMAGES = Settings(steps=900, beta=0.004)
-CLIPS = Settings(steps=3000, batch=8, noise=0.1, cut=2600)
+CLIPS = Settings(steps=2400, batch=8, noise=0.1, cut=2000, peak=1e-3)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,12 +131,19 @@ def learn(
 
 
 def _straight(params: dict[str, jax.Array]) -> dict[str, jax.Array]:
-    """The same, where the middle of each kernel's last frame also adds channel i of the input to channel i of the output."""
+    """The same, where the middle of each kernel's last frame also adds channel i of the input to channel i of the output.
+
+    Before each norm every other channel is raised by `OFFSET` and every other one lowered, so its statistics are theirs:
+    those of a picture with little in it would make noise as bright as an object, and of a fuller one objects darker.
+    """
     out = dict(params)
     for name, p in params.items():
-        if p.ndim == 5 and not re.fullmatch(SHUT, name.removesuffix(".weight")):
+        module = name.rpartition(".")[0]
+        if p.ndim == 5 and not re.fullmatch(SHUT, module):
             middle = p.shape[-1] // 2
             out[name] = (0.5 * p).at[:, :, -1, middle, middle].add(jnp.eye(*p.shape[:2]))
+        if name.endswith(".conv.bias") and not re.fullmatch(rf"{SHUT}|.*conv_out\.conv", module):
+            out[name] = OFFSET * (-1.0) ** jnp.arange(len(p))
     return out
 
 

@@ -16,8 +16,7 @@ from unigrpo_jax.models.folders.toys import save, save_weights
 from unigrpo_jax.models.hunyuan_video.config import FILES, read_transformer
 from unigrpo_jax.models.hunyuan_video.family import FROM_PICTURE, PIPELINE
 from unigrpo_jax.models.text_encoders.clip_text import read_clip_text
-from unigrpo_jax.models.text_encoders.coder import open_coder
-from unigrpo_jax.models.text_encoders.encoder import VIDEO
+from unigrpo_jax.models.text_encoders.encoder import PROMPT_TOKENS, VIDEO
 from unigrpo_jax.models.text_encoders.llama import read_llama
 from unigrpo_jax.models.text_encoders.new_tokenizers import save_llama_tokenizer
 from unigrpo_jax.worlds.motion import scene
@@ -57,9 +56,7 @@ def write_settings(folder: pathlib.Path, autoencoder: VideoAutoencoder, words: I
     save(folder / "vae" / "config.json", vae)
     known = save_llama_tokenizer(folder / "tokenizer", [VIDEO.before, VIDEO.behind, *words, *(f" {w}" for w in words)],
                                  LLAMA_TOKENS)  # fmt: skip
-    before = open_coder(folder / "tokenizer", 1, known, template=VIDEO, as_stored=True).crop
-    save(folder / "text_encoder" / "config.json",
-         _LLAMA | {"vocab_size": known, "max_position_embeddings": before + LLAMA_TOKENS})  # fmt: skip
+    save(folder / "text_encoder" / "config.json", _LLAMA | {"vocab_size": known, PROMPT_TOKENS: LLAMA_TOKENS})
     known = tokenizers.save_clip(folder / "tokenizer_2", words, CLIP_TOKENS)
     sizes = {"hidden_size": TEXT, "intermediate_size": 2 * TEXT, "projection_dim": TEXT,
              "max_position_embeddings": CLIP_TOKENS}  # fmt: skip

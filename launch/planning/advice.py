@@ -5,7 +5,6 @@ the episodes that are computed at a time, or with the tokens of a clip, which is
 """
 
 import dataclasses
-import math
 from collections.abc import Iterator
 
 from launch.planning.compile import ROLLOUT, STATE, UPDATE, Compiled, ProgramName, Setting, prepare, state_bytes
@@ -83,10 +82,16 @@ def _fewer_at_a_time(setting: Setting, name: ProgramName, compiled: Compiled) ->
 
 def _fewer_frames(setting: Setting, scaled: float, excess: int) -> Iterator[tuple[str, float]]:
     """The longest clip that would fit, where what scales does so with the tokens of a clip; attention grows faster."""
-    r, grid = setting.config.rollout, setting.model.network.grid
+    r, network = setting.config.rollout, setting.model.network
+
+    def tokens(frames: int) -> int:
+        size = dataclasses.replace(r, frames=frames).size
+        shapes = network.latent_shape(network.grid(*size))
+        return sum(n for n, _ in (shapes.values() if isinstance(shapes, dict) else [shapes]))
+
     for frames in range(r.frames - 1, 1, -1):
         try:
-            share = math.prod(grid(r.image_height, r.image_width, frames)) / math.prod(grid(*r.size))
+            share = tokens(frames) / tokens(r.frames)
         except ValueError:  # no clip has so many
             continue
         if scaled * (1 - share) >= excess:

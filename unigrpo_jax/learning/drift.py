@@ -18,7 +18,7 @@ from unigrpo_jax.learning.policy import Policy
 from unigrpo_jax.rollout.drawing import predictor
 
 
-def drift(policy: Policy, params, reference, episodes: Episodes, x) -> dict[str, dict[str, jax.Array]]:
+def drift(policy: Policy, params, reference, episodes: Episodes, x, count: int) -> dict[str, dict[str, jax.Array]]:
     """{modality: {"squared": float32 [T], "pattern": float32 [T]}} of the policy's T transitions.
 
     Args:
@@ -27,6 +27,7 @@ def drift(policy: Policy, params, reference, episodes: Episodes, x) -> dict[str,
       reference: those that it is compared with.
       episodes: B episodes, for what the last drawing is drawn upon: prompts, pictures, thinkings.
       x: the noise that the last drawing begins at, a pytree of modalities [B, N, C].
+      count: of the episodes, the first so many are measured; more may be there, so that they divide over devices.
     """
     flow, model = policy.flow, policy.model
 
@@ -40,7 +41,7 @@ def drift(policy: Policy, params, reference, episodes: Episodes, x) -> dict[str,
     def transition(x, step):
         t, t_next = times[step], times[step + 1]
         output = own(x, t)
-        found = jax.tree.map(_measured, output, other(x, t))
+        found = jax.tree.map(lambda a, b: _measured(a[:count], b[:count]), output, other(x, t))
         return flow.noiseless(x, output, t, t_next), found
 
     found = jax.lax.scan(transition, jax.tree.map(model.hold or (lambda x: x), x), jnp.arange(flow.steps))[1]

@@ -59,9 +59,14 @@ def new_state(params: dict, config: LearningConfig, trained_by: Mapping[str, str
     labels = parameters.groups(params, config, trained_by)
     trained, _ = parameters.split(params, labels)
     copy = lambda wanted: jax.tree.map(jnp.copy, trained) if wanted else None
-    opt_state, zero = parameters.optimizer(config, labels).init(trained), jnp.int32(0)
-    return TrainState(trained=trained, opt_state=opt_state, ema=copy(config.ema_decay), step=zero, skipped_in_row=zero,
-                      old=copy(config.keeps_old))  # fmt: skip
+    return TrainState(
+        trained=trained,
+        opt_state=parameters.optimizer(config, labels).init(trained),
+        ema=copy(config.ema_decay),
+        step=jnp.int32(0),  # an array of its own, as each is: all are donated
+        skipped_in_row=jnp.int32(0),
+        old=copy(config.keeps_old),
+    )
 
 
 def rate_share(config: LearningConfig, step):

@@ -187,7 +187,8 @@ class PainterWork:
         drawings = self.run.trained_episodes * self.run.rollout.rounds * self._passes
         count = drawings * self.run.trained_states
         forward = count * self.evaluation()
-        recorded = learning.old_log_probs == "rollout" or learning.ppo_epochs * learning.minibatches == 1
+        own_start = learning.ppo_epochs * learning.minibatches == 1 and not learning.keeps_old
+        recorded = learning.old_log_probs == "rollout" or own_start
         return {
             "reference": 0 if learning.reference == "none" else forward,
             "old": 0 if recorded else drawings * self.run.rollout.window_size * self.evaluation(),

@@ -176,16 +176,20 @@ class Evaluator:
 
         self._run = jax.jit(run, out_shardings=(place, meshes.replicated(layout.mesh)))
         policy = Policy(model=program.model, system=program.system, tokens=program.tokens, flow=program.flow)
-        self._compared = compared = min(evaluation.drift, evaluation.batch, len(self.prompts) * evaluation.images_per_prompt)
+        count = min(evaluation.drift, evaluation.batch, len(self.prompts) * evaluation.images_per_prompt)
+        # As many as divide over the devices, where all of a batch do: what does not divide would be whole on each of them.
+        parts = 1 if evaluation.batch % meshes.batch_size(layout.mesh) else meshes.batch_size(layout.mesh)
+        self._compared, compared = count, -(-count // parts) * parts
         self._times = program.flow.schedule[:-1]
 
         def drifted(params, reference, episodes, seed):
             ids = jnp.arange(compared)
             keys = randomness.round_keys(seed, 0, randomness.INITIAL_NOISE, program.rounds - 1, ids)
             noise = randomness.normal_like(keys, 0, program.latent(compared))  # at which the drawing that is judged begins
-            return drift(policy, params, reference, jax.tree.map(lambda x: x[:compared], episodes), noise)
+            first = jax.tree.map(lambda x: jax.lax.with_sharding_constraint(x[:compared], place), episodes)
+            return drift(policy, params, reference, first, noise, count)
 
-        self._drift = jax.jit(drifted, out_shardings=meshes.replicated(layout.mesh)) if compared else None
+        self._drift = jax.jit(drifted, out_shardings=meshes.replicated(layout.mesh)) if count else None
 
     def __call__(self, params, autoencoder_params, reference: Callable[[], Any] | None = None) -> Judged:
         """Judges all prompts; each process its own images, and all know what was found.
@@ -201,6 +205,7 @@ class Evaluator:
             call, episodes = self._call(params, autoencoder_params, start)
             if not start and reference is not None and self._drift is not None:
                 found = self._drifted(params, reference(), episodes)
+            del episodes  # so that the next call's are not there beside them
             calls.append(call)
         return dataclasses.replace(self._judge(calls), drift=found)
 

@@ -21,6 +21,7 @@ from unigrpo_jax.models import tree
 from unigrpo_jax.models.building.lora import is_adapter
 from unigrpo_jax.models.families import load_model
 from unigrpo_jax.models.loaded import Loaded, sound_rate
+from unigrpo_jax.models.verbs import Painter
 from unigrpo_jax.parallel import kernels, processes
 from unigrpo_jax.parallel import mesh as meshes
 from unigrpo_jax.parallel.frozen import on_own_devices
@@ -122,6 +123,13 @@ def build(config: RunConfig, world: World | None = None) -> Parts:
     return Parts(config, layout, loaded, world, world.train(config.seed), judging, followed)
 
 
+def token_size(network: Painter, rollout: RolloutConfig) -> tuple[int, int]:
+    """Pixels (height, width) that a latent token stands for."""
+    grid = network.grid(*rollout.size)
+    rows, columns = grid if len(grid) == 2 else grid[1:3]  # of clips frames come first, and of their sound more behind
+    return rollout.image_height // rows, rollout.image_width // columns
+
+
 def check_leash_times(learning: LearningConfig, loaded: Loaded) -> None:
     """ConfigError where one of `leash_times` lies before the first of a diffusion's steps."""
     steps = loaded.network.path.steps
@@ -209,13 +217,11 @@ class Trainer:
     """Rollout, reward and update of a run."""
 
     programs_of: type[Programs] = Programs
-    _token = (1, 1)  # pixels (height, width) that a latent token stands for
+    _token = (1, 1)  # as `token_size`
 
     def __init__(self, parts: Parts):
         loaded = parts.loaded
-        height, width, *_ = size = parts.config.rollout.size
-        *_, rows, columns = loaded.network.grid(*size)
-        self._token = height // rows, width // columns
+        self._token = token_size(loaded.network, parts.config.rollout)
         self.parts, self._thought = parts, Moment()
         system = loaded.codec.system(parts.config.rollout)
         follow = parts.followed and Followed.of(parts.followed, parts.order.batch(0, 1)[0].metadata)

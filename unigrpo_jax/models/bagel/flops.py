@@ -289,7 +289,8 @@ def update(run: RunConfig, count: Flops, n: Lengths) -> dict[str, float]:
     read = texts + seen + encoder
     forward = read + run.trained_states * moved(count.velocity)
     layers = texts + layers_seen + run.trained_states * moved(count.velocity_layers)
-    recorded = learning.old_log_probs == "rollout" or learning.ppo_epochs * learning.minibatches == 1
+    own_start = learning.ppo_epochs * learning.minibatches == 1 and not learning.keeps_old
+    recorded = learning.old_log_probs == "rollout" or own_start
     trained = learning.ppo_epochs * (forward + logits)
     return {
         "reference": 0 if learning.reference == "none" else forward + (logits if learning.text_kl_weight > 0 else 0),

@@ -21,6 +21,7 @@ from jax.sharding import NamedSharding, PartitionSpec, Sharding
 from unigrpo_jax.config import ConfigError, require
 from unigrpo_jax.models.folders import component
 from unigrpo_jax.models.folders.named import Place
+from unigrpo_jax.models.folders.settings import read_settings
 from unigrpo_jax.models.folders.stored import StoredTensors, checksum
 from unigrpo_jax.models.text_encoders.clip_text import ClipText, read_clip_text
 from unigrpo_jax.models.text_encoders.coder import TOKENIZER_FILES, Template, TextCoder, open_coder
@@ -31,6 +32,7 @@ from unigrpo_jax.models.text_encoders.t5 import T5Encoder, read_t5
 ROWS = 16  # texts of one call of the program where nothing else is said
 MEANING = 1  # raised whenever this code comes to say anything else of a text
 TIED = r"encoder\.embed_tokens\.weight"  # T5's embedding once more, which older files hold
+PROMPT_TOKENS = "prompt_tokens"  # a name of this house in the config.json of a Llama
 SKIPPED = 2  # layers of Llama behind that whose states HunyuanVideo draws upon
 # Of HunyuanVideo: 95 of Llama 3's tokens stand before the prompt.  No blank follows the points before a number.
 VIDEO = Template(
@@ -325,25 +327,24 @@ def open_hunyuan_video(folder: pathlib.Path, dtype: str, tokens: int, template: 
 
     Llama reads the prompt inside a template, whose tokens before it are cut from the states and from their mask.  The states
     are those before the last `SKIPPED` layers, which are not loaded; no norm was applied to them.  How long the tokenizer
-    says that a text may be decides nothing, as in the public pipeline; a Llama that was made for fewer tokens, by its
-    max_position_embeddings, reads as many as fit into them.
+    says that a text may be decides nothing, as in the public pipeline; fewer tokens are read where text_encoder/config.json
+    names `PROMPT_TOKENS`, of a small model of short prompts: all others would be padding, which nothing sees.
     ConfigError where a file is missing or does not fit; only headers of weights are read.
     """
     files = "text_encoder, text_encoder_2, tokenizer and tokenizer_2"
     own, words = folder / "text_encoder", folder / "tokenizer"
     try:
         network = read_llama(own / "config.json", files)
+        tokens = min(tokens, read_settings(own / "config.json", files).whole(PROMPT_TOKENS, tokens))
         weights = component.open_weights(own, component.TRANSFORMERS, network, BUFFERS)
     except ValueError as error:
         raise ConfigError(str(error)) from None
     require(network.layers > SKIPPED, f"{own / 'config.json'}: num_hidden_layers = {network.layers}, but the states before "
             f"the last {SKIPPED} layers are read, so it must be at least {SKIPPED + 1}.")  # fmt: skip
     coder = open_coder(words, tokens, network.vocabulary, template=template, as_stored=True)
-    room, around = network.positions - coder.crop, coder.lengths([""])[0]
-    least = coder.crop + around
-    require(room > around, f"{own / 'config.json'}: max_position_embeddings = {network.positions}, but {least} tokens stand "
-            f"around every prompt; it must be at least {least + 1}.")  # fmt: skip
-    coder = dataclasses.replace(coder, tokens=min(tokens, room))
+    least = coder.lengths([""])[0] + 1
+    require(tokens >= least, f"{own / 'config.json'}: {PROMPT_TOKENS} = {tokens}, but with what follows every prompt it "
+            f"must be at least {least}.")  # fmt: skip
     read = dataclasses.replace(network, layers=network.layers - SKIPPED)
     llama = LlamaStates(read, weights, coder, _files(own, weights, words), dtype)
     return Encoders((llama, _clip(folder / "text_encoder_2", folder / "tokenizer_2", files, pooled=True)), dtype)

@@ -36,7 +36,6 @@ class Llama:
       layers: of the decoder.
       theta: base of the rotary angles.
       norm_eps: of the norms.
-      positions: tokens of the longest text that it was made for.
     """
 
     vocabulary: int
@@ -48,7 +47,6 @@ class Llama:
     layers: int
     theta: float
     norm_eps: float
-    positions: int = 2048  # the class's default
 
     def __call__(self, params: Params, ids_BL, mask_BL):
         """States [B, L, D] after the last layer, and those after the embedding and each layer, [layers + 1, B, L, D].
@@ -120,5 +118,4 @@ def read_llama(path: pathlib.Path, files: str) -> Llama:
         layers=found.layers("num_hidden_layers", 32),
         theta=rope_theta(found, THETA),
         norm_eps=found.positive("rms_norm_eps", 1e-6),
-        positions=found.whole("max_position_embeddings", Llama.positions),
     )
