@@ -12,6 +12,8 @@ import pytest
 from unigrpo_jax.config import ConfigError, LearningConfig
 from unigrpo_jax.episode import Drawing, Episodes
 from unigrpo_jax.learning import modalities
+from unigrpo_jax.learning.fpo import FlowPolicyOptimization
+from unigrpo_jax.learning.nft import DiffusionNFT
 from unigrpo_jax.learning.objective import FlowAnchor, Objective
 from unigrpo_jax.learning.policy import Policy
 from unigrpo_jax.learning.update import UpdateProgram, new_state
@@ -168,6 +170,27 @@ def test_a_modality_learns_from_its_own_advantage_alone():
     assert found["audio"] == grads["audio"] and found["video"] != grads["video"]
     own = gradient(MOVED, drawing, jnp.asarray([-0.5, 0.25]))
     assert found["video"] == own[1]["video"] and metrics["flow_video/loss"] == own[0][1]["flow_video/loss"]
+
+
+@pytest.mark.parametrize("method", [FlowPolicyOptimization, DiffusionNFT])
+def test_methods_without_transitions_tell_modalities_apart_too(method):
+    """Advantages [row, modality]: those of the sound alone decide its gradient, which its weight scales."""
+    config = LearningConfig(text_weight=0.0, mse_weight=0.0, reference="none", modality_weights={"audio": 2.0})
+    plain = dataclasses.replace(config, modality_weights={})
+    episodes = Episodes(prompt=TEXT, segments=(sampled(7),))
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def gradient(weighted, advantages):
+        own = method(policy=objective().policy, config=config if weighted else plain, seed=0)
+        seen = own.prepare(episodes, 0)
+        anchors = own.anchors(WEIGHTS, {}, seen, own_start=False)
+        return jax.grad(lambda weights: own(weights, seen, anchors, advantages, jnp.bool_(False))[0])(MOVED)
+
+    both = lambda audio, video: {"audio": jnp.asarray(audio), "video": jnp.asarray(video)}
+    first, other = (gradient(False, both([1.0, -1.0], video)) for video in ([1.0, -1.0], [-0.5, 0.25]))
+    assert first["audio"] == other["audio"] != 0 and first["video"] != other["video"]
+    weighted = gradient(True, both([1.0, -1.0], [1.0, -1.0]))
+    np.testing.assert_allclose([weighted["audio"], weighted["video"]], [2 * first["audio"], first["video"]], rtol=1e-6)
 
 
 def test_pieces_of_a_batch_give_its_update_where_advantages_tell_modalities_apart():
