@@ -128,7 +128,7 @@ def test_an_export_is_the_checkpoint_and_draws(trained, tmp_path):
     (["hunyuan_tiny", "--model.path", "skyreels_tiny"], "goes on from a picture, the first frame of what it draws, but the"),
     (["sd_tiny", "--rollout.noise-level", 1.5], "for ddim it is eta, at most 1"),
     (["sd_tiny", "--learning.minibatches", 2], "2 optimizer steps"),
-    (["sd_tiny", "--learning.reference", "device", "--learning.leash-times", 0.0004, 0.5],
+    (["sd_tiny", "--learning.reference", "device", "--learning.leash-times", 0.0004],
      "0.0004 lies before the first of the 1000 steps"),
     (["flux_tiny", "--learning.leash-times", 0.5], "learning.reference = 'none' keeps none"),
 ])  # fmt: skip
