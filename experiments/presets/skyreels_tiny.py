@@ -2,6 +2,8 @@
 
     python -m experiments.run skyreels_tiny
 
+Seen on one CPU core: 55 s.
+
 Clips of 9 frames of 32 pixels go on from pictures inside the package (`first_frames`), guided by a second pass, and are
 judged as in `hunyuan_tiny`.
 """
