@@ -22,6 +22,9 @@ FILES = {
                   "scheduler/scheduler_config.json"),
     "hunyuan_tiny": ("model_index.json", "transformer/config.json", "vae/config.json", "text_encoder/config.json",
                      "scheduler/scheduler_config.json"),
+    "ltx2_tiny": ("model_index.json", "transformer/config.json", "connectors/config.json", "vae/config.json",
+                  "audio_vae/config.json", "vocoder/config.json", "text_encoder/config.json",
+                  "scheduler/scheduler_config.json"),
 }  # fmt: skip
 
 

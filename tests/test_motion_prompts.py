@@ -1,13 +1,18 @@
-"""The prompts of `shapes_motion`: all texts against an independent reader, that against answers by hand, and the parts."""
+"""The prompts of `shapes_motion`: all texts against an independent reader, that against answers by hand; the parts.
+
+The parts of `shapes_sound`, which are made likewise, are looked at here, too.
+"""
 
 import re
 
 import pytest
 
-from unigrpo_jax.worlds.motion.prompts import MAX_PROMPT_WORDS, by_category, held_out_prompts
-from unigrpo_jax.worlds.motion.requirement import CATEGORIES
+from unigrpo_jax.worlds.motion import prompts as motion
+from unigrpo_jax.worlds.motion.prompts import MAX_PROMPT_WORDS, by_category
+from unigrpo_jax.worlds.sound import prompts as sound
 
 SPLITS = ("train", "held_out")
+WORLDS = (motion, sound)
 WORDS = {"to the left": "left", "leftwards": "left", "from right to left": "left", "to the right": "right",
          "rightwards": "right", "from left to right": "right", "up": "up", "upwards": "up", "from bottom to top": "up",
          "down": "down", "downwards": "down", "from top to bottom": "down"}  # fmt: skip
@@ -87,29 +92,35 @@ def test_every_text_asks_for_what_its_metadata_says(split):
         assert read_text(prompt.text) == asked(prompt.metadata), prompt.text
 
 
-def test_the_parts_share_neither_text_nor_requirement():
-    train, held_out = every("train"), every("held_out")
+@pytest.mark.parametrize("world", WORLDS)
+def test_the_parts_share_neither_text_nor_requirement(world):
+    train, held_out = (
+        [prompt for prompts in world.by_category(split).values() for prompt in prompts] for split in SPLITS
+    )
     assert not {p.text for p in train} & {p.text for p in held_out}
     assert not {p.metadata["key"] for p in train} & {p.metadata["key"] for p in held_out}
     for prompts in (train, held_out):
         assert len({p.text for p in prompts}) == len(prompts)
 
 
-def test_every_category_has_many_prompts_of_many_requirements():
-    for split, texts, keys in (("train", 500, 20), ("held_out", 100, 4)):
-        assert tuple(by_category(split)) == CATEGORIES
-        for category, prompts in by_category(split).items():
-            assert len(prompts) >= texts and len({p.metadata["key"] for p in prompts}) >= keys
+@pytest.mark.parametrize("world, texts", zip(WORLDS, (500, 250), strict=True))
+def test_every_category_has_many_prompts_of_many_requirements(world, texts):
+    for split, least, keys in (("train", texts, 20), ("held_out", texts // 5, 4)):
+        assert tuple(world.by_category(split)) == world.CATEGORIES
+        for category, prompts in world.by_category(split).items():
+            assert len(prompts) >= least and len({p.metadata["key"] for p in prompts}) >= keys
             assert {p.metadata["category"] for p in prompts} == {category}
             assert max(len(p.text.split()) for p in prompts) <= MAX_PROMPT_WORDS
 
 
-def test_evaluation_takes_the_categories_in_turn_and_is_always_the_same():
-    first = held_out_prompts(12)
-    assert [p.metadata["category"] for p in first] == list(CATEGORIES) * 2
-    assert first == held_out_prompts(13)[:12]
+@pytest.mark.parametrize("world", WORLDS)
+def test_evaluation_takes_the_categories_in_turn_and_is_always_the_same(world):
+    first = world.held_out_prompts(12)
+    assert [p.metadata["category"] for p in first] == list(world.CATEGORIES) * 2
+    assert first == world.held_out_prompts(13)[:12]
 
 
-def test_an_unknown_part_is_refused():
+@pytest.mark.parametrize("world", WORLDS)
+def test_an_unknown_part_is_refused(world):
     with pytest.raises(ValueError, match="held_out"):
-        by_category("test")
+        world.by_category("test")

@@ -24,8 +24,10 @@ from unigrpo_jax.models.autoencoders.diffusers import stored_shapes
 from unigrpo_jax.models.autoencoders.pixels import from_uint8
 from unigrpo_jax.models.folders import component, stored
 from unigrpo_jax.models.folders.pipelines import Pipeline
+from unigrpo_jax.models.hunyuan_video.config import FILES as HUNYUAN_VIDEO
 from unigrpo_jax.models.paths import RectifiedFlow, target
 from unigrpo_jax.models.text_encoders.encoder import ClipEncoder
+from unigrpo_jax.models.text_encoders.llama import LAYERS, Llama, read_llama
 from unigrpo_jax.models.text_encoders.states import TextStates
 from unigrpo_jax.models.verbs import Params
 from unigrpo_jax.worlds.shapes import prompts, supervised
@@ -71,14 +73,29 @@ def make(family: str, folder: pathlib.Path, training: Training, start: str | Non
         shutil.copytree(begun.folder, folder, dirs_exist_ok=True)
     loaded = families.load_model(ModelConfig(path=str(folder)))
     own = loaded.network.init(jax.random.key(training.seed)) if start is None else loaded.params()
-    params = _learn(loaded, own, training)
+    write_learned(folder, loaded, _learn(loaded, own, training))
+
+
+def write_learned(folder: pathlib.Path, loaded: Pipeline, params: tuple) -> None:
+    """Writes the weights of the network and of its text encoders; layers of Llama that are not read stay as they are.
+
+    Args:
+      folder: the model's.
+      loaded: what it holds.
+      params: of the network, then of each encoder.
+    """
     component.write(folder / loaded.part, component.DIFFUSERS, loaded.network.network, params[0], DTYPE)
     for encoder, own in zip(loaded.codec.encoders.parts, params[1:], strict=True):
-        place = encoder.files[0].parent
+        place, network = encoder.files[0].parent, encoder.network
         if isinstance(encoder, ClipEncoder):
-            encoder.network.write(place, own, DTYPE)
-        else:
-            component.write(place, component.TRANSFORMERS, encoder.network, own, DTYPE)
+            network.write(place, own, DTYPE)
+            continue
+        if isinstance(network, Llama):
+            network = read_llama(place / "config.json", HUNYUAN_VIDEO)
+            there = component.read(encoder.weights, network, "float32")
+            own = {name: jnp.concatenate([p, there[name][len(p) :]]) if name.startswith(LAYERS) else p
+                   for name, p in own.items()}  # fmt: skip
+        component.write(place, component.TRANSFORMERS, network, own, DTYPE)
 
 
 def _begin(family: str, folder: pathlib.Path, seed: int) -> None:

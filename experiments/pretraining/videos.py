@@ -19,7 +19,7 @@ import numpy as np
 
 from experiments.pretraining import autoencoder as autoencoders
 from experiments.pretraining import averaged
-from experiments.pretraining.painters import DTYPE, Training
+from experiments.pretraining.painters import DTYPE, Training, write_learned
 from experiments.pretraining.video_folder import weights_of, write_kind, write_settings
 from unigrpo_jax.config import ModelConfig, require
 from unigrpo_jax.foreign_text import tell
@@ -28,9 +28,6 @@ from unigrpo_jax.models.autoencoders.pixels import from_uint8
 from unigrpo_jax.models.folders import component
 from unigrpo_jax.models.folders.pipelines import Pipeline
 from unigrpo_jax.models.hunyuan_video.condition import upon
-from unigrpo_jax.models.hunyuan_video.config import FILES
-from unigrpo_jax.models.text_encoders.encoder import ClipEncoder
-from unigrpo_jax.models.text_encoders.llama import LAYERS, read_llama
 from unigrpo_jax.models.text_encoders.states import TextStates
 from unigrpo_jax.models.verbs import Params
 from unigrpo_jax.worlds.motion import animate, prompts, supervised
@@ -85,7 +82,7 @@ def make(folder: pathlib.Path, training: Training, start: str | None = None, poo
     loaded = families.load_model(ModelConfig(path=str(here)))
     own = loaded.network.init(jax.random.key(training.seed)) if start is None else loaded.params()
     params = _learn(loaded, own, training, _pool(loaded, training.seed, pool))
-    _write(here, loaded, params)
+    write_learned(here, loaded, params)
     other = folder / FROM_TEXT
     shutil.copytree(here, other, dirs_exist_ok=True)
     write_kind(other, loaded.autoencoder.channels, from_picture=False)
@@ -152,18 +149,3 @@ def _learn(loaded: Pipeline, own: Params, training: Training, pool: Pool) -> tup
     batches = pool.batches(np.random.default_rng([training.seed, 1]), training.batch, training.text_dropout)
     return averaged.learn(loss, params, batches, steps=training.steps, learning_rate=training.learning_rate,
                           ema_decay=training.ema_decay, key=jax.random.key(training.seed))  # fmt: skip
-
-
-def _write(folder: pathlib.Path, loaded: Pipeline, params: tuple) -> None:
-    """Writes what was learned; layers of Llama that are not read stay as they are."""
-    component.write(folder / loaded.part, component.DIFFUSERS, loaded.network.network, params[0], DTYPE)
-    for encoder, own in zip(loaded.codec.encoders.parts, params[1:], strict=True):
-        place = encoder.files[0].parent
-        if isinstance(encoder, ClipEncoder):
-            encoder.network.write(place, own, DTYPE)
-        else:
-            whole = read_llama(place / "config.json", FILES)
-            there = component.read(encoder.weights, whole, "float32")
-            joined = {name: jnp.concatenate([p, there[name][len(p) :]]) if name.startswith(LAYERS) else p
-                      for name, p in own.items()}  # fmt: skip
-            component.write(place, component.TRANSFORMERS, whole, joined, DTYPE)

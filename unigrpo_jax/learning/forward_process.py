@@ -21,6 +21,23 @@ from unigrpo_jax.learning.objective import FlowAnchor, Objective
 from unigrpo_jax.learning.policy import FlowView
 from unigrpo_jax.models.paths import target
 from unigrpo_jax.rollout import randomness
+from unigrpo_jax.rollout.drawing import FlowSampler
+
+
+def matching(flow: FlowSampler, drawing: Drawing, output, t_BW11) -> Any:
+    """Flow-matching losses float32 [B] of a network's outputs at noisy versions of what was drawn, one for each modality.
+
+    The mean over a latent's numbers and its versions of (output - target)^2, in what the network predicts.
+
+    Args:
+      flow: path and prediction.
+      drawing: its latent, and the noises of its versions.
+      output: the network's, [B, W, N, C] of each modality.
+      t_BW11: where the versions lie, float32 [B, W, 1, 1].
+    """
+    wanted = lambda data, noise: target(flow.path, flow.prediction, data[:, None], noise, t_BW11)
+    error = lambda output, data, noise: jnp.mean((output - wanted(data, noise)) ** 2, axis=(1, 2, 3))
+    return jax.tree.map(error, output, drawing.latent, drawing.noise)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -55,14 +72,8 @@ class ForwardProcess(Objective):
         return self.policy.flow.times()[drawing.steps][:, :, None, None]
 
     def matching(self, drawing: Drawing, output) -> Any:
-        """Flow-matching losses float32 [B] of what a network says of the noisy versions, one for each modality.
-
-        The mean over a latent's numbers and its versions of (output - target)^2, in what the network predicts.
-        """
-        flow, t = self.policy.flow, self.times(drawing)
-        wanted = lambda data, noise: target(flow.path, flow.prediction, data[:, None], noise, t)
-        error = lambda output, data, noise: jnp.mean((output - wanted(data, noise)) ** 2, axis=(1, 2, 3))
-        return jax.tree.map(error, output, drawing.latent, drawing.noise)
+        """`matching` of what a network says of the noisy versions."""
+        return matching(self.policy.flow, drawing, output, self.times(drawing))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

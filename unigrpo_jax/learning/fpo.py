@@ -32,14 +32,5 @@ class FlowPolicyOptimization(ForwardPolicy):
     def _learned(self, drawing: Drawing, advantage_B, known, new, old, x, data):
         clip = self.config.flow_clip
         log_ratio = known(old - new)
-        ratio = jnp.exp(log_ratio)
-        above, below = losses.clip_fractions(log_ratio, advantage_B, clip, clip)
-        metrics = {
-            "ratio_mean": jnp.mean(ratio),
-            "ratio_square": jnp.mean(jnp.expm1(log_ratio) ** 2),
-            "ratio_min": jnp.min(ratio),
-            "ratio_max": jnp.max(ratio),
-            "clip_fraction_above": above,
-            "clip_fraction_below": below,
-        }
+        metrics = losses.ratio_statistics(log_ratio, *losses.clip_fractions(log_ratio, advantage_B, clip, clip))
         return jnp.mean(losses.flow_loss(log_ratio, advantage_B, clip, clip)), metrics

@@ -105,6 +105,23 @@ def masked_mean(values, mask, axis=None) -> jax.Array:
     return jnp.sum(jnp.where(mask, _float32(values), 0), axis=axis) / jnp.maximum(count, 1)
 
 
+def ratio_statistics(log_ratio, above, below) -> dict[str, jax.Array]:
+    """Metrics [] of a flow's clipped ratios r, of any shape.
+
+    `ratio_mean`, `ratio_min`, `ratio_max`; `ratio_square`, the mean of (r - 1)^2, from which a std is made once all pieces
+    are there; and the shares of those that are clipped, `ClipFractions` over all.
+    """
+    ratio = jnp.exp(log_ratio)
+    return {
+        "ratio_mean": jnp.mean(ratio),
+        "ratio_square": jnp.mean(jnp.expm1(log_ratio) ** 2),
+        "ratio_min": jnp.min(ratio),
+        "ratio_max": jnp.max(ratio),
+        "clip_fraction_above": above,
+        "clip_fraction_below": below,
+    }
+
+
 class ClipFractions(NamedTuple):
     """Shares of the entries that the clip takes out of the gradient: r too large, r too small."""
 

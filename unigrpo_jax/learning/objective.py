@@ -226,8 +226,7 @@ class Objective:
 
         loss_BW, log_ratio = per_step(transition_loss, noise, old, new, std_BW)
         loss = jnp.mean(loss_BW)
-        ratio = jnp.exp(log_ratio)
-        above, below = losses.clip_fractions(log_ratio, advantage_B[:, None], c.flow_clip, c.flow_clip)
+        clipped = losses.clip_fractions(log_ratio, advantage_B[:, None], c.flow_clip, c.flow_clip)
         square = lambda mean: known(jnp.mean((new - mean) ** 2, axis=(2, 3)) / (2 * std_BW**2))
         x_next = sampled + std_BW[:, :, None, None] * noise
         log_prob = lambda mean: jax.vmap(jax.vmap(lambda x, m, s: rule.log_prob(x[None], m[None], s)[0]))(
@@ -236,12 +235,7 @@ class Objective:
         gap = known(jnp.abs(log_prob(sampled) - log_prob(jax.lax.stop_gradient(new))))
         metrics = {
             "loss": loss,
-            "ratio_mean": jnp.mean(ratio),
-            "ratio_square": jnp.mean(jnp.expm1(log_ratio) ** 2),
-            "ratio_min": jnp.min(ratio),
-            "ratio_max": jnp.max(ratio),
-            "clip_fraction_above": above,
-            "clip_fraction_below": below,
+            **losses.ratio_statistics(log_ratio, *clipped),
             "log_prob_gap_mean": jnp.mean(gap),
             "log_prob_gap_max": jnp.max(gap),
             "entropy": jnp.mean(0.5 * jnp.log(2 * jnp.pi * jnp.e * std_BW**2)),

@@ -20,13 +20,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from unigrpo_jax.episode import Drawing, Episodes, Look, Thinking, TokenBlock
+from unigrpo_jax.learning.forward_process import matching
 from unigrpo_jax.learning.losses import masked_mean
 from unigrpo_jax.learning.modalities import added
 from unigrpo_jax.learning.objective import Objective
 from unigrpo_jax.learning.policy import FlowView, TextView
 from unigrpo_jax.models.autoencoders.pixels import from_uint8
 from unigrpo_jax.models.loaded import Autoencoder
-from unigrpo_jax.models.paths import target
 from unigrpo_jax.models.verbs import Painter
 from unigrpo_jax.rollout import randomness
 from unigrpo_jax.rollout.drawing import DECODED_PIXELS, in_turn
@@ -149,10 +149,8 @@ class Teaching(Objective):
 
     def _error(self, drawing: Drawing, view: FlowView) -> jax.Array:
         """Added over modalities; 0 of a picture whose latents are not finite."""
-        flow, t = self.policy.flow, drawing.times[:, :, None, None]
-        wanted = lambda data, noise: target(flow.path, flow.prediction, data[:, None], noise, t)
-        error = lambda output, data, noise: jnp.mean((output - wanted(data, noise)) ** 2, axis=(1, 2, 3))
-        error_B = added(jax.tree.map(error, view.output, drawing.latent, drawing.noise), self.config)
+        error = matching(self.policy.flow, drawing, view.output, drawing.times[:, :, None, None])
+        error_B = added(error, self.config)
         return jnp.where(drawing.finite, error_B, 0.0)
 
 

@@ -217,7 +217,6 @@ class Trainer:
     """Rollout, reward and update of a run."""
 
     programs_of: type[Programs] = Programs
-    _token = (1, 1)  # as `token_size`
 
     def __init__(self, parts: Parts):
         loaded = parts.loaded
