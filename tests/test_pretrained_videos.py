@@ -14,9 +14,11 @@ from experiments.pretraining.painters import Training
 from experiments.pretraining.video_folder import CLIP_TOKENS, LLAMA_TOKENS, weights_of, write_settings
 from unigrpo_jax.config import ConfigError, ModelConfig
 from unigrpo_jax.models import families
+from unigrpo_jax.models.autoencoders.video import VideoAutoencoder
 from unigrpo_jax.models.folders import component
 from unigrpo_jax.models.folders.pipelines import Pipeline
 from unigrpo_jax.models.folders.toys import save_weights
+from unigrpo_jax.models.hunyuan_video import from_text
 from unigrpo_jax.worlds.motion import animate, prompts
 
 MOVED = 1 / 64
@@ -63,7 +65,7 @@ def test_two_folders_are_written_without_a_setting_that_nobody_reads(made):
 
 def test_the_painter_from_text_is_that_from_a_picture_without_the_weights_that_read_one(made):
     own, other = (made[kind].params() for kind in ("motion", "animate"))
-    name, channels = videos.READS_LATENT, made["motion"].autoencoder.channels
+    name, channels = from_text.READS, made["motion"].autoencoder.channels
     assert own.keys() == other.keys()
     for key in own:
         np.testing.assert_array_equal(own[key], other[key][:, :channels] if key == name else other[key])
@@ -94,15 +96,29 @@ def test_every_word_of_both_worlds_is_one_token_and_the_longest_prompt_fits(made
         assert [len(encoder.coder.words(text)) for text in texts[:300]] == counted
 
 
-def test_a_clip_to_learn_an_autoencoder_from_is_a_clip_and_its_parts_are_at_its_corners():
+def test_a_clip_to_learn_an_autoencoder_from_is_a_clip():
     rng = np.random.default_rng(0)
     clips = np.stack([autoencoder.any_clip(rng) for _ in range(12)])
-    assert clips.shape == (12, 9, 24, 24, 3) and clips.dtype == np.uint8
-    parts = autoencoder._cut(rng, clips)
-    assert parts.shape == (12, 5, 16, 16, 3)
-    for clip, part in zip(clips, parts, strict=True):
-        assert any(np.array_equal(part, clip[t : t + 5, y : y + 16, x : x + 16])
-                   for t in (0, 4) for y in (0, 8) for x in (0, 8))  # fmt: skip
+    assert clips.shape == (12, 9, 24, 24, 3) and clips.dtype == np.uint8 and 0.005 < (clips > 127).mean() < 0.15
+
+
+def test_principal_channels_of_latents_are_turned_by_the_convolutions_beside_them():
+    """Kept all, a clip is decoded as before; kept six, what lies along the others is lost."""
+    sizes = VideoAutoencoder(widths=(4, 4, 8), blocks=1, channels=8, scale=1.0, groups=2, downsample=4)
+    rng = np.random.default_rng(0)
+    params = {name: jnp.asarray(0.3 * rng.standard_normal(shape), jnp.float32) for name, shape in sizes.shapes().items()}
+    clips = jnp.asarray(rng.standard_normal((2, 5, 8, 8, 3)), jnp.float32)
+    latents = np.asarray(sizes.encode(params, clips))
+    flat = latents.reshape(-1, 8).astype(np.float64)
+    turn = np.linalg.svd(flat - flat.mean(0), full_matrices=False)[2]
+    for kept in (8, 6):
+        fewer, own, found = autoencoder._principal(sizes, params, latents, kept)
+        assert fewer.channels == kept and {n: x.shape for n, x in own.items()} == fewer.shapes()
+        z = np.asarray(fewer.encode(own, clips))
+        np.testing.assert_allclose(z, found.reshape(z.shape), atol=1e-3)
+        left = (flat - flat.mean(0)) @ turn[:kept].T @ turn[:kept] + flat.mean(0)
+        right = sizes.decode(params, jnp.asarray(left.reshape(latents.shape), jnp.float32))
+        np.testing.assert_allclose(fewer.decode(own, z), right, atol=2e-3 * float(jnp.abs(right).max()))
 
 
 def test_a_posterior_of_a_given_deviation_has_it_whatever_is_encoded():

@@ -1,7 +1,6 @@
-"""The settings of the worlds of motion's two painters, as the files of folders in diffusers' layout.
+"""The settings of the worlds of motion's painter from a picture, as the files of a folder in diffusers' layout.
 
-Both are HunyuanVideo's classes at small size: from text to video, and from a picture (SkyReels-V1), which has twice as many
-channels to read.  Nothing else tells them apart.
+It is of HunyuanVideo's classes at small size, as SkyReels-V1 is of them at full size.
 """
 
 import pathlib
@@ -13,8 +12,7 @@ from unigrpo_jax.models.autoencoders.video import FRAMES, VideoAutoencoder
 from unigrpo_jax.models.folders import component
 from unigrpo_jax.models.folders.pipelines import INDEX
 from unigrpo_jax.models.folders.toys import save, save_weights
-from unigrpo_jax.models.hunyuan_video.config import FILES, read_transformer
-from unigrpo_jax.models.hunyuan_video.family import FROM_PICTURE, PIPELINE
+from unigrpo_jax.models.hunyuan_video.config import FILES, FROM_PICTURE, read_transformer
 from unigrpo_jax.models.text_encoders.clip_text import read_clip_text
 from unigrpo_jax.models.text_encoders.encoder import PROMPT_TOKENS, VIDEO
 from unigrpo_jax.models.text_encoders.llama import read_llama
@@ -62,14 +60,9 @@ def write_settings(folder: pathlib.Path, autoencoder: VideoAutoencoder, words: I
              "max_position_embeddings": CLIP_TOKENS}  # fmt: skip
     save(folder / "text_encoder_2" / "config.json", CLIP | sizes | {"vocab_size": known, "eos_token_id": known - 1})
     save(folder / "scheduler" / "scheduler_config.json", FLOW)
-    write_kind(folder, autoencoder.channels, from_picture=True)
-
-
-def write_kind(folder: pathlib.Path, channels: int, from_picture: bool) -> None:
-    """Writes, over what is there, the settings that tell a painter from a picture and one from text alone apart."""
-    own = {"in_channels": 2 * channels if from_picture else channels, "out_channels": channels}
+    own = {"in_channels": 2 * a.channels, "out_channels": a.channels}
     save(folder / "transformer" / "config.json", _TRANSFORMER | own)
-    save(folder / INDEX, {"_class_name": FROM_PICTURE if from_picture else PIPELINE} | _INDEX)
+    save(folder / INDEX, {"_class_name": FROM_PICTURE} | _INDEX)
 
 
 def weights_of(folder: pathlib.Path, seed: int) -> None:

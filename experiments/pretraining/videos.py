@@ -20,13 +20,14 @@ import numpy as np
 from experiments.pretraining import autoencoder as autoencoders
 from experiments.pretraining import averaged
 from experiments.pretraining.painters import DTYPE, Training, write_learned
-from experiments.pretraining.video_folder import weights_of, write_kind, write_settings
+from experiments.pretraining.video_folder import weights_of, write_settings
 from unigrpo_jax.config import ModelConfig, require
 from unigrpo_jax.foreign_text import tell
 from unigrpo_jax.models import families
 from unigrpo_jax.models.autoencoders.pixels import from_uint8
 from unigrpo_jax.models.folders import component
 from unigrpo_jax.models.folders.pipelines import Pipeline
+from unigrpo_jax.models.hunyuan_video import from_text
 from unigrpo_jax.models.hunyuan_video.condition import upon
 from unigrpo_jax.models.text_encoders.states import TextStates
 from unigrpo_jax.models.verbs import Params
@@ -40,7 +41,6 @@ POOL = 6144  # examples of each world
 SEEN = 4096  # clips that the autoencoder learns from
 ENCODED = 64  # examples at a time
 ASKED = 1200  # prompts of a part of `shapes_animate` whose words are looked at; there are few words
-READS_LATENT = "x_embedder.proj.weight"  # [width, channels, ...]; the second half of the channels is a picture's
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,12 +83,7 @@ def make(folder: pathlib.Path, training: Training, start: str | None = None, poo
     own = loaded.network.init(jax.random.key(training.seed)) if start is None else loaded.params()
     params = _learn(loaded, own, training, _pool(loaded, training.seed, pool))
     write_learned(here, loaded, params)
-    other = folder / FROM_TEXT
-    shutil.copytree(here, other, dirs_exist_ok=True)
-    write_kind(other, loaded.autoencoder.channels, from_picture=False)
-    kept = params[0] | {READS_LATENT: params[0][READS_LATENT][:, : loaded.autoencoder.channels]}
-    network = dataclasses.replace(loaded.network.network, from_picture=False)
-    component.write(other / loaded.part, component.DIFFUSERS, network, kept, DTYPE)
+    from_text.write(here, folder / FROM_TEXT)
 
 
 def words() -> list[str]:

@@ -6,6 +6,7 @@ import pathlib
 from unigrpo_jax.models.folders.settings import read_settings
 from unigrpo_jax.models.hunyuan_video.transformer import MLP, PATCH, HunyuanVideoTransformer
 
+PIPELINE, FROM_PICTURE = "HunyuanVideoPipeline", "HunyuanSkyreelsImageToVideoPipeline"  # of model_index.json
 FILES = "model_index.json, transformer, vae, text_encoder, text_encoder_2, tokenizer, tokenizer_2 and scheduler"
 KNOWN = {"_class_name", "_diffusers_version", "_name_or_path", "in_channels", "out_channels", "num_attention_heads",
          "attention_head_dim", "num_layers", "num_single_layers", "num_refiner_layers", "mlp_ratio", "patch_size",

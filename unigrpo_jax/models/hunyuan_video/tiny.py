@@ -13,7 +13,7 @@ from unigrpo_jax.models.folders.toys import (
     save_video_autoencoder,
     save_weights,
 )
-from unigrpo_jax.models.hunyuan_video.config import FILES, read_transformer
+from unigrpo_jax.models.hunyuan_video.config import FILES, FROM_PICTURE, PIPELINE, read_transformer
 
 CHANNELS = 16
 CLIP_TOKENS = 77  # diffusers' pipelines pad to so many, whatever the tokenizer says
@@ -31,7 +31,7 @@ def picture_folder() -> pathlib.Path:
 
 def make_tiny(folder: pathlib.Path, seed: int = 0, from_picture: bool = False) -> None:
     """Writes a toy: a block of each kind, told its guidance, latents an eighth of the side, every 4 frames a latent one."""
-    kind = "HunyuanSkyreelsImageToVideoPipeline" if from_picture else "HunyuanVideoPipeline"
+    kind = FROM_PICTURE if from_picture else PIPELINE
     transformer = {"_class_name": "HunyuanVideoTransformer3DModel", "patch_size": 2, "patch_size_t": 1,
                    "in_channels": 2 * CHANNELS if from_picture else CHANNELS, "out_channels": CHANNELS, "num_layers": 1,
                    "num_single_layers": 1, "num_refiner_layers": 1, "attention_head_dim": 16, "num_attention_heads": 2,
