@@ -126,8 +126,10 @@ class Programs:
                 program, lay=lambda episodes: jax.lax.with_sharding_constraint(episodes, self.places(episodes))
             )
 
+        laid = program.lay or (lambda episodes: episodes)
+
         def rollout(params, *given):
-            return program(self._gathered(params) if config.rollout.gather_weights else params, *given)
+            return laid(program(self._gathered(params) if config.rollout.gather_weights else params, *given))
 
         # Where `sequence` cuts tokens an output lies where the program holds it, which differs from array to array.
         spread = self.spread if program.lay is None else None
@@ -145,7 +147,6 @@ class Programs:
         self.state_shardings = layout.like_parameters(self._state)
         check_cuts(network.cuts(), layout.mesh)
         update = UpdateProgram(objective=self._objective(policy, autoencoder), config=learning)
-        laid = lambda episodes: episodes if program.lay is None else program.lay(episodes)
         keep = lambda episodes, rows: laid(jax.tree.map(lambda x: x[rows], episodes))
         self.keep = jax.jit(keep, out_shardings=spread)
         replace = lambda *given: laid(groups_of(*given, learning.group_size))
