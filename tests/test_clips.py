@@ -380,6 +380,7 @@ def test_an_iteration_of_clips_has_their_rewards_and_their_statistics():
     )  # fmt: skip
     dark = lambda batch: {"red": np.where([m["number"] == 3 for m in batch.metadata], np.nan, redness(batch)["red"])}
     trainer = Trainer.__new__(Trainer)
+    trainer._token = (1, 1)
     judging = Judging({"motion": motion, "dark": Frames(dark, "my:dark", "min", 2)}, config.judging)
     trainer.parts = types.SimpleNamespace(config=config, judging=judging, world=types.SimpleNamespace(judge=None))
     made = dataclasses.replace(batch(4), group=np.array([0, 0, 1, 1]))

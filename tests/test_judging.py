@@ -245,6 +245,7 @@ def judged(rewards_PG, learning: LearningConfig | None = None, finite=None, **se
         judging=JudgingConfig(retries=0, **settings),
     )
     trainer = Trainer.__new__(Trainer)
+    trainer._token = (1, 1)
     reward = lambda batch: {name: x.reshape(-1) for name, x in named.items()}
     both = types.SimpleNamespace(grid=lambda *size: size, latent_shape=lambda grid: {"video": (7, 4), "audio": (5, 3)})
     trainer.parts = types.SimpleNamespace(

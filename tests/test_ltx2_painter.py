@@ -12,7 +12,8 @@ import pytest
 
 from tests import tiny
 from tests.test_flops import counted
-from tests.test_ltx2 import BOTH, SMALL, SMALL_NEWER
+from tests.test_ltx2 import BOTH
+from tests.test_ltx2_sizes import SMALL, SMALL_NEWER
 from unigrpo_jax.config import LoraConfig, MeshConfig, RolloutConfig, RunConfig
 from unigrpo_jax.episode import Drawing, Episodes
 from unigrpo_jax.learning.policy import Policy

@@ -110,6 +110,7 @@ def judged(reward, learning: LearningConfig):
     """Advantages [B] and metrics of one group of three episodes."""
     config = RunConfig(learning=learning, rollout=RolloutConfig(prompts_per_iteration=1), judging=JudgingConfig(retries=0))
     trainer = Trainer.__new__(Trainer)
+    trainer._token = (1, 1)
     judging = Judging({"score": reward}, config.judging)
     trainer.parts = types.SimpleNamespace(config=config, judging=judging, world=types.SimpleNamespace(judge=None))
     own = OwnEpisodes(rows=np.arange(3), batches=(BATCH,), tokens=np.zeros(3, int), finite=np.ones(3, bool))

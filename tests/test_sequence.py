@@ -115,7 +115,7 @@ class Frames:
         return latent_BFHWC
 
 
-ROLLOUT = RolloutConfig(thinking=False, prompts_per_iteration=2, image_height=16, image_width=80, frames=9, flow_steps=3,
+ROLLOUT = RolloutConfig(thinking=False, prompts_per_iteration=2, image_height=16, image_width=64, frames=9, flow_steps=3,
                         window_size=2, window_range=(0, 2))  # fmt: skip
 LEARNING = LearningConfig(group_size=2, flow_clip=0.002, mse_weight=0.0, reference="none", window_steps="scanned",
                           adam_eps=0.01, denoising_lr=2e-2)  # fmt: skip
@@ -129,17 +129,26 @@ def iteration(**sizes):
     laid = {name: jax.device_put(x, layout.parameter(name, x.shape)) for name, x in start.items()}
     text = jax.device_put(given(VIDEO, 2)[2], programs.everywhere)
     episodes = programs.rollout(laid, {}, text, np.int32(0), np.int32(0), np.int32(0))
+    for recorded in (episodes.drawing.x, episodes.drawing.noise, episodes.drawing.mean):  # 12 tokens
+        held = {shard.data.shape for shard in recorded.addressable_shards}
+        assert held == {(4 // sizes.get("fsdp", 1), 2, 12 // sizes.get("sequence", 1), 12)}
     state = jax.device_put(new_state(laid, LEARNING, network.trained_by), programs.state_shardings)
     advantages = jax.device_put(jnp.asarray([0.7, -1.2, 1.5, -0.4]), programs.spread)
     state, metrics = programs.update(state, {}, {}, episodes, advantages)
     return jax.device_get((episodes, state.trained, metrics))
 
 
+def test_recorded_transitions_are_cut_where_tokens_and_episodes_divide():
+    layout = placed(VIDEO, fsdp=2, sequence=4)[1]
+    held = lambda *shape: layout.transitions(shape).shard_shape(shape)
+    assert held(4, 2, 12, 3) == (2, 2, 3, 3) and held(4, 2, 15, 3) == (2, 2, 15, 3) and held(3, 2, 12, 3) == (3, 2, 3, 3)
+
+
 def test_an_iteration_on_several_devices_draws_the_same_clips_and_learns_the_same():
     episodes, trained, metrics = iteration(fsdp=2, sequence=2)
     alone, learned, others = iteration(data=1)
     tiny.assert_episodes_equal(episodes, alone)
-    assert episodes.drawing.media["video"].shape == (4, 3, 2, 10, 3)
+    assert episodes.drawing.media["video"].shape == (4, 3, 2, 8, 3)
     for name, x in learned.items():
         np.testing.assert_allclose(trained[name], x, rtol=1e-5, atol=1e-6, err_msg=name)
         if name.endswith("weight"):  # a bias of keys is seen by nothing

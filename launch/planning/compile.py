@@ -226,9 +226,8 @@ def compile_program(setting: Setting, name: ProgramName) -> Compiled:
     begin = time.monotonic()
     rollout, update = setting.traced
     traced = rollout if name == ROLLOUT else update
-    shard = setting.programs.spread.shard_shape
     state, cache = state_bytes(setting), cache_bytes(setting) if name == ROLLOUT else 0
-    episodes = sum(math.prod(shard(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(rollout.out_info))
+    episodes = _episode_bytes(setting, setting.config.episodes if name == ROLLOUT else setting.config.trained_episodes)
     given = ("trained", "frozen") if name == ROLLOUT else STATE
     arguments = sum(state[part] for part in given) + (0 if name == ROLLOUT else episodes)
     try:
@@ -259,6 +258,13 @@ def compile_program(setting: Setting, name: ProgramName) -> Compiled:
     memory = {part: int((state | memory)[part]) for part in CLASSES}
     fits = sum(memory.values()) <= setting.target.memory
     return Compiled(memory, round(time.monotonic() - begin, 1), fits, refused, rows)
+
+
+def _episode_bytes(setting: Setting, count: int) -> int:
+    """Bytes of so many finished episodes on one device."""
+    made = setting.traced[0].out_info
+    held = lambda x, place: math.prod(place.shard_shape((count, *x.shape[1:]))) * x.dtype.itemsize
+    return sum(jax.tree.leaves(jax.tree.map(held, made, setting.programs.places(made))))
 
 
 @contextlib.contextmanager

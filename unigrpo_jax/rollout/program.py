@@ -1,6 +1,7 @@
 """The rollout: (picture,) prompt -> thinking -> image (-> look at it -> thinking -> image ...), as one jitted program."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -48,6 +49,7 @@ class RolloutProgram:
         it runs on the host of the only process.  None draws upon the tokens.
       parts: devices that episodes are spread over; on each, a few images are decoded at a time; 0 decodes all at once.
       fps: frames per second at which clips are meant, where such are drawn.
+      lay: applied to the episodes of a micro-batch, to lay them over devices; None lays them by the network's `hold`.
       thought: called on the host when the thinking is done, to tell the two phases' seconds apart; None for no call.
     """
 
@@ -66,6 +68,7 @@ class RolloutProgram:
     as_text: WordCodec | None = None
     parts: int = 0
     fps: float = 24.0
+    lay: Callable[[Episodes], Episodes] | None = None
     thought: Callable[[Any], None] | None = None
 
     def __call__(
@@ -104,6 +107,7 @@ class RolloutProgram:
         prompt, picture, turns = given
         rows = lambda tree: jax.tree.map(lambda x: jnp.repeat(x, self.group_size, axis=0), tree)
         hold = self.model.hold or (lambda x: x)
+        lay = self.lay or functools.partial(jax.tree.map, hold)
         picture_keys = lambda turn: randomness.round_keys(seed, step, randomness.PICTURE, turn, ids_B)
 
         count = jax.tree.leaves(prompt)[0].shape[0]
@@ -128,7 +132,7 @@ class RolloutProgram:
         media = segments[-1].media
         fps, rate = self.fps if "video" in media else None, self.autoencoder.rate if "audio" in media else None
         episodes = Episodes(prompt=rows(prompt), segments=tuple(segments), picture=rows(shown), fps=fps, rate=rate)
-        return jax.tree.map(hold, blank(episodes, self.model.config.eos_token if self.model.thinks else None))
+        return lay(blank(episodes, self.model.config.eos_token if self.model.thinks else None))
 
     @property
     def thinking_slots(self) -> int:

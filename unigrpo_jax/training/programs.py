@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from unigrpo_jax.config import RunConfig, require
-from unigrpo_jax.episode import Picture
+from unigrpo_jax.episode import Drawing, Episodes, Picture
 from unigrpo_jax.learning import modalities, parameters
 from unigrpo_jax.learning.credit import advantage_shape
 from unigrpo_jax.learning.fpo import FlowPolicyOptimization
@@ -121,11 +121,19 @@ class Programs:
             parts=meshes.batch_size(layout.mesh),
             thought=thought,
         )
+        if layout.mesh.shape[meshes.SEQUENCE] > 1:
+            program = dataclasses.replace(
+                program, lay=lambda episodes: jax.lax.with_sharding_constraint(episodes, self.places(episodes))
+            )
+
+        laid = program.lay or (lambda episodes: episodes)
 
         def rollout(params, *given):
-            return program(self._gathered(params) if config.rollout.gather_weights else params, *given)
+            return laid(program(self._gathered(params) if config.rollout.gather_weights else params, *given))
 
-        self.rollout = jax.jit(rollout, out_shardings=self.spread)
+        # Where `sequence` cuts tokens an output lies where the program holds it, which differs from array to array.
+        spread = self.spread if program.lay is None else None
+        self.rollout = jax.jit(rollout, out_shardings=spread)
         policy = Policy(
             model=network,
             system=system,
@@ -139,10 +147,24 @@ class Programs:
         self.state_shardings = layout.like_parameters(self._state)
         check_cuts(network.cuts(), layout.mesh)
         update = UpdateProgram(objective=self._objective(policy, autoencoder), config=learning)
-        self.keep = jax.jit(lambda episodes, rows: jax.tree.map(lambda x: x[rows], episodes), out_shardings=self.spread)
-        replace = functools.partial(groups_of, size=learning.group_size)
-        self.replace = jax.jit(replace, out_shardings=self.spread)
+        keep = lambda episodes, rows: laid(jax.tree.map(lambda x: x[rows], episodes))
+        self.keep = jax.jit(keep, out_shardings=spread)
+        replace = lambda *given: laid(groups_of(*given, learning.group_size))
+        self.replace = jax.jit(replace, out_shardings=spread)
         self.update = jax.jit(update.__call__, donate_argnums=0, out_shardings=(self.state_shardings, self.everywhere))
+
+    def places(self, episodes: Episodes) -> Episodes:
+        """Where each array of a batch of episodes lies."""
+        rows = lambda x: meshes.spread(self.layout.mesh) if len(x.shape) else self.everywhere
+        placed, cut = jax.tree.map(rows, episodes), lambda x: self.layout.transitions(x.shape)
+
+        def segment(own, place):
+            if not isinstance(own, Drawing):
+                return place
+            return place.replace(**{name: jax.tree.map(cut, getattr(own, name)) for name in ("x", "noise", "mean")})
+
+        segments = map(segment, episodes.segments, placed.segments)
+        return placed.replace(segments=tuple(segments))
 
     def _objective(self, policy: Policy, autoencoder: Any) -> Objective:
         learning = self.config.learning
@@ -228,8 +250,10 @@ class Programs:
         given = (i.autoencoder, i.prompt, *(np.int32(0),) * 3, i.picture, i.turns)
         rollout = self.rollout.trace(i.state.params(i.frozen), *given)
         count = self.config.trained_episodes
-        at = lambda x: jax.ShapeDtypeStruct((count, *x.shape[1:]), x.dtype, sharding=self.spread)
+        at = lambda x: jax.ShapeDtypeStruct((count, *x.shape[1:]), x.dtype)
         episodes = jax.tree.map(at, rollout.out_info)
+        on = lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place)
+        episodes = jax.tree.map(on, episodes, self.places(episodes))
         if self._followed is not None:
             one = lambda x: jax.ShapeDtypeStruct((count, *x.shape), x.dtype, sharding=self.spread)
             episodes = episodes.replace(goals=jax.tree.map(one, self._followed.goals))

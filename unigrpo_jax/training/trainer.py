@@ -404,13 +404,17 @@ class Trainer:
         return self.programs.replace(episodes, others, processes.to_global(groups_P, self.programs.everywhere))
 
     def learn(self, state: TrainState, episodes: Episodes, advantages: Any) -> tuple[TrainState, dict[str, float]]:
-        """One update; `state` is donated.  Of each group those episodes are seen that the config keeps."""
+        """One update; `state` is donated.
+
+        Of each group those episodes are seen that the config keeps; where it keeps not all, `episodes` are deleted.
+        """
         _, update = self._compiled.result()
         begin, c = time.monotonic(), self.parts.config.learning
         if c.best + c.worst:
             rows = extremes(advantages.reshape(-1, c.group_size), c.best, c.worst)
-            episodes = self.programs.keep(episodes, processes.to_global(rows, self.programs.everywhere))
-            advantages = advantages[rows]
+            kept = self.programs.keep(episodes, processes.to_global(rows, self.programs.everywhere))
+            jax.tree.map(jax.Array.delete, episodes)
+            episodes, advantages = kept, advantages[rows]
         advantages = jax.tree.map(lambda x: processes.to_global(x, self.programs.spread), advantages)
         state, metrics = update(state, self.frozen, self.reference, episodes, advantages)
         metrics = {name: float(value) for name, value in jax.device_get(metrics).items()}
