@@ -210,7 +210,7 @@ def write_drawn(episodes, out: pathlib.Path, times: int) -> list[pathlib.Path]:
     """Writes the first image as PNG, or the first clip; each pixel becomes `times` on a side.  The files that were written.
 
     A clip is what `out` ends in, .mp4 or .webp; any other name gets a clip's suffix, in the place of .png.  Its sound is in
-    an MP4, or where that cannot hold it in a WAV file beside the clip; numbers of it that are not finite are silent.
+    an MP4, or in a WAV file beside a WebP; numbers of it that are not finite are silent.
     """
     import numpy as np
 
@@ -225,8 +225,8 @@ def write_drawn(episodes, out: pathlib.Path, times: int) -> list[pathlib.Path]:
         out = out.with_name(f"{out.name.removesuffix('.png')}.{clip_files.best_kind()}")
     frames, sound = first.repeat(times, axis=1).repeat(times, axis=2), None
     if "audio" in episodes.drawing.media:
-        sound = np.nan_to_num(np.asarray(episodes.drawing.media["audio"])[0], posinf=0, neginf=0), int(episodes.rate)
-    inside = sound is not None and out.suffix.lower() == ".mp4" and sound[1] in clip_files.AAC_RATES
+        sound = sound_files.audible(np.asarray(episodes.drawing.media["audio"])[0]), int(episodes.rate)
+    inside = sound is not None and out.suffix.lower() == ".mp4"
     clip_files.save_clip(out, frames, episodes.fps, sound if inside else None)
     if sound is None or inside:
         return [out]

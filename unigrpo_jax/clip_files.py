@@ -4,8 +4,8 @@ A clip is uint8 [F, height, width, 3] with a number of frames per second.  MP4 n
 only when a clip is written or read.  What is written loses a little: yuv420p keeps colours at half the resolution and takes
 even sides only, so a side that is odd gets its last row or column twice.
 
-An MP4 may hold a sound (AAC) beside its pictures, as `sound_files` has it: float32 [S, channels] in [-1, 1], mono or stereo,
-with a number of samples per second that AAC knows.
+An MP4 may hold a sound (AAC) beside its pictures, as `sound_files` has it: float32 [S, channels] in [-1, 1], mono or stereo.
+One with a number of samples per second that AAC does not know is written with the next one that it knows.
 """
 
 import importlib.util
@@ -20,7 +20,7 @@ import numpy as np
 
 from unigrpo_jax.config import ConfigError, require
 from unigrpo_jax.picture_files import rgb
-from unigrpo_jax.sound_files import MOST_NUMBERS, check_sound
+from unigrpo_jax.sound_files import MOST_NUMBERS, check_sound, resampled
 from unigrpo_jax.whole_files import write_whole
 
 Sound = tuple[np.ndarray, int]  # samples [S, channels], and how many there are per second
@@ -44,6 +44,15 @@ def has_pyav() -> bool:
 def best_kind() -> str:
     """What a clip is written as where nobody says it: "mp4", or "webp" where PyAV is not installed."""
     return "mp4" if has_pyav() else "webp"
+
+
+def playable(sound: Sound) -> Sound:
+    """The sound with a number of samples per second that AAC, and every player, knows: its own, or else the next above."""
+    samples, rate = sound
+    if rate in AAC_RATES:
+        return sound
+    other = min((known for known in AAC_RATES[1:] if known > rate), default=AAC_RATES[-1])
+    return resampled(samples, rate, other), other
 
 
 def spread(count: int, most: int) -> np.ndarray:
@@ -137,8 +146,7 @@ def _mp4(frames: np.ndarray, fps: float, sound: Sound | None) -> bytes:
 
     if sound is not None:
         check_sound(*sound)
-        if sound[1] not in AAC_RATES:
-            raise ValueError(f"an MP4 file has sound of {', '.join(map(str, AAC_RATES))} samples per second, not {sound[1]}")
+        sound = playable(sound)
     odd = [(0, 0), *((0, side % 2) for side in frames.shape[1:3]), (0, 0)]
     frames, buffer = np.pad(frames, odd, "edge"), io.BytesIO()
     with av.open(buffer, "w", format="mp4") as file:

@@ -27,6 +27,24 @@ def check_sound(samples_SC: np.ndarray, rate: int) -> None:
         raise ValueError(f"a sound has 1 to {MOST_RATE} samples per second, a whole number, not {rate}")
 
 
+def audible(samples_SC: np.ndarray) -> np.ndarray:
+    """The sound with silence in the place of numbers that are not finite."""
+    return np.nan_to_num(samples_SC, posinf=0, neginf=0)
+
+
+def resampled(samples_SC: np.ndarray, rate: float, other: float) -> np.ndarray:
+    """The sound at another number of samples per second: the same frequencies, none above half the lower of both rates.
+
+    It is as long, to half a sample; beyond its ends it is taken as mirrored.  float32 [round(S other / rate), channels].
+    """
+    if rate == other:
+        return samples_SC
+    count, wanted = len(samples_SC), max(1, round(len(samples_SC) * other / rate))
+    spectrum = np.fft.rfft(np.concatenate([samples_SC, samples_SC[::-1]]).astype(np.float64), axis=0)
+    again = np.fft.irfft(spectrum[: wanted + 1], 2 * wanted, axis=0) * (wanted / count)
+    return again[:wanted].astype(np.float32)
+
+
 def encode(samples_SC: np.ndarray, rate: int) -> bytes:
     """The WAV file of a sound, rounded to 16 bits; what is beyond [-1, 1] is clipped.  ValueError as `check_sound`."""
     check_sound(samples_SC, rate)

@@ -4,7 +4,7 @@ The same prompts, tokens' randomness and noises are used for every checkpoint, s
 """
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -99,12 +99,12 @@ def on_mesh(program: RolloutProgram, layout: Layout, batch: int) -> tuple[Rollou
 
 @dataclasses.dataclass(frozen=True)
 class _Call:
-    """What one call of the program gave: this process's episodes among all, and the first that were drawn; by round."""
+    """What one call of the program gave: this process's episodes among all, and the media of the first ones; by round."""
 
     rows: np.ndarray
     batches: tuple[RewardBatch, ...]
     total: int
-    shown: tuple[np.ndarray, ...]
+    shown: tuple[Mapping[str, np.ndarray], ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -172,7 +172,7 @@ class Evaluator:
 
         def run(*given):
             episodes = program(*given)
-            return episodes, tuple(drawing.seen[: self._count] for drawing in episodes.drawings)
+            return episodes, tuple(jax.tree.map(lambda x: x[: self._count], drawing.media) for drawing in episodes.drawings)
 
         self._run = jax.jit(run, out_shardings=(place, meshes.replicated(layout.mesh)))
         policy = Policy(model=program.model, system=program.system, tokens=program.tokens, flow=program.flow)
@@ -229,7 +229,7 @@ class Evaluator:
         asked = [self.prompts[start + n // images] for n in numbers]
         group = (start * images + numbers) // images
         batches = by_round(episodes, asked, self._codec, own, before, group)
-        shown = tuple(map(np.asarray, shown))
+        shown = jax.tree.map(np.asarray, shown)
         return _Call(rows=start * images + numbers, batches=batches, total=keep, shown=shown), episodes
 
     def _drifted(self, params, reference, episodes: Episodes) -> dict[str, dict[str, list]]:
@@ -247,7 +247,7 @@ class Evaluator:
         columns = processes.share_rows(np.concatenate([c.rows for c in calls]), columns, total)
         asked = [p for p in self.prompts for _ in range(self._config.images_per_prompt)][:total]
         thinkings = tuple(columns[f"thinking{turn}"] for turn in range(len(joined)))
-        moments = [_moments(columns, asked, turn, x, joined[turn].fps) for turn, x in enumerate(calls[0].shown)]
+        moments = [_moments(columns, asked, turn, media, joined[turn]) for turn, media in enumerate(calls[0].shown)]
         columns = {name: np.asarray(values, np.float64) for name, values in columns.items()}
         rewards = [x for name, x in columns.items() if name.startswith("reward/")]
         if rewards:  # supervised training needs none
@@ -288,14 +288,21 @@ class Evaluator:
 
 
 def _moments(
-    columns: dict[str, list], asked: Sequence[Prompt], turn: int, shown: np.ndarray, fps: float
+    columns: dict[str, list], asked: Sequence[Prompt], turn: int, media: Mapping[str, np.ndarray], judged: RewardBatch
 ) -> list[dict[str, Any]]:
-    """Fields of one round of the samples: images, or clips where there is an `fps`; takes its words out of the columns."""
+    """Fields of one round of the samples: images, or clips with their sound; takes its words out of the columns.
+
+    `judged` says how many frames and samples of sound a second has.
+    """
     thinking, verdicts, correct = (columns.pop(f"{name}{turn}") for name in WORDS)
     said = [p.turns[turn - 1] if turn and p.turns else "" if turn else p.text for p in asked]
-    given = [() if turn or p.picture is None else (np.asarray(p.picture()),) for p in asked[: len(shown)]]
-    drawn = [Clip.of(x, fps) for x in shown] if fps else shown
-    names = ("prompt", "thinking", "clip" if fps else "image", "verdict", "correct", "given")
+    kind, sounds = ("clip", media.get("audio")) if "video" in media else ("image", None)
+    drawn = media["video"] if kind == "clip" else media["image"]
+    given = [() if turn or p.picture is None else (np.asarray(p.picture()),) for p in asked[: len(drawn)]]
+    if kind == "clip":
+        sound = lambda row: None if sounds is None else (sounds[row], int(judged.rate))
+        drawn = [Clip.of(frames, judged.fps, sound(row)) for row, frames in enumerate(drawn)]
+    names = ("prompt", "thinking", kind, "verdict", "correct", "given")
     rows = zip(said, thinking, drawn, verdicts, correct, given, strict=False)
     return [dict(zip(names, row, strict=True)) for row in rows]
 
