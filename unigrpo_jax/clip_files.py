@@ -105,6 +105,11 @@ def read_clip_sound(path: pathlib.Path) -> Sound | None:
     return _read(path, _read_mp4_sound, _no_sound)
 
 
+def has_sound(path: pathlib.Path) -> bool:
+    """Whether a file has a sound, by its head; GIF and WebP have none.  ConfigError as `check_clip`."""
+    return _is_mp4(path) and _read(path, _mp4_has_sound, _no_sound)
+
+
 def _read(path: pathlib.Path, of_mp4: Callable[[pathlib.Path], Any], of_animation: Callable[[pathlib.Path], Any]) -> Any:
     """What one of two readers says of a file, by what it is; whatever a reader raises becomes a ConfigError."""
     is_mp4 = _is_mp4(path)
@@ -191,6 +196,11 @@ def _opened(data):
     import av
 
     return av.open(data, format="mp4")
+
+
+def _mp4_has_sound(path: pathlib.Path) -> bool:
+    with open(path, "rb") as data, _opened(data) as file:
+        return bool(file.streams.audio)
 
 
 def _read_mp4_sound(path: pathlib.Path) -> Sound | None:

@@ -6,6 +6,8 @@ A sound is float32 [S, channels] in [-1, 1], mono or stereo, with a number of sa
 import io
 import pathlib
 import wave
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
@@ -70,9 +72,19 @@ def read_sound(path: pathlib.Path) -> tuple[np.ndarray, int]:
     ConfigError where there is no such file, it is no WAV file of whole numbers, is cut short, is neither mono nor stereo, or
     holds more than MOST_NUMBERS.
     """
+    return _opened(path, lambda file: (_samples(file), file.getframerate()))
+
+
+def check_sound_file(path: pathlib.Path) -> None:
+    """ConfigError where the head of a file, which alone is read, is not that of a sound that `read_sound` takes."""
+    _opened(path, _check_head)
+
+
+def _opened(path: pathlib.Path, found: Callable[[wave.Wave_read], Any]) -> Any:
+    """What `found` finds in a WAV file; whatever it raises becomes a ConfigError."""
     try:
         with open(path, "rb") as data, wave.open(data) as file:
-            return _samples(file), file.getframerate()
+            return found(file)
     except FileNotFoundError:
         raise ConfigError(f"there is no sound {path}; give an existing file.") from None
     except OSError as error:
@@ -82,7 +94,7 @@ def read_sound(path: pathlib.Path) -> tuple[np.ndarray, int]:
         raise ConfigError(f"{path} is not a sound that can be read ({words}); give a WAV file, mono or stereo.") from None
 
 
-def _samples(file: wave.Wave_read) -> np.ndarray:
+def _check_head(file: wave.Wave_read) -> None:
     channels, width, rate, count = file.getparams()[:4]
     if channels not in (1, 2):
         raise ValueError(f"it has {channels} channels")
@@ -90,6 +102,11 @@ def _samples(file: wave.Wave_read) -> np.ndarray:
         raise ValueError(f"it has {rate} samples per second of {8 * width} bits each")
     if count * channels > MOST_NUMBERS:
         raise ValueError(f"it says that it holds more than {MOST_NUMBERS} numbers")
+
+
+def _samples(file: wave.Wave_read) -> np.ndarray:
+    _check_head(file)
+    channels, width, _, count = file.getparams()[:4]
     data = file.readframes(count)
     if not count or len(data) != count * channels * width:
         raise ValueError(f"it says that it holds {count} samples, but there are {len(data) // (channels * width)}")

@@ -1,15 +1,20 @@
 """Between a clip with its sound and LTX-2's latents: an autoencoder for each, and the vocoder, which makes sound of spectra.
 
+The sound that is encoded has the rate of the spectrograms (16 kHz), the sound that is made that of the vocoder (24 kHz).
 None is trained here.  Parameters are those of all three, called by their folders: `vae.NAME`, `audio_vae.NAME`,
 `vocoder.NAME`.
 """
 
 import dataclasses
 
+import jax
+
+from unigrpo_jax.models.autoencoders.log_mel import LogMel
 from unigrpo_jax.models.autoencoders.ltx_video import LTXVideoAutoencoder
-from unigrpo_jax.models.autoencoders.mel_audio import MelAutoencoder
+from unigrpo_jax.models.autoencoders.mel_audio import EVERY, MelAutoencoder
 from unigrpo_jax.models.autoencoders.vocoder import Vocoder
 from unigrpo_jax.models.building.flat import of_stack
+from unigrpo_jax.models.loaded import SoundForm
 
 VIDEO, AUDIO, VOCODER = "vae", "audio_vae", "vocoder"
 
@@ -45,8 +50,24 @@ class LTX2Media:
 
     @property
     def rate(self) -> int:
-        """Samples per second of the sound."""
+        """Samples per second of the sound that is made."""
         return self.vocoder.rate
+
+    def sound_form(self, latents: int) -> SoundForm:
+        """What a sound must be to become so many latents: as long as these, each of `EVERY` frames of a spectrogram."""
+        return SoundForm(samples=latents * EVERY * self.audio.hop, channels=self.audio.sides, rate=self.audio.rate)
+
+    def encode(self, params, media, keys_B: jax.Array | None = None):
+        """Latents of both, {"video": clips in [-1, 1], "audio": sound of a `sound_form`}; samples where there are keys.
+
+        Of the spectrogram the frames count that so many latents become again, 4 L - 3: the first latent is one frame.
+        """
+        sound, audio = media["audio"], self.audio
+        kept = audio.frames(sound.shape[1] // (EVERY * audio.hop))
+        mel = LogMel(rate=audio.rate, hop=audio.hop, bins=audio.bins)(sound)[:, :kept]
+        others = None if keys_B is None else jax.vmap(jax.random.fold_in, (0, None))(keys_B, 1)
+        return {"video": self.video.encode(of_stack(params, VIDEO), media["video"], keys_B),
+                "audio": audio.encode(of_stack(params, AUDIO), mel, others)}  # fmt: skip
 
     def decode(self, params, latent):
         """{"video": clips [B, F, height, width, 3], not clipped, "audio": sound [B, samples, sides]}, of both latents."""
