@@ -262,7 +262,7 @@ def test_a_clip_of_other_frames_per_second_is_told_to_set_them(tmp_path):
         (GOOD | {"audio": "b.wav"}, ["\"audio\" is 'b.wav', but there is no such file"]),
         (GOOD | {"audio": "../a.wav"}, ["leaves the folder", "put the sound there"]),
         (GOOD | {"audio": "a.webp"}, ["a.webp is not a sound that can be read", "give a WAV file, mono or stereo"]),
-        (GOOD | {"audio": "six.wav"}, ["six.wav is not a sound that can be read (it has 6 channels)"]),
+        (GOOD | {"audio": "six.wav"}, ["six.wav is not a sound", "it has 6 channels: `ffmpeg -i IN -ac 2"]),
     ],
 )
 def test_what_is_no_sound_is_refused_with_its_line(tmp_path, line, words):

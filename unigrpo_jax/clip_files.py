@@ -212,7 +212,7 @@ def _read_mp4_sound(path: pathlib.Path) -> Sound | None:
         stream, planes, numbers = file.streams.audio[0], [], 0
         rate, channels = stream.codec_context.sample_rate, stream.codec_context.channels
         if channels not in (1, 2):
-            raise ValueError(f"its sound has {channels} channels, not one or two")
+            raise ValueError(f"its sound has {channels} channels: `ffmpeg -i IN -c:v copy -ac 2 OUT.mp4` makes two of them")
         as_floats = av.AudioResampler(format="fltp", layout=_LAYOUTS[channels - 1], rate=rate)
         for frame in file.decode(stream):
             numbers += frame.samples * channels

@@ -97,7 +97,7 @@ def _opened(path: pathlib.Path, found: Callable[[wave.Wave_read], Any]) -> Any:
 def _check_head(file: wave.Wave_read) -> None:
     channels, width, rate, count = file.getparams()[:4]
     if channels not in (1, 2):
-        raise ValueError(f"it has {channels} channels")
+        raise ValueError(f"it has {channels} channels: `ffmpeg -i IN -ac 2 OUT.wav` makes two of them")
     if not 1 <= rate <= MOST_RATE or not 1 <= width <= 4:
         raise ValueError(f"it has {rate} samples per second of {8 * width} bits each")
     if count * channels > MOST_NUMBERS:
