@@ -211,7 +211,7 @@ def test_help_lists_every_field_with_its_default(here, module):
         assert "[PRESET]" in outcome.out
         folder = pathlib.Path(presets.__file__).parent
         names = ", ".join(sorted(path.stem for path in folder.glob("[a-z]*.py")))
-        first = "bagel_7b bagel_7b_512 bagel_edit bagel_tiny flux_dance flux_tiny hunyuan_dance hunyuan_tiny ltx2_tiny"
+        first = "bagel_7b bagel_7b_512 bagel_edit bagel_tiny flux_dance flux_tiny hunyuan_dance hunyuan_tiny ltx2_rlhf"
         assert names.startswith(", ".join(first.split()))
         assert names in " ".join(outcome.out.split())
         for text in ("--learning.group-size INT", "--seed INT", "(default: 8)", "--resume, --no-resume"):
