@@ -1,5 +1,5 @@
-"""The sizes of the released LTX-2 (19 billion parameters, beside a Gemma 3 of 12 billion), for what is computed from sizes
-alone; a run reads its folder.
+"""The released LTX-2 (19 billion parameters, beside a Gemma 3 of 12 billion): its sizes, for what is computed from sizes
+alone, and what diffusers writes of it beside the weights.  A run reads its folder.
 
 LTX-2.3 is not here: its sound is made by another vocoder, which is not built.
 """
@@ -13,6 +13,24 @@ from unigrpo_jax.models.ltx2.media import LTX2Media
 from unigrpo_jax.models.ltx2.transformer import LTX2Transformer
 
 HUB_NAME = "Lightricks/LTX-2"
+# config.json of each part; a name that is left out has the default of its class.
+CONFIGS = {
+    "transformer": {"_class_name": "LTX2VideoTransformer3DModel", "rope_type": "split", "timestep_scale_multiplier": 1000,
+                    "cross_attn_timestep_scale_multiplier": 1000},
+    "connectors": {"_class_name": "LTX2TextConnectors", "rope_type": "split"},
+    "vae": {"_class_name": "AutoencoderKLLTX2Video", "decoder_causal": False},
+    "audio_vae": {"_class_name": "AutoencoderKLLTX2Audio"},
+    "vocoder": {"_class_name": "LTX2Vocoder"},
+}  # fmt: skip
+SCHEDULER = {"_class_name": "FlowMatchEulerDiscreteScheduler", "num_train_timesteps": 1000, "shift": 1.0,
+             "use_dynamic_shifting": True, "base_shift": 0.95, "max_shift": 2.05, "base_image_seq_len": 1024,
+             "max_image_seq_len": 4096, "shift_terminal": 0.1}  # fmt: skip
+INDEX = {"_class_name": "LTX2Pipeline", "transformer": ["diffusers", "LTX2VideoTransformer3DModel"],
+         "connectors": ["ltx2", "LTX2TextConnectors"], "vae": ["diffusers", "AutoencoderKLLTX2Video"],
+         "audio_vae": ["diffusers", "AutoencoderKLLTX2Audio"], "vocoder": ["ltx2", "LTX2Vocoder"],
+         "text_encoder": ["transformers", "Gemma3ForConditionalGeneration"],
+         "tokenizer": ["transformers", "GemmaTokenizerFast"],
+         "scheduler": ["diffusers", "FlowMatchEulerDiscreteScheduler"]}  # fmt: skip
 TRANSFORMER = LTX2Transformer(
     video=Branch(modality="video", channels=128, heads=32, head_dim=128),
     audio=Branch(modality="audio", channels=128, heads=32, head_dim=64),
