@@ -10,10 +10,11 @@ import pytest
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
-from unigrpo_jax.config import ModelConfig
+from tests.command import command
+from unigrpo_jax.config import ConfigError, ModelConfig
 from unigrpo_jax.models.families import load_model
 from unigrpo_jax.models.ltx2 import release, single_file
-from unigrpo_jax.models.ltx2.single_file import pack, stored_name, unpack
+from unigrpo_jax.models.ltx2.single_file import pack, unpack
 from unigrpo_jax.models.ltx2.tiny import make_tiny
 
 SAID = {"transformer": {"rope_type": "split", "timestep_scale_multiplier": 1000, "av_ca_timestep_scale_multiplier": 1000.0}}
@@ -131,6 +132,7 @@ def test_tensors_that_are_not_those_are_named(toy, tmp_path, change, words):
     ({}, "transformer.rope_type = None, but its header must say it, since no tensor tells it; LTX-2's is 'split'"),
     ({"transformer": SAID["transformer"] | {"rope_type": "interleaved"}}, "this network knows only 'split'"),
     ({"transformer": SAID["transformer"] | {"av_ca_timestep_scale_multiplier": 1}}, "this network knows only 1000"),
+    ({"transformer": SAID["transformer"] | {"cross_attention_adaln": True}}, "cross_attention_adaln = True"),  # LTX-2.3
     (SAID | {"vae": {"causal_decoder": True}}, "vae.causal_decoder = True, but this network knows only False"),
     ([], "the config in its header is no JSON of sections"),
 ])  # fmt: skip
@@ -141,12 +143,38 @@ def test_a_header_that_says_another_network_is_refused(toy, tmp_path, said, word
     assert words in str(error.value) and not (tmp_path / "out").exists()
 
 
-def test_a_released_file_of_other_sizes_and_a_folder_without_gemma_are_refused(toy, tmp_path):
-    with pytest.raises(ValueError, match="ltx.safetensors does not fit .*: .*does not|ltx.safetensors does not fit "):
+def test_what_is_none_of_it_is_one_sentence(toy, tmp_path):
+    with pytest.raises(ValueError, match="ltx.safetensors does not fit .*: missing vocoder.ups.0.bias.$"):
         pack(toy / "toy", changed(toy, tmp_path / "ltx.safetensors", lambda t: t.pop("vocoder.ups.0.bias")), tmp_path / "x")
     with pytest.raises(ValueError, match="holds no config.json; name a folder of Gemma 3"):
         unpack(toy / "ltx.safetensors", tmp_path, tmp_path / "out", configs(toy))
     with pytest.raises(ValueError, match="is no safetensors file; name the released one"):
         unpack(toy / "toy", toy / "gemma", tmp_path / "out", configs(toy))
-    assert single_file.is_one(toy / "ltx.safetensors")
-    assert stored_name("vae", "latents_mean") == "vae.per_channel_statistics.mean-of-means"
+
+
+def test_the_command_writes_a_file_of_a_folder_and_says_what_nothing_reads(toy, tmp_path):
+    out, like = tmp_path / "new.safetensors", toy / "ltx.safetensors"
+    outcome = command("experiments.single_file", toy / "toy", out, "--like", like)
+    assert outcome.code == 0 and all(name in outcome.out for name in STATISTICS), outcome
+    assert load_file(out).keys() == load_file(like).keys()
+
+
+@pytest.mark.parametrize("words, said", [
+    (["none", "out"], "there is no none; name a file or a model folder"),
+    (["toy", "new.safetensors"], "--like names the published file"),
+    (["toy", "ltx.safetensors", "--like", "ltx.safetensors"], "ltx.safetensors is there; name a new file"),
+    (["ltx.safetensors", "out"], "--text-encoder names the folder"),
+    (["ltx.safetensors", "gemma", "--text-encoder", "gemma"], "gemma is not empty; name a new folder"),
+    (["ltx.safetensors", "out", "--text-encoder", "gemma"], "is not a whole LTX-2: audio_vae.decoder.conv_in"),
+    (["gemma/model.safetensors", "out", "--text-encoder", "gemma"], "is of no family that is published as a single file"),
+])  # fmt: skip
+def test_a_command_that_cannot_be_is_one_sentence(toy, monkeypatch, words, said):
+    monkeypatch.chdir(toy)
+    outcome = command("experiments.single_file", *words)
+    assert outcome.code == 2 and said in outcome.err and outcome.err.count("\n") == 1, outcome
+    assert not (toy / "out").exists()
+
+
+def test_a_file_for_a_model_folder_is_told_how_it_becomes_one(toy):
+    with pytest.raises(ConfigError, match="is a file, and a model is a folder; python -m experiments.single_file"):
+        load_model(ModelConfig(path=str(toy / "ltx.safetensors")))

@@ -11,7 +11,7 @@ from unigrpo_jax.models.folders.pipelines import Pipeline
 from unigrpo_jax.models.folders.stored import DTYPES
 from unigrpo_jax.models.loaded import Published
 from unigrpo_jax.models.ltx2 import config as configs
-from unigrpo_jax.models.ltx2 import release
+from unigrpo_jax.models.ltx2 import release, single_file
 from unigrpo_jax.models.ltx2 import scheduler as schedulers
 from unigrpo_jax.models.ltx2.media import AUDIO, VIDEO, VOCODER, LTX2Media
 from unigrpo_jax.models.ltx2.painter import LTX2
@@ -26,6 +26,7 @@ NAME, PIPELINE = "ltx2", "LTX2Pipeline"
 VERBS = "draws a clip and its sound by a flow, upon what Gemma says of the prompt"
 FILES = configs.FILES
 PART, TOYS, OWN_SETTINGS = "transformer", {"ltx2_tiny": tiny_folder}, ()
+SINGLE_FILE = single_file
 _PARTS = {
     PART: ("LTX2VideoTransformer3DModel",),
     "connectors": ("LTX2TextConnectors",),

@@ -18,11 +18,13 @@ import json
 import pathlib
 import re
 import shutil
+import tempfile
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
+from unigrpo_jax import foreign_files
 from unigrpo_jax.models.autoencoders import diffusers_ltx as autoencoders
 from unigrpo_jax.models.folders import component
 from unigrpo_jax.models.folders.pipelines import INDEX
@@ -65,12 +67,14 @@ _NAMES: dict[str, tuple[str, tuple[tuple[str, Any], ...]]] = {
 }  # fmt: skip
 # Statistics that no program reads, which may stand in a file.
 _UNREAD = r"vae\.per_channel_statistics\.(?:channel|mean-of-stds(?:_over_std-of-means)?)"
-# What no tensor tells: (section, name, value, whether it must be said).
+# What no tensor tells, or tells less plainly: (section, name, value, whether it must be said).
 _SAID = (
     ("transformer", "rope_type", "split", True),
     ("transformer", "timestep_scale_multiplier", 1000, True),
     ("transformer", "av_ca_timestep_scale_multiplier", 1000, True),
     ("transformer", "frequencies_precision", "float64", False),
+    ("transformer", "cross_attention_adaln", False, False),
+    ("transformer", "apply_gated_attention", False, False),
     ("transformer", "norm_eps", 1e-6, False),
     ("transformer", "positional_embedding_theta", 10000, False),
     ("transformer", "positional_embedding_max_pos", [20, 2048, 2048], False),
@@ -96,20 +100,24 @@ def unpack(file: pathlib.Path, gemma: pathlib.Path, out: pathlib.Path,
       ValueError: the file is damaged, has other tensors than these configs ask for, or says that it is another network.
       OSError: the folder cannot be written.
     """
-    weights = _opened(file)
+    weights, copied = _opened(file), _of_gemma(gemma)
     _check_said(file, weights.metadata())
-    for part, config in configs.items():
-        _save(out / part / "config.json", config)
-    names = _names(out)
+    with tempfile.TemporaryDirectory() as described:  # nothing is written where the file is another
+        for part, config in configs.items():
+            _save(pathlib.Path(described) / part / "config.json", config)
+        names = _names(pathlib.Path(described))
     wanted = {name: shape for part in names.values() for name, shape, _ in part}
     if found := faults(weights, wanted, (), _UNREAD):
         raise ValueError(f"{file} is not a whole LTX-2: {'; '.join(found)}.")
     for part, own in names.items():
         tensors = [(name, weights.dtype(stored), shape) for stored, shape, name in own]
         theirs = {name: stored for stored, _, name in own}
+        _save(out / part / "config.json", configs[part])
         path = out / part / f"{component.DIFFUSERS}.safetensors"
         write_as_stored(path, tensors, lambda name, theirs=theirs: weights.read(theirs[name]), {"format": "pt"})
-    _copy_gemma(gemma, out)
+    for path, part in copied.items():
+        (out / part).mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, out / part / path.name)
     _save(out / "scheduler" / "scheduler_config.json", release.SCHEDULER)
     _save(out / INDEX, release.INDEX)  # last: it says that the folder is whole
     return sorted(path for path in out.rglob("*") if path.is_file())
@@ -195,9 +203,9 @@ def _opened(file: pathlib.Path) -> StoredTensors:
 def _check_said(file: pathlib.Path, metadata: Mapping[str, str]) -> None:
     """ValueError where the header does not say that this is the network that it is read as."""
     try:
-        config = json.loads(metadata.get("config", "{}"))
+        config = foreign_files.parse_json(metadata.get("config", "{}"))
         sections = {name: Settings(file, dict(config.get(name) or {}), f"{name}.") for name in ("transformer", "vae")}
-    except (ValueError, TypeError, AttributeError, RecursionError):
+    except (ValueError, TypeError, AttributeError):
         raise ValueError(f"{file}: the config in its header is no JSON of sections; download it again.") from None
     for section, name, value, needed in _SAID:
         found = sections[section]
@@ -206,18 +214,14 @@ def _check_said(file: pathlib.Path, metadata: Mapping[str, str]) -> None:
         found.only(name, value)
 
 
-def _copy_gemma(gemma: pathlib.Path, out: pathlib.Path) -> None:
-    """ValueError where a folder has no config, no weights or no tokenizer."""
+def _of_gemma(gemma: pathlib.Path) -> dict[pathlib.Path, str]:
+    """{file: the part that it belongs to}; ValueError where a folder has no config, no weights or no tokenizer."""
     weights = [*gemma.glob("model*.safetensors"), *gemma.glob("model*.safetensors.index.json")]
-    words = [path for name in _TOKENIZER if (path := gemma / name).is_file()]
-    for found, what in (((gemma / "config.json").is_file(), "config.json"), (weights, "model*.safetensors"),
-                        (words, "tokenizer.json")):  # fmt: skip
+    config, words = gemma / "config.json", [path for name in _TOKENIZER if (path := gemma / name).is_file()]
+    for found, what in ((config.is_file(), config.name), (weights, "model*.safetensors"), (words, _TOKENIZER[0])):
         if not found:
             raise ValueError(f"{gemma} holds no {what}; name a folder of Gemma 3 with its weights and its tokenizer.")
-    for part, files in (("text_encoder", [gemma / "config.json", *weights]), ("tokenizer", words)):
-        (out / part).mkdir(parents=True, exist_ok=True)
-        for path in files:
-            shutil.copyfile(path, out / part / path.name)
+    return dict.fromkeys([config, *weights], "text_encoder") | dict.fromkeys(words, "tokenizer")
 
 
 def _save(path: pathlib.Path, data: Mapping[str, Any]) -> None:
