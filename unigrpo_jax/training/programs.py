@@ -4,7 +4,6 @@ Nothing here needs weights or a device that is there: the same programs train a 
 """
 
 import dataclasses
-import functools
 import re
 from collections.abc import Callable, Mapping
 from typing import Any

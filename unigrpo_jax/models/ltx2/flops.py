@@ -23,7 +23,7 @@ def evaluation(network: LTX2Transformer, video: int, audio: int, text: int) -> E
       text: tokens of each text.
     """
     tokens, inner = {"video": video, "audio": audio}, network.audio.width
-    block = once = summed = kept = scores = 0
+    block = once = summed = kept = scores = keys = 0
     for name, branch in network.branches.items():
         own, width, other = tokens[name], branch.width, network.branches[OTHER[name]].width
         heard = tokens[OTHER[name]]
@@ -44,6 +44,7 @@ def evaluation(network: LTX2Transformer, video: int, audio: int, text: int) -> E
         # and values of text and of the other modality.
         kept += (11 + 2 * MLP) * width * own + 2 * width * text + 2 * inner * (own + heard)
         scores += own * (branch.heads * (own + text) + network.audio.heads * heard)
+        keys += 2 * (width * (own + text) + inner * heard)
     return Evaluation(
         layers=2 * network.layers * block,
         others=2 * once,
@@ -51,4 +52,5 @@ def evaluation(network: LTX2Transformer, video: int, audio: int, text: int) -> E
         summed=network.layers * summed,
         kept=network.layers * kept,
         scores=network.layers * scores,
+        keys=network.layers * keys,
     )
