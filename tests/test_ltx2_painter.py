@@ -152,7 +152,7 @@ def test_texts_of_both_modalities_reach_it_and_bfloat16_is_the_compute_dtype():
     out = jax.eval_shape(lambda p: painter.predict(p, x, jnp.ones(2), grid, condition), params)
     assert jax.tree.map(lambda v: (v.shape, v.dtype), out) == jax.tree.map(lambda v: (v.shape, jnp.dtype("float32")), x)
     assert {h.dtype for h in held} == {jnp.dtype("bfloat16")}
-    assert painter.unread({}, TEXT.replace(empty=TEXT), painter.empty(2)) is TEXT
+    assert painter.unread({}, TEXT.replace(empty=TEXT), painter.empty(2)).audio is TEXT.audio
     assert condition.repeat(3).audio.shape == (6, 6, 7)
 
 

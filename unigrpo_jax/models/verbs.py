@@ -41,6 +41,7 @@ class Painter(Protocol):
         path whole counts.
       thinks: whether it is a thinker.
       begins: whether it is an animator.
+      needs_picture: whether a picture must come with each prompt: an animator that does nothing else.
       trained_by: {group: pattern}: which parameter is trained at which rate, "reasoning" or "denoising", and which is
         "frozen", never trained; each parameter's path matches exactly one of them whole.
       guidance_renorm: what holds a guided output's norm to the conditional one's where a run does not say, as
@@ -56,6 +57,7 @@ class Painter(Protocol):
     axes: tuple[tuple[str, tuple[str | None, ...]], ...]
     thinks: bool
     begins: bool
+    needs_picture: bool
     trained_by: Mapping[str, str]
     guidance_renorm: str
     float32_paths: str
@@ -99,7 +101,7 @@ class Painter(Protocol):
         """
 
     def latent_shape(self, grid: tuple[float, ...]) -> Any:
-        """Shape (N, C) of each modality of one sample's latent."""
+        """Shape (N, C) of each modality of one sample's whole latent."""
 
     def to_tokens(self, latent_BHWC: Latent) -> Latent:
         """Latents as tokens [B, N, C]; of a clip they are [B, frames, h, w, channels], of sound tokens themselves."""
@@ -112,10 +114,22 @@ class Painter(Protocol):
 
 
 class Animator(Painter, Protocol):
-    """A painter that goes on from a picture, the first frame of what it draws, which must come with each prompt."""
+    """A painter that goes on from a picture, the first frame of what it draws, where one comes with each prompt.
+
+    Attributes:
+      keeps_first: whether the first frame is the picture itself, of which nothing is drawn: no noise, no action.
+    """
+
+    keeps_first: bool
 
     def begun(self, condition: Condition, latent_BFHWC: jax.Array) -> Condition:
         """The condition with a picture's latents, of one frame."""
+
+    def free(self, latent: Latent, condition: Condition) -> Latent:
+        """Of tokens of a whole latent those that are drawn upon a condition: all, or all but the first frame's."""
+
+    def whole(self, tokens: Latent, condition: Condition) -> Latent:
+        """The inverse: the tokens that were drawn, with those that the condition gives."""
 
     def see_again(self, image_BHWC) -> tuple[jax.Array, None]:
         """Pictures, uint8, in [-1, 1]; nothing else looks at them."""

@@ -170,7 +170,7 @@ def draw(
         start = jax.tree.map(hold, x)
         tokens, kept = denoise(model, params, condition, start, noise_keys_B, window_W, sampler, others)
     with jax.named_scope("images"):
-        latent = model.to_latent(tokens, sampler.grid)
+        latent = model.to_latent(model.whole(tokens, condition) if model.begins else tokens, sampler.grid)
         named = lambda latent: out if isinstance(out := decode(latent), dict) else {"video": out}
         shape = jax.eval_shape(named, jax.tree.map(lambda x: x[:1], latent))["video"].shape
         medium, pixels = "video" if len(shape) == 5 and shape[1] > 1 else "image", math.prod(shape[1:-1])

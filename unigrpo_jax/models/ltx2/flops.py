@@ -1,7 +1,7 @@
 """What one evaluation of the transformer costs, by formula; nothing is compiled.
 
-Counted are the products of matrices, 2 operations for each multiply-add, where each sample has one time.  Texts are seen
-whole, with the registers that stand where there would be padding.
+Counted are the products of matrices, 2 operations for each multiply-add.  Texts are seen whole, with the registers that
+stand where there would be padding.
 """
 
 import math
@@ -13,7 +13,7 @@ from unigrpo_jax.models.ltx2.transformer import LTX2Transformer
 from unigrpo_jax.models.work import Evaluation
 
 
-def evaluation(network: LTX2Transformer, video: int, audio: int, text: int) -> Evaluation:
+def evaluation(network: LTX2Transformer, video: int, audio: int, text: int, begun: bool = False) -> Evaluation:
     """Of one sample, with both modalities.
 
     Args:
@@ -21,6 +21,7 @@ def evaluation(network: LTX2Transformer, video: int, audio: int, text: int) -> E
       video: tokens of the video.
       audio: tokens of the sound.
       text: tokens of each text.
+      begun: whether the clip goes on from a picture, so that each of its tokens has a time of its own.
     """
     tokens, inner = {"video": video, "audio": audio}, network.audio.width
     block = once = summed = kept = scores = 0
@@ -37,8 +38,9 @@ def evaluation(network: LTX2Transformer, video: int, audio: int, text: int) -> E
         once += own * 2 * branch.channels * width
         if network.text_width is not None:
             once += text * (network.text_width + width) * width
-        told = [branch.rows, 4, 1] + [2] * network.texts_told
-        once += sum(SINUSOID * width + (1 + parts) * width**2 for parts in told)
+        each = video if begun and name == "video" else 1
+        told = [(branch.rows, each), (4, 1), (1, 1)] + [(2, 1)] * network.texts_told
+        once += sum(times * (SINUSOID * width + (1 + parts) * width**2) for parts, times in told)
         summed += 4 * width * own  # of three attentions and an MLP
         # Norms, q, k, v and mixed values, an MLP's inside before and after its activation, what gates multiply, and keys
         # and values of text and of the other modality.

@@ -48,6 +48,10 @@ class LTX2Media:
         """Samples per second of the sound."""
         return self.vocoder.rate
 
+    def encode(self, params, clip_BTHWC, keys_B=None):
+        """Latents of clips, or of pictures [B, height, width, 3], without sound: the posterior's mean, whatever the keys."""
+        return self.video.encode(of_stack(params, VIDEO), clip_BTHWC)
+
     def decode(self, params, latent):
         """{"video": clips [B, F, height, width, 3], not clipped, "audio": sound [B, samples, sides]}, of both latents."""
         mel = self.audio.decode(of_stack(params, AUDIO), latent["audio"])

@@ -3,6 +3,10 @@
 A latent is {"video": [B, N, C], "audio": [B, L, A]}, tokens that are latents of the autoencoders; a clip's are [B, frames,
 rows, columns, C] there, a sound's are tokens as they are.  A grid is (frames, rows, columns, L, frames per second): how long
 a sound is depends on the clip's seconds, and so do the places of both.
+
+A clip may go on from a picture, which is its first latent frame as it is.  The network sees those tokens beside the noisy
+ones, clean, at time 0; what it says of them is not read, and nothing is drawn there: a latent that is sampled or learned has
+the tokens of all later frames alone.
 """
 
 import dataclasses
@@ -14,21 +18,20 @@ import numpy as np
 
 from unigrpo_jax.config import RunConfig
 from unigrpo_jax.models.building.computing import Computing
+from unigrpo_jax.models.building.first_frame import ClipPainter, VideoCondition
 from unigrpo_jax.models.building.flat import Params
-from unigrpo_jax.models.building.text_painter import TextPainter
 from unigrpo_jax.models.ltx2.axes import AXES
 from unigrpo_jax.models.ltx2.flops import evaluation
 from unigrpo_jax.models.ltx2.transformer import Latents, LTX2Transformer
 from unigrpo_jax.models.paths import RECTIFIED
 from unigrpo_jax.models.schedule import FlowShift, timesteps
-from unigrpo_jax.models.text_encoders.states import TextStates
 from unigrpo_jax.models.work import PainterWork
 
 Grid = tuple[int, int, int, int, float]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class LTX2(TextPainter):
+class LTX2(ClipPainter):
     """The verbs of the transformer; texts are `TextStates` with what the connectors say for each modality.
 
     Attributes:
@@ -41,6 +44,7 @@ class LTX2(TextPainter):
     downsample: int = 32
 
     path, prediction = RECTIFIED, "velocity"
+    begins = keeps_first = True
     axes: ClassVar = AXES
     # As in diffusion transformers (arXiv 2212.09748): blocks are not modulated, with gates shut, and the output is 0.
     zero_at_start: ClassVar = r"(?:audio_)?proj_out|.*(?:time_embed|prompt_adaln|scale_shift|_gate)\.linear|.*_table"
@@ -50,19 +54,44 @@ class LTX2(TextPainter):
         """What has the parameters."""
         return self.transformer
 
-    def outputs(self, params: Params, x: Latents, t_B, grid: Grid, condition: TextStates, way: Computing):
-        """The velocities; ValueError where the text says nothing of the sound."""
+    def outputs(self, params: Params, x: Latents, t_B, grid: Grid, condition: VideoCondition, way: Computing):
+        """The velocities of what is drawn.
+
+        ValueError where the text says nothing of the sound, or the picture has another size than the clip.
+        """
         if condition.audio is None:
             raise ValueError("the text has no states for what is heard; encode it with the connectors behind the encoder.")
-        *clip, _, fps = grid
+        (*clip, _, fps), first = grid, condition.first
+        self.check_first(first, *clip[1:])
         texts = {"video": condition.states, "audio": condition.audio}
         seen = None if condition.mask is None else dict.fromkeys(texts, condition.mask)
-        times = dict.fromkeys(texts, 1000 * t_B)
-        return self.transformer(params, x, times, texts, tuple(clip), fps, seen, way=way)
+        times = levels = dict.fromkeys(texts, 1000 * t_B)
+        if first is not None:
+            still, moving = jnp.zeros(first.shape[:2]), jnp.ones(x["video"].shape[:2])
+            times = levels | {"video": jnp.concatenate([still, moving * levels["video"][:, None]], axis=1)}
+        out = self.transformer(params, self.whole(x, condition), times, texts, tuple(clip), fps, seen, levels, way=way)
+        return self.free(out, condition)
 
-    def empty(self, batch: int) -> TextStates:
-        """No text; nothing reads it."""
+    def empty(self, batch: int) -> VideoCondition:
+        """No text and no picture; nothing reads it."""
         return super().empty(batch).replace(audio=jnp.zeros((batch, 0, 0)))
+
+    def begun(self, condition: VideoCondition, latent_BFHWC) -> VideoCondition:
+        """The condition with a picture's latents, of one frame, as the video's first."""
+        return condition.replace(first=_video_tokens(latent_BFHWC))
+
+    def free(self, latent: Latents, condition: VideoCondition) -> Latents:
+        """Without the tokens of the first frame, where a picture is that."""
+        if condition.first is None:
+            return latent
+        return {**latent, "video": latent["video"][:, condition.first.shape[1] :]}
+
+    def whole(self, tokens: Latents, condition: VideoCondition) -> Latents:
+        """With the picture's tokens before those that were drawn."""
+        if condition.first is None:
+            return tokens
+        video = tokens["video"]
+        return {**tokens, "video": jnp.concatenate([condition.first.astype(video.dtype), video], axis=1)}
 
     def grid(self, height: int, width: int, frames: int = 1, fps: float = 24.0) -> Grid:
         """Latents (frames, rows, columns) of the clip, those of its sound, and frames per second.
@@ -87,8 +116,7 @@ class LTX2(TextPainter):
 
     def to_tokens(self, latent: Latents) -> Latents:
         """Latents of the clip frame by frame and row by row; those of its sound are tokens."""
-        video = latent["video"]
-        return {**latent, "video": video.reshape(video.shape[0], -1, video.shape[-1])}
+        return {**latent, "video": _video_tokens(latent["video"])}
 
     def to_latent(self, tokens: Latents, grid: Grid) -> Latents:
         """Back to [B, frames, rows, columns, C] of the clip."""
@@ -107,5 +135,10 @@ class LTX2(TextPainter):
         """What the episodes of a run cost; see `models.work`.  A text has `prompt_tokens` states for each modality."""
         *clip, sounds, _ = self.grid(*run.rollout.size)
         latents = math.prod(clip)
-        each = evaluation(self.transformer, latents, sounds, run.rollout.prompt_tokens)
+        each = evaluation(self.transformer, latents, sounds, run.rollout.prompt_tokens, pictures)
         return PainterWork(run=run, latents=latents, each=each)
+
+
+def _video_tokens(latent_BFHWC):
+    """[B, N, C], frame by frame and row by row."""
+    return latent_BFHWC.reshape(latent_BFHWC.shape[0], -1, latent_BFHWC.shape[-1])
