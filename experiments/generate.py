@@ -28,7 +28,7 @@ import tyro
 
 from experiments.command_line import command_line, preset
 from experiments.destination import file_to_write, folder_to_write
-from unigrpo_jax.config import EvaluationConfig, MeshConfig, ModelConfig, RolloutConfig, require
+from unigrpo_jax.config import EvaluationConfig, MeshConfig, ModelConfig, PassesConfig, RolloutConfig, require
 from unigrpo_jax.foreign_text import tell
 
 
@@ -65,6 +65,7 @@ class Arguments:
     """Text classifier-free guidance scale, 1 is off; default the model's (4 of BAGEL, 7.5 of Stable Diffusion), or 1."""
     guidance_image: float | None = None
     """Image guidance scale; default 1, or 2 for an edit."""
+    passes: PassesConfig = dataclasses.field(default_factory=PassesConfig)
     height: int | None = None
     """Pixels; default the run's, the picture's, or the model's."""
     width: int | None = None
@@ -112,6 +113,7 @@ def settings(arguments: Arguments, restored, picture) -> tuple[EvaluationConfig,
         flow_steps=chosen(arguments.flow_steps, evaluation.flow_steps),
         guidance=chosen(arguments.guidance, evaluation.guidance),
         guidance_image=chosen(arguments.guidance_image, 2.0 if edits else 1.0),
+        passes=arguments.passes,
         seed=arguments.seed,
     )
     return evaluation, rollout

@@ -12,8 +12,9 @@ from typing import Any, Protocol
 import jax
 import numpy as np
 
-from unigrpo_jax.config import LoraConfig, RunConfig
+from unigrpo_jax.config import LoraConfig, PassesConfig, RunConfig
 from unigrpo_jax.episode import Picture
+from unigrpo_jax.models.building.guidance import Guiding
 from unigrpo_jax.models.paths import Path, Prediction
 from unigrpo_jax.models.work import Work
 
@@ -44,6 +45,7 @@ class Painter(Protocol):
       needs_picture: whether a picture must come with each prompt: an animator that does nothing else.
       trained_by: {group: pattern}: which parameter is trained at which rate, "reasoning" or "denoising", and which is
         "frozen", never trained; each parameter's path matches exactly one of them whole.
+      further_passes: whether it is guided by more passes than that without the text, and has the verb `guided_by`.
       guidance_renorm: what holds a guided output's norm to the conditional one's where a run does not say, as
         `building.guidance.Guidance.renorm`.
       float32_paths: pattern of the parameters that stay float32 whatever `dtype` is.
@@ -59,6 +61,7 @@ class Painter(Protocol):
     begins: bool
     needs_picture: bool
     trained_by: Mapping[str, str]
+    further_passes: bool
     guidance_renorm: str
     float32_paths: str
 
@@ -108,6 +111,18 @@ class Painter(Protocol):
 
     def to_latent(self, tokens_BNC: Latent, grid: tuple[float, ...]) -> Latent:
         """Tokens as latents, [B, h, w, channels] or of a clip [B, frames, h, w, channels], for the autoencoder."""
+
+    def guided_by(self, text: float, interval: tuple[float, float], passes: PassesConfig) -> Guiding:
+        """A guidance of several passes, where there are `further_passes`.
+
+        Args:
+          text: scale of the text, at least 1.
+          interval: it acts where interval[0] < t <= interval[1].
+          passes: the other scales.
+
+        Raises:
+          ValueError: in one sentence, where the network has not what one of them needs.
+        """
 
     def adapted(self, params: Params, lora: LoraConfig, key: jax.Array) -> Params:
         """The parameters with fresh adapters; ValueError where a target hits nothing."""

@@ -12,7 +12,7 @@ from unigrpo_jax.config import RolloutConfig, require
 from unigrpo_jax.episode import Drawing, Episodes, Look, Picture, Segment, Thinking, TokenBlock
 from unigrpo_jax.models.building import context as contexts
 from unigrpo_jax.models.building.context import Context
-from unigrpo_jax.models.building.guidance import Guidance
+from unigrpo_jax.models.building.guidance import Guidance, Guiding
 from unigrpo_jax.models.loaded import WordCodec
 from unigrpo_jax.models.verbs import Condition, Painter, Thinker
 from unigrpo_jax.rollout import randomness
@@ -227,7 +227,7 @@ class RolloutProgram:
         return draw(self.model, params, dialogue.full, x, noise, window_W, self.flow, decode, others, self.parts)
 
 
-def flow_sampler(config: RolloutConfig, model: Painter, guidance: Guidance | None = None) -> FlowSampler:
+def flow_sampler(config: RolloutConfig, model: Painter, guidance: Guiding | None = None) -> FlowSampler:
     """The flow sampler that a rollout config describes."""
     grid = model.grid(*config.size)
     return FlowSampler(

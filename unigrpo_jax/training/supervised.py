@@ -146,7 +146,8 @@ def lessons_of(config: RunConfig, network, autoencoder, parts: int) -> Lessons:
     r = config.rollout
     grid = network.grid(*r.size)
     require(not isinstance(network.latent_shape(grid), dict), "learning.method = 'sft' learns from pictures and clips "
-            "without sound, and this model draws both together; use grpo.")  # fmt: skip
+            "without sound, and this model draws both together; learn the clips alone with --model.no-sound, or use "
+            "grpo.")  # fmt: skip
     return Lessons(
         model=network, autoencoder=autoencoder, grid=grid, shift=r.timestep_shift, draws=r.window_size, parts=parts
     )

@@ -218,7 +218,7 @@ class Bagel:
     stacked: bool = True
 
     path, prediction, thinks, guidance_renorm = RECTIFIED, "velocity", True, "global"
-    begins = needs_picture = False
+    begins = needs_picture = further_passes = False
     axes, trained_by, float32_paths = AXES, TRAINED_BY, FLOAT32_PATHS
 
     @property

@@ -24,7 +24,7 @@ from unigrpo_jax.models.text_encoders.projected import Projected
 NAME, PIPELINE, FROM_PICTURE = "ltx2", "LTX2Pipeline", "LTX2ImageToVideoPipeline"
 VERBS = "draws a clip and its sound by a flow, upon what Gemma says of the prompt; goes on from a picture"
 FILES = configs.FILES
-PART, TOYS, OWN_SETTINGS = "transformer", {"ltx2_tiny": tiny_folder}, ()
+PART, TOYS, OWN_SETTINGS = "transformer", {"ltx2_tiny": tiny_folder}, ("sound",)
 _PARTS = {
     PART: ("LTX2VideoTransformer3DModel",),
     "connectors": ("LTX2TextConnectors",),
@@ -61,6 +61,7 @@ def load(config: ModelConfig, folder: pathlib.Path) -> Pipeline:
             vocoder=autoencoders.read_vocoder(folder / VOCODER / "config.json", FILES),
         )
         _check_media(folder, transformer, media)
+        media = media if config.sound else LTX2Media(video=media.video)
         weights = pipelines.open_network(folder / PART, transformer)
         known = {
             _TRANSFORMER: configs.KNOWN,
@@ -79,6 +80,7 @@ def load(config: ModelConfig, folder: pathlib.Path) -> Pipeline:
                 transformer=transformer,
                 shift=schedulers.read_scheduler(folder / _SCHEDULER, FILES),
                 downsample=media.downsample,
+                sound=config.sound,
                 **pipelines.computing(config),
             ),
             autoencoder=media,
