@@ -143,5 +143,5 @@ def test_a_missing_part_is_one_sentence(toy, tmp_path):
 def test_examples_without_sound_teach_nothing_yet(toy):
     model = load_model(ModelConfig(path=str(toy)))
     config = RunConfig(rollout=RolloutConfig(image_height=32, image_width=32, frames=9))
-    with pytest.raises(ConfigError, match="this model draws both together; use grpo.$"):
+    with pytest.raises(ConfigError, match="draws both together; learn the clips alone with --model.no-sound, or use grpo.$"):
         lessons_of(config, model.network, model.autoencoder, 0)

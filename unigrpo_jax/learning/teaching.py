@@ -75,19 +75,17 @@ class Lessons:
         keys = lambda stream: randomness.round_keys(seed, step, stream, 0, ids)
         encode = lambda given: self.autoencoder.encode(autoencoder_params, from_uint8(given[0]), given[1])
 
-        def tokens(levels, stream):
+        def latents(levels, stream):
             together = DECODED_PIXELS // math.prod(levels.shape[1:-1])
-            found = self.model.to_tokens(in_turn(encode, (levels, keys(stream)), self.parts, together))
-            return (self.model.hold or (lambda x: x))(found)
+            return in_turn(encode, (levels, keys(stream)), self.parts, together)
 
-        data, first = tokens(image, randomness.PICTURE), None
+        hold = self.model.hold or (lambda x: x)
+        data, first = hold(self.model.to_tokens(latents(image, randomness.PICTURE))), None
         finite = finite_rows(data)
         if first_BHWC is not None:
-            first = tokens(first_BHWC, randomness.FIRST)
-            finite = finite & finite_rows(first)
-            first = jnp.where(finite[:, None, None], first, 0.0)
-            grid = self.model.grid(*first_BHWC.shape[1:3])
-            first = Look(latent=first.reshape(batch, *grid, first.shape[-1]), patches=None)
+            found = hold(latents(first_BHWC, randomness.FIRST))
+            finite = finite & finite_rows(found)
+            first = Look(latent=jnp.where(finite[:, None, None, None, None], found, 0.0), patches=None)
         data = jnp.where(finite[:, None, None], data, 0.0)
         t = self.times(keys(randomness.TIMES))
         alpha, sigma = (part[:, :, None, None] for part in self.model.path.coefficients(t))

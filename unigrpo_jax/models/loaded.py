@@ -70,7 +70,7 @@ class Autoencoder(Protocol):
       downsample: image pixels along the side of a latent pixel.
       channels: of a latent.
 
-    One of clips with sound has its `rate`, samples per second, too, and is asked to decode alone.
+    One of clips with sound has its `rate`, samples per second, too, and encodes the clips alone.
     """
 
     downsample: int

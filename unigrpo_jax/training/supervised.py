@@ -58,11 +58,11 @@ def build(config: RunConfig) -> SupervisedParts:
     for each in filter(None, (examples, held_out)):
         require(network.thinks or each.thought is None, f'{each.thought}: has a "thinking", but {folder} is a model that '
                 f"only draws ({family}); take it out of every line.")  # fmt: skip
-        require(network.begins or each.begun is None, f'{each.begun}: has an "image" beside its "video", but {folder} goes '
-                "on from no picture; take it out of every line.")  # fmt: skip
+        require(network.needs_picture or each.begun is None, f'{each.begun}: has an "image" beside its "video", but '
+                f"{folder} learns to go on from no picture; take it out of every line.")  # fmt: skip
         check_examples(each, parts.loaded.codec, config.rollout)
     fields = {field.name: getattr(parts, field.name) for field in dataclasses.fields(Parts)}
-    fields["world"] = _judged(parts.world, config, held_out or examples, network.begins)
+    fields["world"] = _judged(parts.world, config, held_out or examples, network.needs_picture)
     return SupervisedParts(**fields, examples=examples, held_out=held_out)
 
 
@@ -129,7 +129,7 @@ class SupervisedPrograms(Programs):
         fields |= {"prompt": jax.tree.map(lambda x: at(x.shape, x.dtype), found.prompt), "picture": None}
         frame = (r.image_height, r.image_width, 3)
         image = at((batch, *((r.frames,) if r.frames > 1 else ()), *frame), np.uint8)
-        first = at((batch, *frame), np.uint8) if self._network.begins else None
+        first = at((batch, *frame), np.uint8) if self._network.needs_picture else None
         return Lesson(**fields, thinking=thinking, image=image, first=first)
 
     def trace(self, inputs: Lesson) -> tuple[jax.stages.Traced, jax.stages.Traced]:
@@ -146,7 +146,8 @@ def lessons_of(config: RunConfig, network, autoencoder, parts: int) -> Lessons:
     r = config.rollout
     grid = network.grid(*r.size)
     require(not isinstance(network.latent_shape(grid), dict), "learning.method = 'sft' learns from pictures and clips "
-            "without sound, and this model draws both together; use grpo.")  # fmt: skip
+            "without sound, and this model draws both together; learn the clips alone with --model.no-sound, or use "
+            "grpo.")  # fmt: skip
     return Lessons(
         model=network, autoencoder=autoencoder, grid=grid, shift=r.timestep_shift, draws=r.window_size, parts=parts
     )
@@ -159,7 +160,7 @@ class SupervisedTrainer(Trainer):
 
     def __init__(self, parts: SupervisedParts):
         super().__init__(parts)
-        begins = parts.loaded.network.begins
+        begins = parts.loaded.network.needs_picture
         self._pictures = Pictures(parts.config.rollout, parts.config.episodes, self.programs.spread, begins)
 
     def sample(self, state: TrainState, step: int, number: int = 0) -> tuple[Episodes, np.ndarray, dict[str, float]]:
@@ -216,7 +217,7 @@ class SupervisedEvaluator(Evaluator):
         devices = meshes.batch_size(layout.mesh)
         whole = evaluation.batch % devices
         self._at = meshes.replicated(layout.mesh) if whole else meshes.spread(layout.mesh)
-        self._pictures = Pictures(config.rollout, evaluation.batch, self._at, loaded.network.begins)
+        self._pictures = Pictures(config.rollout, evaluation.batch, self._at, loaded.network.needs_picture)
         lessons = lessons_of(config, loaded.network, loaded.autoencoder, 0 if whole else devices)
         flow = flow_sampler(config.rollout, loaded.network)
         system = loaded.codec.system(config.rollout)

@@ -22,10 +22,10 @@ from unigrpo_jax.models.text_encoders.codec import EmbeddingCodec, KnownTexts
 from unigrpo_jax.models.text_encoders.encoder import Encoders, open_gemma
 from unigrpo_jax.models.text_encoders.projected import Projected
 
-NAME, PIPELINE = "ltx2", "LTX2Pipeline"
-VERBS = "draws a clip and its sound by a flow, upon what Gemma says of the prompt"
+NAME, PIPELINE, FROM_PICTURE = "ltx2", "LTX2Pipeline", "LTX2ImageToVideoPipeline"
+VERBS = "draws a clip and its sound by a flow, upon what Gemma says of the prompt; goes on from a picture"
 FILES = configs.FILES
-PART, TOYS, OWN_SETTINGS = "transformer", {"ltx2_tiny": tiny_folder}, ()
+PART, TOYS, OWN_SETTINGS = "transformer", {"ltx2_tiny": tiny_folder}, ("sound",)
 SINGLE_FILE = single_file
 _PARTS = {
     PART: ("LTX2VideoTransformer3DModel",),
@@ -45,8 +45,11 @@ SIZE = {"image_height": 512, "image_width": 768, "frames": 121, "frames_per_seco
 
 
 def is_here(folder: pathlib.Path) -> bool:
-    """Whether a folder is one of LTX-2's, by its model_index.json; ConfigError where that is damaged."""
-    return pipelines.pipeline_class(folder) == PIPELINE
+    """Whether a folder is one of LTX-2's, by its model_index.json; ConfigError where that is damaged.
+
+    Both classes have the same parts, and whether a clip goes on from a picture is said by each prompt.
+    """
+    return pipelines.pipeline_class(folder) in (PIPELINE, FROM_PICTURE)
 
 
 def load(config: ModelConfig, folder: pathlib.Path) -> Pipeline:
@@ -60,6 +63,7 @@ def load(config: ModelConfig, folder: pathlib.Path) -> Pipeline:
             vocoder=autoencoders.read_vocoder(folder / VOCODER / "config.json", FILES),
         )
         _check_media(folder, transformer, media)
+        media = media if config.sound else LTX2Media(video=media.video)
         weights = pipelines.open_network(folder / PART, transformer)
         known = {
             _TRANSFORMER: configs.KNOWN,
@@ -78,6 +82,7 @@ def load(config: ModelConfig, folder: pathlib.Path) -> Pipeline:
                 transformer=transformer,
                 shift=schedulers.read_scheduler(folder / _SCHEDULER, FILES),
                 downsample=media.downsample,
+                sound=config.sound,
                 **pipelines.computing(config),
             ),
             autoencoder=media,

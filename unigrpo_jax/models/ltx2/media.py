@@ -1,7 +1,7 @@
 """Between a clip with its sound and LTX-2's latents: an autoencoder for each, and the vocoder, which makes sound of spectra.
 
-None is trained here.  Parameters are those of all three, called by their folders: `vae.NAME`, `audio_vae.NAME`,
-`vocoder.NAME`.
+None is trained here; where the clip alone is drawn, its autoencoder stands alone.  Parameters are those of all that are
+there, called by their folders: `vae.NAME`, `audio_vae.NAME`, `vocoder.NAME`.
 """
 
 import dataclasses
@@ -20,18 +20,19 @@ class LTX2Media:
 
     Attributes:
       video: of clips.
-      audio: of log-mel spectrograms.
-      vocoder: from those to sound.
+      audio: of log-mel spectrograms; None where no sound is drawn.
+      vocoder: from those to sound; None likewise.
     """
 
     video: LTXVideoAutoencoder
-    audio: MelAutoencoder
-    vocoder: Vocoder
+    audio: MelAutoencoder | None = None
+    vocoder: Vocoder | None = None
 
     @property
     def networks(self) -> dict[str, LTXVideoAutoencoder | MelAutoencoder | Vocoder]:
         """By folder."""
-        return {VIDEO: self.video, AUDIO: self.audio, VOCODER: self.vocoder}
+        parts = {VIDEO: self.video, AUDIO: self.audio, VOCODER: self.vocoder}
+        return {name: part for name, part in parts.items() if part is not None}
 
     @property
     def downsample(self) -> int:
@@ -45,11 +46,20 @@ class LTX2Media:
 
     @property
     def rate(self) -> int:
-        """Samples per second of the sound."""
-        return self.vocoder.rate
+        """Samples per second of the sound; 0 where there is none."""
+        return 0 if self.vocoder is None else self.vocoder.rate
+
+    def encode(self, params, clip_BTHWC, keys_B=None):
+        """Latents of clips, or of pictures [B, height, width, 3], without sound: the posterior's mean, whatever the keys."""
+        return self.video.encode(of_stack(params, VIDEO), clip_BTHWC)
 
     def decode(self, params, latent):
-        """{"video": clips [B, F, height, width, 3], not clipped, "audio": sound [B, samples, sides]}, of both latents."""
+        """{"video": clips [B, F, height, width, 3], not clipped, "audio": sound [B, samples, sides]}, of both latents.
+
+        Clips alone, of the video's latent, where there is no sound.
+        """
+        if self.audio is None:
+            return self.video.decode(of_stack(params, VIDEO), latent)
         mel = self.audio.decode(of_stack(params, AUDIO), latent["audio"])
         return {"video": self.video.decode(of_stack(params, VIDEO), latent["video"]),
                 "audio": self.vocoder.waveform(of_stack(params, VOCODER), mel)}  # fmt: skip

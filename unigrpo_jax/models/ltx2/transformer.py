@@ -34,6 +34,8 @@ from unigrpo_jax.models.ltx2.rotary import Layout, turn
 
 BLOCKS = "transformer_blocks"
 MEET = {"video": "audio_to_video_attn", "audio": "video_to_audio_attn"}  # by who takes
+# Parameters that nothing reads where there is no sound.
+HEARD = rf"(?:{BLOCKS}\.)?(?:audio_|av_cross_attn_|video_to_audio_|video_a2v_).*"
 
 Modality = Literal["video", "audio"]
 Latents = Mapping[Modality, Any]
