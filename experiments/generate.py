@@ -15,7 +15,7 @@ What a model can do depends on its family:
     flux               draws by a flow, upon what T5 and CLIP say of the prompt
     stable_diffusion   draws by a diffusion, upon what CLIP says of the prompt
     hunyuan_video      draws a clip by a flow, upon what Llama and CLIP say of the prompt; SkyReels-V1 goes on from a picture
-    ltx2               draws a clip and its sound by a flow, upon what Gemma says of the prompt
+    ltx2               draws a clip and its sound by a flow, upon what Gemma says of the prompt; goes on from a picture
 
 CHECKPOINT is a run folder (its newest checkpoint), RUN/checkpoints/N, a model folder, or one in the package: `base`, the
 shapes base, `rounds_base`, that of several rounds, `shapes_flux_base` or `shapes_sd_base`.
@@ -28,7 +28,7 @@ import tyro
 
 from experiments.command_line import command_line, preset
 from experiments.destination import file_to_write, folder_to_write
-from unigrpo_jax.config import EvaluationConfig, MeshConfig, ModelConfig, RolloutConfig, require
+from unigrpo_jax.config import EvaluationConfig, MeshConfig, ModelConfig, PassesConfig, RolloutConfig, require
 from unigrpo_jax.foreign_text import tell
 
 
@@ -65,6 +65,7 @@ class Arguments:
     """Text classifier-free guidance scale, 1 is off; default the model's (4 of BAGEL, 7.5 of Stable Diffusion), or 1."""
     guidance_image: float | None = None
     """Image guidance scale; default 1, or 2 for an edit."""
+    passes: PassesConfig = dataclasses.field(default_factory=PassesConfig)
     height: int | None = None
     """Pixels; default the run's, the picture's, or the model's."""
     width: int | None = None
@@ -112,6 +113,7 @@ def settings(arguments: Arguments, restored, picture) -> tuple[EvaluationConfig,
         flow_steps=chosen(arguments.flow_steps, evaluation.flow_steps),
         guidance=chosen(arguments.guidance, evaluation.guidance),
         guidance_image=chosen(arguments.guidance_image, 2.0 if edits else 1.0),
+        passes=arguments.passes,
         seed=arguments.seed,
     )
     return evaluation, rollout
@@ -171,10 +173,10 @@ def generate(arguments: Arguments, restored, prompt: str) -> None:
     from unigrpo_jax.training.given import first_frame
 
     loaded, picture = restored.loaded, None
-    begins = loaded.network.begins
-    require(not begins or arguments.image is not None,
+    begins = loaded.network.begins and arguments.image is not None
+    require(not loaded.network.needs_picture or arguments.image is not None,
             f"{loaded.folder} goes on from a picture, the first frame of what it draws; give one with --image.")  # fmt: skip
-    if arguments.image is not None and not (begins and not arguments.answer):
+    if arguments.image is not None and (not begins or arguments.answer):
         _check_thinks(loaded, "--answer" if arguments.answer else "--image")
         require(loaded.network.sees or not arguments.answer,
                 f"{loaded.folder} has no vision encoder, so it cannot answer about a picture; use a model with "

@@ -82,20 +82,18 @@ class Lessons:
         in_range = lambda x: from_uint8(x) if x.dtype == jnp.uint8 else x
         encode = lambda given: self.autoencoder.encode(autoencoder_params, jax.tree.map(in_range, given[0]), given[1])
 
-        def tokens(levels, stream):
+        def latents(levels, stream):
             pixels = levels["video"] if isinstance(levels, dict) else levels
             together = DECODED_PIXELS // math.prod(pixels.shape[1:-1])
-            found = self.model.to_tokens(in_turn(encode, (levels, keys(stream)), self.parts, together))
-            return jax.tree.map(self.model.hold or (lambda x: x), found)
+            return in_turn(encode, (levels, keys(stream)), self.parts, together)
 
-        data, first = tokens(image, randomness.PICTURE), None
+        hold = self.model.hold or (lambda x: x)
+        data, first = jax.tree.map(hold, self.model.to_tokens(latents(image, randomness.PICTURE))), None
         finite = functools.reduce(jnp.logical_and, map(finite_rows, jax.tree.leaves(data)))
         if first_BHWC is not None:
-            first = tokens(first_BHWC, randomness.FIRST)
-            finite = finite & finite_rows(first)
-            first = jnp.where(finite[:, None, None], first, 0.0)
-            grid = self.model.grid(*first_BHWC.shape[1:3])
-            first = Look(latent=first.reshape(batch, *grid, first.shape[-1]), patches=None)
+            found = hold(latents(first_BHWC, randomness.FIRST))
+            finite = finite & finite_rows(found)
+            first = Look(latent=jnp.where(finite[:, None, None, None, None], found, 0.0), patches=None)
         data = jax.tree.map(lambda x: jnp.where(finite[:, None, None], x, 0.0), data)
         t = self.times(keys(randomness.TIMES))
         alpha, sigma = (part[:, :, None, None] for part in self.model.path.coefficients(t))

@@ -70,8 +70,8 @@ class Autoencoder(Protocol):
       downsample: image pixels along the side of a latent pixel.
       channels: of a latent.
 
-    One of clips with sound takes {"video": clips, "audio": sound}; it has the `rate` of the sound that it makes, samples per
-    second, and a `sound_form(latents)`, the `SoundForm` of the sound that becomes so many latents.
+    One of clips with sound encodes {"video": clips, "audio": sound}, and clips alone; it has the `rate` of the sound that it
+    makes, samples per second, and a `sound_form(latents)`, the `SoundForm` of the sound that becomes so many latents.
     """
 
     downsample: int

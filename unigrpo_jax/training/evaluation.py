@@ -11,11 +11,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from unigrpo_jax.config import ConfigError, EvaluationConfig, RolloutConfig, require
+from unigrpo_jax.config import ConfigError, EvaluationConfig, PassesConfig, RolloutConfig, require
 from unigrpo_jax.episode import Episodes
 from unigrpo_jax.learning.drift import drift
 from unigrpo_jax.learning.policy import Policy
-from unigrpo_jax.models.building.guidance import Guidance
+from unigrpo_jax.models.building.guidance import Guidance, Guiding
 from unigrpo_jax.models.loaded import Codec, Loaded, sound_rate
 from unigrpo_jax.parallel import mesh as meshes
 from unigrpo_jax.parallel import processes
@@ -42,13 +42,15 @@ def evaluation_rollout(evaluation: EvaluationConfig, rollout: RolloutConfig, loa
     check_evaluation(evaluation, rollout, loaded)
     require(not evaluation.thinking_as_text or jax.process_count() == 1,
             f"thinking_as_text works in one process, not in {jax.process_count()}; leave it out or start one.")  # fmt: skip
-    guidance = Guidance(
+    guidance: Guiding = Guidance(
         text=evaluation.guidance,
         image=evaluation.guidance_image,
         interval=evaluation.guidance_interval,
         renorm=loaded.network.guidance_renorm if evaluation.guidance_renorm == "model" else evaluation.guidance_renorm,
         renorm_min=evaluation.guidance_renorm_min,
     )
+    if evaluation.passes != PassesConfig():
+        guidance = _further(evaluation, loaded)
     rollout = dataclasses.replace(rollout, flow_steps=evaluation.flow_steps, noise_range=(0, 0))
     steps = evaluation.flow_steps if evaluation.sampler == "sde" else 0
     return RolloutProgram(
@@ -66,6 +68,18 @@ def evaluation_rollout(evaluation: EvaluationConfig, rollout: RolloutConfig, loa
     )
 
 
+def _further(evaluation: EvaluationConfig, loaded: Loaded) -> Guiding:
+    """A guidance of several passes; ConfigError where the model has none of them, or not beside what else is asked for."""
+    require(loaded.network.further_passes, f"evaluation.passes: {loaded.folder} is a model ({loaded.family}) that has no "
+            "such passes; leave them out.")  # fmt: skip
+    require(evaluation.guidance_renorm in ("model", "none"), f"evaluation.guidance_renorm = {evaluation.guidance_renorm} is "
+            "not built beside evaluation.passes, which have a rescale of their own; leave it out.")  # fmt: skip
+    try:
+        return loaded.network.guided_by(max(evaluation.guidance, 1.0), evaluation.guidance_interval, evaluation.passes)
+    except ValueError as error:
+        raise ConfigError(f"evaluation.passes: {error}") from None
+
+
 def check_evaluation(evaluation: EvaluationConfig, rollout: RolloutConfig, loaded: Loaded) -> None:
     """ConfigError where a model that only draws is to think, to look or to be guided otherwise, or has no such schedule."""
     words = f"{loaded.folder} is a model that only draws ({loaded.family})"
@@ -78,6 +92,8 @@ def check_evaluation(evaluation: EvaluationConfig, rollout: RolloutConfig, loade
                 "guidance_image out.")  # fmt: skip
     require(evaluation.guidance <= 1 or loaded.codec.guided, f"guidance = {evaluation.guidance:g}, but {loaded.folder} "
             f"({loaded.family}) is not guided by a second pass; use 1.")  # fmt: skip
+    if evaluation.passes != PassesConfig():
+        _further(evaluation, loaded)
     check_schedule("evaluation.flow_steps", evaluation.flow_steps, rollout, loaded)
 
 

@@ -37,8 +37,8 @@ def given_pictures(
         be one and is none.
     """
     if not pictured(prompts, others):
-        require(not model.begins, "the model goes on from a picture, the first frame of what it draws, but the prompts come "
-                                  'with none; give each an "image".')  # fmt: skip
+        require(not model.needs_picture, "the model goes on from a picture, the first frame of what it draws, but the "
+                                         'prompts come with none; give each an "image".')  # fmt: skip
         return None
     require(model.thinks or model.begins, "the prompts come with pictures, but the model only draws and sees none; take "
                                           "them out, or use a model that sees.")  # fmt: skip
@@ -66,7 +66,13 @@ def _given(prompt: Prompt, model: Painter | Thinker, rollout: RolloutConfig) -> 
 
 
 def first_frame(image, model: Painter, rollout: RolloutConfig) -> Picture:
-    """A Pillow RGB image of any size as what a model goes on from: scaled to fill the frame, and cut out of its middle."""
+    """A Pillow RGB image of any size as what a model goes on from: scaled to fill the frame, and cut out of its middle.
+
+    ConfigError where it would be all that there is to see.
+    """
+    require(rollout.frames > 1 or not model.keeps_first, "the picture is the first frame of what is drawn, and "
+            "rollout.frames = 1 leaves nothing else to draw; use --rollout.frames 9 (in experiments.generate --frames 9), "
+            "or leave out the picture.")  # fmt: skip
     return model.look_at(Image.fromarray(fit(image, rollout.image_height, rollout.image_width)))
 
 

@@ -62,13 +62,13 @@ def build(config: RunConfig) -> SupervisedParts:
     for each in filter(None, (examples, held_out)):
         require(network.thinks or each.thought is None, f'{each.thought}: has a "thinking", but {folder} is a model that '
                 f"only draws ({family}); take it out of every line.")  # fmt: skip
-        require(network.begins or each.begun is None, f'{each.begun}: has an "image" beside its "video", but {folder} goes '
-                "on from no picture; take it out of every line.")  # fmt: skip
+        require(network.needs_picture or each.begun is None, f'{each.begun}: has an "image" beside its "video", but '
+                f"{folder} learns to go on from no picture; take it out of every line.")  # fmt: skip
         require(form is not None or each.heard is None, f'{each.heard}: has an "audio" beside its "video", but {folder} '
                 "draws clips without sound; take it out of every line.")  # fmt: skip
         check_examples(each, parts.loaded.codec, config.rollout, form)
     fields = {field.name: getattr(parts, field.name) for field in dataclasses.fields(Parts)}
-    fields["world"] = _judged(parts.world, config, held_out or examples, network.begins)
+    fields["world"] = _judged(parts.world, config, held_out or examples, network.needs_picture)
     return SupervisedParts(**fields, examples=examples, held_out=held_out)
 
 
@@ -138,7 +138,7 @@ class SupervisedPrograms(Programs):
         image = at((batch, *((r.frames,) if r.frames > 1 else ()), *frame), np.uint8)
         if self._form is not None:
             image = {"video": image, "audio": at((batch, self._form.samples, self._form.channels), np.float32)}
-        first = at((batch, *frame), np.uint8) if self._network.begins else None
+        first = at((batch, *frame), np.uint8) if self._network.needs_picture else None
         return Lesson(**fields, thinking=thinking, image=image, first=first)
 
     def trace(self, inputs: Lesson) -> tuple[jax.stages.Traced, jax.stages.Traced]:
@@ -159,8 +159,9 @@ def lessons_of(config: RunConfig, network, autoencoder, parts: int) -> Lessons:
 
 def _pictures(parts: SupervisedParts, batch: int, at: jax.sharding.Sharding) -> Pictures:
     """Reads so many examples as the model of a run takes them."""
-    rollout, loaded = parts.config.rollout, parts.loaded
-    return Pictures(rollout, batch, at, loaded.network.begins, sound_form(loaded.network, loaded.autoencoder, rollout))
+    rollout, network = parts.config.rollout, parts.loaded.network
+    form = sound_form(network, parts.loaded.autoencoder, rollout)
+    return Pictures(rollout, batch, at, network.needs_picture, form)
 
 
 class SupervisedTrainer(Trainer):

@@ -18,8 +18,7 @@ from unigrpo_jax.worlds.examples import Clip
 def check_heard(there: bool, path: pathlib.Path) -> None:
     """ConfigError where the clip of an example has no sound."""
     require(there, f'its clip {path.name} has no sound, and a clip is learned with it; write the path of a WAV file under '
-            '"audio", or give an MP4 that has sound (silence, too, is a WAV file: ffmpeg -f lavfi -i anullsrc -t SECONDS '
-            "OUT.wav).")  # fmt: skip
+            '"audio", give an MP4 that has sound, or learn the clips alone with --model.no-sound.')  # fmt: skip
 
 
 def fitted_sound(clip: Clip, form: SoundForm, rollout: RolloutConfig) -> np.ndarray:

@@ -1,8 +1,8 @@
 """Between a clip with its sound and LTX-2's latents: an autoencoder for each, and the vocoder, which makes sound of spectra.
 
 The sound that is encoded has the rate of the spectrograms (16 kHz), the sound that is made that of the vocoder (24 kHz).
-None is trained here.  Parameters are those of all three, called by their folders: `vae.NAME`, `audio_vae.NAME`,
-`vocoder.NAME`.
+None is trained here; where the clip alone is drawn, its autoencoder stands alone.  Parameters are those of all that are
+there, called by their folders: `vae.NAME`, `audio_vae.NAME`, `vocoder.NAME`.
 """
 
 import dataclasses
@@ -25,18 +25,19 @@ class LTX2Media:
 
     Attributes:
       video: of clips.
-      audio: of log-mel spectrograms.
-      vocoder: from those to sound.
+      audio: of log-mel spectrograms; None where no sound is drawn.
+      vocoder: from those to sound; None likewise.
     """
 
     video: LTXVideoAutoencoder
-    audio: MelAutoencoder
-    vocoder: Vocoder
+    audio: MelAutoencoder | None = None
+    vocoder: Vocoder | None = None
 
     @property
     def networks(self) -> dict[str, LTXVideoAutoencoder | MelAutoencoder | Vocoder]:
         """By folder."""
-        return {VIDEO: self.video, AUDIO: self.audio, VOCODER: self.vocoder}
+        parts = {VIDEO: self.video, AUDIO: self.audio, VOCODER: self.vocoder}
+        return {name: part for name, part in parts.items() if part is not None}
 
     @property
     def downsample(self) -> int:
@@ -50,8 +51,8 @@ class LTX2Media:
 
     @property
     def rate(self) -> int:
-        """Samples per second of the sound that is made."""
-        return self.vocoder.rate
+        """Samples per second of the sound that is made; 0 where there is none."""
+        return 0 if self.vocoder is None else self.vocoder.rate
 
     def sound_form(self, latents: int) -> SoundForm:
         """What a sound must be to become so many latents: as long as these, each of `EVERY` frames of a spectrogram."""
@@ -60,8 +61,11 @@ class LTX2Media:
     def encode(self, params, media, keys_B: jax.Array | None = None):
         """Latents of both, {"video": clips in [-1, 1], "audio": sound of a `sound_form`}; samples where there are keys.
 
-        Of the spectrogram the frames count that so many latents become again, 4 L - 3: the first latent is one frame.
+        Of the spectrogram the frames count that so many latents become again, 4 L - 3: the first latent is one frame.  Of
+        clips, or of pictures [B, height, width, 3], without sound: the posterior's mean, whatever the keys.
         """
+        if not isinstance(media, dict):
+            return self.video.encode(of_stack(params, VIDEO), media)
         sound, audio = media["audio"], self.audio
         kept = audio.frames(sound.shape[1] // (EVERY * audio.hop))
         mel = LogMel(rate=audio.rate, hop=audio.hop, bins=audio.bins)(sound)[:, :kept]
@@ -70,7 +74,12 @@ class LTX2Media:
                 "audio": audio.encode(of_stack(params, AUDIO), mel, others)}  # fmt: skip
 
     def decode(self, params, latent):
-        """{"video": clips [B, F, height, width, 3], not clipped, "audio": sound [B, samples, sides]}, of both latents."""
+        """{"video": clips [B, F, height, width, 3], not clipped, "audio": sound [B, samples, sides]}, of both latents.
+
+        Clips alone, of the video's latent, where there is no sound.
+        """
+        if self.audio is None:
+            return self.video.decode(of_stack(params, VIDEO), latent)
         mel = self.audio.decode(of_stack(params, AUDIO), latent["audio"])
         return {"video": self.video.decode(of_stack(params, VIDEO), latent["video"]),
                 "audio": self.vocoder.waveform(of_stack(params, VOCODER), mel)}  # fmt: skip
