@@ -50,8 +50,11 @@ class LTX2Media:
         return 0 if self.vocoder is None else self.vocoder.rate
 
     def encode(self, params, clip_BTHWC, keys_B=None):
-        """Latents of clips, or of pictures [B, height, width, 3], without sound: the posterior's mean, whatever the keys."""
-        return self.video.encode(of_stack(params, VIDEO), clip_BTHWC)
+        """Latents of clips without sound; samples of the posterior where there are keys.
+
+        Of pictures [B, height, width, 3] always its mean, as the released pipeline takes a first frame.
+        """
+        return self.video.encode(of_stack(params, VIDEO), clip_BTHWC, keys_B if clip_BTHWC.ndim == 5 else None)
 
     def decode(self, params, latent):
         """{"video": clips [B, F, height, width, 3], not clipped, "audio": sound [B, samples, sides]}, of both latents.
