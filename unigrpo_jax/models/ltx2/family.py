@@ -11,13 +11,14 @@ from unigrpo_jax.models.folders.pipelines import Pipeline
 from unigrpo_jax.models.folders.stored import DTYPES
 from unigrpo_jax.models.loaded import Published
 from unigrpo_jax.models.ltx2 import config as configs
+from unigrpo_jax.models.ltx2 import release, single_file
 from unigrpo_jax.models.ltx2 import scheduler as schedulers
 from unigrpo_jax.models.ltx2.media import AUDIO, VIDEO, VOCODER, LTX2Media
 from unigrpo_jax.models.ltx2.painter import LTX2
 from unigrpo_jax.models.ltx2.texts import open_connectors
 from unigrpo_jax.models.ltx2.tiny import tiny_folder
 from unigrpo_jax.models.ltx2.transformer import LTX2Transformer
-from unigrpo_jax.models.text_encoders.codec import EmbeddingCodec
+from unigrpo_jax.models.text_encoders.codec import EmbeddingCodec, KnownTexts
 from unigrpo_jax.models.text_encoders.encoder import Encoders, open_gemma
 from unigrpo_jax.models.text_encoders.projected import Projected
 
@@ -25,6 +26,7 @@ NAME, PIPELINE, FROM_PICTURE = "ltx2", "LTX2Pipeline", "LTX2ImageToVideoPipeline
 VERBS = "draws a clip and its sound by a flow, upon what Gemma says of the prompt; goes on from a picture"
 FILES = configs.FILES
 PART, TOYS, OWN_SETTINGS = "transformer", {"ltx2_tiny": tiny_folder}, ("sound",)
+SINGLE_FILE = single_file
 _PARTS = {
     PART: ("LTX2VideoTransformer3DModel",),
     "connectors": ("LTX2TextConnectors",),
@@ -96,8 +98,22 @@ def load(config: ModelConfig, folder: pathlib.Path) -> Pipeline:
 
 
 def known(config: ModelConfig) -> Pipeline | None:
-    """None: no published model of this family is known by its sizes alone."""
-    return None
+    """A published model by its name on the hub, from its sizes alone; None where the name is another."""
+    if config.path != release.HUB_NAME:
+        return None
+    said = release.CONNECTORS
+    return Pipeline(
+        family=NAME,
+        folder=pathlib.Path(config.path),
+        config=config,
+        part=PART,
+        network=LTX2(transformer=release.TRANSFORMER, downsample=release.MEDIA.downsample, **pipelines.computing(config)),
+        autoencoder=release.MEDIA,
+        codec=KnownTexts(states=(TOKENS, said.video.width), audio=said.audio.width, dtype=config.dtype, guided=True),
+        stored=None,
+        autoencoder_stored=None,
+        stored_dtype="bfloat16",
+    )
 
 
 def _encoders(folder: pathlib.Path, dtype: str, transformer: LTX2Transformer) -> Encoders:

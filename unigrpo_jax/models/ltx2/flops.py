@@ -25,7 +25,7 @@ def evaluation(network: LTX2Transformer, video: int, audio: int, text: int, begu
       begun: whether the clip goes on from a picture, so that each of its tokens has a time of its own.
     """
     tokens, inner = {"video": video, "audio": audio}, network.audio.width
-    block = once = summed = kept = scores = 0
+    block = once = summed = kept = scores = keys = 0
     names = [name for name, count in tokens.items() if count]
     for name in names:
         branch, other, heard = network.branches[name], network.branches[OTHER[name]].width, tokens[OTHER[name]]
@@ -48,6 +48,7 @@ def evaluation(network: LTX2Transformer, video: int, audio: int, text: int, begu
         # and values of text and of the other modality.
         kept += (11 + 2 * MLP) * width * own + 2 * width * text + 2 * inner * (own + heard) * meet
         scores += own * (branch.heads * (own + text) + network.audio.heads * heard)
+        keys += 2 * (width * (own + text) + inner * heard)
     return Evaluation(
         layers=2 * network.layers * block,
         others=2 * once,
@@ -55,4 +56,5 @@ def evaluation(network: LTX2Transformer, video: int, audio: int, text: int, begu
         summed=network.layers * summed,
         kept=network.layers * kept,
         scores=network.layers * scores,
+        keys=network.layers * keys,
     )
