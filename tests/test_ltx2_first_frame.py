@@ -218,6 +218,8 @@ def test_pictures_are_read_where_prompts_have_them_and_none_is_needed(toy, tmp_p
     assert given_pictures([Prompt(text="it moves", metadata={})], toy.network, settings) is None
     with pytest.raises(ConfigError, match="rollout.frames = 1 leaves nothing else to draw; use --rollout.frames 9"):
         given_pictures([pictured], toy.network, dataclasses.replace(settings, frames=1))
+    with pytest.raises(ConfigError, match="rollout.frames = 1 leaves nothing else to draw; use --rollout.frames 9"):
+        picture_shapes(2, toy.network, dataclasses.replace(settings, frames=1))  # as a plan asks
 
 
 def test_a_pictures_latents_are_the_posteriors_mean_whatever_the_keys(toy):

@@ -1,4 +1,4 @@
-"""LTX-2 without its sound: the video's branch alone draws, as if there were nothing to be heard."""
+"""LTX-2 without its sound: the video's branch alone draws, as if there were nothing to be heard; and passes that need it."""
 
 import dataclasses
 import re
@@ -13,12 +13,22 @@ from tests.test_flops import counted
 from tests.test_ltx2_first_frame import FRAME, FREE, GRID, given
 from tests.test_ltx2_painter import TEXT, TOY
 from tests.test_ltx2_sizes import SMALL, SMALL_NEWER, abstract
-from unigrpo_jax.config import ConfigError, LearningConfig, ModelConfig, RolloutConfig, RunConfig
+from unigrpo_jax.config import (
+    ConfigError,
+    EvaluationConfig,
+    LearningConfig,
+    ModelConfig,
+    PassesConfig,
+    RolloutConfig,
+    RunConfig,
+)
+from unigrpo_jax.config_checks import check
 from unigrpo_jax.learning import parameters
 from unigrpo_jax.models.families import load_model
 from unigrpo_jax.models.loaded import sound_rate
 from unigrpo_jax.models.ltx2.transformer import HEARD, Without
 from unigrpo_jax.rollout.program import training_rollout
+from unigrpo_jax.training.evaluation import check_evaluation, evaluation_rollout
 from unigrpo_jax.training.given import picture_shapes
 from unigrpo_jax.training.supervised import lessons_of
 
@@ -107,3 +117,45 @@ def test_clips_without_sound_can_be_learned_from_examples(silent):
 def test_a_model_that_makes_no_sound_has_no_such_setting():
     with pytest.raises(ConfigError, match="model.sound is a setting of ltx2 alone, and .* leave it out.$"):
         load_model(ModelConfig(path="sd_tiny", sound=False))
+
+
+# ---- passes of guidance that are asked for where they are not
+
+
+def asked(**passes):
+    return EvaluationConfig(thinking=False, flow_steps=2, guidance=3.0, passes=PassesConfig(**passes))
+
+
+CLIP = RolloutConfig(thinking=False, image_height=32, image_width=32, frames=9, timestep_shift=0.0)
+
+
+def test_evaluations_take_passes_where_the_model_has_them():
+    loaded = load_model(ModelConfig(path="ltx2_tiny"))
+    released = asked(sound=7.0, mixing=1.0, blocks=(1,), other=3.0, rescale=0.7)
+    guidance = evaluation_rollout(released, CLIP, loaded).flow.guidance
+    assert guidance.passes == ("text", "unmixed", "alone") and guidance.unmixed == (False, True)
+    assert (guidance.video.text, guidance.audio.text) == (3.0, 7.0)
+    with pytest.raises(ConfigError, match="renorm = global is not built beside evaluation.passes, .* leave it out.$"):
+        check_evaluation(dataclasses.replace(asked(other=3.0), guidance_renorm="global"), CLIP, loaded)
+    with pytest.raises(ConfigError, match="passes: there is no block 28 to leave unmixed; the network has 0 to 1.$"):
+        check_evaluation(asked(mixing=1.0, blocks=(28,)), CLIP, loaded)
+
+
+def test_other_models_have_no_such_passes(silent):
+    with pytest.raises(ConfigError, match=r"evaluation.passes: .* is a model \(stable_diffusion\) that has no such passes"):
+        check_evaluation(asked(rescale=0.5), CLIP, load_model(ModelConfig(path="sd_tiny")))
+    with pytest.raises(ConfigError, match="evaluation.passes: no sound is drawn .*; leave them out.$"):
+        check_evaluation(asked(other=3.0), CLIP, silent)
+
+
+@pytest.mark.parametrize("passes, words", [
+    ({"sound": 0.5}, "passes.sound = 0.5, but it must be 1"),
+    ({"mixing": -1.0, "blocks": (0,)}, "passes.mixing = -1.0, but it must be 0"),
+    ({"mixing": 1.0}, "mixing = 1 with blocks = none; give both"),
+    ({"blocks": (3, 4)}, "mixing = 0 with blocks = 3 4; give both"),
+    ({"other": 0.9}, "passes.other = 0.9, but it must be 1"),
+    ({"rescale": 1.1}, "passes.rescale = 1.1, but it must be from 0 to 1"),
+])  # fmt: skip
+def test_scales_that_mean_nothing_are_one_sentence(passes, words):
+    with pytest.raises(ConfigError, match=re.escape(words)):
+        check(RunConfig(evaluation=EvaluationConfig(passes=PassesConfig(**passes))))

@@ -76,6 +76,9 @@ def test_the_released_model_is_known_by_its_name(fixtures, tmp_path):
     np.testing.assert_allclose(model.network.times(30, 0.0, grid), times, rtol=0, atol=1e-6)
     text = model.codec.shapes(2, 0)
     assert text.states.shape == text.audio.shape == text.empty.audio.shape == (2, 1024, 3840) and text.mask is None
+    silent = family.known(ModelConfig(path="Lightricks/LTX-2", sound=False))
+    assert silent.network.latent_shape(silent.network.grid(512, 768, 121, 24.0)) == (6144, 128)
+    assert list(silent.autoencoder.networks) == ["vae"]
     assert all(family.known(ModelConfig(path=path)) is None for path in ("a/b", "Lightricks/LTX-2.3", None))
 
 

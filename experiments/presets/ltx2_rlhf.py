@@ -5,8 +5,9 @@
         --learning.credit-by hpsv2_mean video not_clipped audio synchrony video,audio
 
 on 64 devices, each of which samples one clip at a time and learns from one; or on 16 with `--mesh.fsdp 4 --mesh.sequence 4
---rollout.micro-batches 64 --learning.micro-batches 64`, which cuts the tokens of a clip over four.  Not run yet: no machine
-that holds it was at hand; launch/from_laptop_to_pod.md says what `python -m launch.plan ltx2_rlhf` said.
+--rollout.micro-batches 32 --learning.micro-batches 64`, which cuts the tokens of a clip over four, so that these sample two
+clips at a time and learn from one.  Not run yet: no machine that holds it was at hand; launch/from_laptop_to_pod.md says
+what `python -m launch.plan ltx2_rlhf` said.
 
 Clips of 512 x 768 pixels, 24 frames a second, are 6144 tokens of video and 126 of sound.  Without `--learning.credit-by`,
 which says what each reward judges, every reward moves clip and sound alike.  All clips of a group are trained, since the

@@ -63,7 +63,7 @@ def load(config: ModelConfig, folder: pathlib.Path) -> Pipeline:
             vocoder=autoencoders.read_vocoder(folder / VOCODER / "config.json", FILES),
         )
         _check_media(folder, transformer, media)
-        media = media if config.sound else LTX2Media(video=media.video)
+        media = _drawn(config, media)
         weights = pipelines.open_network(folder / PART, transformer)
         known = {
             _TRANSFORMER: configs.KNOWN,
@@ -101,19 +101,29 @@ def known(config: ModelConfig) -> Pipeline | None:
     """A published model by its name on the hub, from its sizes alone; None where the name is another."""
     if config.path != release.HUB_NAME:
         return None
-    said = release.CONNECTORS
+    said, media = release.CONNECTORS, _drawn(config, release.MEDIA)
     return Pipeline(
         family=NAME,
         folder=pathlib.Path(config.path),
         config=config,
         part=PART,
-        network=LTX2(transformer=release.TRANSFORMER, downsample=release.MEDIA.downsample, **pipelines.computing(config)),
-        autoencoder=release.MEDIA,
+        network=LTX2(
+            transformer=release.TRANSFORMER,
+            downsample=media.downsample,
+            sound=config.sound,
+            **pipelines.computing(config),
+        ),
+        autoencoder=media,
         codec=KnownTexts(states=(TOKENS, said.video.width), audio=said.audio.width, dtype=config.dtype, guided=True),
         stored=None,
         autoencoder_stored=None,
         stored_dtype="bfloat16",
     )
+
+
+def _drawn(config: ModelConfig, media: LTX2Media) -> LTX2Media:
+    """What decodes all that is drawn."""
+    return media if config.sound else LTX2Media(video=media.video)
 
 
 def _encoders(folder: pathlib.Path, dtype: str, transformer: LTX2Transformer) -> Encoders:

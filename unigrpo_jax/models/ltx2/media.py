@@ -61,11 +61,11 @@ class LTX2Media:
     def encode(self, params, media, keys_B: jax.Array | None = None):
         """Latents of both, {"video": clips in [-1, 1], "audio": sound of a `sound_form`}; samples where there are keys.
 
-        Of the spectrogram the frames count that so many latents become again, 4 L - 3: the first latent is one frame.  Of
-        clips, or of pictures [B, height, width, 3], without sound: the posterior's mean, whatever the keys.
+        Of the spectrogram the frames count that so many latents become again, 4 L - 3: the first latent is one frame.  Or
+        latents of clips alone; of pictures [B, height, width, 3] always the mean, as the released pipeline takes a first frame.
         """
         if not isinstance(media, dict):
-            return self.video.encode(of_stack(params, VIDEO), media)
+            return self.video.encode(of_stack(params, VIDEO), media, keys_B if media.ndim == 5 else None)
         sound, audio = media["audio"], self.audio
         kept = audio.frames(sound.shape[1] // (EVERY * audio.hop))
         mel = LogMel(rate=audio.rate, hop=audio.hop, bins=audio.bins)(sound)[:, :kept]
