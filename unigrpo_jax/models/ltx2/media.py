@@ -62,7 +62,7 @@ class LTX2Media:
         """Latents of both, {"video": clips in [-1, 1], "audio": sound of a `sound_form`}; samples where there are keys.
 
         Of the spectrogram the frames count that so many latents become again, 4 L - 3: the first latent is one frame.  Or
-        latents of clips alone; of pictures [B, height, width, 3] always the mean, as the released pipeline takes a first one.
+        latents of clips alone; of pictures [B, height, width, 3] the mean, as the released pipeline takes a first frame.
         """
         if not isinstance(media, dict):
             return self.video.encode(of_stack(params, VIDEO), media, keys_B if media.ndim == 5 else None)
