@@ -15,7 +15,7 @@ What a model can do depends on its family:
     flux               draws by a flow, upon what T5 and CLIP say of the prompt
     stable_diffusion   draws by a diffusion, upon what CLIP says of the prompt
     hunyuan_video      draws a clip by a flow, upon what Llama and CLIP say of the prompt; SkyReels-V1 goes on from a picture
-    ltx2               draws a clip and its sound by a flow, upon what Gemma says of the prompt
+    ltx2               draws a clip and its sound by a flow, upon what Gemma says of the prompt; goes on from a picture
 
 CHECKPOINT is a run folder (its newest checkpoint), RUN/checkpoints/N, a model folder, or one in the package: `base`, the
 shapes base, `rounds_base`, that of several rounds, `shapes_flux_base` or `shapes_sd_base`.
@@ -28,7 +28,7 @@ import tyro
 
 from experiments.command_line import command_line, preset
 from experiments.destination import file_to_write, folder_to_write
-from unigrpo_jax.config import EvaluationConfig, MeshConfig, ModelConfig, RolloutConfig, require
+from unigrpo_jax.config import EvaluationConfig, MeshConfig, ModelConfig, PassesConfig, RolloutConfig, require
 from unigrpo_jax.foreign_text import tell
 
 
@@ -65,6 +65,7 @@ class Arguments:
     """Text classifier-free guidance scale, 1 is off; default the model's (4 of BAGEL, 7.5 of Stable Diffusion), or 1."""
     guidance_image: float | None = None
     """Image guidance scale; default 1, or 2 for an edit."""
+    passes: PassesConfig = dataclasses.field(default_factory=PassesConfig)
     height: int | None = None
     """Pixels; default the run's, the picture's, or the model's."""
     width: int | None = None
@@ -112,6 +113,7 @@ def settings(arguments: Arguments, restored, picture) -> tuple[EvaluationConfig,
         flow_steps=chosen(arguments.flow_steps, evaluation.flow_steps),
         guidance=chosen(arguments.guidance, evaluation.guidance),
         guidance_image=chosen(arguments.guidance_image, 2.0 if edits else 1.0),
+        passes=arguments.passes,
         seed=arguments.seed,
     )
     return evaluation, rollout
@@ -171,10 +173,10 @@ def generate(arguments: Arguments, restored, prompt: str) -> None:
     from unigrpo_jax.training.given import first_frame
 
     loaded, picture = restored.loaded, None
-    begins = loaded.network.begins
-    require(not begins or arguments.image is not None,
+    begins = loaded.network.begins and arguments.image is not None
+    require(not loaded.network.needs_picture or arguments.image is not None,
             f"{loaded.folder} goes on from a picture, the first frame of what it draws; give one with --image.")  # fmt: skip
-    if arguments.image is not None and not (begins and not arguments.answer):
+    if arguments.image is not None and (not begins or arguments.answer):
         _check_thinks(loaded, "--answer" if arguments.answer else "--image")
         require(loaded.network.sees or not arguments.answer,
                 f"{loaded.folder} has no vision encoder, so it cannot answer about a picture; use a model with "
@@ -210,7 +212,7 @@ def write_drawn(episodes, out: pathlib.Path, times: int) -> list[pathlib.Path]:
     """Writes the first image as PNG, or the first clip; each pixel becomes `times` on a side.  The files that were written.
 
     A clip is what `out` ends in, .mp4 or .webp; any other name gets a clip's suffix, in the place of .png.  Its sound is in
-    an MP4, or where that cannot hold it in a WAV file beside the clip; numbers of it that are not finite are silent.
+    an MP4, or in a WAV file beside a WebP; numbers of it that are not finite are silent.
     """
     import numpy as np
 
@@ -225,8 +227,8 @@ def write_drawn(episodes, out: pathlib.Path, times: int) -> list[pathlib.Path]:
         out = out.with_name(f"{out.name.removesuffix('.png')}.{clip_files.best_kind()}")
     frames, sound = first.repeat(times, axis=1).repeat(times, axis=2), None
     if "audio" in episodes.drawing.media:
-        sound = np.nan_to_num(np.asarray(episodes.drawing.media["audio"])[0], posinf=0, neginf=0), int(episodes.rate)
-    inside = sound is not None and out.suffix.lower() == ".mp4" and sound[1] in clip_files.AAC_RATES
+        sound = sound_files.audible(np.asarray(episodes.drawing.media["audio"])[0]), int(episodes.rate)
+    inside = sound is not None and out.suffix.lower() == ".mp4"
     clip_files.save_clip(out, frames, episodes.fps, sound if inside else None)
     if sound is None or inside:
         return [out]

@@ -86,8 +86,8 @@ def write(arguments: Write) -> None:
     restored = restore(arguments.checkpoint, bare, arguments.devices, arguments.mesh)
     restored = restored if arguments.preset else restored.as_published
     loaded, rollout = restored.loaded, dataclasses.replace(restored.config.rollout, frames=1)
-    require(not loaded.network.begins, f"GenEval's prompts come without pictures, but {restored.name} goes on from one; "
-            "name another model.")  # fmt: skip
+    require(not loaded.network.needs_picture, f"GenEval's prompts come without pictures, but {restored.name} goes on from "
+            "one; name another model.")  # fmt: skip
     loaded.check_image_size(rollout)
 
     # The bucket changes no image, so it is made to fit.

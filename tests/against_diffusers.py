@@ -42,7 +42,7 @@ def ours(out: pathlib.Path) -> None:
         network, scale = loaded.network, GUIDANCE.get(name, 0.0)
         grid, autoencoder = network.grid(SIDE, SIDE, FRAMES.get(name, 1)), loaded.autoencoder_params()
         text, nothing = jax.tree.map(jnp.asarray, loaded.codec.prompts([PROMPT], 0)), network.empty(1)
-        if network.begins:
+        if network.needs_picture:
             nothing = network.begun(nothing, loaded.autoencoder.encode(autoencoder, picture[None] / 127.5 - 1))
         given, without = network.read(params, text, nothing), network.unread(params, text, nothing)
         times, x = network.times(STEPS, 0.0, grid), network.to_tokens(jnp.asarray(latent))
@@ -148,7 +148,7 @@ def joined(out: pathlib.Path) -> None:
     for name in ("skyreels_tiny", "hunyuan_tiny"):
         toys[name] = load_model(ModelConfig(path=str(out / name / "toy")))
     same = lambda a, b: a.keys() == b.keys() and all((np.asarray(a[name]) == np.asarray(b[name])).all() for name in a)
-    print("goes on from a picture:", both.network.begins, "guided:", both.codec.guided)
+    print("goes on from a picture:", both.network.needs_picture, "guided:", both.codec.guided)
     print("the transformer is SkyReels':", same(both.params(), toys["skyreels_tiny"].params()))
     print("the autoencoder is HunyuanVideo's:", same(both.autoencoder_params(), toys["hunyuan_tiny"].autoencoder_params()))
     print("settings not read:", both.unknown_settings, "files not read:", both.unread_files)

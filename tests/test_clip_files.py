@@ -10,7 +10,7 @@ from PIL import Image
 
 from tests.moving import FPS, clip
 from unigrpo_jax import clip_files
-from unigrpo_jax.clip_files import encode, read_clip, read_clip_sound, save_clip, spread
+from unigrpo_jax.clip_files import encode, has_pyav, playable, read_clip, read_clip_sound, save_clip, spread
 from unigrpo_jax.config import ConfigError
 
 
@@ -171,7 +171,7 @@ def test_silence_longer_than_its_pictures_and_what_is_too_loud_are_written(tmp_p
 @pytest.mark.parametrize(
     "sound, words",
     [
-        ((voice(24000), 23000), "not 23000"),
+        ((voice(24000), 0), "1 to 384000 samples per second"),
         ((voice(24000).astype(np.float64), 24000), "a sound is float32"),
         ((voice(24000) * np.nan, 24000), "a sound is finite"),
         ((voice(24000)[:0], 24000), "a sound is float32"),
@@ -182,6 +182,19 @@ def test_what_is_no_sound_of_an_mp4_is_refused(sound, words):
     pytest.importorskip("av")
     with pytest.raises(ValueError, match=words):
         encode(clip(), FPS, "mp4", sound)
+
+
+@pytest.mark.parametrize("rate, known", [(8000, 8000), (1024, 8000), (23000, 24000), (96000, 96000), (192000, 96000)])
+def test_a_rate_that_aac_does_not_know_becomes_the_next_that_it_does(tmp_path, rate, known):
+    """As long, and a tone of 200 Hz stays one."""
+    tone = lambda rate: 0.5 * np.sin(2 * np.pi * 200 * np.arange(rate // 2) / rate).astype(np.float32)[:, None]
+    samples, own = playable((tone(rate), rate))
+    assert own == known and samples.shape == (known // 2, 1) and samples.dtype == np.float32
+    np.testing.assert_allclose(samples[known // 20 : -known // 20], tone(known)[known // 20 : -known // 20], atol=0.01)
+    if has_pyav():
+        save_clip(tmp_path / "a.mp4", clip(), FPS, (tone(rate), rate))
+        heard, own = read_clip_sound(tmp_path / "a.mp4")
+        assert own == known and heard.shape == samples.shape
 
 
 def test_a_webp_has_no_sound():

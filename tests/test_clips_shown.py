@@ -1,18 +1,22 @@
 """Clips as a person looks at them: files beside the samples, strips in the grid, pages that play them or print strips."""
 
 import base64
+import io
 import json
 import re
 import sys
+import types
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from tests.moving import FPS, clip
+from tests.moving import FPS, batch, clip
 from tests.test_foreign_page import ATTRIBUTES, TAGS, Page
+from tests.test_heard import RATE, voice
 from unigrpo_jax import clip_files
-from unigrpo_jax.clip_files import read_clip
+from unigrpo_jax.clip_files import read_clip, read_clip_sound
+from unigrpo_jax.sound_files import read_sound
 from unigrpo_jax.training import samples as module
 from unigrpo_jax.training.evaluation import _moments
 from unigrpo_jax.training.recorded_run import read_run
@@ -24,8 +28,8 @@ from unigrpo_jax.worlds.prompt import Prompt
 EVIL = "<video src=x onerror=alert(1)> \"quoted\" & \x1b[31m"
 
 
-def sample(colour=0, correct=True, prompt="a red square moves right", **size) -> Sample:
-    made = Clip.of(clip(colour=colour, **size), FPS)
+def sample(colour=0, correct=True, prompt="a red square moves right", sound=None, **size) -> Sample:
+    made = Clip.of(clip(colour=colour, **size), FPS, sound)
     return Sample(prompt=prompt, thinking="", clip=made, verdict="moves right", correct=correct)
 
 
@@ -126,11 +130,58 @@ def test_an_evaluation_makes_clips_of_what_was_drawn():
     videos = np.stack([clip(), clip(colour=1)])
     words = lambda: {"thinking0": ["t", ""], "verdict0": ["v", ""], "correct0": [True, None]}
     asked = [Prompt(text="a", metadata={}), Prompt(text="b", metadata={})]
-    first, second = (Sample(**fields) for fields in _moments(words(), asked, 0, videos, FPS))
+    first, second = (Sample(**fields) for fields in _moments(words(), asked, 0, {"video": videos}, batch(2)))
     assert first.clip.frames == 6 and first.clip.fps == FPS and (first.prompt, first.correct) == ("a", True)
     assert second.clip.data != first.clip.data
-    (image, _) = (Sample(**fields) for fields in _moments(words(), asked, 0, videos[:, 0], 0.0))
+    assert first.clip.sound is None
+    (image, _) = (Sample(**fields) for fields in _moments(words(), asked, 0, {"image": videos[:, 0]}, batch(2)))
     assert image.clip is None and image.still is image.image
+    sounds = np.stack([voice(0.25), np.full_like(voice(0.25), np.nan)])
+    heard = types.SimpleNamespace(fps=FPS, rate=float(RATE))
+    found = _moments(words(), asked, 0, {"video": videos, "audio": sounds}, heard)
+    assert [fields["clip"].sound.onsets for fields in found] == [(0.25,), ()] and found[0]["clip"].sound.rate == RATE
+
+
+def test_a_clips_sound_is_kept_in_its_mp4_or_as_wav_beside_it(tmp_path, kind, monkeypatch):
+    """At a rate that players know; what is known of it comes back without a decoder."""
+    written = [sample(sound=(voice(0.25), RATE)), sample(colour=1, sound=(voice(0.5), RATE))]
+    save_samples(tmp_path, 25, written)
+    folder = tmp_path / "samples"
+    beside = [] if kind == "mp4" else ["000025-1.wav", "000025-2.wav"]
+    assert sorted(p.name for p in folder.glob("*.wav")) == beside
+    samples, rate = read_clip_sound(folder / "000025-1.mp4") if kind == "mp4" else read_sound(folder / "000025-1.wav")
+    assert rate == 8000 and len(samples) == len(voice(0.25)) * 2
+    assert np.abs(samples[: 8000 // 5]).max() < 0.01 < 0.3 < np.abs(samples[8000 // 3 :]).max()
+    without_pyav(monkeypatch)
+    for before, after in zip(written, load_samples(tmp_path, 25), strict=True):
+        assert after.clip.words == before.clip.words and after.clip.wav == before.clip.wav
+        assert after.clip.sound == before.clip.sound
+        np.testing.assert_array_equal(after.still, before.still)
+    (text, _) = json.loads((folder / "000025.json").read_text())
+    assert text["clip"]["sound"] == {"rate": RATE, "onsets": [0.25]}
+
+
+@pytest.mark.parametrize("words", [
+    None, [], {"rate": RATE}, {"rate": 0, "onsets": []}, {"rate": 10**9, "onsets": []}, {"rate": True, "onsets": []},
+    {"rate": RATE, "onsets": ["<b>"]}, {"rate": RATE, "onsets": [-1]}, {"rate": RATE, "onsets": [1e400]},
+    {"rate": RATE, "onsets": 3}, {"rate": RATE, "onsets": [], "more": 1}, {"rate": RATE, "onsets": [0] * 10_001},
+])  # fmt: skip
+def test_damaged_words_of_a_sound_are_named(tmp_path, words):
+    save_samples(tmp_path, 3, [sample(sound=(voice(0.25), RATE))])
+    path = tmp_path / "samples" / "000003.json"
+    (text,) = json.loads(path.read_text())
+    text["clip"]["sound"] = words
+    path.write_text(json.dumps([text]))
+    with pytest.raises(ValueError, match="does not hold the texts"):
+        load_samples(tmp_path, 3)
+
+
+def test_a_missing_file_of_a_sound_is_named(tmp_path, monkeypatch):
+    without_pyav(monkeypatch)
+    save_samples(tmp_path, 3, [sample(sound=(voice(0.25), RATE))])
+    (tmp_path / "samples" / "000003-1.wav").unlink()
+    with pytest.raises(ValueError, match=r"000003-1\.wav cannot be read"):
+        load_samples(tmp_path, 3)
 
 
 # --- strips -------------------------------------------------------------------------------------------------------------
@@ -148,6 +199,17 @@ def test_a_strip_holds_the_first_frame_the_last_and_some_between():
     assert large.strip.shape == (128, 2 * 256 + module.GAP, 3) and not large.tiny
 
 
+def test_the_strip_of_a_clip_with_sound_has_the_sound_below_its_frames():
+    silent, made = Clip.of(clip(), FPS), Clip.of(clip(), FPS, (voice(0.25), RATE))
+    high, wide = silent.strip.shape[:2]
+    np.testing.assert_array_equal(made.strip[:high], silent.strip)
+    assert (made.strip[high : high + module.GAP] == 255).all()
+    np.testing.assert_array_equal(made.strip[high + module.GAP :], module.heard.picture(voice(0.25), RATE, wide))
+    pixels = np.asarray(draw_grid([sample(sound=(voice(0.25), RATE))]))
+    at = module.MARGIN + module.FRAME
+    np.testing.assert_array_equal(pixels[at : at + len(made.strip), at : at + wide], made.strip)
+
+
 def test_the_grid_shows_strips_framed_by_their_verdict():
     grid = draw_grid([sample(colour=c, correct=c < 1) for c in range(4)])
     strip = sample().still
@@ -161,12 +223,12 @@ def test_the_grid_shows_strips_framed_by_their_verdict():
 # --- pages --------------------------------------------------------------------------------------------------------------
 
 
-def fill(folder, prompt="a red square moves right", strips=False) -> None:
-    """A run folder with clips of two steps."""
+def fill(folder, prompt="a red square moves right", strips=False, sound=None) -> None:
+    """A run folder with clips of two steps, perhaps with a sound."""
     (folder / "config.json").write_text(json.dumps({"name": "clips"}))
     (folder / "metrics.jsonl").write_text(json.dumps({"step": 1, "video/frame_difference": 0.1}) + "\n")
     for step in (0, 40):
-        made = [sample(colour=c, correct=step > 0, prompt=f"{prompt} {c}") for c in range(2)]
+        made = [sample(colour=c, correct=step > 0, prompt=f"{prompt} {c}", sound=sound) for c in range(2)]
         if strips:
             made = [Sample(**vars(s) | {"given": (clip()[0],)}) for s in made]
         save_samples(folder, step, made)
@@ -175,8 +237,9 @@ def fill(folder, prompt="a red square moves right", strips=False) -> None:
 def parsed(text: str) -> Page:
     """The page, which holds nothing but our own elements, loads nothing, and is of clips."""
     found = Page(re.sub(r"<script>.*?</script>", "", text, flags=re.DOTALL))
-    assert set(found.tags) <= TAGS | {"video"}
-    assert {name for name, _ in found.attributes} <= ATTRIBUTES | set("autoplay loop muted playsinline controls".split())
+    assert set(found.tags) <= TAGS | {"video", "audio"}
+    known = set("autoplay loop muted playsinline controls preload".split())
+    assert {name for name, _ in found.attributes} <= ATTRIBUTES | known
     assert all(value.startswith("data:") for name, value in found.attributes if name in ("src", "href"))
     return found
 
@@ -196,6 +259,26 @@ def test_clips_play_on_the_page_and_strips_stand_in_their_place_on_paper(tmp_pat
     assert "6 frames at 8 per second" in text and "frames of the clip drawn at step 0" in text
     assert "@media print { .plays { display: none; } img.on-paper { display: block; }" in text
     assert "Difference from frame to frame" in text and "step 0: 0 of 2 right; step 40: 2 of 2 right" in text
+
+
+@pytest.mark.parametrize("strips", [False, True])
+def test_a_clip_with_sound_is_played_with_it_and_shows_it(tmp_path, kind, strips):
+    """Nothing begins by itself, and nothing is muted; the strip with the spectrogram stands on the screen, too."""
+    fill(tmp_path, strips=strips, sound=(voice(0.25), RATE))
+    text = write_report(tmp_path).read_text()
+    found = parsed(text)
+    tags, folder = found.tags, tmp_path / "samples"
+    assert (tags.count("video"), tags.count("audio")) == ((4, 0) if kind == "mp4" else (0, 4))
+    assert "media-src data:" in text and not {"muted", "autoplay", "loop"} & {name for name, _ in found.attributes}
+    assert text.count("heard\" alt=") == 4 and "on-paper\"" not in text
+    assert text.count("<p class=note>Onsets at 0.25 s; spectrogram up to 2 kHz.</p>") == 4
+    sources = [value for name, value in found.attributes if name == "src"]
+    wavs = [value for value in sources if value.startswith("data:audio/wav;base64,")]
+    if kind == "webp":
+        assert base64.b64decode(wavs[0].partition(",")[2]) == (folder / "000000-1.wav").read_bytes()
+    data = re.search(r'heard" alt="[^"]*, and its sound" src="data:image/png;base64,([^"]*)"', text)[1]
+    with Image.open(io.BytesIO(base64.b64decode(data))) as picture:
+        np.testing.assert_array_equal(np.asarray(picture), sample(sound=(voice(0.25), RATE)).still)
 
 
 def test_a_page_of_images_knows_nothing_of_clips(tmp_path):

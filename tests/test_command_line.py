@@ -192,7 +192,7 @@ def test_evaluate_and_generate_refuse_in_one_sentence(tiny_model, here, module, 
 
 
 ENTRIES = [f"experiments.{name}" for name in ("run", "evaluate", "generate", "geneval", "export", "pretrain", "report",
-                                              "bench", "torture", "train_scorer", "compare")]  # fmt: skip
+                                              "bench", "torture", "train_scorer", "compare", "single_file")]  # fmt: skip
 
 
 @pytest.mark.parametrize("module", [*ENTRIES, *(f"launch.{name}" for name in ("plan", "tpu", "jobset", "slurm"))])
@@ -211,7 +211,7 @@ def test_help_lists_every_field_with_its_default(here, module):
         assert "[PRESET]" in outcome.out
         folder = pathlib.Path(presets.__file__).parent
         names = ", ".join(sorted(path.stem for path in folder.glob("[a-z]*.py")))
-        first = "bagel_7b bagel_7b_512 bagel_edit bagel_tiny flux_dance flux_tiny hunyuan_dance hunyuan_tiny ltx2_tiny"
+        first = "bagel_7b bagel_7b_512 bagel_edit bagel_tiny flux_dance flux_tiny hunyuan_dance hunyuan_tiny ltx2_rlhf"
         assert names.startswith(", ".join(first.split()))
         assert names in " ".join(outcome.out.split())
         for text in ("--learning.group-size INT", "--seed INT", "(default: 8)", "--resume, --no-resume"):

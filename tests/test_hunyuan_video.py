@@ -11,11 +11,12 @@ import pytest
 
 from tests import recorded_gradients
 from unigrpo_jax.models.building.computing import PLAIN
+from unigrpo_jax.models.building.first_frame import upon
 from unigrpo_jax.models.building.flat import layer_norm, linear, of_stack
 from unigrpo_jax.models.building.guidance import Guidance
 from unigrpo_jax.models.building.two_streams import modulation, rotary, told
 from unigrpo_jax.models.folders import component
-from unigrpo_jax.models.hunyuan_video.condition import beside_first, upon
+from unigrpo_jax.models.hunyuan_video.condition import beside_first
 from unigrpo_jax.models.hunyuan_video.config import read_transformer
 from unigrpo_jax.models.hunyuan_video.painter import HunyuanVideo
 from unigrpo_jax.models.hunyuan_video.transformer import REFINER_TOLD, TEXT, HunyuanVideoTransformer

@@ -12,6 +12,7 @@ from unigrpo_jax.config import ConfigError, EmbeddingsConfig, ModelConfig, Rollo
 from unigrpo_jax.models.families import load_model
 from unigrpo_jax.models.folders import component
 from unigrpo_jax.models.folders.toys import save, save_weights
+from unigrpo_jax.models.loaded import SoundForm, sound_form
 from unigrpo_jax.models.ltx2.config import read_connectors
 from unigrpo_jax.models.ltx2.tiny import make_tiny
 from unigrpo_jax.rollout.program import training_rollout
@@ -140,8 +141,19 @@ def test_a_missing_part_is_one_sentence(toy, tmp_path):
         load_model(ModelConfig(path=str(folder)))
 
 
-def test_examples_without_sound_teach_nothing_yet(toy):
+def test_examples_of_the_toy_become_latents_of_the_clip_and_of_its_sound(toy):
+    """From shapes alone: 9 frames at 8 a second, so 28 latents of sound, which take 28 x 640 samples at 16 kHz."""
     model = load_model(ModelConfig(path=str(toy)))
-    config = RunConfig(rollout=RolloutConfig(image_height=32, image_width=32, frames=9))
-    with pytest.raises(ConfigError, match="this model draws both together; use grpo.$"):
-        lessons_of(config, model.network, model.autoencoder, 0)
+    rollout = RolloutConfig(image_height=32, image_width=32, frames=9, frames_per_second=8.0, window_size=2)
+    form = sound_form(model.network, model.autoencoder, rollout)
+    assert form == SoundForm(samples=28 * 640, channels=2, rate=16000) and model.autoencoder.rate == 4000
+    lessons = lessons_of(RunConfig(rollout=rollout), model.network, model.autoencoder, 1)
+    shapes = {name: jax.ShapeDtypeStruct(x, np.float32) for name, x in model.autoencoder.shapes().items()}
+    given = {"video": jax.ShapeDtypeStruct((3, 9, 32, 32, 3), np.uint8),
+             "audio": jax.ShapeDtypeStruct((3, form.samples, 2), np.float32)}  # fmt: skip
+    found = jax.eval_shape(lessons.__call__, shapes, model.codec.shapes(3, 0), None, given, 0, 0).drawing
+    size = model.network.latent_shape(lessons.grid)
+    assert size["video"] == (2 * 2 * 2, 8) and size["audio"] == (28, 8)
+    for name, own in size.items():
+        assert found.latent[name].shape == (3, *own) and found.x[name].shape == (3, 2, *own) == found.noise[name].shape
+    assert found.times.shape == (3, 2) and found.finite.shape == (3,)

@@ -14,11 +14,12 @@ from tests import tiny
 from tests.test_flops import counted
 from tests.test_ltx2 import BOTH
 from tests.test_ltx2_sizes import SMALL, SMALL_NEWER
-from unigrpo_jax.config import LoraConfig, MeshConfig, RolloutConfig, RunConfig
+from unigrpo_jax.config import LoraConfig, MeshConfig, PassesConfig, RolloutConfig, RunConfig
 from unigrpo_jax.episode import Drawing, Episodes
 from unigrpo_jax.learning.policy import Policy
 from unigrpo_jax.models.folders import component
 from unigrpo_jax.models.ltx2.config import FILES, read_transformer
+from unigrpo_jax.models.ltx2.guidance import Scales
 from unigrpo_jax.models.ltx2.painter import LTX2
 from unigrpo_jax.models.ltx2.scheduler import read_scheduler
 from unigrpo_jax.models.ltx2.texts import open_connectors
@@ -59,16 +60,52 @@ def recorded(fixtures):
     return Recorded(fixtures / "ltx2")
 
 
-def test_a_recorded_run_by_the_houses_sampler(recorded, assert_close):
+@pytest.mark.parametrize("name", ["plain", "full"])
+def test_a_recorded_run_by_the_houses_sampler(recorded, assert_close, name):
+    """Without guidance, and with all passes that the released pipeline draws by."""
     run, painter = recorded.load("run"), recorded.painter
     times = painter.times(len(run["sigmas"]) - 1, 0.0, recorded.grid)
     assert_close(times, run["sigmas"], 1e-6, "times")
-    sampler = FlowSampler(schedule=tuple(times.tolist()), rule=ODE(), grid=recorded.grid)
-    x = {name: run[f"{name}_init"] for name in BOTH}
-    assert {name: own.shape[1:] for name, own in x.items()} == painter.latent_shape(recorded.grid)
-    draw = lambda params, x: denoise(painter, params, recorded.text(), x, None, jnp.zeros(0, int), sampler)[0]
-    for name, end in tiny.jit(draw)(recorded.params, x).items():
-        assert_close(end, run[f"plain_{name}"][-1], 2e-4, name)
+    passes = PassesConfig(sound=7.0, mixing=1.0, blocks=(1,), other=3.0, rescale=0.7)
+    guidance = painter.guided_by(3.0, (0.0, 1.0), passes) if name == "full" else None
+    sampler = FlowSampler(schedule=tuple(times.tolist()), rule=ODE(), grid=recorded.grid, guidance=guidance)
+    x = {each: run[f"{each}_init"] for each in BOTH}
+    assert {each: own.shape[1:] for each, own in x.items()} == painter.latent_shape(recorded.grid)
+    text = recorded.text()
+    empty = text.replace(states=run["neg_video_text"], audio=run["neg_audio_text"])
+    read = lambda text: painter.read({}, text, painter.empty(1))
+    draw = lambda params, x: denoise(painter, params, read(text), x, None, jnp.zeros(0, int), sampler, (read(empty),))[0]
+    for each, end in tiny.jit(draw)(recorded.params, x).items():
+        assert_close(end, run[f"{name}_{each}"][-1], 2e-4, each)
+
+
+def test_passes_that_a_network_has_not_are_one_sentence():
+    silent, unmixed = dataclasses.replace(TOY, sound=False), PassesConfig(mixing=1.0, blocks=(0,))
+    perturbed = dataclasses.replace(TOY, transformer=dataclasses.replace(SMALL, perturbed=True))
+    for painter, passes, words in (
+        (TOY, unmixed, "was not made to go without mixing .*; leave out mixing and blocks.$"),
+        (perturbed, PassesConfig(mixing=1.0, blocks=(0, 3)), "no block 3 to leave unmixed; the network has 0 to 2.$"),
+        (silent, PassesConfig(other=3.0), "no sound is drawn .*; leave them out.$"),
+        (silent, PassesConfig(sound=3.0), "no sound is drawn .*; leave them out.$"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            painter.guided_by(3.0, (0.0, 1.0), passes)
+    found = perturbed.guided_by(3.0, (0.2, 1.0), unmixed)
+    assert found.unmixed == (True, False, False) and found.passes == ("text", "unmixed") and not found.acts(0.2)
+    assert found.video == found.audio == Scales(text=3.0, mixing=1.0)
+    assert not TOY.guided_by(1.0, (0.0, 1.0), PassesConfig()).active
+
+
+def test_a_guided_clip_without_sound_goes_without_mixing_alone():
+    """From shapes alone: one array in, one out."""
+    painter = LTX2(transformer=dataclasses.replace(SMALL, perturbed=True), sound=False)
+    grid = (2, 1, 2, 0, 24.0)
+    guidance = painter.guided_by(3.0, (0.0, 1.0), PassesConfig(mixing=1.0, blocks=(0,), rescale=0.5))
+    condition = painter.read({}, TEXT, painter.empty(2))
+    sampler = FlowSampler(schedule=(1.0, 0.5, 0.0), rule=ODE(), grid=grid, guidance=guidance)
+    params = {name: jax.ShapeDtypeStruct(shape, jnp.float32) for name, shape in SMALL.shapes().items()}
+    draw = lambda p: denoise(painter, p, condition, jnp.zeros((2, 4, 5)), None, jnp.zeros(0, int), sampler, (condition,))[0]
+    assert jax.eval_shape(draw, params).shape == (2, 4, 5)
 
 
 def test_a_policys_view_of_recorded_transitions(recorded, assert_close):
@@ -152,7 +189,7 @@ def test_texts_of_both_modalities_reach_it_and_bfloat16_is_the_compute_dtype():
     out = jax.eval_shape(lambda p: painter.predict(p, x, jnp.ones(2), grid, condition), params)
     assert jax.tree.map(lambda v: (v.shape, v.dtype), out) == jax.tree.map(lambda v: (v.shape, jnp.dtype("float32")), x)
     assert {h.dtype for h in held} == {jnp.dtype("bfloat16")}
-    assert painter.unread({}, TEXT.replace(empty=TEXT), painter.empty(2)) is TEXT
+    assert painter.unread({}, TEXT.replace(empty=TEXT), painter.empty(2)).audio is TEXT.audio
     assert condition.repeat(3).audio.shape == (6, 6, 7)
 
 
@@ -171,7 +208,7 @@ def test_adapters_and_cost():
     work = TOY.work(RunConfig(rollout=rollout), 0)
     grid = TOY.grid(*rollout.size)
     x = {name: jnp.zeros((1, *shape)) for name, shape in TOY.latent_shape(grid).items()}
-    text = jax.tree.map(lambda t: t[:1], TEXT)
+    text = TOY.read({}, jax.tree.map(lambda t: t[:1], TEXT), TOY.empty(1))
     params = {name: jax.ShapeDtypeStruct(shape, jnp.float32) for name, shape in SMALL.shapes().items()}
     assert work.latents == 4
     assert work.evaluation() == counted(lambda p: TOY.predict(p, x, jnp.ones(1), grid, text), params)
@@ -186,6 +223,7 @@ def test_a_mesh_changes_neither_outputs_nor_gradients():
     params = {name: draw(*shape) / (shape[-1] ** 0.5 if len(shape) > 2 else 3) + ("norm" in name)
               for name, shape in painter.network.shapes().items()}  # fmt: skip
     text = TextStates(draw(rows, 6, 24), audio=draw(rows, 6, 16), mask=jnp.arange(6)[None] < 2 + jnp.arange(rows)[:, None])
+    text = painter.read({}, text, painter.empty(rows))
     x = {name: draw(rows, *shape) for name, shape in painter.latent_shape(grid).items()}
     given = x, jnp.linspace(0.1, 1, rows), text
 

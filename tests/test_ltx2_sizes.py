@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 
 from tests.test_flops import counted
-from unigrpo_jax.config import MeshConfig
+from unigrpo_jax.config import MeshConfig, ModelConfig
 from unigrpo_jax.models.building.computing import PLAIN, Computing
 from unigrpo_jax.models.building.flat_adapters import hits, linears
 from unigrpo_jax.models.folders import component
+from unigrpo_jax.models.ltx2 import family, release
 from unigrpo_jax.models.ltx2.axes import AXES
 from unigrpo_jax.models.ltx2.branch import Branch
 from unigrpo_jax.models.ltx2.config import KNOWN, read_transformer
@@ -57,6 +58,30 @@ def test_every_name_and_shape_of_the_published_size(fixtures, tmp_path):
     assert network.cross_times == "other" and not network.perturbed
 
 
+def test_the_released_model_is_known_by_its_name(fixtures, tmp_path):
+    """Every name and shape of its parts, and the recorded times of a clip of 6144 tokens; no file is needed for it."""
+    shapes = json.loads((fixtures / "ltx2" / "param_shapes_full.json").read_text())["shapes"]
+    model = family.known(ModelConfig(path="Lightricks/LTX-2", param_dtype="bfloat16"))
+    assert model.network.transformer == published(tmp_path)
+    parts = {"transformer": model.network.network, "connectors": release.CONNECTORS, **model.autoencoder.networks}
+    for name, network in parts.items():
+        found = shapes.pop(name) | shapes.pop(f"{name}/buffers_and_ties", {})
+        assert component.wanted(network) == {tensor: tuple(shape) for tensor, shape in found.items()}, name
+    assert not shapes and all(x.dtype == "bfloat16" for x in model.stored_params().values())
+    decoder = model.autoencoder.video.decoder
+    assert (decoder.causal, decoder.edges, model.autoencoder.rate) == (False, "reflect", 24000)
+    grid = model.network.grid(512, 768, 121, 24.0)
+    assert model.network.latent_shape(grid) == {"video": (6144, 128), "audio": (126, 128)}
+    times = np.load(fixtures / "ltx2" / "schedule.npz")["steps30_seq6144_sigmas"]
+    np.testing.assert_allclose(model.network.times(30, 0.0, grid), times, rtol=0, atol=1e-6)
+    text = model.codec.shapes(2, 0)
+    assert text.states.shape == text.audio.shape == text.empty.audio.shape == (2, 1024, 3840) and text.mask is None
+    silent = family.known(ModelConfig(path="Lightricks/LTX-2", sound=False))
+    assert silent.network.latent_shape(silent.network.grid(512, 768, 121, 24.0)) == (6144, 128)
+    assert list(silent.autoencoder.networks) == ["vae"]
+    assert all(family.known(ModelConfig(path=path)) is None for path in ("a/b", "Lightricks/LTX-2.3", None))
+
+
 def test_every_parameter_has_one_rule_and_every_rule_a_parameter(tmp_path):
     """At the published sizes, of LTX-2 and of what LTX-2.3 has; what a mesh of those sizes cuts divides."""
     hits = {pattern: 0 for pattern, _ in AXES}
@@ -70,6 +95,7 @@ def test_every_parameter_has_one_rule_and_every_rule_a_parameter(tmp_path):
             layout.parameter(name, shape)
         assert network.cuts() == {
             "fsdp": {"width of video": 4096, "width of audio": 2048},
+            "sequence": {},
             "tensor": {"heads of video": 32, "heads of audio": 32, "MLP of video": 16384, "MLP of audio": 8192},
         }
     assert [pattern for pattern, count in hits.items() if not count and "lora" not in pattern] == []

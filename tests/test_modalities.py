@@ -28,7 +28,7 @@ from unigrpo_jax.rollout.thinking import TokenSampler
 class Both:
     """A velocity for each modality, of its own numbers and weight alone."""
 
-    thinks, hold = False, None
+    thinks, begins, hold = False, False, None
     trained_by = {"denoising": ".*"}
 
     def empty(self, batch):

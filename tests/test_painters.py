@@ -15,10 +15,10 @@ from tests.equations import equations
 from tests.test_attention import splash
 from tests.test_flops import counted
 from unigrpo_jax.config import LoraConfig, MeshConfig, RunConfig
+from unigrpo_jax.models.building.first_frame import upon
 from unigrpo_jax.models.building.flat_adapters import linears
 from unigrpo_jax.models.flux.painter import Flux
 from unigrpo_jax.models.flux.transformer import FluxTransformer
-from unigrpo_jax.models.hunyuan_video.condition import upon
 from unigrpo_jax.models.hunyuan_video.painter import HunyuanVideo
 from unigrpo_jax.models.hunyuan_video.transformer import HunyuanVideoTransformer
 from unigrpo_jax.models.paths import scaled_linear

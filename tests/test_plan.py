@@ -11,7 +11,7 @@ import jax
 import pytest
 from PIL import Image
 
-from experiments.presets import bagel_7b, bagel_edit, flux_dance, hunyuan_dance, sd_dance
+from experiments.presets import bagel_7b, bagel_edit, flux_dance, hunyuan_dance, ltx2_rlhf, sd_dance
 from launch.plan import show
 from launch.planning import advice, compiler, sweep
 from launch.planning.compile import (
@@ -32,6 +32,7 @@ from launch.planning.page import COLOURS, MEANING, page
 from launch.planning.targets import PLANES, SHAPES, Target, find_target
 from tests.command import HEADS, command
 from unigrpo_jax.config import ConfigError, LoraConfig, MeshConfig
+from unigrpo_jax.episode import Episodes
 from unigrpo_jax.parallel import mesh as meshes
 
 GIB = 2**30
@@ -246,7 +247,7 @@ hlo.cc:12"""
 class Broken:
     """A traced program that a compiler fails at."""
 
-    out_info = ()
+    out_info = Episodes(prompt=(), segments=())
 
     def lower(self, **given):
         raise jax.errors.JaxRuntimeError(RET_CHECK)
@@ -281,7 +282,7 @@ def test_what_the_compiler_raises_is_told_after_what_was_planned_before(monkeypa
     assert f"The {failed} was not compiled" in (tmp_path / "plan.html").read_text()
 
 
-@pytest.mark.parametrize("preset", ["flux_dance", "sd_dance"])
+@pytest.mark.parametrize("preset", ["flux_dance", "sd_dance", "ltx2_rlhf"])
 @pytest.mark.parametrize("compiles", [True, False])
 def test_a_plan_of_what_only_draws_shows_neither_cache_nor_thinking(monkeypatch, tmp_path, preset, compiles):
     from launch.planning import compile as compiling
@@ -307,7 +308,11 @@ def test_a_plan_of_what_only_draws_shows_neither_cache_nor_thinking(monkeypatch,
 
 @pytest.mark.parametrize(
     ("preset", "hit"),
-    [(flux_dance, [57 * 3, 19]), (sd_dance, [16 * 2 * 4])],  # blocks of both kinds; a self- and a cross-attention each
+    [
+        (flux_dance, [57 * 3, 19]),  # blocks of both kinds
+        (sd_dance, [16 * 2 * 4]),  # a self- and a cross-attention each
+        (ltx2_rlhf, [48 * 4 * 4, 48 * 2 * 4]),  # own and text's of clip and sound; what each takes from the other
+    ],
 )
 def test_the_adapters_of_dancegrpos_presets_hit_every_attention(preset, hit):
     config = preset.config()
@@ -322,6 +327,33 @@ def test_an_evaluation_of_flux_counts_all_tokens_of_its_text():
     for run in (config, short):  # its codec heeds no bucket
         work = find_work(run, find_model(run.model), Given())
         assert work.latents == 4096 and work.evaluation(0) == pytest.approx(by_hand, rel=1e-3)
+
+
+def test_an_evaluation_of_a_clip_with_sound_counts_both_and_what_each_takes_from_the_other():
+    """6144 tokens of the clip, 126 of its sound, 1024 of either text; by hand, of 48 blocks and of one half."""
+    config = ltx2_rlhf.config()
+    work = find_work(config, find_model(config.model), Given())
+    n, m, text, w, a = 6144, 126, 1024, 4096, 2048
+    clip = (4 + 2 + 8) * w**2 * n + 2 * w**2 * text + 2 * w * n * (n + text)
+    sound = (4 + 2 + 8) * a**2 * m + 2 * a**2 * text + 2 * a * m * (m + text)
+    clip_from_sound = 2 * w * a * n + 2 * a**2 * m + 2 * a * n * m
+    sound_from_clip = 2 * a**2 * m + 2 * w * a * n + 2 * a * m * n
+    by_hand = 2 * 48 * (clip + sound + clip_from_sound + sound_from_clip)
+    assert work.each.layers == by_hand and work.evaluation() == pytest.approx(by_hand, rel=2e-3)
+    # 256 episodes of 16 steps and two passes, of which 9 are trained with twice as much backwards.
+    assert work.rollout() == {"drawing": 256 * 16 * 2 * work.evaluation()}
+    assert sum(work.update().values()) == 256 * 9 * 2 * 3 * work.evaluation()
+
+
+def test_a_plan_of_clips_with_sound_holds_what_is_trained_once_and_what_decodes_everywhere(fixtures):
+    """All numbers of the transformer over eight devices; those of three frozen networks, in float32, on each."""
+    count = json.loads((fixtures / "ltx2" / "param_shapes_full.json").read_text())["param_count"]
+    config = dataclasses.replace(ltx2_rlhf.config(), mesh=MeshConfig(fsdp=8))
+    setting = prepare(config, cpus(30.0))
+    state, statistics = state_bytes(setting), 2 * (128 + 128)
+    assert state["trained"] == pytest.approx(4 * count["transformer"] / 8, rel=0.01)
+    assert state["optimizer"] == pytest.approx(2 * state["trained"], rel=0.01)
+    assert state["frozen"] == 4 * (count["vae"] + count["audio_vae"] + count["vocoder"] + statistics)
 
 
 def test_a_sweep_goes_on_behind_a_setting_at_which_the_compiler_fails():

@@ -19,8 +19,8 @@ from tests.test_painters import FLUX, SD
 from tests.test_plan import compiled, cpus
 from unigrpo_jax.config import ConfigError, LearningConfig, MeshConfig, ModelConfig, RolloutConfig, RunConfig
 from unigrpo_jax.learning.update import new_state
+from unigrpo_jax.models.building.first_frame import upon
 from unigrpo_jax.models.building.token_cut import NOT_CUT, TokenCut
-from unigrpo_jax.models.hunyuan_video.condition import upon
 from unigrpo_jax.models.hunyuan_video.painter import HunyuanVideo
 from unigrpo_jax.models.hunyuan_video.transformer import HunyuanVideoTransformer
 from unigrpo_jax.models.text_encoders.states import TextStates

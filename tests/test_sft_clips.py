@@ -85,7 +85,7 @@ def test_the_loss_of_clips_by_hand_and_a_step_upon_it(from_picture):
         drawing, seen = episodes.drawing, episodes.picture
         condition = model.read(params, text, model.empty(B))
         if seen is not None:
-            condition = condition.replace(first=seen.latent.reshape(B, -1, 12))
+            condition = model.begun(condition, seen.latent)
         v = [model.predict(params, drawing.x[:, n], drawing.times[:, n], grid, condition) for n in range(DRAWS)]
         return state, (found["flow/loss"], drawing, seen, jnp.stack(v, axis=1))
 
@@ -104,8 +104,8 @@ def test_the_loss_of_clips_by_hand_and_a_step_upon_it(from_picture):
     np.testing.assert_allclose(loss, np.mean((v - (noise - data[:, None])) ** 2), rtol=1e-5)
     assert drawing.x.shape == (B, DRAWS, 2 * 2 * 2, 12) and (seen is not None) == from_picture
     if from_picture:
-        assert seen.latent.shape == (B, 1, 2, 2, 12)
-        np.testing.assert_allclose(seen.latent.reshape(B, 4, 12), sample(first[:, None], randomness.FIRST), atol=1e-5)
+        assert seen.latent.shape == (B, 1, 4, 4, 3)
+        np.testing.assert_allclose(tokens(seen.latent), sample(first[:, None], randomness.FIRST), atol=1e-5)
     before = {path: np.asarray(x) for path, x in params.items()}
     still = {path for path, x in before.items() if (np.asarray(state.trained[path]) == x).all()}
     assert state.trained.keys() == before.keys() and all(path.endswith("to_k.bias") for path in still), still

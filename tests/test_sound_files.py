@@ -118,6 +118,25 @@ def test_what_is_no_sound_is_not_encoded(samples, rate, words):
         encode(samples, rate)
 
 
+@pytest.mark.parametrize("rate, other", [(48000, 16000), (44100, 16000), (16000, 24000), (1024, 8192)])
+def test_a_sound_at_another_rate_is_the_same_sound(rate, other):
+    """Cosines with whole numbers of half periods, whose mirrored continuation they are; too high a one is gone."""
+    wave = lambda hertz, rate: np.cos(2 * np.pi * hertz * (np.arange(rate // 2) + 0.5) / rate)
+    both = np.stack([wave(80, rate), 0.5 * wave(200, rate)], -1).astype(np.float32)
+    again = sound_files.resampled(both, rate, other)
+    at = np.arange(other // 2) / other + 0.5 / rate  # sample 0 stays where it is, half an old step after the start
+    np.testing.assert_allclose(again, np.cos(2 * np.pi * at[:, None] * [80, 200]) * [1, 0.5], atol=1e-5)
+    if other < rate:
+        high = np.cos(2 * np.pi * (rate // 2 - 400) * (np.arange(rate // 2) + 0.5) / rate).astype(np.float32)[:, None]
+        assert np.abs(sound_files.resampled(high, rate, other)).max() < 1e-5
+    assert sound_files.resampled(both, rate, rate) is both
+
+
+def test_what_is_not_finite_is_silent_to_the_ear():
+    sound = np.array([[np.nan, 0.5], [np.inf, -np.inf]], np.float32)
+    np.testing.assert_array_equal(sound_files.audible(sound), [[0, 0.5], [0, 0]])
+
+
 def test_a_sound_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
     path = tmp_path / "a.wav"
     save_sound(path, sound(), RATE)

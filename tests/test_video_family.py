@@ -66,7 +66,7 @@ def drawn(recorded, kind: str, guidance: float = 1.0):
         dialogue = begin(network, params, (), len(x))
         if kind == "i2v":
             latent = loaded.autoencoder.encode(autoencoder, from_uint8(run["image_u8"]))
-            dialogue = look(network, params, dialogue, network.to_tokens(latent).reshape(len(x), *network.grid(32, 48), -1))
+            dialogue = look(network, params, dialogue, latent)
         dialogue = hear(network, params, dialogue, text)
         none = jnp.zeros(0, jnp.int32)
         tokens, _ = denoise(network, params, dialogue.full, x, None, none, sampler, (dialogue.without_text,))
@@ -222,7 +222,7 @@ def test_a_clip_of_one_frame_is_an_image():
 
 def test_episodes_that_go_on_from_a_picture_keep_its_latents(skyreels):
     episodes = rollout_shapes(skyreels, 9, guidance=5.0)
-    assert episodes.picture.latent.shape == (4, 1, 2, 2, 64) and episodes.picture.patches is None
+    assert episodes.picture.latent.shape == (4, 1, 4, 4, 16) and episodes.picture.patches is None
     assert episodes.drawing.media["video"].shape == (4, 9, 32, 32, 3)
 
 

@@ -4,8 +4,8 @@ A clip is uint8 [F, height, width, 3] with a number of frames per second.  MP4 n
 only when a clip is written or read.  What is written loses a little: yuv420p keeps colours at half the resolution and takes
 even sides only, so a side that is odd gets its last row or column twice.
 
-An MP4 may hold a sound (AAC) beside its pictures, as `sound_files` has it: float32 [S, channels] in [-1, 1], mono or stereo,
-with a number of samples per second that AAC knows.
+An MP4 may hold a sound (AAC) beside its pictures, as `sound_files` has it: float32 [S, channels] in [-1, 1], mono or stereo.
+One with a number of samples per second that AAC does not know is written with the next one that it knows.
 """
 
 import importlib.util
@@ -20,7 +20,7 @@ import numpy as np
 
 from unigrpo_jax.config import ConfigError, require
 from unigrpo_jax.picture_files import rgb
-from unigrpo_jax.sound_files import MOST_NUMBERS, check_sound
+from unigrpo_jax.sound_files import MOST_NUMBERS, check_sound, resampled
 from unigrpo_jax.whole_files import write_whole
 
 Sound = tuple[np.ndarray, int]  # samples [S, channels], and how many there are per second
@@ -44,6 +44,15 @@ def has_pyav() -> bool:
 def best_kind() -> str:
     """What a clip is written as where nobody says it: "mp4", or "webp" where PyAV is not installed."""
     return "mp4" if has_pyav() else "webp"
+
+
+def playable(sound: Sound) -> Sound:
+    """The sound with a number of samples per second that AAC, and every player, knows: its own, or else the next above."""
+    samples, rate = sound
+    if rate in AAC_RATES:
+        return sound
+    other = min((known for known in AAC_RATES[1:] if known > rate), default=AAC_RATES[-1])
+    return resampled(samples, rate, other), other
 
 
 def spread(count: int, most: int) -> np.ndarray:
@@ -96,6 +105,11 @@ def read_clip_sound(path: pathlib.Path) -> Sound | None:
     return _read(path, _read_mp4_sound, _no_sound)
 
 
+def has_sound(path: pathlib.Path) -> bool:
+    """Whether a file has a sound, by its head; GIF and WebP have none.  ConfigError as `check_clip`."""
+    return _is_mp4(path) and _read(path, _mp4_has_sound, _no_sound)
+
+
 def _read(path: pathlib.Path, of_mp4: Callable[[pathlib.Path], Any], of_animation: Callable[[pathlib.Path], Any]) -> Any:
     """What one of two readers says of a file, by what it is; whatever a reader raises becomes a ConfigError."""
     is_mp4 = _is_mp4(path)
@@ -137,8 +151,7 @@ def _mp4(frames: np.ndarray, fps: float, sound: Sound | None) -> bytes:
 
     if sound is not None:
         check_sound(*sound)
-        if sound[1] not in AAC_RATES:
-            raise ValueError(f"an MP4 file has sound of {', '.join(map(str, AAC_RATES))} samples per second, not {sound[1]}")
+        sound = playable(sound)
     odd = [(0, 0), *((0, side % 2) for side in frames.shape[1:3]), (0, 0)]
     frames, buffer = np.pad(frames, odd, "edge"), io.BytesIO()
     with av.open(buffer, "w", format="mp4") as file:
@@ -185,6 +198,11 @@ def _opened(data):
     return av.open(data, format="mp4")
 
 
+def _mp4_has_sound(path: pathlib.Path) -> bool:
+    with open(path, "rb") as data, _opened(data) as file:
+        return bool(file.streams.audio)
+
+
 def _read_mp4_sound(path: pathlib.Path) -> Sound | None:
     import av
 
@@ -194,7 +212,7 @@ def _read_mp4_sound(path: pathlib.Path) -> Sound | None:
         stream, planes, numbers = file.streams.audio[0], [], 0
         rate, channels = stream.codec_context.sample_rate, stream.codec_context.channels
         if channels not in (1, 2):
-            raise ValueError(f"its sound has {channels} channels, not one or two")
+            raise ValueError(f"its sound has {channels} channels: `ffmpeg -i IN -c:v copy -ac 2 OUT.mp4` makes two of them")
         as_floats = av.AudioResampler(format="fltp", layout=_LAYOUTS[channels - 1], rate=rate)
         for frame in file.decode(stream):
             numbers += frame.samples * channels

@@ -65,6 +65,8 @@ class ModelConfig:
     told_guidance: float | None = None
     """Guidance that a model is told which was distilled from it; None is what it was published with: 3.5 of FLUX.1-dev, 6 of
     HunyuanVideo, 1 of SkyReels-V1.  Others are told none."""
+    sound: bool = True
+    """Draw a clip's sound, too, where a model does (LTX-2); without it the clip alone is drawn, judged and trained."""
     floor_time: bool = False
     """Feed FLUX floor(1000 t) / 1000 for t, as DanceGRPO's code does."""
     unroll: int = 1
@@ -269,6 +271,22 @@ class LearningConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class PassesConfig:
+    """What guidance compares with beside the empty text, where a model has such passes (LTX-2); each is one more pass."""
+
+    sound: float | None = None
+    """Text guidance scale of the sound; none is that of the clip."""
+    mixing: float = 0.0
+    """Scale of a pass in which tokens keep their own values in the self attentions of `blocks`; 0 is off."""
+    blocks: tuple[int, ...] = ()
+    """Those blocks, counted from 0."""
+    other: float = 1.0
+    """Scale of a pass in which clip and sound do not hear each other; 1 is off."""
+    rescale: float = 0.0
+    """How much of the deviation that guidance adds to what is drawn is taken back, from 0 to 1."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class EvaluationConfig:
     """How a model is judged on held-out prompts, before and after training."""
 
@@ -310,6 +328,7 @@ class EvaluationConfig:
     is what the family was published with (global for BAGEL, none for others)."""
     guidance_renorm_min: float = 0.0
     """Lower bound of the renormalisation factor; 1 turns it off."""
+    passes: PassesConfig = dataclasses.field(default_factory=PassesConfig)
     drift: int = 48
     """Held-out drawings, of the first `batch`, along which a trained model's predictions are compared with the reference's,
     where one is kept; each costs as much again as two drawings.  0 compares none."""
@@ -398,8 +417,9 @@ class RunConfig:
     mixed."""
     data: str | None = None
     """Method `sft`: FILE.jsonl of examples: a `prompt`, an `image` to draw and, where the model thinks, a `thinking` a line;
-    where clips are drawn a `video`, and an `image` only where another first frame than its own is gone on from.  Held-out
-    prompts still come from `prompts`, where there are some."""
+    where clips are drawn a `video`, an `image` only where another first frame than its own is gone on from, and an `audio`,
+    a WAV file, where the MP4 does not hold the sound that is learned.  Held-out prompts still come from `prompts`, where
+    there are some."""
     prompt_weights: tuple[float, ...] = ()
     """Shares of several sources of prompts, in their order; without any they are equal."""
     rewards: tuple[str, ...] = ("shapes",)

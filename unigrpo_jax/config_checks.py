@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from unigrpo_jax.clip_files import LEAST_FPS, MOST_FPS, MOST_PIXELS
-from unigrpo_jax.config import ConfigError, LearningConfig, MeshConfig, NFTConfig, RunConfig, require
+from unigrpo_jax.config import ConfigError, LearningConfig, MeshConfig, NFTConfig, PassesConfig, RunConfig, require
 from unigrpo_jax.config_judge_checks import check_judge
 from unigrpo_jax.foreign_text import quoted, visible
 
@@ -229,6 +229,7 @@ def check(config: RunConfig) -> None:
     require(0 <= low < high <= 1, f"evaluation.guidance_interval = ({low}, {high}) must satisfy 0 <= low < high <= 1.")
     require(0 <= e.guidance_renorm_min <= 1,
             f"evaluation.guidance_renorm_min = {e.guidance_renorm_min}, but it must be from 0 to 1.")  # fmt: skip
+    _check_passes(e.passes)
     require(
         e.batch % e.images_per_prompt == 0,
         f"evaluation.batch = {e.batch} is not a multiple of evaluation.images_per_prompt = {e.images_per_prompt}; use "
@@ -403,3 +404,13 @@ def nearest_divisors(whole: int, wanted: int) -> str:
 def nearest_multiples(near: int, unit: int) -> str:
     """The multiples of `unit` just below and above `near`, in words."""
     return " or ".join(str(n) for n in (near // unit * unit, near // unit * unit + unit) if n)
+
+
+def _check_passes(p: PassesConfig) -> None:
+    require(p.sound is None or p.sound >= 1, f"evaluation.passes.sound = {p.sound}, but it must be 1, which is off, or "
+            "more.")  # fmt: skip
+    require(p.mixing >= 0, f"evaluation.passes.mixing = {p.mixing}, but it must be 0, which is off, or more.")
+    require(p.other >= 1, f"evaluation.passes.other = {p.other}, but it must be 1, which is off, or more.")
+    require(0 <= p.rescale <= 1, f"evaluation.passes.rescale = {p.rescale}, but it must be from 0 to 1.")
+    require(bool(p.mixing) == bool(p.blocks), f"evaluation.passes.mixing = {p.mixing:g} with blocks = "
+            f"{' '.join(map(str, p.blocks)) or 'none'}; give both, such as mixing 1 and blocks 28, or neither.")  # fmt: skip

@@ -63,7 +63,8 @@ class Thinking:
 class Drawing:
     """What was drawn: the stochastic transitions of the window, and what came out.
 
-    A latent is a pytree of modalities {name: [B, N, C]}; an image's is the array itself.
+    A latent is a pytree of modalities {name: [B, N, C]}; an image's is the array itself.  Tokens of a first frame that
+    a clip keeps are none of them: nothing was drawn there.
 
     Attributes:
       steps: int32 [B, W], indices of the window's transitions in the schedule.
@@ -103,7 +104,8 @@ class Look:
     """An image as it was read into the context; its numbers are the world's, and no gradient goes through them.
 
     Attributes:
-      latent: float32 [B, rows, columns, C], clean latent tokens; [B, 1, rows, columns, C] of a clip's first frame.
+      latent: float32 [B, rows, columns, C], clean latent tokens; of a clip's first frame the autoencoder's latents,
+        [B, 1, rows, columns, channels].
       patches: float32 [B, rows, columns, P], for the vision encoder; None where the model has none.
     """
 

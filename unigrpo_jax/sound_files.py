@@ -6,6 +6,8 @@ A sound is float32 [S, channels] in [-1, 1], mono or stereo, with a number of sa
 import io
 import pathlib
 import wave
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
@@ -25,6 +27,24 @@ def check_sound(samples_SC: np.ndarray, rate: int) -> None:
         raise ValueError(f"a sound is finite, but {wrong} of {samples_SC.size} numbers are not")
     if not 1 <= rate <= MOST_RATE or int(rate) != rate:
         raise ValueError(f"a sound has 1 to {MOST_RATE} samples per second, a whole number, not {rate}")
+
+
+def audible(samples_SC: np.ndarray) -> np.ndarray:
+    """The sound with silence in the place of numbers that are not finite."""
+    return np.nan_to_num(samples_SC, posinf=0, neginf=0)
+
+
+def resampled(samples_SC: np.ndarray, rate: float, other: float) -> np.ndarray:
+    """The sound at another number of samples per second: the same frequencies, none above half the lower of both rates.
+
+    It is as long, to half a sample; beyond its ends it is taken as mirrored.  float32 [round(S other / rate), channels].
+    """
+    if rate == other:
+        return samples_SC
+    count, wanted = len(samples_SC), max(1, round(len(samples_SC) * other / rate))
+    spectrum = np.fft.rfft(np.concatenate([samples_SC, samples_SC[::-1]]).astype(np.float64), axis=0)
+    again = np.fft.irfft(spectrum[: wanted + 1], 2 * wanted, axis=0) * (wanted / count)
+    return again[:wanted].astype(np.float32)
 
 
 def encode(samples_SC: np.ndarray, rate: int) -> bytes:
@@ -52,9 +72,19 @@ def read_sound(path: pathlib.Path) -> tuple[np.ndarray, int]:
     ConfigError where there is no such file, it is no WAV file of whole numbers, is cut short, is neither mono nor stereo, or
     holds more than MOST_NUMBERS.
     """
+    return _opened(path, lambda file: (_samples(file), file.getframerate()))
+
+
+def check_sound_file(path: pathlib.Path) -> None:
+    """ConfigError where the head of a file, which alone is read, is not that of a sound that `read_sound` takes."""
+    _opened(path, _check_head)
+
+
+def _opened(path: pathlib.Path, found: Callable[[wave.Wave_read], Any]) -> Any:
+    """What `found` finds in a WAV file; whatever it raises becomes a ConfigError."""
     try:
         with open(path, "rb") as data, wave.open(data) as file:
-            return _samples(file), file.getframerate()
+            return found(file)
     except FileNotFoundError:
         raise ConfigError(f"there is no sound {path}; give an existing file.") from None
     except OSError as error:
@@ -64,14 +94,19 @@ def read_sound(path: pathlib.Path) -> tuple[np.ndarray, int]:
         raise ConfigError(f"{path} is not a sound that can be read ({words}); give a WAV file, mono or stereo.") from None
 
 
-def _samples(file: wave.Wave_read) -> np.ndarray:
+def _check_head(file: wave.Wave_read) -> None:
     channels, width, rate, count = file.getparams()[:4]
     if channels not in (1, 2):
-        raise ValueError(f"it has {channels} channels")
+        raise ValueError(f"it has {channels} channels: `ffmpeg -i IN -ac 2 OUT.wav` makes two of them")
     if not 1 <= rate <= MOST_RATE or not 1 <= width <= 4:
         raise ValueError(f"it has {rate} samples per second of {8 * width} bits each")
     if count * channels > MOST_NUMBERS:
         raise ValueError(f"it says that it holds more than {MOST_NUMBERS} numbers")
+
+
+def _samples(file: wave.Wave_read) -> np.ndarray:
+    _check_head(file)
+    channels, width, _, count = file.getparams()[:4]
     data = file.readframes(count)
     if not count or len(data) != count * channels * width:
         raise ValueError(f"it says that it holds {count} samples, but there are {len(data) // (channels * width)}")

@@ -3,7 +3,7 @@
     python -m experiments.run shapes_motion
 
 The clip range is that of `shapes_flux`, 3e-3, times the square root of how many more numbers the latent of a clip has than
-one of those, 6.
+one of those, 12.
 """
 
 import dataclasses
@@ -21,5 +21,5 @@ def config() -> RunConfig:
         prompts=("shapes_motion",),
         model=ModelConfig(path="shapes_motion_base", family="hunyuan_video"),
         rollout=dataclasses.replace(flow.rollout, frames=9, frames_per_second=8.0),
-        learning=dataclasses.replace(flow.learning, flow_clip=1.2e-3),
+        learning=dataclasses.replace(flow.learning, flow_clip=8.7e-4),
     )

@@ -25,10 +25,10 @@ from unigrpo_jax.config import ModelConfig, require
 from unigrpo_jax.foreign_text import tell
 from unigrpo_jax.models import families
 from unigrpo_jax.models.autoencoders.pixels import from_uint8
+from unigrpo_jax.models.building.first_frame import upon
 from unigrpo_jax.models.folders import component
 from unigrpo_jax.models.folders.pipelines import Pipeline
 from unigrpo_jax.models.hunyuan_video import from_text
-from unigrpo_jax.models.hunyuan_video.condition import upon
 from unigrpo_jax.models.text_encoders.states import TextStates
 from unigrpo_jax.models.verbs import Params
 from unigrpo_jax.worlds.motion import animate, prompts, supervised

@@ -26,16 +26,17 @@ def drift(policy: Policy, params, reference, episodes: Episodes, x, count: int) 
       params: the policy's parameters.
       reference: those that it is compared with.
       episodes: B episodes, for what the last drawing is drawn upon: prompts, pictures, thinkings.
-      x: the noise that the last drawing begins at, a pytree of modalities [B, N, C].
+      x: the noise that the last drawing begins at, a pytree of modalities [B, N, C], whole.
       count: of the episodes, the first so many are measured; more may be there, so that they divide over devices.
     """
     flow, model = policy.flow, policy.model
 
     def predicts(params):
         upon = policy.drawn_upon(params, episodes)
-        return predictor(model, params, upon.full, flow, (upon.without_text, upon.without_images))
+        return upon.full, predictor(model, params, upon.full, flow, (upon.without_text, upon.without_images))
 
-    own, other = predicts(params), predicts(reference)
+    (condition, own), (_, other) = predicts(params), predicts(reference)
+    x = model.free(x, condition) if model.begins else x
     times = flow.times()
 
     def transition(x, step):

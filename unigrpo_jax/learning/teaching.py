@@ -7,11 +7,16 @@
 `data` is a sample of the autoencoder's posterior.  A model that goes on from a picture is given a sample of that picture's
 posterior, as in a rollout; all of `data` is learned, the first frame's latent, too.  Times of a flow are drawn from a
 logit-normal distribution (arXiv 2403.03206) and shifted as the sampler shifts its own; those of a diffusion uniformly from
-the steps that it was trained in.  Of an example whose text is left out nothing is learned but to draw upon nothing, which
+the steps that it was trained in.  A clip and its sound share each time, have noises of their own, and
+
+    MSE  = sum_m modality_weights[m] * MSE_m,    MSE_m a mean over the numbers of m alone.
+
+Of an example whose text is left out nothing is learned but to draw upon nothing, which
 guidance compares with.
 """
 
 import dataclasses
+import functools
 import math
 from typing import Any
 
@@ -22,7 +27,7 @@ import numpy as np
 from unigrpo_jax.episode import Drawing, Episodes, Look, Thinking, TokenBlock
 from unigrpo_jax.learning.forward_process import matching
 from unigrpo_jax.learning.losses import masked_mean
-from unigrpo_jax.learning.modalities import added
+from unigrpo_jax.learning.modalities import added, by_modality
 from unigrpo_jax.learning.objective import Objective
 from unigrpo_jax.learning.policy import FlowView, TextView
 from unigrpo_jax.models.autoencoders.pixels import from_uint8
@@ -64,38 +69,40 @@ class Lessons:
           autoencoder_params: the autoencoder's.
           text: B prompts, as the network reads them.
           thinking: the thinkings, as if they had been sampled; None where nothing is thought.
-          image: the pictures, uint8 [B, H, W, 3], or the clips, uint8 [B, F, H, W, 3].
+          image: the pictures, uint8 [B, H, W, 3], or the clips, uint8 [B, F, H, W, 3]; {"video": clips, "audio": sound},
+            float32 [B, S, channels], where a model draws both.
           seed: integer scalar of the run.
           step: integer scalar of the iteration.
           first_id: number of the first example, for a batch that is part of a larger one.
           first_BHWC: the pictures that are gone on from, uint8; None where the model goes on from none.
         """
-        batch = image.shape[0]
+        batch = jax.tree.leaves(image)[0].shape[0]
         ids = first_id + jnp.arange(batch)
         keys = lambda stream: randomness.round_keys(seed, step, stream, 0, ids)
-        encode = lambda given: self.autoencoder.encode(autoencoder_params, from_uint8(given[0]), given[1])
+        in_range = lambda x: from_uint8(x) if x.dtype == jnp.uint8 else x
+        encode = lambda given: self.autoencoder.encode(autoencoder_params, jax.tree.map(in_range, given[0]), given[1])
 
-        def tokens(levels, stream):
-            together = DECODED_PIXELS // math.prod(levels.shape[1:-1])
-            found = self.model.to_tokens(in_turn(encode, (levels, keys(stream)), self.parts, together))
-            return (self.model.hold or (lambda x: x))(found)
+        def latents(levels, stream):
+            pixels = levels["video"] if isinstance(levels, dict) else levels
+            together = DECODED_PIXELS // math.prod(pixels.shape[1:-1])
+            return in_turn(encode, (levels, keys(stream)), self.parts, together)
 
-        data, first = tokens(image, randomness.PICTURE), None
-        finite = finite_rows(data)
+        hold = self.model.hold or (lambda x: x)
+        data, first = jax.tree.map(hold, self.model.to_tokens(latents(image, randomness.PICTURE))), None
+        finite = functools.reduce(jnp.logical_and, map(finite_rows, jax.tree.leaves(data)))
         if first_BHWC is not None:
-            first = tokens(first_BHWC, randomness.FIRST)
-            finite = finite & finite_rows(first)
-            first = jnp.where(finite[:, None, None], first, 0.0)
-            grid = self.model.grid(*first_BHWC.shape[1:3])
-            first = Look(latent=first.reshape(batch, *grid, first.shape[-1]), patches=None)
-        data = jnp.where(finite[:, None, None], data, 0.0)
+            found = hold(latents(first_BHWC, randomness.FIRST))
+            finite = finite & finite_rows(found)
+            first = Look(latent=jnp.where(finite[:, None, None, None, None], found, 0.0), patches=None)
+        data = jax.tree.map(lambda x: jnp.where(finite[:, None, None], x, 0.0), data)
         t = self.times(keys(randomness.TIMES))
         alpha, sigma = (part[:, :, None, None] for part in self.model.path.coefficients(t))
-        noise = randomness.normal(keys(randomness.INITIAL_NOISE), 0, (self.draws, *data.shape[1:]))
+        several = lambda x: jax.ShapeDtypeStruct((batch, self.draws, *x.shape[1:]), x.dtype)
+        noise = randomness.normal_like(keys(randomness.INITIAL_NOISE), 0, jax.tree.map(several, data))
         drawing = Drawing(
             steps=jnp.zeros(t.shape, jnp.int32),
             times=t,
-            x=alpha * data[:, None] + sigma * noise,
+            x=jax.tree.map(lambda data, noise: alpha * data[:, None] + sigma * noise, data, noise),
             noise=noise,
             mean=None,
             latent=data,
@@ -126,32 +133,35 @@ class Teaching(Objective):
         """None for each segment: nothing is compared with another policy."""
         return (None,) * len(episodes.segments)
 
-    def losses(self, params, episodes: Episodes) -> tuple[jax.Array | None, jax.Array]:
-        """Of each example the mean over its thinking's tokens, None where nothing is thought, and over its drawing, [B]."""
+    def losses(self, params, episodes: Episodes) -> tuple[jax.Array | None, jax.Array, dict[str, jax.Array]]:
+        """Of each example the mean over its thinking's tokens, None where nothing is thought, and over its drawing, [B].
+
+        And where a drawing has several modalities, that of each: {NAME: [B]}.
+        """
         text = None
         for segment, view in zip(episodes.segments, self.policy.view(params, episodes), strict=True):
             if isinstance(segment, Thinking):
                 text = self._cross_entropy(segment, view)
             else:
-                drawn = self._error(segment, view)
-        return text, drawn
+                error = self._error(segment, view)
+        return text, added(error, self.config), error if isinstance(error, dict) else {}
 
     def _text(self, thinking: Thinking, view: TextView, anchor, weight_B, on_policy, moved, goals):
         loss = jnp.mean(self._cross_entropy(thinking, view) * weight_B)
         return self.config.text_weight * loss, {"text/loss": loss}
 
     def _flow(self, drawing: Drawing, view: FlowView, anchor, weight_B, on_policy, moved, goals):
-        loss = jnp.mean(self._error(drawing, view))
-        return self.config.flow_weight * loss, {"flow/loss": loss}
+        error = self._error(drawing, view)
+        metrics = {f"{name}/loss": jnp.mean(own) for name, (own,) in by_modality(error, error).items()}
+        return self.config.flow_weight * jnp.mean(added(error, self.config)), metrics
 
     def _cross_entropy(self, thinking: Thinking, view: TextView) -> jax.Array:
         return -masked_mean(view.log_probs, thinking.mask, axis=1)
 
-    def _error(self, drawing: Drawing, view: FlowView) -> jax.Array:
-        """Added over modalities; 0 of a picture whose latents are not finite."""
+    def _error(self, drawing: Drawing, view: FlowView):
+        """[B] of each modality; 0 of an example whose latents are not finite."""
         error = matching(self.policy.flow, drawing, view.output, drawing.times[:, :, None, None])
-        error_B = added(error, self.config)
-        return jnp.where(drawing.finite, error_B, 0.0)
+        return jax.tree.map(lambda own: jnp.where(drawing.finite, own, 0.0), error)
 
 
 def token_weights(thinking: Thinking | None, batch: int) -> np.ndarray:

@@ -15,7 +15,8 @@ from unigrpo_jax.models.loaded import Loaded
 
 # Folders of `models`, each with a `family.py`: NAME, PIPELINE (its class in diffusers, or None), FILES (words for what a
 # folder holds), VERBS (words for what it can do), HUB_FILES (patterns of what is fetched), TOYS ({name: function that makes
-# a folder}), OWN_SETTINGS (of `ModelConfig`, that not all read), is_here(folder), load(config, folder), known(config).
+# a folder}), OWN_SETTINGS (of `ModelConfig`, that not all read), is_here(folder), load(config, folder), known(config), and
+# SINGLE_FILE, a module with is_one(file), unpack and pack, where it is published as one safetensors file, too.
 FAMILIES = (
     "bagel",
     "flux",
@@ -94,6 +95,18 @@ def known(config: ModelConfig) -> Loaded | None:
     return next((model for name in FAMILIES if (model := family(name).known(config)) is not None), None)
 
 
+def single_file(place: pathlib.Path) -> ModuleType:
+    """What makes a folder of a file, or such a file of a folder, by its family; ConfigError where none does."""
+    found = {name: family(name).SINGLE_FILE for name in FAMILIES if hasattr(family(name), "SINGLE_FILE")}
+    if place.is_dir():
+        chosen = found.get(_family_of(place) or "")
+    else:
+        with pipelines.told():
+            chosen = next((module for module in found.values() if module.is_one(place)), None)
+    require(chosen is not None, f"{place} is of no family that is published as a single file; such are {', '.join(found)}.")
+    return chosen
+
+
 def find_folder(path: str | None) -> pathlib.Path:
     """The folder of a `model.path`: a folder, a name on the Hugging Face hub, one of `BASES`, "tiny", or None for the base.
 
@@ -105,6 +118,8 @@ def find_folder(path: str | None) -> pathlib.Path:
     folder = named(path, "model.path")
     if folder.is_dir():
         return folder
+    require(not folder.is_file(), f"model.path: {folder} is a file, and a model is a folder; python -m "
+            "experiments.single_file makes a folder of a file in which a whole model is published.")  # fmt: skip
     if path in BASES:
         return BASES[path]
     for name in FAMILIES:

@@ -70,13 +70,14 @@ class Autoencoder(Protocol):
       downsample: image pixels along the side of a latent pixel.
       channels: of a latent.
 
-    One of clips with sound has its `rate`, samples per second, too, and is asked to decode alone.
+    One of clips with sound encodes {"video": clips, "audio": sound}, and clips alone; it has the `rate` of the sound that it
+    makes, samples per second, and a `sound_form(latents)`, the `SoundForm` of the sound that becomes so many latents.
     """
 
     downsample: int
     channels: int
 
-    def encode(self, params, image_BHWC, keys_B=None) -> jax.Array:
+    def encode(self, params, image_BHWC, keys_B=None) -> Any:
         """Latents; samples of the posterior where there are keys."""
 
     def decode(self, params, latent_BHWC) -> Any:
@@ -84,6 +85,21 @@ class Autoencoder(Protocol):
 
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
         """Every parameter and its shape; {} where there are none."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SoundForm:
+    """What the sound of a clip must be to be encoded, which is not always what is made: float32 [samples, channels].
+
+    Attributes:
+      samples: how many.
+      channels: 1 or 2.
+      rate: samples per second.
+    """
+
+    samples: int
+    channels: int
+    rate: int
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -179,3 +195,9 @@ class Loaded(Protocol):
 def sound_rate(loaded: Loaded) -> float:
     """Samples per second of the sound that a model makes, the `rate` of its autoencoder; 0 where it makes none."""
     return getattr(loaded.autoencoder, "rate", 0)
+
+
+def sound_form(network: Painter, autoencoder: Autoencoder, rollout: RolloutConfig) -> SoundForm | None:
+    """The form of the sound that belongs to a clip of a run's size; None where a model draws without sound."""
+    shape = network.latent_shape(network.grid(*rollout.size))
+    return autoencoder.sound_form(shape["audio"][0]) if isinstance(shape, Mapping) and "audio" in shape else None

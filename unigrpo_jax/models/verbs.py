@@ -12,8 +12,9 @@ from typing import Any, Protocol
 import jax
 import numpy as np
 
-from unigrpo_jax.config import LoraConfig, RunConfig
+from unigrpo_jax.config import LoraConfig, PassesConfig, RunConfig
 from unigrpo_jax.episode import Picture
+from unigrpo_jax.models.building.guidance import Guiding
 from unigrpo_jax.models.paths import Path, Prediction
 from unigrpo_jax.models.work import Work
 
@@ -41,8 +42,10 @@ class Painter(Protocol):
         path whole counts.
       thinks: whether it is a thinker.
       begins: whether it is an animator.
+      needs_picture: whether a picture must come with each prompt: an animator that does nothing else.
       trained_by: {group: pattern}: which parameter is trained at which rate, "reasoning" or "denoising", and which is
         "frozen", never trained; each parameter's path matches exactly one of them whole.
+      further_passes: whether it is guided by more passes than that without the text, and has the verb `guided_by`.
       guidance_renorm: what holds a guided output's norm to the conditional one's where a run does not say, as
         `building.guidance.Guidance.renorm`.
       float32_paths: pattern of the parameters that stay float32 whatever `dtype` is.
@@ -56,7 +59,9 @@ class Painter(Protocol):
     axes: tuple[tuple[str, tuple[str | None, ...]], ...]
     thinks: bool
     begins: bool
+    needs_picture: bool
     trained_by: Mapping[str, str]
+    further_passes: bool
     guidance_renorm: str
     float32_paths: str
 
@@ -99,7 +104,7 @@ class Painter(Protocol):
         """
 
     def latent_shape(self, grid: tuple[float, ...]) -> Any:
-        """Shape (N, C) of each modality of one sample's latent."""
+        """Shape (N, C) of each modality of one sample's whole latent."""
 
     def to_tokens(self, latent_BHWC: Latent) -> Latent:
         """Latents as tokens [B, N, C]; of a clip they are [B, frames, h, w, channels], of sound tokens themselves."""
@@ -107,15 +112,39 @@ class Painter(Protocol):
     def to_latent(self, tokens_BNC: Latent, grid: tuple[float, ...]) -> Latent:
         """Tokens as latents, [B, h, w, channels] or of a clip [B, frames, h, w, channels], for the autoencoder."""
 
+    def guided_by(self, text: float, interval: tuple[float, float], passes: PassesConfig) -> Guiding:
+        """A guidance of several passes, where there are `further_passes`.
+
+        Args:
+          text: scale of the text, at least 1.
+          interval: it acts where interval[0] < t <= interval[1].
+          passes: the other scales.
+
+        Raises:
+          ValueError: in one sentence, where the network has not what one of them needs.
+        """
+
     def adapted(self, params: Params, lora: LoraConfig, key: jax.Array) -> Params:
         """The parameters with fresh adapters; ValueError where a target hits nothing."""
 
 
 class Animator(Painter, Protocol):
-    """A painter that goes on from a picture, the first frame of what it draws, which must come with each prompt."""
+    """A painter that goes on from a picture, the first frame of what it draws, where one comes with each prompt.
+
+    Attributes:
+      keeps_first: whether the first frame is the picture itself, of which nothing is drawn: no noise, no action.
+    """
+
+    keeps_first: bool
 
     def begun(self, condition: Condition, latent_BFHWC: jax.Array) -> Condition:
         """The condition with a picture's latents, of one frame."""
+
+    def free(self, latent: Latent, condition: Condition) -> Latent:
+        """Of tokens of a whole latent those that are drawn upon a condition: all, or all but the first frame's."""
+
+    def whole(self, tokens: Latent, condition: Condition) -> Latent:
+        """The inverse: the tokens that were drawn, with those that the condition gives."""
 
     def see_again(self, image_BHWC) -> tuple[jax.Array, None]:
         """Pictures, uint8, in [-1, 1]; nothing else looks at them."""

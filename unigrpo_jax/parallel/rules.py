@@ -114,7 +114,7 @@ class Layout:
         return jax.lax.with_sharding_constraint(x, NamedSharding(self.mesh, PartitionSpec(BATCH)))
 
     def transitions(self, shape: tuple[int, ...]) -> NamedSharding:
-        """Where recorded transitions [B, W, N, C] lie: episodes spread, and tokens cut along `sequence`, where they divide."""
+        """Where recorded transitions [B, W, N, C] lie: episodes spread, tokens cut along `sequence`, where they divide."""
         rows = None if shape[0] % batch_size(self.mesh) else BATCH
         cut = self.mesh.shape[SEQUENCE] > 1 and shape[2] % self.mesh.shape[SEQUENCE] == 0
         return NamedSharding(self.mesh, PartitionSpec(rows, None, SEQUENCE) if cut else PartitionSpec(rows))

@@ -59,7 +59,7 @@ def synchrony(batch: RewardBatch) -> dict[str, np.ndarray]:
 
 def not_silent(batch: RewardBatch) -> dict[str, np.ndarray]:
     """The share of hundredths of a second that are louder than `FLOOR`, float64 [B]."""
-    return {"not_silent": np.array([np.nan if x is None else (_decibels(x, batch.rate)[1] > FLOOR).mean()
+    return {"not_silent": np.array([np.nan if x is None else (decibels(x, batch.rate)[1] > FLOOR).mean()
                                     for x in _finite(batch.audio)])}  # fmt: skip
 
 
@@ -78,7 +78,7 @@ def _synchrony(samples: np.ndarray | None, frames: np.ndarray, fps: float, rate:
         return np.nan
     steps = len(frames) - 1
     changes = np.array([np.abs(np.subtract(b, a, dtype=np.float32)).mean() for a, b in itertools.pairwise(frames)])
-    begins, level = _decibels(samples, rate)
+    begins, level = decibels(samples, rate)
     rises = np.maximum(np.diff(level, prepend=level[:1]), 0)
     # Step t, from frame t to the next, is seen from (t + 1) / fps on: what begins within half a frame of that belongs to it.
     step = np.floor(begins * fps + 0.5).astype(int) - 1
@@ -93,7 +93,7 @@ def _synchrony(samples: np.ndarray | None, frames: np.ndarray, fps: float, rate:
     return best
 
 
-def _decibels(samples: np.ndarray, rate: float) -> tuple[np.ndarray, np.ndarray]:
+def decibels(samples: np.ndarray, rate: float) -> tuple[np.ndarray, np.ndarray]:
     """When each hop begins, in seconds, and how loud all channels are, in decibels of full scale, no less than `FLOOR`."""
     power = np.square(samples).mean(1)
     edges = np.arange(0, len(power), max(HOP * rate, 1)).astype(int)

@@ -64,12 +64,12 @@ def read_image(model: Painter | Thinker, params, context: Condition, latent=None
       model: the network.
       params: its parameters.
       context: what was read before.
-      latent: latent tokens [B, *grid, C], for a model that is to draw upon the image, or to go on from it; or None.
+      latent: latent tokens [B, *grid, C], for a model that is to draw upon the image; the autoencoder's latents of it
+        [B, 1, rows, columns, channels], for one that goes on from it; or None.
       patches: patches [B, rows, columns, P], where the model has a vision encoder; or None.
     """
     if model.begins:
-        batch, *grid, width = latent.shape
-        return model.begun(context, model.to_latent(latent.reshape(batch, -1, width), tuple(grid)))
+        return model.begun(context, latent)
     for tokens, see in ((latent, model.see_latents), (patches, model.see_patches)):
         if tokens is not None:
             batch, *grid, width = tokens.shape

@@ -15,7 +15,7 @@ import numpy as np
 
 from unigrpo_jax.episode import Drawing
 from unigrpo_jax.models.autoencoders.pixels import to_uint8
-from unigrpo_jax.models.building.guidance import Guidance
+from unigrpo_jax.models.building.guidance import Guiding
 from unigrpo_jax.models.paths import RECTIFIED, Path, Prediction
 from unigrpo_jax.models.verbs import Painter
 from unigrpo_jax.rollout import randomness
@@ -44,7 +44,7 @@ class FlowSampler:
     schedule: tuple[float, ...]
     rule: StepRule
     grid: tuple[float, ...]
-    guidance: Guidance | None = None
+    guidance: Guiding | None = None
     path: Path = RECTIFIED
     prediction: Prediction = "velocity"
     noisy: tuple[int, int] = (0, 0)
@@ -85,8 +85,7 @@ def predictor(model: Painter, params, condition, sampler: FlowSampler, others=No
         v = upon(condition)
         if guidance is None:
             return v
-        guided = lambda: jax.tree.map(guidance.apply, v, *(upon(c) for c in others[: 1 + guidance.with_image]))
-        return jax.lax.cond(guidance.acts(t), guided, lambda: v)
+        return jax.lax.cond(guidance.acts(t), lambda: guidance.guided(upon, x, t, v, condition, others), lambda: v)
 
     return predict
 
@@ -170,7 +169,7 @@ def draw(
         start = jax.tree.map(hold, x)
         tokens, kept = denoise(model, params, condition, start, noise_keys_B, window_W, sampler, others)
     with jax.named_scope("images"):
-        latent = model.to_latent(tokens, sampler.grid)
+        latent = model.to_latent(model.whole(tokens, condition) if model.begins else tokens, sampler.grid)
         named = lambda latent: out if isinstance(out := decode(latent), dict) else {"video": out}
         shape = jax.eval_shape(named, jax.tree.map(lambda x: x[:1], latent))["video"].shape
         medium, pixels = "video" if len(shape) == 5 and shape[1] > 1 else "image", math.prod(shape[1:-1])

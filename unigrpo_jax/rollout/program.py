@@ -12,7 +12,7 @@ from unigrpo_jax.config import RolloutConfig, require
 from unigrpo_jax.episode import Drawing, Episodes, Look, Picture, Segment, Thinking, TokenBlock
 from unigrpo_jax.models.building import context as contexts
 from unigrpo_jax.models.building.context import Context
-from unigrpo_jax.models.building.guidance import Guidance
+from unigrpo_jax.models.building.guidance import Guidance, Guiding
 from unigrpo_jax.models.loaded import WordCodec
 from unigrpo_jax.models.verbs import Condition, Painter, Thinker
 from unigrpo_jax.rollout import randomness
@@ -149,7 +149,7 @@ class RolloutProgram:
         return self.window.draw(randomness.stream_key(seed, step, stream), step)
 
     def latent(self, batch: int) -> Any:
-        """Shapes and dtypes of the latent of so many drawings."""
+        """Shapes and dtypes of the whole latent of so many drawings."""
         one = lambda shape: jax.ShapeDtypeStruct((batch, *shape), jnp.float32)
         return jax.tree.map(one, self.model.latent_shape(self.flow.grid), is_leaf=lambda x: isinstance(x, tuple))
 
@@ -167,8 +167,11 @@ class RolloutProgram:
         Returns:
           The dialogue after it, and the image as it was read.
         """
-        latent, grid = self.autoencoder.encode(autoencoder_params, pixels, keys_B), self.model.grid(*pixels.shape[1:3])
-        seen = Look(latent=self.model.to_tokens(latent).reshape(latent.shape[0], *grid, -1), patches=patches)
+        latent = self.autoencoder.encode(autoencoder_params, pixels, keys_B)
+        if not self.model.begins:
+            grid = self.model.grid(*pixels.shape[1:3])
+            latent = self.model.to_tokens(latent).reshape(latent.shape[0], *grid, -1)
+        seen = Look(latent=latent, patches=patches)
         return look(self.model, params, dialogue, seen.latent, seen.patches), seen
 
     def act(
@@ -218,12 +221,13 @@ class RolloutProgram:
         """One round's image."""
         first = ids_B // self.group_size * self.group_size if self.shared_noise else ids_B
         x = randomness.normal_like(keys(randomness.INITIAL_NOISE, first), 0, self.latent(len(ids_B)))
+        x = self.model.free(x, dialogue.full) if self.model.begins else x
         decode = lambda latent: self.autoencoder.decode(autoencoder_params, latent)
         others, noise = (dialogue.without_text, dialogue.without_images), keys(randomness.STEP_NOISE)
         return draw(self.model, params, dialogue.full, x, noise, window_W, self.flow, decode, others, self.parts)
 
 
-def flow_sampler(config: RolloutConfig, model: Painter, guidance: Guidance | None = None) -> FlowSampler:
+def flow_sampler(config: RolloutConfig, model: Painter, guidance: Guiding | None = None) -> FlowSampler:
     """The flow sampler that a rollout config describes."""
     grid = model.grid(*config.size)
     return FlowSampler(

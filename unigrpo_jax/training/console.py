@@ -24,7 +24,8 @@ COLUMNS = (
     ("thinking", ("text/length",), "{:.1f}"),
 )
 # In their place where examples are learned, which no reward judges.
-TAUGHT = (("text loss", ("text/loss",), "{:.4f}"), ("flow loss", ("flow/loss",), "{:.5f}"))
+TAUGHT = (("text loss", ("text/loss",), "{:.4f}"), ("flow loss", ("flow/loss",), "{:.5f}"),
+          ("video loss", ("flow_video/loss",), "{:.5f}"), ("audio loss", ("flow_audio/loss",), "{:.5f}"))
 # The second line, on how healthy the run is: the metrics stand beside each other.
 HEALTH = (
     ("entropy", ("text/entropy",), "{:.2f}"),

@@ -4,18 +4,18 @@ The same prompts, tokens' randomness and noises are used for every checkpoint, s
 """
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from unigrpo_jax.config import ConfigError, EvaluationConfig, RolloutConfig, require
+from unigrpo_jax.config import ConfigError, EvaluationConfig, PassesConfig, RolloutConfig, require
 from unigrpo_jax.episode import Episodes
 from unigrpo_jax.learning.drift import drift
 from unigrpo_jax.learning.policy import Policy
-from unigrpo_jax.models.building.guidance import Guidance
+from unigrpo_jax.models.building.guidance import Guidance, Guiding
 from unigrpo_jax.models.loaded import Codec, Loaded, sound_rate
 from unigrpo_jax.parallel import mesh as meshes
 from unigrpo_jax.parallel import processes
@@ -42,13 +42,15 @@ def evaluation_rollout(evaluation: EvaluationConfig, rollout: RolloutConfig, loa
     check_evaluation(evaluation, rollout, loaded)
     require(not evaluation.thinking_as_text or jax.process_count() == 1,
             f"thinking_as_text works in one process, not in {jax.process_count()}; leave it out or start one.")  # fmt: skip
-    guidance = Guidance(
+    guidance: Guiding = Guidance(
         text=evaluation.guidance,
         image=evaluation.guidance_image,
         interval=evaluation.guidance_interval,
         renorm=loaded.network.guidance_renorm if evaluation.guidance_renorm == "model" else evaluation.guidance_renorm,
         renorm_min=evaluation.guidance_renorm_min,
     )
+    if evaluation.passes != PassesConfig():
+        guidance = _further(evaluation, loaded)
     rollout = dataclasses.replace(rollout, flow_steps=evaluation.flow_steps, noise_range=(0, 0))
     steps = evaluation.flow_steps if evaluation.sampler == "sde" else 0
     return RolloutProgram(
@@ -66,6 +68,18 @@ def evaluation_rollout(evaluation: EvaluationConfig, rollout: RolloutConfig, loa
     )
 
 
+def _further(evaluation: EvaluationConfig, loaded: Loaded) -> Guiding:
+    """A guidance of several passes; ConfigError where the model has none of them, or not beside what else is asked for."""
+    require(loaded.network.further_passes, f"evaluation.passes: {loaded.folder} is a model ({loaded.family}) that has no "
+            "such passes; leave them out.")  # fmt: skip
+    require(evaluation.guidance_renorm in ("model", "none"), f"evaluation.guidance_renorm = {evaluation.guidance_renorm} is "
+            "not built beside evaluation.passes, which have a rescale of their own; leave it out.")  # fmt: skip
+    try:
+        return loaded.network.guided_by(max(evaluation.guidance, 1.0), evaluation.guidance_interval, evaluation.passes)
+    except ValueError as error:
+        raise ConfigError(f"evaluation.passes: {error}") from None
+
+
 def check_evaluation(evaluation: EvaluationConfig, rollout: RolloutConfig, loaded: Loaded) -> None:
     """ConfigError where a model that only draws is to think, to look or to be guided otherwise, or has no such schedule."""
     words = f"{loaded.folder} is a model that only draws ({loaded.family})"
@@ -78,6 +92,8 @@ def check_evaluation(evaluation: EvaluationConfig, rollout: RolloutConfig, loade
                 "guidance_image out.")  # fmt: skip
     require(evaluation.guidance <= 1 or loaded.codec.guided, f"guidance = {evaluation.guidance:g}, but {loaded.folder} "
             f"({loaded.family}) is not guided by a second pass; use 1.")  # fmt: skip
+    if evaluation.passes != PassesConfig():
+        _further(evaluation, loaded)
     check_schedule("evaluation.flow_steps", evaluation.flow_steps, rollout, loaded)
 
 
@@ -99,12 +115,12 @@ def on_mesh(program: RolloutProgram, layout: Layout, batch: int) -> tuple[Rollou
 
 @dataclasses.dataclass(frozen=True)
 class _Call:
-    """What one call of the program gave: this process's episodes among all, and the first that were drawn; by round."""
+    """What one call of the program gave: this process's episodes among all, and the media of the first ones; by round."""
 
     rows: np.ndarray
     batches: tuple[RewardBatch, ...]
     total: int
-    shown: tuple[np.ndarray, ...]
+    shown: tuple[Mapping[str, np.ndarray], ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -172,7 +188,7 @@ class Evaluator:
 
         def run(*given):
             episodes = program(*given)
-            return episodes, tuple(drawing.seen[: self._count] for drawing in episodes.drawings)
+            return episodes, tuple(jax.tree.map(lambda x: x[: self._count], drawing.media) for drawing in episodes.drawings)
 
         self._run = jax.jit(run, out_shardings=(place, meshes.replicated(layout.mesh)))
         policy = Policy(model=program.model, system=program.system, tokens=program.tokens, flow=program.flow)
@@ -229,7 +245,7 @@ class Evaluator:
         asked = [self.prompts[start + n // images] for n in numbers]
         group = (start * images + numbers) // images
         batches = by_round(episodes, asked, self._codec, own, before, group)
-        shown = tuple(map(np.asarray, shown))
+        shown = jax.tree.map(np.asarray, shown)
         return _Call(rows=start * images + numbers, batches=batches, total=keep, shown=shown), episodes
 
     def _drifted(self, params, reference, episodes: Episodes) -> dict[str, dict[str, list]]:
@@ -247,7 +263,7 @@ class Evaluator:
         columns = processes.share_rows(np.concatenate([c.rows for c in calls]), columns, total)
         asked = [p for p in self.prompts for _ in range(self._config.images_per_prompt)][:total]
         thinkings = tuple(columns[f"thinking{turn}"] for turn in range(len(joined)))
-        moments = [_moments(columns, asked, turn, x, joined[turn].fps) for turn, x in enumerate(calls[0].shown)]
+        moments = [_moments(columns, asked, turn, media, joined[turn]) for turn, media in enumerate(calls[0].shown)]
         columns = {name: np.asarray(values, np.float64) for name, values in columns.items()}
         rewards = [x for name, x in columns.items() if name.startswith("reward/")]
         if rewards:  # supervised training needs none
@@ -288,14 +304,21 @@ class Evaluator:
 
 
 def _moments(
-    columns: dict[str, list], asked: Sequence[Prompt], turn: int, shown: np.ndarray, fps: float
+    columns: dict[str, list], asked: Sequence[Prompt], turn: int, media: Mapping[str, np.ndarray], judged: RewardBatch
 ) -> list[dict[str, Any]]:
-    """Fields of one round of the samples: images, or clips where there is an `fps`; takes its words out of the columns."""
+    """Fields of one round of the samples: images, or clips with their sound; takes its words out of the columns.
+
+    `judged` says how many frames and samples of sound a second has.
+    """
     thinking, verdicts, correct = (columns.pop(f"{name}{turn}") for name in WORDS)
     said = [p.turns[turn - 1] if turn and p.turns else "" if turn else p.text for p in asked]
-    given = [() if turn or p.picture is None else (np.asarray(p.picture()),) for p in asked[: len(shown)]]
-    drawn = [Clip.of(x, fps) for x in shown] if fps else shown
-    names = ("prompt", "thinking", "clip" if fps else "image", "verdict", "correct", "given")
+    kind, sounds = ("clip", media.get("audio")) if "video" in media else ("image", None)
+    drawn = media["video"] if kind == "clip" else media["image"]
+    given = [() if turn or p.picture is None else (np.asarray(p.picture()),) for p in asked[: len(drawn)]]
+    if kind == "clip":
+        sound = lambda row: None if sounds is None else (sounds[row], int(judged.rate))
+        drawn = [Clip.of(frames, judged.fps, sound(row)) for row, frames in enumerate(drawn)]
+    names = ("prompt", "thinking", kind, "verdict", "correct", "given")
     rows = zip(said, thinking, drawn, verdicts, correct, given, strict=False)
     return [dict(zip(names, row, strict=True)) for row in rows]
 

@@ -37,8 +37,8 @@ def given_pictures(
         be one and is none.
     """
     if not pictured(prompts, others):
-        require(not model.begins, "the model goes on from a picture, the first frame of what it draws, but the prompts come "
-                                  'with none; give each an "image".')  # fmt: skip
+        require(not model.needs_picture, "the model goes on from a picture, the first frame of what it draws, but the "
+                                         'prompts come with none; give each an "image".')  # fmt: skip
         return None
     require(model.thinks or model.begins, "the prompts come with pictures, but the model only draws and sees none; take "
                                           "them out, or use a model that sees.")  # fmt: skip
@@ -66,8 +66,19 @@ def _given(prompt: Prompt, model: Painter | Thinker, rollout: RolloutConfig) -> 
 
 
 def first_frame(image, model: Painter, rollout: RolloutConfig) -> Picture:
-    """A Pillow RGB image of any size as what a model goes on from: scaled to fill the frame, and cut out of its middle."""
+    """A Pillow RGB image of any size as what a model goes on from: scaled to fill the frame, and cut out of its middle.
+
+    ConfigError where it would be all that there is to see.
+    """
+    _check_more_is_drawn(model, rollout)
     return model.look_at(Image.fromarray(fit(image, rollout.image_height, rollout.image_width)))
+
+
+def _check_more_is_drawn(model: Painter | Thinker, rollout: RolloutConfig) -> None:
+    kept = model.begins and model.keeps_first
+    require(rollout.frames > 1 or not kept, "the picture is the first frame of what is drawn, and rollout.frames = 1 leaves "
+            "nothing else to draw; use --rollout.frames 9 (in experiments.generate --frames 9), or leave out the "
+            "picture.")  # fmt: skip
 
 
 def check_pictures(sources: Iterable[Sequence[Prompt]], model: Painter | Thinker, rollout: RolloutConfig) -> None:
@@ -80,8 +91,9 @@ def check_pictures(sources: Iterable[Sequence[Prompt]], model: Painter | Thinker
 
 
 def picture_shapes(prompts: int, model: Painter | Thinker, rollout: RolloutConfig) -> Picture:
-    """Shapes and dtypes of the pictures of this many prompts; ConfigError where the model only draws and sees none."""
+    """Shapes and dtypes of the pictures of this many prompts; ConfigError where the model makes nothing of them."""
     require(model.thinks or model.begins, "the prompts come with pictures, but the model only draws and sees none; leave "
                                           "them out.")  # fmt: skip
+    _check_more_is_drawn(model, rollout)
     images = jax.ShapeDtypeStruct((prompts, rollout.image_height, rollout.image_width, 3), jnp.uint8)
     return jax.eval_shape(lambda x: Picture(*model.see_again(x)), images)

@@ -110,12 +110,19 @@ def _img(image: np.ndarray, state: str, alt: str, most: int = PICTURE_SIDE) -> s
 
 
 def _clip(clip: Clip, state: str, alt: str) -> str:
-    """A clip that plays, inline, and on paper its strip."""
+    """A clip that plays, inline, and on paper its strip; one with sound waits until somebody plays it, beside its strip."""
     about = f"{alt}, {clip.frames} frames at {clip.fps:g} per second"
-    source = f'src="data:{KINDS[clip.kind]};base64,{base64.b64encode(clip.data).decode()}"'
-    kind = f'class="{state}{" tiny" if clip.tiny else ""} plays"'
+    source = lambda kind, data: f'src="data:{kind};base64,{base64.b64encode(data).decode()}"'
+    kind, shown = f'class="{state}{" tiny" if clip.tiny else ""} plays"', source(KINDS[clip.kind], clip.data)
+    at_once = "autoplay loop muted" if clip.sound is None else "preload=auto"
     if clip.kind == "mp4":
-        plays = f'<video {kind} aria-label="{about}" autoplay loop muted playsinline controls {source}></video>'
+        plays = f'<video {kind} aria-label="{about}" {at_once} playsinline controls {shown}></video>'
     else:
-        plays = f'<img {kind} alt="{about}" {source}>'
-    return f"{plays}{_img(clip.strip, f'{state} on-paper', f'frames of the {about}', STRIP_SIDE)}"
+        plays = f'<img {kind} alt="{about}" {shown}>'
+    if clip.sound is None:
+        return f"{plays}{_img(clip.strip, f'{state} on-paper', f'frames of the {about}', STRIP_SIDE)}"
+    if clip.wav is not None:
+        wav = source("audio/wav", clip.wav)
+        plays += f'<audio class=plays aria-label="sound of the {alt}" preload=auto controls {wav}></audio>'
+    strip = _img(clip.strip, f"{state} heard", f"frames of the {about}, and its sound", STRIP_SIDE)
+    return f"<div class=listen>{plays}{strip}<p class=note>{clip.sound.caption}</p></div>"

@@ -9,7 +9,7 @@ from unigrpo_jax.foreign_text import for_html
 def page(title: str, body: str, script: str = "") -> str:
     """A whole HTML page; `title` is escaped, `body` is HTML, `script` runs at its end, and no other one can."""
     policy = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
-    policy += "; media-src data:" if "<video" in body else ""
+    policy += "; media-src data:" if "<video" in body or "<audio" in body else ""
     if script:
         policy += f"; script-src 'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'"
         body = f"{body}\n<script>{script}</script>"
@@ -98,6 +98,8 @@ video { display: block; width: 100%; max-width: 320px; border: 3px solid var(--r
 video.right { border-color: var(--right); } video.wrong { border-color: var(--wrong); }
 video.tiny { image-rendering: pixelated; max-width: 160px; }
 img.on-paper { display: none; max-width: none; }
+img.heard { max-width: none; margin-top: 4px; } audio { display: block; width: 100%; max-width: 320px; }
+.listen .tiny { max-width: 320px; } .halves:has(.heard) { grid-template-columns: 1fr; }
 @media print { .plays { display: none; } img.on-paper { display: block; } .by-run .halves { max-width: none; }
   .halves.n2, .gallery, .by-run { grid-template-columns: 1fr; } }
 """

@@ -4,7 +4,6 @@ Nothing here needs weights or a device that is there: the same programs train a 
 """
 
 import dataclasses
-import functools
 import re
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -216,7 +215,7 @@ class Programs:
         copy = lambda path, x: jax.ShapeDtypeStruct(x.shape, kept[path][0], sharding=kept[path][1])
         text = jax.tree.map(lambda x: here(x.shape, x.dtype), text)
         flat = tree.flatten(stored)
-        shows = shows or self._network.begins
+        shows = shows or self._network.needs_picture
         seen = picture_shapes(rollout.prompts_per_iteration, self._network, rollout) if shows else None
         return Inputs(
             state=jax.tree.map(at, self._state, self.state_shardings),

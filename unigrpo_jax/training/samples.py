@@ -8,7 +8,8 @@ strips in the grid, one row each: what is said, what is thought, the image, and 
 
 Of clips there is a file for each sample, too, `000120-1.mp4` and so on (`.webp` where PyAV is not installed); the grid shows
 strips of their frames, which the npz holds as `strips`, and the JSON says of each how many frames it has, and how many
-per second.  Those of round r before the last are `000120-1-round1.mp4` and `strips_r`.
+per second.  Those of round r before the last are `000120-1-round1.mp4` and `strips_r`.  The sound of a clip is in its MP4,
+or beside its WebP in `000120-1.wav`; below the frames of its strip it is drawn (`heard`), and the JSON says when it begins.
 """
 
 import dataclasses
@@ -25,7 +26,8 @@ import numpy as np
 from etils import epath
 from PIL import Image, ImageDraw, ImageFont
 
-from unigrpo_jax import clip_files, foreign_files
+from unigrpo_jax import clip_files, foreign_files, sound_files
+from unigrpo_jax.training import heard
 from unigrpo_jax.training.storage import Place, literal, write_atomically
 
 ENLARGE_TO, SHRINK_TO = 96, 256  # a drawn side lies between these, in pixels
@@ -43,10 +45,12 @@ class Clip:
     Attributes:
       kind: of its file, one of `clip_files.KINDS`.
       data: the file.
-      strip: uint8 [H, W, 3], its first frame, its last and some between, side by side.
+      strip: uint8 [H, W, 3], its first frame, its last and some between, side by side; below them its sound.
       frames: how many it has.
       fps: frames per second.
       tiny: whether it was enlarged, and so has pixels as squares.
+      sound: what is known of its sound; None where it has none.
+      wav: the file of its sound; None where that is in `data`, or there is none.
     """
 
     kind: str
@@ -55,21 +59,35 @@ class Clip:
     frames: int
     fps: float
     tiny: bool
+    sound: heard.Heard | None = None
+    wav: bytes | None = None
 
     @classmethod
-    def of(cls, frames_FHWC: np.ndarray, fps: float) -> "Clip":
-        """The clip of frames uint8 [F, H, W, 3]; a tiny one is enlarged, since yuv420p would blur its colours."""
+    def of(cls, frames_FHWC: np.ndarray, fps: float, sound: clip_files.Sound | None = None) -> "Clip":
+        """The clip of frames uint8 [F, H, W, 3], and its sound, whose numbers that are not finite are silent.
+
+        A tiny one is enlarged, since yuv420p would blur its colours; the file of a sound has a rate that players know.
+        """
         times, kind = max(1, math.ceil(ENLARGE_TO / max(frames_FHWC.shape[1:3]))), clip_files.best_kind()
-        data = clip_files.encode(frames_FHWC.repeat(times, axis=1).repeat(times, axis=2), fps, kind)
+        sound = None if sound is None else (sound_files.audible(sound[0]), int(sound[1]))
+        inside = sound if kind == "mp4" else None
+        data = clip_files.encode(frames_FHWC.repeat(times, axis=1).repeat(times, axis=2), fps, kind, inside)
         some = [np.asarray(readable_size(frame)) for frame in frames_FHWC[clip_files.spread(len(frames_FHWC), STRIP_FRAMES)]]
         gap = np.full((some[0].shape[0], GAP, 3), 255, np.uint8)
         strip = np.concatenate([part for frame in some for part in (gap, frame)][1:], axis=1)
-        return cls(kind=kind, data=data, strip=strip, frames=len(frames_FHWC), fps=fps, tiny=times > 1)
+        found = {"kind": kind, "data": data, "frames": len(frames_FHWC), "fps": fps, "tiny": times > 1}
+        if sound is None:
+            return cls(**found, strip=strip)
+        drawn = heard.picture(*sound, strip.shape[1])
+        between = np.full((GAP, *strip.shape[1:]), 255, np.uint8)
+        wav = None if inside else sound_files.encode(*clip_files.playable(sound))
+        return cls(**found, strip=np.concatenate([strip, between, drawn]), sound=heard.Heard.of(*sound), wav=wav)
 
     @property
     def words(self) -> dict[str, Any]:
-        """What is known of it beside the file and the strip, JSON values."""
-        return {"kind": self.kind, "frames": self.frames, "fps": self.fps, "tiny": self.tiny}
+        """What is known of it beside the files and the strip, JSON values."""
+        words = {"kind": self.kind, "frames": self.frames, "fps": self.fps, "tiny": self.tiny}
+        return words if self.sound is None else words | {"sound": self.sound.words}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -152,8 +170,11 @@ def save_samples(folder: Place, step: int, samples: Sequence[Sample]) -> epath.P
     for row, sample in enumerate(samples):
         for turn, moment in enumerate(sample.rounds, 1):
             arrays |= {f"given_{row}_{turn}_{n}": image for n, image in enumerate(moment.given, 1)}
-            if moment.clip is not None:
-                write_atomically(_clip_path(folder, step, row, turn, counts[0], moment.clip.kind), moment.clip.data)
+            if moment.clip is None:
+                continue
+            write_atomically(_clip_path(folder, step, row, turn, counts[0], moment.clip.kind), moment.clip.data)
+            if moment.clip.wav is not None:
+                write_atomically(_clip_path(folder, step, row, turn, counts[0], "wav"), moment.clip.wav)
     buffer = io.BytesIO()
     np.savez_compressed(buffer, **arrays)
     write_atomically(images_path, buffer.getvalue())
@@ -196,11 +217,11 @@ def load_samples(folder: Place, step: int) -> list[Sample]:
             raise ValueError(f"{texts_path} and {images_path} do not hold the same clips")
         if kind == "images":
             return {"image": still}
-        path = _clip_path(folder, step, row, turn, len(every), said["clip"]["kind"])
-        try:
-            return {"clip": Clip(**said["clip"], data=foreign_files.read_bytes(path, MOST_BYTES), strip=still)}
-        except OSError as error:
-            raise ValueError(f"{path} cannot be read ({error.strerror})") from None
+        path = lambda kind: _clip_path(folder, step, row, turn, len(every), kind)
+        words, sound = said["clip"], said["clip"].get("sound")
+        own = {"sound": None if sound is None else heard.Heard.from_words(sound), "data": _file(path(words["kind"]))}
+        own["wav"] = None if sound is None or words["kind"] == "mp4" else _file(path("wav"))
+        return {"clip": Clip(**words | own, strip=still)}
 
     samples = []
     for row, text in enumerate(texts):
@@ -211,6 +232,13 @@ def load_samples(folder: Place, step: int) -> list[Sample]:
         )
         samples.append(Sample(**last, earlier=tuple(Moment(**m) for m in before)))
     return samples
+
+
+def _file(path: epath.Path) -> bytes:
+    try:
+        return foreign_files.read_bytes(path, MOST_BYTES)
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read ({error.strerror})") from None
 
 
 def _given(arrays: Mapping[str, np.ndarray], stem: str, path: epath.Path) -> tuple[np.ndarray, ...]:
@@ -245,7 +273,9 @@ def _is_words(value: Any) -> bool:
 
 def _are_words_of_clip(value: Any) -> bool:
     """Whether a value is what `Clip.words` gives."""
-    if not isinstance(value, dict) or value.keys() != {"kind", "frames", "fps", "tiny"}:
+    if not isinstance(value, dict) or value.keys() - {"sound"} != {"kind", "frames", "fps", "tiny"}:
+        return False
+    if "sound" in value and not heard.are_words(value["sound"]):
         return False
     frames, fps = value["frames"], value["fps"]
     if type(frames) is not int or type(fps) not in (int, float) or not (0 < frames < 10**6 and 0 < fps < 10**6):

@@ -18,6 +18,7 @@ from unigrpo_jax.episode import Episodes, Thinking
 from unigrpo_jax.learning.policy import Policy
 from unigrpo_jax.learning.teaching import Lessons, Teaching, left_out, token_weights
 from unigrpo_jax.learning.update import TrainState
+from unigrpo_jax.models.loaded import sound_form
 from unigrpo_jax.parallel import mesh as meshes
 from unigrpo_jax.parallel import processes
 from unigrpo_jax.parallel.rules import Layout
@@ -55,14 +56,19 @@ def build(config: RunConfig) -> SupervisedParts:
     examples, held_out = read(config.data, "--data"), read(config.evaluation.data, "--evaluation.data")
     parts = trainer.build(config, _world(config, examples))
     network, folder, family = parts.loaded.network, parts.loaded.folder, parts.loaded.family
+    form = sound_form(network, parts.loaded.autoencoder, config.rollout)
+    require(form is None or config.rollout.frames > 1, f"rollout.frames = 1, but {folder} ({family}) learns clips with "
+            "their sound, and one frame is too short for any; set --rollout.frames.")  # fmt: skip
     for each in filter(None, (examples, held_out)):
         require(network.thinks or each.thought is None, f'{each.thought}: has a "thinking", but {folder} is a model that '
                 f"only draws ({family}); take it out of every line.")  # fmt: skip
-        require(network.begins or each.begun is None, f'{each.begun}: has an "image" beside its "video", but {folder} goes '
-                "on from no picture; take it out of every line.")  # fmt: skip
-        check_examples(each, parts.loaded.codec, config.rollout)
+        require(network.needs_picture or each.begun is None, f'{each.begun}: has an "image" beside its "video", but '
+                f"{folder} learns to go on from no picture; take it out of every line.")  # fmt: skip
+        require(form is not None or each.heard is None, f'{each.heard}: has an "audio" beside its "video", but {folder} '
+                "draws clips without sound; take it out of every line.")  # fmt: skip
+        check_examples(each, parts.loaded.codec, config.rollout, form)
     fields = {field.name: getattr(parts, field.name) for field in dataclasses.fields(Parts)}
-    fields["world"] = _judged(parts.world, config, held_out or examples, network.begins)
+    fields["world"] = _judged(parts.world, config, held_out or examples, network.needs_picture)
     return SupervisedParts(**fields, examples=examples, held_out=held_out)
 
 
@@ -95,7 +101,7 @@ class Lesson(Inputs):
 
     Attributes:
       thinking: that of each example; None where nothing is thought.
-      image: the pictures, uint8 [B, H, W, 3], or clips, uint8 [B, F, H, W, 3].
+      image: the pictures, uint8 [B, H, W, 3], or clips, uint8 [B, F, H, W, 3], with their sound where it is learned.
       first: what is gone on from, uint8 [B, H, W, 3]; None where the model goes on from no picture.
     """
 
@@ -110,6 +116,7 @@ class SupervisedPrograms(Programs):
     def __init__(self, config: RunConfig, network, autoencoder, system, layout: Layout, *given):
         super().__init__(config, network, autoencoder, system, layout, *given)
         lessons = lessons_of(config, network, autoencoder, meshes.batch_size(layout.mesh))
+        self._form = sound_form(network, autoencoder, config.rollout)
         self.rollout = jax.jit(lessons.__call__, out_shardings=self.spread)
 
     def _objective(self, policy: Policy, autoencoder: Any) -> Teaching:
@@ -129,7 +136,9 @@ class SupervisedPrograms(Programs):
         fields |= {"prompt": jax.tree.map(lambda x: at(x.shape, x.dtype), found.prompt), "picture": None}
         frame = (r.image_height, r.image_width, 3)
         image = at((batch, *((r.frames,) if r.frames > 1 else ()), *frame), np.uint8)
-        first = at((batch, *frame), np.uint8) if self._network.begins else None
+        if self._form is not None:
+            image = {"video": image, "audio": at((batch, self._form.samples, self._form.channels), np.float32)}
+        first = at((batch, *frame), np.uint8) if self._network.needs_picture else None
         return Lesson(**fields, thinking=thinking, image=image, first=first)
 
     def trace(self, inputs: Lesson) -> tuple[jax.stages.Traced, jax.stages.Traced]:
@@ -144,12 +153,15 @@ class SupervisedPrograms(Programs):
 def lessons_of(config: RunConfig, network, autoencoder, parts: int) -> Lessons:
     """The program that a config describes; `parts` are the devices that the examples lie on."""
     r = config.rollout
-    grid = network.grid(*r.size)
-    require(not isinstance(network.latent_shape(grid), dict), "learning.method = 'sft' learns from pictures and clips "
-            "without sound, and this model draws both together; use grpo.")  # fmt: skip
-    return Lessons(
-        model=network, autoencoder=autoencoder, grid=grid, shift=r.timestep_shift, draws=r.window_size, parts=parts
-    )
+    grid, shift = network.grid(*r.size), r.timestep_shift
+    return Lessons(model=network, autoencoder=autoencoder, grid=grid, shift=shift, draws=r.window_size, parts=parts)
+
+
+def _pictures(parts: SupervisedParts, batch: int, at: jax.sharding.Sharding) -> Pictures:
+    """Reads so many examples as the model of a run takes them."""
+    rollout, network = parts.config.rollout, parts.loaded.network
+    form = sound_form(network, parts.loaded.autoencoder, rollout)
+    return Pictures(rollout, batch, at, network.needs_picture, form)
 
 
 class SupervisedTrainer(Trainer):
@@ -159,8 +171,7 @@ class SupervisedTrainer(Trainer):
 
     def __init__(self, parts: SupervisedParts):
         super().__init__(parts)
-        begins = parts.loaded.network.begins
-        self._pictures = Pictures(parts.config.rollout, parts.config.episodes, self.programs.spread, begins)
+        self._pictures = _pictures(parts, parts.config.episodes, self.programs.spread)
 
     def sample(self, state: TrainState, step: int, number: int = 0) -> tuple[Episodes, np.ndarray, dict[str, float]]:
         """The examples of iteration `step` as episodes, their weights [B], and the seconds that it took.
@@ -216,7 +227,7 @@ class SupervisedEvaluator(Evaluator):
         devices = meshes.batch_size(layout.mesh)
         whole = evaluation.batch % devices
         self._at = meshes.replicated(layout.mesh) if whole else meshes.spread(layout.mesh)
-        self._pictures = Pictures(config.rollout, evaluation.batch, self._at, loaded.network.begins)
+        self._pictures = _pictures(parts, evaluation.batch, self._at)
         lessons = lessons_of(config, loaded.network, loaded.autoencoder, 0 if whole else devices)
         flow = flow_sampler(config.rollout, loaded.network)
         system = loaded.codec.system(config.rollout)
@@ -229,7 +240,10 @@ class SupervisedEvaluator(Evaluator):
         self._losses = jax.jit(losses, out_shardings=meshes.replicated(layout.mesh))
 
     def __call__(self, params, autoencoder_params, reference: Callable[[], Any] | None = None) -> Judged:
-        """What a run's evaluation finds, and `loss`, `text_loss` and `flow_loss` of the held-out examples."""
+        """What a run's evaluation finds, and `loss`, `text_loss` and `flow_loss` of the held-out examples.
+
+        `flow_loss` of several modalities is their weighted sum; `flow_video_loss` and `flow_audio_loss` are each one's own.
+        """
         judged = super().__call__(params, autoencoder_params, reference)
         if self._held_out is None:
             return judged
@@ -247,17 +261,20 @@ class SupervisedEvaluator(Evaluator):
             placed = lambda tree: jax.tree.map(lambda x: processes.to_global(x, self._at), tree)
             numbers = (np.int32(config.evaluation.seed), np.int32(0), np.int32(start))
             given = (autoencoder_params, placed(text), placed(thinking), image, *numbers, first)
-            text_B, flow_B = self._losses(params, *given)
+            text_B, flow_B, each = self._losses(params, *given)
             kept = min(size, count - start)
-            found["flow_loss"] += np.asarray(flow_B, np.float64)[:kept].tolist()
+            drawn = {"flow_loss": flow_B} | {f"flow_{modality}_loss": own for modality, own in each.items()}
+            for name, own in drawn.items():
+                found.setdefault(name, []).extend(np.asarray(own, np.float64)[:kept].tolist())
             if text_B is not None:
                 found["text_loss"] += np.asarray(text_B, np.float64)[:kept].tolist()
                 found["tokens"] += thinking.mask.sum(axis=1)[:kept].tolist()
             categories += [str(row.metadata.get("category", "")) for row in rows[:kept]]
-        table = by_category({"flow_loss": np.array(found["flow_loss"])}, categories)
+        drawn = {name: np.array(values) for name, values in found.items() if name.startswith("flow_")}
+        table = by_category(drawn, categories)
         if found["text_loss"]:
             tokens = np.array(found["tokens"], np.float64)
             table |= by_category({"text_loss": np.array(found["text_loss"])}, categories, tokens)
         weights = {"text_loss": config.learning.text_weight, "flow_loss": config.learning.flow_weight}
-        total = lambda label: sum(weights[name] * row[label] for name, row in table.items())
+        total = lambda label: sum(weights[name] * row[label] for name, row in table.items() if name in weights)
         return {"loss": {label: round(total(label), 6) for label in table["flow_loss"]}} | table

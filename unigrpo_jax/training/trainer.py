@@ -88,7 +88,7 @@ def build(config: RunConfig, world: World | None = None) -> Parts:
     loaded = load_model(config.model)  # last, since a model on the hub takes long to fetch
     loaded.check_image_size(config.rollout)
     # Examples bring their own first frames, and their prompts are judged with those where no others are named.
-    shown = config.learning.method == "sft" and not config.prompts and loaded.network.begins
+    shown = config.learning.method == "sft" and not config.prompts and loaded.network.needs_picture
     check_verbs(loaded, config.rollout, shown or any(pictured(prompts) for prompts in world.longest if prompts))
     world.check_size(config.rollout)
     world.check_sound(sound_rate(loaded))
@@ -146,8 +146,8 @@ def check_verbs(loaded: Loaded, rollout: RolloutConfig, shows: bool = False) -> 
     words = f"{loaded.folder} is a model that only draws ({loaded.family})"
     require(not rollout.thinking, f"{words}, but rollout.thinking is on; use --rollout.no-thinking.")
     require(rollout.rounds == 1, f"{words} and looks at no image, but rollout.rounds = {rollout.rounds}; use 1.")
-    require(shows or not begins, f"{loaded.folder} goes on from a picture, the first frame of what it draws, but the "
-            'prompts come with none; give each an "image".')  # fmt: skip
+    require(shows or not loaded.network.needs_picture, f"{loaded.folder} goes on from a picture, the first frame of what it "
+            'draws, but the prompts come with none; give each an "image".')  # fmt: skip
     require(begins or not shows, f"{words} and looks at no picture, but the prompts come with pictures; take them out, or "
             "use a model that sees.")  # fmt: skip
     require(rollout.guidance <= 1 or loaded.codec.guided, f"rollout.guidance = {rollout.guidance:g}, but {loaded.folder} "

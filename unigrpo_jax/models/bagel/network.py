@@ -217,7 +217,8 @@ class Bagel:
     attend: Callable[..., jax.Array] = attention.xla
     stacked: bool = True
 
-    path, prediction, thinks, begins, guidance_renorm = RECTIFIED, "velocity", True, False, "global"
+    path, prediction, thinks, guidance_renorm = RECTIFIED, "velocity", True, "global"
+    begins = needs_picture = further_passes = False
     axes, trained_by, float32_paths = AXES, TRAINED_BY, FLOAT32_PATHS
 
     @property

@@ -8,10 +8,34 @@ the context without images and thinking.
 """
 
 import dataclasses
-from typing import Literal
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, Protocol
 
 import jax
 import jax.numpy as jnp
+
+
+class Guiding(Protocol):
+    """What a sampler asks of a guidance; frozen and hashable."""
+
+    @property
+    def active(self) -> bool:
+        """Whether another pass is needed."""
+
+    def acts(self, t) -> jax.Array:
+        """Whether it acts at time t."""
+
+    def guided(self, predict: Callable[[Any], Any], x, t, output, condition, others: Sequence[Any]) -> Any:
+        """The guided output, like x.
+
+        Args:
+          predict: condition -> the network's output for x at time t.
+          x: the latent, a pytree of modalities [B, N, C].
+          t: the time, [].
+          output: the network's upon `condition`.
+          condition: what is drawn upon.
+          others: the one without the last text and the thinking, and the one without images and the thinking.
+        """
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -52,6 +76,10 @@ class Guidance:
         """Whether t lies in the interval."""
         low, high = self.interval
         return (t > low) & (t <= high)
+
+    def guided(self, predict, x, t, output, condition, others):
+        """As `Guiding.guided`, of each modality for itself."""
+        return jax.tree.map(self.apply, output, *map(predict, others[: 1 + self.with_image]))
 
     def apply(self, v_BNC, v_text_BNC, v_image_BNC=None) -> jax.Array:
         """The guided velocity [B, N, C]; `v_image_BNC` is read where `with_image`."""

@@ -45,6 +45,8 @@ class TextPainter:
 
     thinks: ClassVar[bool] = False
     begins: ClassVar[bool] = False
+    needs_picture: ClassVar[bool] = False
+    further_passes: ClassVar[bool] = False
     trained_by: ClassVar[MappingProxyType] = MappingProxyType({"denoising": ".*"})
     guidance_renorm: ClassVar[str] = "none"
     float32_paths: ClassVar[str] = ""

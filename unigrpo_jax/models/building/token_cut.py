@@ -35,6 +35,12 @@ class TokenCut:
         """Tokens [B, n, ...], filled up and each at its device."""
         return self.hold(self.filled(x))
 
+    def seen(self, x, seen_BN=None):
+        """Which tokens of x [B, n, ...] others see once it is filled up, bool; None is all, of x as of what comes out."""
+        if seen_BN is None and x.shape[1] % self.parts == 0:
+            return None
+        return self.filled(jnp.ones(x.shape[:2], bool) if seen_BN is None else seen_BN)
+
     def leaving(self, x, tokens: int):
         """The first `tokens` of a stream, all on each device; gradients go back to each token's own."""
         return x if self.parts == 1 else self.whole(self.hold(x))[:, :tokens]

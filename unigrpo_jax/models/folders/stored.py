@@ -8,7 +8,7 @@ import json
 import math
 import pathlib
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 
@@ -221,3 +221,30 @@ def write(folder: pathlib.Path, stem: str, shapes: Mapping[str, tuple[int, ...]]
                  "weight_map": {name: file_name(i) for i, names in enumerate(shards) for name in names}}  # fmt: skip
         (folder / f"{stem}.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n")
         (folder / f"{stem}.safetensors").unlink(missing_ok=True)  # an older single file would be read instead
+
+
+def write_as_stored(path: pathlib.Path, tensors: Sequence[tuple[str, str, tuple[int, ...]]],
+                    read: Callable[[str], np.ndarray], metadata: Mapping[str, str]) -> None:  # fmt: skip
+    """Writes one file whose tensors may have different dtypes; one tensor is in memory at a time.
+
+    Args:
+      path: the file, whose folder exists.
+      tensors: (name, dtype in safetensors' words, shape), in the order in which they come.
+      read: gives a tensor by its name, in that dtype or in one that is cast to it.
+      metadata: of the header.
+    """
+    import ml_dtypes
+
+    kind = lambda word: np.dtype(ml_dtypes.bfloat16 if word == "BF16" else DTYPES[word])
+    header, end = {"__metadata__": dict(metadata)}, 0
+    for name, word, shape in tensors:
+        begin, end = end, end + math.prod(shape) * kind(word).itemsize
+        header[name] = {"dtype": word, "shape": list(shape), "data_offsets": [begin, end]}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    temporary = path.with_name(f".{path.name}.partial")
+    with open(temporary, "wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for name, word, _ in tensors:
+            file.write(np.ascontiguousarray(read(name)).astype(kind(word), copy=False).tobytes())
+    temporary.replace(path)

@@ -8,27 +8,24 @@ from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from unigrpo_jax.episode import Picture
-from unigrpo_jax.models.autoencoders.pixels import from_uint8
 from unigrpo_jax.models.building.computing import Computing
+from unigrpo_jax.models.building.first_frame import ClipPainter, VideoCondition
 from unigrpo_jax.models.building.flat import Params
 from unigrpo_jax.models.building.flow_painter import FlowPainter
 from unigrpo_jax.models.building.patches import patchify_planes, unpatchify_planes
 from unigrpo_jax.models.hunyuan_video.axes import AXES
-from unigrpo_jax.models.hunyuan_video.condition import VideoCondition, beside_first, upon
+from unigrpo_jax.models.hunyuan_video.condition import beside_first
 from unigrpo_jax.models.hunyuan_video.flops import evaluation
 from unigrpo_jax.models.hunyuan_video.transformer import PATCH, HunyuanVideoTransformer
 from unigrpo_jax.models.schedule import FlowShift
-from unigrpo_jax.models.text_encoders.states import TextStates
 from unigrpo_jax.models.work import Evaluation
 
 SIDE = PATCH[1]  # latent pixels along the side of a token
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class HunyuanVideo(FlowPainter):
+class HunyuanVideo(ClipPainter, FlowPainter):
     """The verbs of the transformer.
 
     Attributes:
@@ -47,34 +44,14 @@ class HunyuanVideo(FlowPainter):
         """Whether it goes on from a picture."""
         return self.transformer.from_picture
 
-    def look_at(self, image) -> Picture:
-        """A Pillow RGB image in the size that is drawn, as the autoencoder takes it; a batch of one."""
-        pixels, _ = self.see_again(np.asarray(image)[None])
-        return Picture(pixels=np.asarray(pixels), patches=None)
-
-    def see_again(self, image_BHWC) -> tuple[jax.Array, None]:
-        """Pictures, uint8, in [-1, 1]; nothing else looks at them."""
-        return from_uint8(image_BHWC), None
+    @property
+    def needs_picture(self) -> bool:
+        """Whether it does nothing else."""
+        return self.transformer.from_picture
 
     def evaluation(self, latents: int, text: int) -> Evaluation:
         """What one evaluation costs (`flops.evaluation`)."""
         return evaluation(self.transformer, latents, text)
-
-    def empty(self, batch: int) -> VideoCondition:
-        """No text and no picture."""
-        return upon(super().empty(batch), None)
-
-    def begun(self, condition: VideoCondition, latent_BFHWC) -> VideoCondition:
-        """The condition with a picture's latents, of one frame, as the video's first."""
-        return condition.replace(first=self.to_tokens(latent_BFHWC))
-
-    def read(self, params: Params, text: TextStates, condition: VideoCondition) -> VideoCondition:
-        """The text, and the picture that is there."""
-        return upon(text, condition.first)
-
-    def unread(self, params: Params, text: TextStates, condition: VideoCondition) -> VideoCondition:
-        """The empty text, and the picture all the same; without an empty text the condition as it was."""
-        return upon(super().unread(params, text, condition), condition.first)
 
     def predict(self, params: Params, x_BNC, t_B, grid: tuple[int, int, int], condition: VideoCondition) -> jax.Array:
         """As `TextPainter.predict`; ValueError, too, where a picture is missing, of another size, or read by nothing."""
@@ -83,9 +60,7 @@ class HunyuanVideo(FlowPainter):
             raise ValueError("there is no first frame to go on from; a network from image to video needs a picture.")
         if not self.transformer.from_picture and first is not None:
             raise ValueError("a network from text to video reads no picture; use one from image to video (32 channels in).")
-        if first is not None and first.shape[1] != rows * columns:
-            raise ValueError(f"the picture has {first.shape[1]} latent tokens, but a frame has {rows} x {columns} = "
-                             f"{rows * columns}; use a picture of the video's size.")  # fmt: skip
+        self.check_first(first, rows, columns)
         return super().predict(params, x_BNC, t_B, grid, condition)
 
     def outputs(self, params: Params, x_BNC, t_B, grid: tuple[int, int, int], condition: VideoCondition, way: Computing):

@@ -32,6 +32,7 @@ class Given:
       said: of times.
       turn: of its tokens among themselves.
       cross_turn: of its tokens where it meets the other modality; None where that is absent.
+      own: bool [B, N], its own tokens among others that it was filled up with; None where there are no others.
     """
 
     text: Any
@@ -39,6 +40,7 @@ class Given:
     said: Said
     turn: Turn
     cross_turn: Turn | None
+    own: Any = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -81,7 +83,7 @@ class Branch:
         shift, scale, gate, *_ = self._parts(p, given)
         own = rms(x_BND) * (1 + scale) + shift
         turns = (given.turn, given.turn)
-        x = x_BND + gate * attention(p, f"{self.prefix}attn1", self.heads, own, own, way, turns, unmixed_B=unmixed_B)
+        x = x_BND + gate * attention(p, f"{self.prefix}attn1", self.heads, own, own, way, turns, given.own, unmixed_B)
         query, text, gate = rms(x), given.text, 1
         if self.times_text:
             shift, scale, gate = self._parts(p, given)[6:]

@@ -11,20 +11,22 @@ from unigrpo_jax.models.folders.pipelines import Pipeline
 from unigrpo_jax.models.folders.stored import DTYPES
 from unigrpo_jax.models.loaded import Published
 from unigrpo_jax.models.ltx2 import config as configs
+from unigrpo_jax.models.ltx2 import release, single_file
 from unigrpo_jax.models.ltx2 import scheduler as schedulers
 from unigrpo_jax.models.ltx2.media import AUDIO, VIDEO, VOCODER, LTX2Media
 from unigrpo_jax.models.ltx2.painter import LTX2
 from unigrpo_jax.models.ltx2.texts import open_connectors
 from unigrpo_jax.models.ltx2.tiny import tiny_folder
 from unigrpo_jax.models.ltx2.transformer import LTX2Transformer
-from unigrpo_jax.models.text_encoders.codec import EmbeddingCodec
+from unigrpo_jax.models.text_encoders.codec import EmbeddingCodec, KnownTexts
 from unigrpo_jax.models.text_encoders.encoder import Encoders, open_gemma
 from unigrpo_jax.models.text_encoders.projected import Projected
 
-NAME, PIPELINE = "ltx2", "LTX2Pipeline"
-VERBS = "draws a clip and its sound by a flow, upon what Gemma says of the prompt"
+NAME, PIPELINE, FROM_PICTURE = "ltx2", "LTX2Pipeline", "LTX2ImageToVideoPipeline"
+VERBS = "draws a clip and its sound by a flow, upon what Gemma says of the prompt; goes on from a picture"
 FILES = configs.FILES
-PART, TOYS, OWN_SETTINGS = "transformer", {"ltx2_tiny": tiny_folder}, ()
+PART, TOYS, OWN_SETTINGS = "transformer", {"ltx2_tiny": tiny_folder}, ("sound",)
+SINGLE_FILE = single_file
 _PARTS = {
     PART: ("LTX2VideoTransformer3DModel",),
     "connectors": ("LTX2TextConnectors",),
@@ -43,8 +45,11 @@ SIZE = {"image_height": 512, "image_width": 768, "frames": 121, "frames_per_seco
 
 
 def is_here(folder: pathlib.Path) -> bool:
-    """Whether a folder is one of LTX-2's, by its model_index.json; ConfigError where that is damaged."""
-    return pipelines.pipeline_class(folder) == PIPELINE
+    """Whether a folder is one of LTX-2's, by its model_index.json; ConfigError where that is damaged.
+
+    Both classes have the same parts, and whether a clip goes on from a picture is said by each prompt.
+    """
+    return pipelines.pipeline_class(folder) in (PIPELINE, FROM_PICTURE)
 
 
 def load(config: ModelConfig, folder: pathlib.Path) -> Pipeline:
@@ -58,6 +63,7 @@ def load(config: ModelConfig, folder: pathlib.Path) -> Pipeline:
             vocoder=autoencoders.read_vocoder(folder / VOCODER / "config.json", FILES),
         )
         _check_media(folder, transformer, media)
+        media = _drawn(config, media)
         weights = pipelines.open_network(folder / PART, transformer)
         known = {
             _TRANSFORMER: configs.KNOWN,
@@ -76,6 +82,7 @@ def load(config: ModelConfig, folder: pathlib.Path) -> Pipeline:
                 transformer=transformer,
                 shift=schedulers.read_scheduler(folder / _SCHEDULER, FILES),
                 downsample=media.downsample,
+                sound=config.sound,
                 **pipelines.computing(config),
             ),
             autoencoder=media,
@@ -91,8 +98,32 @@ def load(config: ModelConfig, folder: pathlib.Path) -> Pipeline:
 
 
 def known(config: ModelConfig) -> Pipeline | None:
-    """None: no published model of this family is known by its sizes alone."""
-    return None
+    """A published model by its name on the hub, from its sizes alone; None where the name is another."""
+    if config.path != release.HUB_NAME:
+        return None
+    said, media = release.CONNECTORS, _drawn(config, release.MEDIA)
+    return Pipeline(
+        family=NAME,
+        folder=pathlib.Path(config.path),
+        config=config,
+        part=PART,
+        network=LTX2(
+            transformer=release.TRANSFORMER,
+            downsample=media.downsample,
+            sound=config.sound,
+            **pipelines.computing(config),
+        ),
+        autoencoder=media,
+        codec=KnownTexts(states=(TOKENS, said.video.width), audio=said.audio.width, dtype=config.dtype, guided=True),
+        stored=None,
+        autoencoder_stored=None,
+        stored_dtype="bfloat16",
+    )
+
+
+def _drawn(config: ModelConfig, media: LTX2Media) -> LTX2Media:
+    """What decodes all that is drawn."""
+    return media if config.sound else LTX2Media(video=media.video)
 
 
 def _encoders(folder: pathlib.Path, dtype: str, transformer: LTX2Transformer) -> Encoders:

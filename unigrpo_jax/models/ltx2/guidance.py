@@ -8,15 +8,37 @@ With x0 = x - t v, at time t of a rectified flow:
     x0' <- x0' (rescale std(x0) / std(x0') + 1 - rescale)              (arXiv 2305.08891), where rescale > 0
     v'  = (x - x0') / t
 
-The standard deviations are those of a sample's modality, all tokens and channels, with n - 1.  `transformer.Without` says
-how the poorer passes are asked for.
+The standard deviations are those of what is drawn of a sample's modality, all tokens and channels, with n - 1.
+`transformer.Without` says how the poorer passes are asked for.
 """
 
 import dataclasses
 from collections.abc import Mapping
+from typing import Any
 
+import flax.struct
 import jax
 import jax.numpy as jnp
+
+from unigrpo_jax.models.building.first_frame import VideoCondition
+from unigrpo_jax.models.ltx2.transformer import Without
+
+
+@flax.struct.dataclass
+class Deprived(VideoCondition):
+    """A condition upon which samples go without something; it lives within one step of a sampler, and is not repeated.
+
+    Attributes:
+      without: what.
+    """
+
+    without: Any = None
+
+
+def deprived(condition: VideoCondition, without: Without) -> Deprived:
+    """The same condition, upon which samples go without something."""
+    fields = {field.name: getattr(condition, field.name) for field in dataclasses.fields(condition)}
+    return Deprived(**fields, without=without)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -63,11 +85,15 @@ class Guidance:
 
     Attributes:
       video: scales of the video.
-      audio: those of the sound.
+      audio: those of the sound; none of them where no sound is drawn.
+      unmixed: for each block, whether the pass without mixing leaves it unmixed.
+      interval: guidance acts where interval[0] < t <= interval[1], t after the shift.
     """
 
     video: Scales = Scales()
     audio: Scales = Scales()
+    unmixed: tuple[bool, ...] = ()
+    interval: tuple[float, float] = (0.0, 1.0)
 
     @property
     def passes(self) -> tuple[str, ...]:
@@ -76,6 +102,28 @@ class Guidance:
         asked = {"text": any(s.text != 1 for s in both), "unmixed": any(s.mixing for s in both),
                  "alone": any(s.other != 1 for s in both)}  # fmt: skip
         return tuple(name for name, needed in asked.items() if needed)
+
+    @property
+    def active(self) -> bool:
+        """Whether another pass is needed."""
+        return bool(self.passes)
+
+    def acts(self, t) -> jax.Array:
+        """Whether t lies in the interval."""
+        low, high = self.interval
+        return (t > low) & (t <= high)
+
+    def guided(self, predict, x, t, output, condition: VideoCondition, others) -> Any:
+        """The guided velocity, as `building.guidance.Guiding` says; x is the video's array where no sound is drawn."""
+        samples = jnp.ones(jax.tree.leaves(x)[0].shape[0], bool)
+        poorer = {
+            "text": lambda: others[0],
+            "unmixed": lambda: deprived(condition, Without(mixing=jnp.asarray(self.unmixed)[:, None] & samples[None])),
+            "alone": lambda: deprived(condition, Without(other=samples)),
+        }
+        named = lambda latent: latent if isinstance(latent, Mapping) else {"video": latent}
+        found = self.apply(named(x), t, named(output), **{name: named(predict(poorer[name]())) for name in self.passes})
+        return found if isinstance(x, Mapping) else found["video"]
 
     def apply(self, x: Mapping[str, jax.Array], t, v: Mapping[str, jax.Array], **poorer: Mapping[str, jax.Array]):
         """The guided velocity of each modality; `poorer` is {pass: velocities} of `passes`."""

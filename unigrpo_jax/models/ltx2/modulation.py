@@ -22,7 +22,7 @@ from typing import Any, Literal, get_args
 import jax
 import jax.numpy as jnp
 
-from unigrpo_jax.models.building.computing import Computing
+from unigrpo_jax.models.building.computing import PLAIN, Computing
 from unigrpo_jax.models.building.flat import Params, Shapes, linear, linear_shapes, sinusoid
 
 SINUSOID = 256
@@ -74,9 +74,9 @@ def said_of(
       reading: of who says what where modalities meet.
       gate_factor: of the time that gates are told.
       dtype: of computing.
-      way: of computing: what is said is held, before it is cut into parts.
+      way: of computing.
     """
-    prefix, tell = PREFIX[modality], lambda name, time: tuple(map(way.held, told(params, name, time, dtype)))
+    prefix, tell = PREFIX[modality], lambda name, time: told(params, name, time, dtype, way)
     own, end = tell(f"{prefix}{OWN}", times[modality])
     text = cross = gate = None
     if f"{prefix}{PROMPT}.linear.weight" in params:
@@ -101,12 +101,15 @@ def cross_times(modality: str, times: Mapping[str, jax.Array], sigmas: Mapping[s
     raise ValueError(f"No reading of times is called {reading!r}. There are: {', '.join(get_args(CrossTimes))}.")
 
 
-def told(params: Params, name: str, time_BT, dtype):
-    """What a time says [B, T, parts of D], and its embedding [B, T, D]."""
-    wave = sinusoid(time_BT.reshape(-1), SINUSOID).reshape(*time_BT.shape, SINUSOID).astype(dtype)
+def told(params: Params, name: str, time_BT, dtype, way: Computing = PLAIN):
+    """What a time says [B, T, parts of D], and its embedding [B, T, D]; both are held, what is said before it is cut."""
+    # What one time says of all tokens has none of its own, along which a mesh could cut it.
+    held = lambda x: way.held(x) if x.shape[1] > 1 else way.held(x[:, 0])[:, None]
+    wave = held(sinusoid(time_BT.reshape(-1), SINUSOID).reshape(*time_BT.shape, SINUSOID).astype(dtype))
     place = f"{name}.emb.timestep_embedder"
-    embedding = linear(params, f"{place}.linear_2", jax.nn.silu(linear(params, f"{place}.linear_1", wave)))
-    return linear(params, f"{name}.linear", jax.nn.silu(embedding)), embedding
+    inner = held(jax.nn.silu(linear(params, f"{place}.linear_1", wave)))
+    embedding = held(linear(params, f"{place}.linear_2", inner))
+    return held(linear(params, f"{name}.linear", jax.nn.silu(embedding))), embedding
 
 
 def told_shapes(name: str, width: int, parts: int) -> Shapes:

@@ -20,6 +20,8 @@ from typing import Any, Literal
 import jax.numpy as jnp
 import numpy as np
 
+from unigrpo_jax.models.building.token_cut import TokenCut
+
 # Which two numbers are a plane: those with the same place in the two halves of a head, heads one after the other; or two
 # neighbours.
 Layout = Literal["split", "interleaved"]
@@ -40,6 +42,11 @@ class Turn:
     sin: Any
     heads: int
     layout: Layout
+
+    def cut(self, tokens: TokenCut) -> "Turn":
+        """The same of tokens that are cut over devices; what they are filled up with becomes 0."""
+        cos, sin = (table if tokens.parts == 1 else tokens.entering(table[None])[0] for table in (self.cos, self.sin))
+        return dataclasses.replace(self, cos=cos, sin=sin)
 
     def of(self, x_BLD):
         """Queries or keys, turned in float32; x's dtype."""

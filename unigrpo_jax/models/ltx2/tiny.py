@@ -8,6 +8,7 @@ from unigrpo_jax.models.autoencoders import diffusers_ltx as autoencoders
 from unigrpo_jax.models.folders import component
 from unigrpo_jax.models.folders.pipelines import INDEX
 from unigrpo_jax.models.folders.toys import WIDTH, made_once, save, save_gemma, save_weights
+from unigrpo_jax.models.ltx2 import release
 from unigrpo_jax.models.ltx2.config import FILES, read_connectors, read_transformer
 
 BINS, CHANNELS, LAYERS = 16, 8, 3
@@ -49,17 +50,8 @@ def make_tiny(folder: pathlib.Path, seed: int = 0) -> None:
     for number, (name, data, read) in enumerate(parts):
         _save_part(folder / name, data, read, seed + number)
     save_gemma(folder, FILES, seed + len(parts))
-    scheduler = {"_class_name": "FlowMatchEulerDiscreteScheduler", "num_train_timesteps": 1000, "shift": 1.0,
-                 "use_dynamic_shifting": True, "base_shift": 0.95, "max_shift": 2.05, "base_image_seq_len": 1024,
-                 "max_image_seq_len": 4096, "shift_terminal": 0.1}  # fmt: skip
-    save(folder / "scheduler" / "scheduler_config.json", scheduler)
-    index = {"_class_name": "LTX2Pipeline", "transformer": ["diffusers", "LTX2VideoTransformer3DModel"],
-             "connectors": ["ltx2", "LTX2TextConnectors"], "vae": ["diffusers", "AutoencoderKLLTX2Video"],
-             "audio_vae": ["diffusers", "AutoencoderKLLTX2Audio"], "vocoder": ["ltx2", "LTX2Vocoder"],
-             "text_encoder": ["transformers", "Gemma3ForConditionalGeneration"],
-             "tokenizer": ["transformers", "GemmaTokenizerFast"],
-             "scheduler": ["diffusers", "FlowMatchEulerDiscreteScheduler"]}  # fmt: skip
-    save(folder / INDEX, index)  # last: it says that the folder is whole
+    save(folder / "scheduler" / "scheduler_config.json", release.SCHEDULER)
+    save(folder / INDEX, release.INDEX)  # last: it says that the folder is whole
 
 
 def _save_part(folder: pathlib.Path, data: Mapping[str, Any], read, seed: int) -> None:

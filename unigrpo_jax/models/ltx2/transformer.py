@@ -8,6 +8,9 @@ Its parameters are the tensors of diffusers' `transformer/`, a flat dict under t
 for the blocks, which are scanned: `transformer_blocks.attn1.to_q.weight` [layers, out, in] holds those of all
 `transformer_blocks.N.attn1.to_q.weight`.  It computes in the dtype of its input; time, angles, norms, softmax are float32.
 
+On a mesh that cuts tokens both modalities and both texts are cut alike, each filled up to equal parts (`token_cut`), and so
+are L and N in the blocks.
+
 Letters: B samples, L text tokens, N tokens of a modality, C numbers in one, D a branch's width, H heads.
 """
 
@@ -31,6 +34,8 @@ from unigrpo_jax.models.ltx2.rotary import Layout, turn
 
 BLOCKS = "transformer_blocks"
 MEET = {"video": "audio_to_video_attn", "audio": "video_to_audio_attn"}  # by who takes
+# Parameters that nothing reads where there is no sound.
+HEARD = rf"(?:{BLOCKS}\.)?(?:audio_|av_cross_attn_|video_to_audio_|video_a2v_).*"
 
 Modality = Literal["video", "audio"]
 Latents = Mapping[Modality, Any]
@@ -122,18 +127,20 @@ class LTX2Transformer:
           ValueError: an array does not fit, or the network cannot do it.
         """
         self._check(x, times, grid, without)
+        cut = way.tokens
         times = {name: jnp.asarray(times[name], jnp.float32) for name in x}
         sigmas = {name: self._sigma(name, times, sigmas) for name in x}
-        times = {name: time if time.ndim == 2 else time[:, None] for name, time in times.items()}
+        times = {name: cut.entering(time) if time.ndim == 2 else time[:, None] for name, time in times.items()}
         dtype = next(iter(x.values())).dtype
         turns = self.turns(x, x["audio"].shape[1] if "audio" in x else 0, grid, fps)
         given = {
             name: Given(
-                text=way.held(self.text(params, name, texts[name].astype(dtype))),
-                seen=None if seen is None else seen[name],
+                text=way.held(self.text(params, name, cut.entering(texts[name].astype(dtype)))),
+                seen=cut.seen(texts[name], None if seen is None else seen[name]),
                 said=said_of(params, name, times, sigmas, self.cross_times, self.gate_factor, dtype, way),
-                turn=turns[name][0],
-                cross_turn=turns[name][1],
+                turn=turns[name][0].cut(cut),
+                cross_turn=None if turns[name][1] is None else turns[name][1].cut(cut),
+                own=cut.seen(x[name]),
             )
             for name in x
         }
@@ -142,11 +149,11 @@ class LTX2Transformer:
             lambda p, *streams: tuple(self.block(p, dict(zip(names, streams, strict=True)), given, way, without).values()),
             scanned=True,
         )
-        h = tuple(linear(params, f"{self.branches[name].prefix}proj_in", x[name]) for name in names)
+        h = tuple(linear(params, f"{self.branches[name].prefix}proj_in", cut.entering(x[name])) for name in names)
         stack = of_stack(params, BLOCKS), without.mixing
         h, _ = jax.lax.scan(lambda h, p: (block(p, *h), None), h, stack)
-        return {name: self.branches[name].output(params, own, given[name].said.end)
-                for name, own in zip(names, h, strict=True)}  # fmt: skip
+        outputs = (self.branches[name].output(params, own, given[name].said.end) for name, own in zip(names, h, strict=True))
+        return {name: cut.leaving(out, x[name].shape[1]) for name, out in zip(names, outputs, strict=True)}
 
     def block(self, stack, h: Latents, given: Mapping[str, Given], way: Computing = PLAIN, without: Without = NOTHING):
         """One block, of both branches or of one.
@@ -181,7 +188,8 @@ class LTX2Transformer:
         for direction, name in enumerate(("video", "audio")):  # sound to video first, as the tables have it
             turns = (given[name].cross_turn, given[OTHER[name]].cross_turn)
             query, context = scaled[name][direction], scaled[OTHER[name]][direction]
-            out[name] = gates[name] * attention(p, MEET[name], self.audio.heads, query, context, way, turns)
+            seen = given[OTHER[name]].own
+            out[name] = gates[name] * attention(p, MEET[name], self.audio.heads, query, context, way, turns, seen)
         return out
 
     def text(self, params: Params, modality: str, states):
@@ -252,6 +260,7 @@ class LTX2Transformer:
         both = self.branches.items()
         return {
             "fsdp": {f"width of {name}": branch.width for name, branch in both},
+            "sequence": {},
             "tensor": {f"heads of {name}": branch.heads for name, branch in both}
             | {f"MLP of {name}": MLP * branch.width for name, branch in both},
         }
