@@ -66,6 +66,7 @@ class Arguments:
     guidance_image: float | None = None
     """Image guidance scale; default 1, or 2 for an edit."""
     passes: PassesConfig = dataclasses.field(default_factory=PassesConfig)
+    """What guidance compares with beside the empty text, where a model has such passes (LTX-2)."""
     height: int | None = None
     """Pixels; default the run's, the picture's, or the model's."""
     width: int | None = None

@@ -338,7 +338,7 @@ def evaluated(**components):
     rewards = {name: lambda batch, name=name, x=x: {name: x} for name, x in components.items()}
     evaluator._judging = Judging(rewards, JudgingConfig(retries=0))
     episodes = batch(*["p"] * count)
-    found = evaluator._judge([_Call(np.arange(count), (episodes,), count, (episodes.images,))])
+    found = evaluator._judge([_Call(np.arange(count), (episodes,), count, (episodes.media,))])
     return found.table, [sample.verdict for sample in found.samples], found.scores
 
 

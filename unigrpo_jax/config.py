@@ -329,6 +329,7 @@ class EvaluationConfig:
     guidance_renorm_min: float = 0.0
     """Lower bound of the renormalisation factor; 1 turns it off."""
     passes: PassesConfig = dataclasses.field(default_factory=PassesConfig)
+    """What guidance compares with beside the empty text, where a model has such passes (LTX-2)."""
     drift: int = 48
     """Held-out drawings, of the first `batch`, along which a trained model's predictions are compared with the reference's,
     where one is kept; each costs as much again as two drawings.  0 compares none."""
