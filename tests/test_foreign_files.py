@@ -131,7 +131,8 @@ def test_what_is_no_name_on_the_hub_is_not_asked_for(name, tmp_path, monkeypatch
     monkeypatch.chdir(tmp_path)
     assert HUB_PATTERN.fullmatch(name) is None
     if not pathlib.Path(name).expanduser().is_dir():
-        assert "model.path: there is no folder" in refusal(find_folder, name, error=ConfigError)
+        absent = f"{name} is a file, and a model is a folder" if pathlib.Path(name).is_file() else "there is no folder"
+        assert f"model.path: {absent}" in refusal(find_folder, name, error=ConfigError)
     assert not HUB_PATTERN.fullmatch("a/b\n")
     assert HUB_PATTERN.fullmatch("ByteDance-Seed/BAGEL-7B-MoT") and HUB_PATTERN.fullmatch("a/_b.c-1")
 

@@ -413,7 +413,7 @@ class Trainer:
         if c.best + c.worst:
             rows = extremes(advantages.reshape(-1, c.group_size), c.best, c.worst)
             kept = self.programs.keep(episodes, processes.to_global(rows, self.programs.everywhere))
-            jax.tree.map(jax.Array.delete, episodes)
+            jax.tree.map(lambda x: x.delete(), episodes)
             episodes, advantages = kept, advantages[rows]
         advantages = jax.tree.map(lambda x: processes.to_global(x, self.programs.spread), advantages)
         state, metrics = update(state, self.frozen, self.reference, episodes, advantages)
