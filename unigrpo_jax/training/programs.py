@@ -154,8 +154,7 @@ class Programs:
 
     def places(self, episodes: Episodes) -> Episodes:
         """Where each array of a batch of episodes lies."""
-        rows = lambda x: meshes.spread(self.layout.mesh) if len(x.shape) else self.everywhere
-        placed, cut = jax.tree.map(rows, episodes), lambda x: self.layout.transitions(x.shape)
+        placed, cut = jax.tree.map(lambda _: self.spread, episodes), lambda x: self.layout.transitions(x.shape)
 
         def segment(own, place):
             if not isinstance(own, Drawing):
