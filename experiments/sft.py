@@ -15,7 +15,7 @@ import pathlib
 import shutil
 
 from experiments.run import train
-from unigrpo_jax.config import RunConfig, require
+from unigrpo_jax.config import LearningConfig, RunConfig, require
 from unigrpo_jax.foreign_text import tell
 
 PROGRAM = "experiments.sft"
@@ -37,7 +37,7 @@ def settings(preset: RunConfig) -> RunConfig:
     learning = dataclasses.replace(
         preset.learning, method="sft", group_size=1, best=0, worst=0, ppo_epochs=1, minibatches=1, credit="shared",
         thought_rewards=(), round_reward="last", reference="none", mse_weight=0.0, latent_kl_weight=0.0, text_kl_weight=0.0,
-        leash_times=(), credit_by={},
+        leash_times=(), leash_weight=LearningConfig.leash_weight, credit_by={},
     )  # fmt: skip
     return dataclasses.replace(preset, name=f"{preset.name}_sft", rollout=rollout, learning=learning)
 
