@@ -4,8 +4,8 @@
     python -m experiments.run [PRESET] --model.path runs/PRESET_sft/model
 
 A line of FILE.jsonl is {"prompt": text, "image": path}, and has a "thinking", too, where the model thinks; where the preset
-draws clips, it is {"prompt": text, "video": path}, and may have the "image" that a clip goes on from, if it is not its own
-first frame; where clips have sound, the MP4 holds it, or "audio" names a WAV file.  PRESET is a file in experiments/presets
+draws clips, it is {"prompt": text, "video": path}, and may have an "image", the first frame that the clip goes on from;
+where clips have sound, the MP4 holds it, or "audio" names a WAV file.  PRESET is a file in experiments/presets
 (default: shapes); an iteration is one optimizer step upon as many examples as one of the preset's takes episodes.  --help
 lists every field with its default and meaning.
 """

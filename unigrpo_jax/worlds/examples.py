@@ -6,10 +6,10 @@
     {"prompt": "a ball bounces", "video": "0001.webp", "audio": "0001.wav"}
 
 The form is that of prompts (`lines`), but `image` is what is to be drawn, not what is shown; where clips are learned that is
-`video`, and `image` the first frame that the clip goes on from, which is else its own; `audio` is the sound of the clip,
-which is else that in its MP4.  A file is read through once, when
-every line is checked and every picture's and clip's head is read; of a line its offset is kept, 8 bytes, and the rest is
-read again when it is asked for.
+`video`, and `image` the first frame that the clip goes on from, which is else its own where a model always goes on from one;
+`audio` is the sound of the clip, which is else that in its MP4.  A file is read through once, when every line is checked and
+every picture's and clip's head is read; of a line its offset is kept, 8 bytes, and the rest is read again when it is asked
+for.
 """
 
 import array
