@@ -27,10 +27,12 @@ class Arguments:
 
     sizes: tuple[str, ...] = ("tiny", "shapes", "middle")
     """`tiny` and `shapes` are the presets bagel_tiny and shapes; `middle` is 512 wide, 8 layers deep, 256 latent tokens;
-    `window` is `middle` with 15 flow steps, three of them trained; `sd_tiny` and `flux_tiny` are presets."""
+    `window` is `middle` with 15 flow steps, three of them trained; `sd_tiny` and `flux_tiny` are presets; `ltx2` is the toy
+    of `ltx2_tiny` with the transitions, the guidance and the groups of `ltx2_rlhf`."""
     tables: tuple[str, ...] = ("speed", "savings", "loop", "costs", "rounds")
     """`speed` of programs and parts, `savings` of what they share, the `loop` around them, `costs` of other settings, and
-    `rounds`: 1 to 4 of them, and guidance."""
+    `rounds`: 1 to 4 of them, and guidance.  Also, where it is asked for: `pipeline`, what each setting of a model that only
+    draws buys against a straightforward loop."""
     pictures: bool = False
     """The table `rounds`: a picture comes before each prompt, as in an edit."""
     repeats: Annotated[int, tyro.conf.arg(metavar="N")] = 7
@@ -47,7 +49,7 @@ class Arguments:
 @command_line
 def main(arguments: Arguments) -> None:
     """Measures, prints, saves."""
-    from experiments.benchmark import machine, rounds, rows
+    from experiments.benchmark import machine, pipeline, rounds, rows
     from experiments.benchmark.against import against
     from experiments.benchmark.workload import SIZES
     from unigrpo_jax.config import require
@@ -65,7 +67,7 @@ def main(arguments: Arguments) -> None:
     require(not unknown and bool(arguments.sizes), f"--sizes {' '.join(unknown)}: choose among {', '.join(SIZES)}.")
     measures = {"speed": rows.speed, "savings": rows.savings, "loop": rows.loop, "costs": rows.costs}
     given = lambda workload: workload.pictured() if arguments.pictures else workload
-    measures |= {"rounds": lambda workload, repeats: rounds.rounds(given(workload), repeats)}
+    measures |= {"rounds": lambda workload, repeats: rounds.rounds(given(workload), repeats), "pipeline": pipeline.pipeline}
     unknown = [title for title in arguments.tables if title not in measures]
     require(not unknown and bool(arguments.tables), f"--tables {' '.join(unknown)}: choose among {', '.join(measures)}.")
     require(arguments.repeats > 0, f"--repeats {arguments.repeats}: it must be at least 1.")
@@ -73,6 +75,9 @@ def main(arguments: Arguments) -> None:
     require(by_rounds or not arguments.pictures, "--pictures is about the table `rounds`; measure it, without --quick.")
     for size in arguments.sizes if arguments.pictures else ():
         require(SIZES[size]().network.thinks, f"--pictures are looked at, and {size} only draws; leave them out.")
+    for size in arguments.sizes if "pipeline" in arguments.tables else ():
+        require(not SIZES[size]().network.thinks,
+                f"--tables pipeline is about models that only draw, and {size} thinks; use --sizes ltx2.")  # fmt: skip
     repeats = min(arguments.repeats, 3) if arguments.quick else arguments.repeats
     left_out = ("costs", "rounds") if arguments.quick else ()
     tables = [(title, measures[title]) for title in arguments.tables if title not in left_out]

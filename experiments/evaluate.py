@@ -10,12 +10,33 @@ import dataclasses
 import pathlib
 import re
 import urllib.parse
+from typing import Any
 
 import tyro
 
 from experiments.command_line import command_line, preset
 from experiments.destination import file_to_write
 from unigrpo_jax.config import EvaluationConfig, MeshConfig
+
+NAMED = {"split", "source", "prompts", "seed", "sampler", "flow_steps", "guidance", "thinking", "thinking_as_text",
+         "temperature"}  # what a table's name says anyway  # fmt: skip
+UNNAMED = {"data", "batch", "every", "drift"}  # what decides no number of it
+
+
+def others(settings: Any, plain: Any, between: str = "-") -> str:
+    """What else decides a table, for its name, as far as it is not the default, such as "-image2-passes_sound7_other3"."""
+    found = ""
+    for field in dataclasses.fields(settings):
+        own, usual = getattr(settings, field.name), getattr(plain, field.name)
+        if field.name in NAMED | UNNAMED or own == usual:
+            continue
+        found += between + field.name.removeprefix("guidance_")
+        if dataclasses.is_dataclass(own):
+            found += others(own, usual, "_")
+        else:
+            values = own if isinstance(own, tuple) else (own,)
+            found += "_".join(f"_{x}" if isinstance(x, str) else f"{x:g}" for x in values)
+    return found
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,8 +104,8 @@ def main(arguments: Arguments) -> None:
     stems = "+".join(re.sub(r"[^\w.-]", "_", pathlib.Path(name).stem) for name in sources)
     stems = stems[:80] + ("" if e.split == "held_out" else f"_{e.split}")
     asked = f"{stems}{len(evaluator.prompts)}-seed{e.seed}"
-    name = f"{restored.name}-{asked}-{e.sampler}{e.flow_steps}-cfg{e.guidance:g}-thinking_{thinking}.json"
-    out = arguments.out or restored.folder / "evaluations" / name
+    name = f"{restored.name}-{asked}-{e.sampler}{e.flow_steps}-cfg{e.guidance:g}-thinking_{thinking}"
+    out = arguments.out or restored.folder / "evaluations" / f"{name}{others(e, EvaluationConfig())}.json"
     if not storage.is_bucket(out):
         out = storage.path(file_to_write(out, "--out"))
     autoencoder = restored.loaded.autoencoder_params(meshes.replicated(restored.layout.mesh))

@@ -4,8 +4,8 @@
     python -m experiments.run [PRESET] --model.path runs/PRESET_sft/model
 
 A line of FILE.jsonl is {"prompt": text, "image": path}, and has a "thinking", too, where the model thinks; where the preset
-draws clips, it is {"prompt": text, "video": path}, and may have the "image" that a clip goes on from, if it is not its own
-first frame; where clips have sound, the MP4 holds it, or "audio" names a WAV file.  PRESET is a file in experiments/presets
+draws clips, it is {"prompt": text, "video": path}, and may have an "image", the first frame that the clip goes on from;
+where clips have sound, the MP4 holds it, or "audio" names a WAV file.  PRESET is a file in experiments/presets
 (default: shapes); an iteration is one optimizer step upon as many examples as one of the preset's takes episodes.  --help
 lists every field with its default and meaning.
 """
@@ -15,7 +15,7 @@ import pathlib
 import shutil
 
 from experiments.run import train
-from unigrpo_jax.config import RunConfig, require
+from unigrpo_jax.config import LearningConfig, RunConfig, require
 from unigrpo_jax.foreign_text import tell
 
 PROGRAM = "experiments.sft"
@@ -37,7 +37,7 @@ def settings(preset: RunConfig) -> RunConfig:
     learning = dataclasses.replace(
         preset.learning, method="sft", group_size=1, best=0, worst=0, ppo_epochs=1, minibatches=1, credit="shared",
         thought_rewards=(), round_reward="last", reference="none", mse_weight=0.0, latent_kl_weight=0.0, text_kl_weight=0.0,
-        leash_times=(), credit_by={},
+        leash_times=(), leash_weight=LearningConfig.leash_weight, credit_by={},
     )  # fmt: skip
     return dataclasses.replace(preset, name=f"{preset.name}_sft", rollout=rollout, learning=learning)
 

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments.benchmark import machine, rounds, rows, timing, workload
+from experiments.benchmark import machine, pipeline, rounds, rows, timing, workload
 from experiments.benchmark.variants import OneForwardPerStep, one_forward_per_step, one_prefill_per_episode
 from experiments.presets import smoke
 from tests import tiny
@@ -78,6 +78,7 @@ def test_the_command_prints_its_tables_and_saves_every_row(small, tmp_path, monk
         (["--tables", "speed", "--pictures"], ["--pictures is about the table `rounds`"]),
         (["--tables", "speed", "slowness"], ["--tables slowness", "speed, savings, loop, costs, rounds"]),
         (["--repeats", "0"], ["--repeats 0", "at least 1"]),
+        (["--tables", "pipeline", "--sizes", "tiny"], ["about models that only draw, and tiny thinks; use --sizes ltx2."]),
     ],
 )
 def test_what_cannot_be_measured_is_one_sentence(arguments, words):
@@ -168,10 +169,53 @@ def test_one_forward_per_step_reads_the_context_once_for_each_step(whole):
     assert cost(whole) > 1.1 * cost(tiny.policy())
 
 
-def test_one_prefill_per_episode_samples_the_same_episodes():
-    rollout = tiny.jit(one_prefill_per_episode(tiny.rollout_program()))
+def test_one_prefill_per_episode_samples_the_same_episodes_one_at_a_time():
+    rollout = tiny.jit(one_prefill_per_episode(tiny.rollout_program(), pieces=tiny.EPISODES))
     episodes = rollout(tiny.params(), {}, tiny.prompts(), 0, 0)
     tiny.assert_episodes_equal(episodes, tiny.episodes())
+
+
+@pytest.fixture(scope="module")
+def steps() -> list[pipeline.Way]:
+    """From the straightforward loop to the settings of `ltx2`, and without guidance."""
+    return pipeline.ways(workload.SIZES["ltx2"]())
+
+
+def test_a_straightforward_loop_comes_to_the_settings_one_part_after_the_other(steps):
+    """Two prompts of eight clips, nine of fifteen noisy transitions trained, guidance 3: as `ltx2_rlhf` says of its own."""
+    seen = lambda way: (way.load.config.rollout.window_size, way.load.config.learning.micro_batches,
+                        way.load.config.rollout.guidance, way.kept, way.alone, way.same)  # fmt: skip
+    assert {way.name: seen(way) for way in steps} == {
+        "straightforward": (15, 16, 3.0, False, True, True),
+        "texts kept": (15, 16, 3.0, True, True, True),
+        "batches": (15, 1, 3.0, True, False, True),
+        "window": (9, 1, 3.0, True, False, True),
+        "no guidance": (9, 1, 1.0, True, False, False),
+    }
+    assert steps[0].load is steps[1].load, "both have the same programs"
+    assert {way.load.config.rollout.flow_steps for way in steps} == {16}
+
+
+def test_parts_add_up_to_iterations_whose_ratios_are_taken_within_a_round(steps):
+    """Two rounds, the second ten times as slow; what is drawn in batches differs by a tenth of its deviation, 0.5."""
+    first = {"texts, straightforward": 4.0, "texts, kept": 1.0}
+    first |= {f"{part}, {way.name}": time for part in ("rollout", "update")
+              for way, time in zip(steps[1:], (8.0, 4.0, 2.0, 1.0), strict=True)}  # fmt: skip
+    one = np.array([0.0, 1.0] * 4)
+    drawn = {way.name: {"video": one, "audio": one} for way in steps[1:]}
+    drawn["batches"] = {"video": one, "audio": one + 0.05 * (np.arange(8) == 3)}
+    found = {row.name: row for row in pipeline.table(steps, {name: (x, 10 * x) for name, x in first.items()}, drawn)}
+    whole = {"straightforward": 20.0, "texts kept": 17.0, "batches": 9.0, "window": 5.0, "no guidance": 3.0}
+    for name, seconds in whole.items():
+        row = found[f"iteration, {name}"]
+        assert (row.value.low, row.value.high, row.unit) == (seconds, 10 * seconds, "s")
+    for before, after in zip(whole, list(whole)[1:], strict=False):
+        assert found[f"times as fast by {after}"].value.median == pytest.approx(whole[before] / whole[after])
+    for name in ("batches", "window", "no guidance"):
+        row = found[f"times as fast by all up to {name}"]
+        assert row.value.low == row.value.high == pytest.approx(20 / whole[name])
+    apart = {name: row.value.median for name, row in found.items() if name.startswith("samples apart")}
+    assert apart == {"samples apart, batches": pytest.approx(0.1), "samples apart, window": 0.0}
 
 
 def test_functions_take_turns_and_their_first_call_is_not_counted():

@@ -12,12 +12,13 @@ from PIL import Image
 from tests.judge_server import Answer, always, config, expects, in_turn, judge, says, serving
 from tests.judge_server import batch as images
 from tests.moving import FPS, batch, clip
-from unigrpo_jax.clip_files import read_clip
+from unigrpo_jax.clip_files import read_clip, read_clip_sound
 from unigrpo_jax.config import ConfigError, JudgingConfig, LearningConfig
 from unigrpo_jax.config_checks import check
 from unigrpo_jax.learning import credit
 from unigrpo_jax.rewards.judging import Judging
 from unigrpo_jax.rewards.load import load_reward
+from unigrpo_jax.rewards.protocol import RewardBatch
 from unigrpo_jax.rewards.remote_reply import NotJudged, scores
 from unigrpo_jax.rewards.verdict import numbers
 
@@ -72,6 +73,35 @@ def test_a_whole_clip_is_shown_as_mp4_in_a_data_url(tmp_path):
         frames, fps = read_clip(tmp_path / "sent.mp4")
         row = int("square 1" in text)
         assert fps == FPS and np.abs(frames.astype(int) - clip(colour=row)).mean() < 3
+
+
+@pytest.mark.parametrize("rate, sides", [(16000, 2), (4000, 1)])
+def test_a_whole_clip_is_sent_with_its_sound_and_frames_without(tmp_path, rate, sides):
+    """Each with its own tone, at its rate or the next one that MP4 knows; numbers that are none are silence."""
+    pytest.importorskip("av")
+    seconds, tones = np.arange(round(0.75 * rate))[:, None] / rate, (220.0, 440.0)
+    audio = np.float32([0.5 * np.sin(2 * np.pi * tone * seconds) * np.ones(sides) for tone in tones])
+    audio[1, -3:] = np.nan
+    given = batch(2)
+    clips = RewardBatch(prompts=given.prompts, metadata=given.metadata, thinking=given.thinking, videos=given.videos,
+                        audio=audio, fps=FPS, rate=float(rate))  # fmt: skip
+    with serving(always(says("7"))) as server:
+        judge(server.url, clip="video", form="number")(clips)
+        judge(server.url, clip="frames", form="number")(clips)
+    sent = {"video_url": 0, "image_url": 0}
+    for request in server.requests:
+        part, *_, text = parts(request)
+        sent[part["type"]] += 1
+        if part["type"] == "image_url":
+            continue
+        (tmp_path / "sent.mp4").write_bytes(base64.b64decode(part["video_url"]["url"].partition(",")[2], validate=True))
+        heard, own = read_clip_sound(tmp_path / "sent.mp4")
+        assert own == {16000: 16000, 4000: 8000}[rate] and heard.shape[1] == sides
+        assert abs(len(heard) / own - 0.75) < 0.15 and np.isfinite(heard).all() and 0.25 < heard.std() < 0.4
+        spectrum = np.abs(np.fft.rfft(heard[:, 0]))
+        assert abs(spectrum.argmax() * own / len(heard) - tones["square 1" in text]) < 5
+        assert read_clip(tmp_path / "sent.mp4")[0].shape == given.videos.shape[1:]
+    assert sent == {"video_url": 2, "image_url": 2}
 
 
 def test_what_is_asked_about_images_is_what_it_was():

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from experiments.sft import settings
 from tests import oracle, tiny
 from unigrpo_jax.config import LearningConfig, RolloutConfig, RunConfig
 from unigrpo_jax.config_checks import check
@@ -117,9 +118,20 @@ def test_on_a_diffusion_the_states_lie_on_its_path():
         ({"leash_times": (0.5,), "reference": "none", "mse_weight": 0.0}, "'none' keeps none; use 'device' or 'host'"),
         ({"leash_times": (0.5,), "method": "best_of_n", "best": 1}, "learning.method = 'best_of_n' does not"),
         ({"leash_weight": -1.0}, "learning.leash_weight = -1.0, but it must be 0 or more"),
+        ({"leash_weight": 0.5}, "learning.leash_weight = 0.5 weighs the MSEs at learning.leash_times, and these name none"),
     ],
 )
-def test_what_cannot_hold_is_refused(learning, words):
+def test_what_holds_nothing_is_refused(learning, words):
     with pytest.raises(Exception, match=words.replace(".", r"\.")) as caught:
         check(RunConfig(rollout=RolloutConfig(), learning=LearningConfig(**learning)))
     assert type(caught.value).__name__ == "ConfigError"
+
+
+@pytest.mark.parametrize("learning", [{}, {"leash_weight": 0.0}, {"leash_weight": 0.5, "leash_times": (0.5,)}])
+def test_a_weight_that_says_nothing_or_weighs_something_passes(learning):
+    check(RunConfig(learning=LearningConfig(**learning)))
+
+
+def test_supervised_training_of_a_preset_that_is_held_is_held_by_nothing():
+    held = LearningConfig(leash_weight=0.5, leash_times=(0.5,))
+    check(dataclasses.replace(settings(RunConfig(learning=held)), data="examples.jsonl"))

@@ -100,7 +100,7 @@ def events(folder):
 def test_tensorboard_gets_numbers_the_grid_its_words_and_the_held_out_table(tmp_path):
     pytest.importorskip("tensorboardX", reason="tensorboardX is not installed")
     with MetricsWriter(tmp_path, tensorboard=True) as writer:
-        writer.table(0, TABLE)
+        writer.table(0, TABLE, "held_out")
         writer.write(1, {"reward/mean": 0.5, "text/entropy": None})
         writer.samples(1, [SAMPLE])
     found = events(tmp_path)
@@ -142,20 +142,23 @@ def fake_wandb(monkeypatch, run):
     monkeypatch.setitem(__import__("sys").modules, "wandb", module)
 
 
-def test_wandb_gets_numbers_the_grid_its_words_and_the_held_out_table(tmp_path, monkeypatch):
+def test_wandb_gets_numbers_the_grid_its_words_and_tables_named_as_their_prompts(tmp_path, monkeypatch):
     fake_wandb(monkeypatch, run := FakeRun())
     rounds = Sample(prompt="", thinking="t", image=IMAGE, verdict="ok", correct=None,
                     earlier=(Moment(prompt="p", thinking="s", image=IMAGE, verdict="no", correct=True),))  # fmt: skip
     with MetricsWriter(tmp_path, wandb=True) as writer:
         writer.write(1, {"reward/mean": 0.5, "text/entropy": None})
         writer.samples(1, [rounds])
-        writer.table(1, TABLE)
+        writer.table(1, TABLE, "held_out")
+        writer.table(1, TABLE, "validation")
+    rows = (["score", "overall", "colors"], [["exact", "0.500", "0.250"], ["graded", "0.750", ""]])
     assert run.logged == [
         (1, {"reward/mean": 0.5}),
         (1, {"samples": ("picture", np.asarray(draw_grid([rounds])).shape)}),
         (1, {"samples/words": (["sample", "round", "prompt", "thinking", "verdict", "right"],
                                [["1", "1", "p", "s", "no", "yes"], ["1", "2", "", "t", "ok", ""]])}),
-        (1, {"held_out": (["score", "overall", "colors"], [["exact", "0.500", "0.250"], ["graded", "0.750", ""]])}),
+        (1, {"held_out": rows}),
+        (1, {"validation": rows}),
     ]  # fmt: skip
     assert run.ended == 1 and (tmp_path / "wandb_id").read_text() == "id7"
 
@@ -166,7 +169,7 @@ def test_a_logger_that_fails_is_told_once_and_the_run_goes_on(tmp_path, monkeypa
     with MetricsWriter(tmp_path, wandb=True, say=said.append) as writer:
         writer.write(1, {"a": 1})
         writer.samples(1, [SAMPLE])
-        writer.table(1, TABLE)
+        writer.table(1, TABLE, "held_out")
         run.broken = ["finish"]
         writer.write(2, {"a": 2})
     failed = "Weights & Biases failed at step 1 (the network is away)"
@@ -179,7 +182,7 @@ def test_a_run_without_loggers_draws_nothing_for_them(tmp_path, monkeypatch):
     monkeypatch.setattr("unigrpo_jax.training.metrics.draw_grid", None)
     with MetricsWriter(tmp_path) as writer:
         writer.samples(1, [SAMPLE])
-        writer.table(1, TABLE)
+        writer.table(1, TABLE, "held_out")
     assert lines(tmp_path) == []
 
 

@@ -2,29 +2,36 @@
 
 import dataclasses
 import json
+import types
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from PIL import Image
 
 from tests import tiny
 from tests.moving import FPS, clip
 from tests.test_config import refusal
+from tests.test_ltx2_painter import TEXT as TEXTS
+from tests.test_ltx2_sizes import SMALL
 from tests.test_modalities import FLOW, TEXT, Both
 from unigrpo_jax.clip_files import has_pyav, has_sound, save_clip
-from unigrpo_jax.config import RolloutConfig
+from unigrpo_jax.config import RolloutConfig, RunConfig
 from unigrpo_jax.learning.policy import Policy
 from unigrpo_jax.learning.teaching import Lessons, Teaching, token_weights
 from unigrpo_jax.models.autoencoders.log_mel import LogMel
 from unigrpo_jax.models.loaded import SoundForm
 from unigrpo_jax.models.ltx2.media import LTX2Media
+from unigrpo_jax.models.ltx2.painter import LTX2
+from unigrpo_jax.models.ltx2.transformer import LTX2Transformer
 from unigrpo_jax.models.paths import RECTIFIED
 from unigrpo_jax.models.schedule import timesteps
 from unigrpo_jax.rollout import randomness
 from unigrpo_jax.rollout.thinking import TokenSampler
 from unigrpo_jax.sound_files import save_sound
-from unigrpo_jax.training.supervised import check_examples
+from unigrpo_jax.training.programs import Inputs, Programs
+from unigrpo_jax.training.supervised import SupervisedPrograms, begins, check_examples, check_first_frames
 from unigrpo_jax.training.taught import Pictures, read
 from unigrpo_jax.worlds.examples import asked, read_examples
 
@@ -115,6 +122,97 @@ def test_an_example_whose_sound_is_no_number_teaches_nothing():
     np.testing.assert_allclose(drawn, [whole[0], 0], rtol=1e-6)
     np.testing.assert_allclose(broken, 1.3 * whole[0] / 2, rtol=1e-6)
     assert each["video"][1] == each["audio"][1] == 0
+
+
+# --- from a first frame ---------------------------------------------------------------------------------------------------
+
+FRAME, TOKENS = 2, 6  # latents of a frame and of the clip
+
+
+class Told(LTX2Transformer):
+    """Velocities are the parameters, and what each token knows of the others: their mean time, and the first frame."""
+
+    def __call__(self, params, x, times, *_):
+        batch = x["audio"].shape[0]
+        mean = jnp.broadcast_to(times["video"].reshape(batch, -1), (batch, TOKENS)).mean(1) / 1000
+        known = mean + x["video"][:, :FRAME].mean((1, 2))
+        return {name: params[name][None] + known[:, None, None] for name in x}
+
+
+LTX = LTX2(transformer=Told(**{field.name: getattr(SMALL, field.name) for field in dataclasses.fields(SMALL)}))
+
+
+class AsTheyAre:
+    """Latents are pixels and samples, some of which stand there twice."""
+
+    def encode(self, params, media, keys_B):
+        frames = lambda x: jnp.concatenate([x, x[..., :2]], axis=-1)
+        if not isinstance(media, dict):
+            return frames(media)[:, None]
+        return {"video": frames(media["video"]), "audio": media["audio"]}
+
+
+@pytest.mark.parametrize("begun", [True, False])
+def test_of_a_clip_from_a_first_frame_all_later_frames_and_the_sound_are_learned_by_hand(begun):
+    """The picture is seen clean and at time 0, and its velocity has no gradient; without one all tokens are learned."""
+    rng = np.random.default_rng(2)
+    frames, first = (rng.integers(0, 256, (B, *shape, 1, 2, 3)).astype(np.uint8) for shape in ((3,), ()))
+    sound = rng.uniform(-1, 1, (B, 5, 3)).astype(np.float32)
+    params = {"video": rng.standard_normal((TOKENS, 5)), "audio": rng.standard_normal((5, 3))}
+    grid = (3, 1, 2, 5, 24.0)
+    lessons = Lessons(model=LTX, autoencoder=AsTheyAre(), grid=grid, shift=1.0, draws=DRAWS)
+    flow = dataclasses.replace(FLOW, grid=grid)
+    config = dataclasses.replace(tiny.LEARNING, method="sft", group_size=1, modality_weights=WEIGHTS)
+    objective = Teaching(policy=Policy(model=LTX, tokens=TokenSampler(), flow=flow), config=config)
+
+    def once(params):
+        episodes = lessons({}, TEXTS, None, {"video": frames, "audio": sound}, 5, 3, 0, first if begun else None)
+        _, loss, each = objective.losses(params, episodes)
+        return loss.sum(), (episodes, each)
+
+    given = jax.tree.map(jnp.float32, params)
+    pull, (episodes, each) = jax.tree.map(np.asarray, tiny.jit(jax.grad(once, has_aux=True))(given))
+    latent = lambda x: np.concatenate([x, x[..., :2]], axis=-1).reshape(B, -1, 5) / 127.5 - 1
+    drawing, t, kept = episodes.drawing, episodes.drawing.times[:, :, None, None], FRAME if begun else 0
+    data = {"video": latent(frames)[:, kept:], "audio": sound}
+    seen = latent(first)[:, None] if begun else drawing.x["video"][:, :, :FRAME]
+    known = t * (TOKENS - kept) / TOKENS + seen.mean((2, 3), keepdims=True)
+    for name, own in data.items():
+        noise = drawing.noise[name]
+        np.testing.assert_allclose(drawing.x[name], (1 - t) * own[:, None] + t * noise, atol=1e-5)
+        v = params[name][kept if name == "video" else 0 :] + known
+        np.testing.assert_allclose(each[name], np.mean((v - (noise - own[:, None])) ** 2, axis=(1, 2, 3)), rtol=1e-4)
+    assert (np.abs(pull["video"]).max(-1) > 0).tolist() == [False] * kept + [True] * (TOKENS - kept)
+    assert (pull["audio"] != 0).all() and (episodes.picture is not None) == begun
+
+
+def test_first_frames_come_with_all_clips_of_a_file_or_with_none(tmp_path):
+    """But where a model always begins with a picture, which is then the clip's own; and where it never does."""
+    Image.new("RGB", (40, 20), "red").save(tmp_path / "a.png")
+    begun = GOOD | {"image": "a.png"}
+    networks = {name: types.SimpleNamespace(begins=name != "never", needs_picture=name == "always")
+                for name in ("never", "either", "always")}  # fmt: skip
+    for lines, right in (([GOOD] * 2, "never either always"), ([begun] * 2, "either always"), ([begun, GOOD], "always")):
+        found = examples(write(tmp_path, *lines))
+        for name, network in networks.items():
+            if name in right:
+                check_first_frames(found, network, "FOLDER")
+                assert begins(network, found) == (name == "always" or lines[0] is begun)
+                continue
+            text = refusal(check_first_frames, found, network, "FOLDER")
+            said = "FOLDER learns to go on from no picture" if name == "never" else "line 2: has no \"image\" beside its"
+            assert said in text and (name == "never" or f"and {tmp_path / 'data.jsonl'}, line 1 has one" in text), text
+
+
+@pytest.mark.parametrize("shows", [False, True])
+def test_a_first_frame_is_a_part_of_a_lesson_where_examples_have_one(monkeypatch, shows):
+    programs = object.__new__(SupervisedPrograms)
+    programs.config, programs.spread, programs._form = RunConfig(rollout=ROLLOUT), None, FORM
+    programs._network = types.SimpleNamespace(needs_picture=False)
+    nothing = Inputs(state=None, frozen={}, reference={}, autoencoder={}, prompt={})
+    monkeypatch.setattr(Programs, "inputs", lambda *given: nothing)
+    first = programs.inputs({}, {}, None, False, shows).first
+    assert first is None if not shows else first.shape == (programs.config.episodes, 24, 32, 3)
 
 
 # --- latents of both ------------------------------------------------------------------------------------------------------

@@ -418,9 +418,9 @@ class RunConfig:
     mixed."""
     data: str | None = None
     """Method `sft`: FILE.jsonl of examples: a `prompt`, an `image` to draw and, where the model thinks, a `thinking` a line;
-    where clips are drawn a `video`, an `image` only where another first frame than its own is gone on from, and an `audio`,
-    a WAV file, where the MP4 does not hold the sound that is learned.  Held-out prompts still come from `prompts`, where
-    there are some."""
+    where clips are drawn a `video`, an `image`, the first frame that it goes on from (LTX-2: in every line or in none;
+    SkyReels-V1: where that is not the clip's own), and an `audio`, a WAV file, where the MP4 does not hold the sound that is
+    learned.  Held-out prompts still come from `prompts`, where there are some."""
     prompt_weights: tuple[float, ...] = ()
     """Shares of several sources of prompts, in their order; without any they are equal."""
     rewards: tuple[str, ...] = ("shapes",)

@@ -252,7 +252,10 @@ def check(config: RunConfig) -> None:
 
 def _check_leash_times(learn: LearningConfig) -> None:
     """Raises ConfigError unless there is something to hold to at `leash_times`, and they are times."""
-    times = " ".join(f"{t:g}" for t in learn.leash_times)
+    times, usual = " ".join(f"{t:g}" for t in learn.leash_times), LearningConfig.leash_weight
+    require(bool(times) or learn.leash_weight in (usual, 0), f"learning.leash_weight = {learn.leash_weight:g} weighs the "
+            "MSEs at learning.leash_times, and these name none; add some, such as --learning.leash-times 0.25 0.5625, or "
+            "leave it out.")  # fmt: skip
     require(all(0 < t <= 1 for t in learn.leash_times),
             f"learning.leash_times = {times}, but each must be above 0, the data, and at most 1, the noise.")  # fmt: skip
     require(not learn.leash_times or learn.method in ("grpo", "refl"),

@@ -37,7 +37,8 @@ class JudgeConfig:
     """What is asked; {prompt}, {thinking}, {point}, {low}, {high} and {dimensions} are filled in. Empty is the form's own
     question."""
     clip: Literal["frames", "video"] = "frames"
-    """How a clip is shown: some frames of it as images, or all as one MP4 (`video_url`, which vLLM and SGLang take)."""
+    """How a clip is shown: some frames of it as images, or all as one MP4, with its sound where it has one (`video_url`,
+    which vLLM and SGLang take)."""
     frames: int = 8
     """Frames of a clip that are shown: the first, the last and others evenly between."""
     show_thinking: bool = False

@@ -48,9 +48,12 @@ def one_forward_per_step(policy: Policy, steps: int) -> OneForwardPerStep:
     return OneForwardPerStep(**fields, steps=steps)
 
 
-def one_prefill_per_episode(program: RolloutProgram) -> Callable:
-    """The rollout with every prompt read once for each episode of its group, and not once for all of them."""
-    alone = dataclasses.replace(program, group_size=1)
+def one_prefill_per_episode(program: RolloutProgram, pieces: int = 1) -> Callable:
+    """The rollout with every prompt read once for each episode of its group, and not once for all of them.
+
+    In so many `pieces` of the episodes, one after the other; starts of a group's episodes are no longer shared.
+    """
+    alone = dataclasses.replace(program, group_size=1, micro_batches=pieces)
 
     def rollout(params, autoencoder_params, prompt, seed, step):
         prompt = jax.tree.map(lambda x: jnp.repeat(x, program.group_size, axis=0), prompt)

@@ -269,11 +269,26 @@ def middle() -> Workload:
     return random(MIDDLE, RunConfig(name="middle", model=model, rollout=rollout, learning=learning))
 
 
+def ltx2() -> Workload:
+    """The toy `ltx2_tiny`, with two prompts and the transitions, the guidance and the groups of `ltx2_rlhf`."""
+    (toy, _), (whole, _) = preset(["ltx2_tiny"], ""), preset(["ltx2_rlhf"], "")
+    rollout, learning = whole.rollout, whole.learning
+    given = dict(flow_steps=rollout.flow_steps, noise_range=rollout.noise_range, window_size=rollout.window_size,
+                 window_range=rollout.window_range, guidance=rollout.guidance)  # fmt: skip
+    toy = dataclasses.replace(
+        toy,
+        rollout=dataclasses.replace(toy.rollout, prompts_per_iteration=2, **given),
+        learning=dataclasses.replace(toy.learning, group_size=learning.group_size, window_steps=learning.window_steps),
+    )
+    return of_config(toy)
+
+
 SIZES: dict[str, Callable[[], Workload]] = {
     "tiny": lambda: of_config(preset(["bagel_tiny"], "")[0]),
     "shapes": lambda: of_config(preset(["shapes"], "")[0]),
     "middle": middle,
     "sd_tiny": lambda: of_config(preset(["sd_tiny"], "")[0]),
     "flux_tiny": lambda: of_config(preset(["flux_tiny"], "")[0]),
+    "ltx2": ltx2,
     "window": lambda: middle().changed(window_size=3, flow_steps=15),
 }

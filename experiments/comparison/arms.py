@@ -6,10 +6,11 @@ All arms of a comparison spend the same budget: iterations, episodes sampled in 
 import dataclasses
 from collections.abc import Callable
 
-from unigrpo_jax.config import EvaluationConfig, RunConfig
+from unigrpo_jax.config import EvaluationConfig, LearningConfig, RunConfig
 
 ODE, GUIDED = "ode", "guided"
 GUIDANCE = 2.0
+UNHELD = {"leash_times": (), "leash_weight": LearningConfig.leash_weight}  # at no times beside the window's
 LATENT_KL, LEASH = 10.0, 0.1  # weights of the two regularisers
 NOISY, FPO_CLIP = 4, 0.05  # noisy versions of a drawing; the clip range of FPO's paper
 
@@ -54,17 +55,17 @@ def table(base: RunConfig, learned_scorer: bool) -> list[Arm]:
       base: what UniGRPO itself runs with.
       learned_scorer: whether the prompts are those that the reward `shapes_scorer`, whose gradient ReFL follows, can read.
     """
-    text = changed(base, learning={"flow_weight": 0.0, "mse_weight": 0.0, "leash_times": ()})
+    text = changed(base, learning={"flow_weight": 0.0, "mse_weight": 0.0} | UNHELD)
     flow = changed(base, learning={"text_weight": 0.0})
     blind = changed(flow, rollout={"thinking": False}, evaluation={"thinking": False})
     half = lambda config: dataclasses.replace(config, iterations=config.iterations // 2)
     steps = base.rollout.flow_steps
     # Drawn by the ODE, and learned from noisy versions at any of the schedule's times.
     forward = {"step_rule": "ode", "window_size": NOISY, "window_range": (0, steps), "window": "contiguous"}
-    unifpo = changed(base, learning={"method": "fpo", "flow_clip": FPO_CLIP, "leash_times": ()}, rollout=forward)
+    unifpo = changed(base, learning={"method": "fpo", "flow_clip": FPO_CLIP} | UNHELD, rollout=forward)
     fpo = changed(unifpo, learning={"text_weight": 0.0})
-    nft = changed(flow, learning={"method": "diffusion_nft", "leash_times": ()}, rollout=forward)
-    imitation = changed(base, learning={"method": "best_of_n", "best": 1, "leash_times": ()}, rollout={"step_rule": "ode"})
+    nft = changed(flow, learning={"method": "diffusion_nft"} | UNHELD, rollout=forward)
+    imitation = changed(base, learning={"method": "best_of_n", "best": 1} | UNHELD, rollout={"step_rule": "ode"})
     arms = [
         Arm(name="base_plain", title="Base", stages=(), thinking=False),
         Arm(name="base", title="Base", stages=()),
@@ -117,8 +118,8 @@ def _guidance(base: RunConfig) -> dict[str, RunConfig]:
 
 def _regulariser(base: RunConfig) -> dict[str, RunConfig]:
     """The learned reward, followed at twice the rate, so that what can be hacked is hacked within the budget."""
-    none = {"mse_weight": 0.0, "leash_times": (), "latent_kl_weight": 0.0, "denoising_lr": 2 * base.learning.denoising_lr}
-    scored = changed(dataclasses.replace(base, rewards=("shapes_scorer",)), learning=none)
+    none = {"mse_weight": 0.0, "latent_kl_weight": 0.0, "denoising_lr": 2 * base.learning.denoising_lr}
+    scored = changed(dataclasses.replace(base, rewards=("shapes_scorer",)), learning=none | UNHELD)
     return {
         "none": scored,
         f"latent KL, {LATENT_KL:g}": changed(scored, learning={"latent_kl_weight": LATENT_KL}),

@@ -5,9 +5,10 @@
     MSE  = mean |f(x_t, t | prompt, thinking) - target(data, noise, t)|^2,    x_t = alpha_t data + sigma_t noise
 
 `data` is a sample of the autoencoder's posterior.  A model that goes on from a picture is given a sample of that picture's
-posterior, as in a rollout; all of `data` is learned, the first frame's latent, too.  Times of a flow are drawn from a
-logit-normal distribution (arXiv 2403.03206) and shifted as the sampler shifts its own; those of a diffusion uniformly from
-the steps that it was trained in.  A clip and its sound share each time, have noises of their own, and
+posterior, as in a rollout.  All of `data` is learned, the first frame's latent, too; but where that frame is the picture
+itself (`Animator.keeps_first`) that is seen as it is, at time 0, and the mean is over the others.  Times of a flow are drawn
+from a logit-normal distribution (arXiv 2403.03206) and shifted as the sampler shifts its own; those of a diffusion uniformly
+from the steps that it was trained in.  A clip and its sound share each time, have noises of their own, and
 
     MSE  = sum_m modality_weights[m] * MSE_m,    MSE_m a mean over the numbers of m alone.
 
@@ -94,6 +95,7 @@ class Lessons:
             found = hold(latents(first_BHWC, randomness.FIRST))
             finite = finite & finite_rows(found)
             first = Look(latent=jnp.where(finite[:, None, None, None, None], found, 0.0), patches=None)
+            data = self.model.free(data, self.model.begun(self.model.empty(batch), first.latent))
         data = jax.tree.map(lambda x: jnp.where(finite[:, None, None], x, 0.0), data)
         t = self.times(keys(randomness.TIMES))
         alpha, sigma = (part[:, :, None, None] for part in self.model.path.coefficients(t))

@@ -1,7 +1,8 @@
 """What a remote judge is shown: an image, some frames of a clip, or the whole clip, as parts of a chat message.
 
 An image or a frame is an `image_url` with a PNG data URL, without loss.  A whole clip is a `video_url` with an MP4 data URL,
-which vLLM and SGLang take and OpenAI's own API does not; which frames of it a judge looks at is then the server's affair.
+with its sound (AAC) where there is one, which vLLM and SGLang take and OpenAI's own API does not; which frames of it a judge
+looks at, and whether it listens, is then the server's affair.
 """
 
 import base64
@@ -13,6 +14,7 @@ import numpy as np
 from unigrpo_jax import clip_files
 from unigrpo_jax.config import JudgeConfig
 from unigrpo_jax.rewards.protocol import RewardBatch
+from unigrpo_jax.sound_files import audible
 
 
 class Shown(NamedTuple):
@@ -37,7 +39,8 @@ def show(batch: RewardBatch, row: int, settings: JudgeConfig) -> Shown:
         return Shown("image", "an image", [_picture(batch.images[row])], "")
     frames = batch.videos[row]
     if settings.clip == "video":
-        url = _data_url("video/mp4", clip_files.encode(frames, batch.fps, "mp4"))
+        sound = (audible(batch.audio[row]), batch.rate) if "audio" in batch.media else None
+        url = _data_url("video/mp4", clip_files.encode(frames, batch.fps, "mp4", sound))
         return Shown("video", "a video", [{"type": "video_url", "video_url": {"url": url}}], "")
     some = clip_files.spread(len(frames), settings.frames)
     times = ", ".join(f"{second:.2f}" for second in some / batch.fps)

@@ -110,7 +110,7 @@ class Iterations:
                 after = self._held_out()
                 self._summary |= {"after": after.table, "iterations": total, "seconds": self._seconds()}
                 self._write_samples(total, after.samples)
-                self._alone(lambda: self._writer.table(total, after.table))
+                self._log_table(total, after.table)
                 self._alone(write_json, self._run_dir / "summary.json", self._summary)
                 self._save_now()
         header, rows = summary_table(self._summary["before"], self._summary["after"])
@@ -135,7 +135,7 @@ class Iterations:
             before = self._judged(self._evaluator, params)
             summary = {"before": before.table, "evaluation": settings, "seconds": previous}
             self._write_samples(0, before.samples)
-            self._alone(lambda: self._writer.table(0, before.table))
+            self._log_table(0, before.table)
             self._alone(write_json, self._run_dir / "summary.json", summary)
             self._show(self._console.message, f"Before: {headline(before.table) or 'nothing judges the images'}")
             self._tell_of_blind_rewards()
@@ -175,7 +175,7 @@ class Iterations:
             found = self._held_out()
             done.table, done.shown = found.table, True
             done.metrics |= evaluated(done.table) | drifted(found.drift)
-            self._alone(lambda: self._writer.table(done.number, done.table))
+            self._log_table(done.number, done.table)
 
     def _record(self, done: Done) -> None:
         done.recorded = True
@@ -258,6 +258,9 @@ class Iterations:
     def _write_samples(self, step: int, samples: list[Sample]) -> None:
         self._alone(save_samples, self._run_dir, step, samples)
         self._alone(lambda: self._writer.samples(step, samples))
+
+    def _log_table(self, step: int, table: dict) -> None:
+        self._alone(lambda: self._writer.table(step, table, self._config.evaluation.split))
 
     def _alone(self, act: Callable, *arguments) -> None:
         """What only the first process does; what it raises ends the run when all next tell each other."""

@@ -104,11 +104,11 @@ class MetricsWriter:
 
         self._log(f"step {step}", log)
 
-    def table(self, step: int, table: Mapping[str, Mapping[str, float]]) -> None:
-        """Gives the loggers an evaluation's {score: {category: number}} as the table `held_out`."""
+    def table(self, step: int, table: Mapping[str, Mapping[str, float]], split: str) -> None:
+        """Gives the loggers an evaluation's {score: {category: number}} as a table that is named as its `split`."""
         categories = list(dict.fromkeys(category for row in table.values() for category in row))
         rows = [[name, *(f"{row[c]:.3f}" if c in row else "" for c in categories)] for name, row in table.items()]
-        self._log(f"step {step}", lambda logger: logger.rows(step, "held_out", ["score", *categories], rows))
+        self._log(f"step {step}", lambda logger: logger.rows(step, split, ["score", *categories], rows))
 
     def flush(self) -> None:
         """Makes all lines visible and durable."""

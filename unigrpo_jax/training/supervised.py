@@ -62,14 +62,29 @@ def build(config: RunConfig) -> SupervisedParts:
     for each in filter(None, (examples, held_out)):
         require(network.thinks or each.thought is None, f'{each.thought}: has a "thinking", but {folder} is a model that '
                 f"only draws ({family}); take it out of every line.")  # fmt: skip
-        require(network.needs_picture or each.begun is None, f'{each.begun}: has an "image" beside its "video", but '
-                f"{folder} learns to go on from no picture; take it out of every line.")  # fmt: skip
+        check_first_frames(each, network, folder)
         require(form is not None or each.heard is None, f'{each.heard}: has an "audio" beside its "video", but {folder} '
                 "draws clips without sound; take it out of every line.")  # fmt: skip
         check_examples(each, parts.loaded.codec, config.rollout, form)
     fields = {field.name: getattr(parts, field.name) for field in dataclasses.fields(Parts)}
-    fields["world"] = _judged(parts.world, config, held_out or examples, network.needs_picture)
+    judged = held_out or examples
+    fields["world"] = _judged(parts.world, config, judged, begins(network, judged))
     return SupervisedParts(**fields, examples=examples, held_out=held_out)
+
+
+def check_first_frames(examples: Examples, network, folder: object) -> None:
+    """ConfigError where a first frame comes with a clip of which nothing goes on, or with some clips and not with others."""
+    begun, unbegun = examples.begun, examples.unbegun
+    require(network.begins or begun is None, f'{begun}: has an "image" beside its "video", but {folder} learns to go on '
+            "from no picture; take it out of every line.")  # fmt: skip
+    require(network.needs_picture or begun is None or unbegun is None, f'{unbegun}: has no "image" beside its "video", and '
+            f"{begun} has one, but {folder} goes on from a picture in all clips of a run or in none; give every line its "
+            'first frame under "image", or none.')  # fmt: skip
+
+
+def begins(network, examples: Examples) -> bool:
+    """Whether clips of a file are learned from their first frames: where the model must, or they come with them."""
+    return network.needs_picture or examples.begun is not None
 
 
 def _world(config: RunConfig, examples: Examples) -> World:
@@ -125,7 +140,7 @@ class SupervisedPrograms(Programs):
         return Teaching(policy=policy, config=self.config.learning)
 
     def inputs(self, stored: dict, autoencoder: dict, text: Any, talks: bool = False, shows: bool = False) -> Lesson:
-        """As `Programs.inputs`; `talks` and `shows` say nothing of examples."""
+        """As `Programs.inputs`; `shows` says that clips come with first frames, `talks` nothing of examples."""
         found = super().inputs(stored, autoencoder, text)
         at = lambda shape, dtype: jax.ShapeDtypeStruct(shape, dtype, sharding=self.spread)
         r, batch, thinking = self.config.rollout, self.config.episodes, None
@@ -138,7 +153,8 @@ class SupervisedPrograms(Programs):
         image = at((batch, *((r.frames,) if r.frames > 1 else ()), *frame), np.uint8)
         if self._form is not None:
             image = {"video": image, "audio": at((batch, self._form.samples, self._form.channels), np.float32)}
-        first = at((batch, *frame), np.uint8) if self._network.needs_picture else None
+        begun = self._network.needs_picture or (shows and r.frames > 1)
+        first = at((batch, *frame), np.uint8) if begun else None
         return Lesson(**fields, thinking=thinking, image=image, first=first)
 
     def trace(self, inputs: Lesson) -> tuple[jax.stages.Traced, jax.stages.Traced]:
@@ -157,11 +173,11 @@ def lessons_of(config: RunConfig, network, autoencoder, parts: int) -> Lessons:
     return Lessons(model=network, autoencoder=autoencoder, grid=grid, shift=shift, draws=r.window_size, parts=parts)
 
 
-def _pictures(parts: SupervisedParts, batch: int, at: jax.sharding.Sharding) -> Pictures:
-    """Reads so many examples as the model of a run takes them."""
+def _pictures(parts: SupervisedParts, examples: Examples, batch: int, at: jax.sharding.Sharding) -> Pictures:
+    """Reads so many of the examples as the model of a run takes them."""
     rollout, network = parts.config.rollout, parts.loaded.network
     form = sound_form(network, parts.loaded.autoencoder, rollout)
-    return Pictures(rollout, batch, at, network.needs_picture, form)
+    return Pictures(rollout, batch, at, begins(network, examples), form)
 
 
 class SupervisedTrainer(Trainer):
@@ -171,7 +187,7 @@ class SupervisedTrainer(Trainer):
 
     def __init__(self, parts: SupervisedParts):
         super().__init__(parts)
-        self._pictures = _pictures(parts, parts.config.episodes, self.programs.spread)
+        self._pictures = _pictures(parts, parts.examples, parts.config.episodes, self.programs.spread)
 
     def sample(self, state: TrainState, step: int, number: int = 0) -> tuple[Episodes, np.ndarray, dict[str, float]]:
         """The examples of iteration `step` as episodes, their weights [B], and the seconds that it took.
@@ -227,7 +243,7 @@ class SupervisedEvaluator(Evaluator):
         devices = meshes.batch_size(layout.mesh)
         whole = evaluation.batch % devices
         self._at = meshes.replicated(layout.mesh) if whole else meshes.spread(layout.mesh)
-        self._pictures = _pictures(parts, evaluation.batch, self._at)
+        self._pictures = _pictures(parts, parts.held_out, evaluation.batch, self._at)
         lessons = lessons_of(config, loaded.network, loaded.autoencoder, 0 if whole else devices)
         flow = flow_sampler(config.rollout, loaded.network)
         system = loaded.codec.system(config.rollout)

@@ -6,10 +6,10 @@
     {"prompt": "a ball bounces", "video": "0001.webp", "audio": "0001.wav"}
 
 The form is that of prompts (`lines`), but `image` is what is to be drawn, not what is shown; where clips are learned that is
-`video`, and `image` the first frame that the clip goes on from, which is else its own; `audio` is the sound of the clip,
-which is else that in its MP4.  A file is read through once, when
-every line is checked and every picture's and clip's head is read; of a line its offset is kept, 8 bytes, and the rest is
-read again when it is asked for.
+`video`, and `image` the first frame that the clip goes on from, which is else its own where a model always goes on from one;
+`audio` is the sound of the clip, which is else that in its MP4.  A file is read through once, when every line is checked and
+every picture's and clip's head is read; of a line its offset is kept, 8 bytes, and the rest is read again when it is asked
+for.
 """
 
 import array
@@ -88,6 +88,7 @@ class Examples:
       deepest: as many, those with the longest thinkings.
       thought: the first line that has a thinking; None where none has.
       begun: the first line that has a first frame beside its clip; None where none has.
+      unbegun: the first line whose clip has none beside it; None where none is such.
       heard: the first line that names a sound beside its clip; None where none does.
       unread: names of what else stands there, at most `MOST_NAMES`.
     """
@@ -97,6 +98,7 @@ class Examples:
     deepest: Sequence[Example]
     thought: Line | None
     begun: Line | None
+    unbegun: Line | None
     heard: Line | None
     unread: Sequence[str]
 
@@ -159,7 +161,7 @@ def read_examples(name: str, option: str, thinks: bool, clips: bool = False) -> 
             check_picture(found.picture.path)
         return found
 
-    offsets, thought, begun, heard = array.array("q"), None, None, None
+    offsets, thought, begun, unbegun, heard = array.array("q"), None, None, None, None
     unread: dict[str, None] = {}
     longest: list[tuple[int, int]] = []  # heaps of (characters, offset)
     deepest: list[tuple[int, int]] = []
@@ -170,6 +172,8 @@ def read_examples(name: str, option: str, thinks: bool, clips: bool = False) -> 
             thought = Line(path, offset)
         if begun is None and found.clip is not None and found.picture is not None:
             begun = Line(path, offset)
+        if unbegun is None and found.clip is not None and found.picture is None:
+            unbegun = Line(path, offset)
         if heard is None and found.clip is not None and found.clip.wav is not None:
             heard = Line(path, offset)
         for heap, size in ((longest, len(found.text)), (deepest, len(words))):
@@ -185,6 +189,7 @@ def read_examples(name: str, option: str, thinks: bool, clips: bool = False) -> 
         deepest=picked(deepest),
         thought=thought,
         begun=begun,
+        unbegun=unbegun,
         heard=heard,
         unread=tuple(itertools.islice(unread, MOST_NAMES)),
     )
