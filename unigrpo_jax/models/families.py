@@ -25,9 +25,16 @@ FAMILIES = (
     "ltx2",
 )
 
-SHAPES_BASE = pathlib.Path(__file__).resolve().parent.parent / "worlds" / "shapes" / "base"
-# Names of the bases that lie beside it: of several rounds, and of the families that only draw.
-BASES = {"rounds_base": "rounds_base", "shapes_sd_base": "sd_base", "shapes_flux_base": "flux_base"}
+_WORLDS = pathlib.Path(__file__).resolve().parent.parent / "worlds"
+SHAPES_BASE = _WORLDS / "shapes" / "base"
+# Names of the other bases, and where they lie: of several rounds, and of the families that only draw.  Of the last one
+# `shapes_motion_base` is made, which has no folder of its own.
+BASES = {
+    "rounds_base": _WORLDS / "shapes" / "rounds_base",
+    "shapes_sd_base": _WORLDS / "shapes" / "sd_base",
+    "shapes_flux_base": _WORLDS / "shapes" / "flux_base",
+    "shapes_animate_base": _WORLDS / "motion" / "base",
+}
 # Values of own settings that say nothing: the default's, and what run folders of before hold where nothing was said.
 _UNSAID = {"told_guidance": (ModelConfig.told_guidance, 3.5)}
 _DISK = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENOTDIR)
@@ -114,7 +121,7 @@ def find_folder(path: str | None) -> pathlib.Path:
     require(not folder.is_file(), f"model.path: {folder} is a file, and a model is a folder; python -m "
             "experiments.single_file makes a folder of a file in which a whole model is published.")  # fmt: skip
     if path in BASES:
-        return SHAPES_BASE.parent / BASES[path]
+        return BASES[path]
     for name in FAMILIES:
         if path in family(name).TOYS:
             return family(name).TOYS[path]()

@@ -12,6 +12,7 @@ from unigrpo_jax.models.folders.pipelines import Pipeline
 from unigrpo_jax.models.folders.settings import read_settings
 from unigrpo_jax.models.folders.stored import DTYPES
 from unigrpo_jax.models.hunyuan_video import config as configs
+from unigrpo_jax.models.hunyuan_video import from_text
 from unigrpo_jax.models.hunyuan_video import scheduler as schedulers
 from unigrpo_jax.models.hunyuan_video.painter import HunyuanVideo
 from unigrpo_jax.models.hunyuan_video.tiny import picture_folder, tiny_folder
@@ -25,7 +26,7 @@ NAME, PIPELINE, FROM_PICTURE = "hunyuan_video", configs.PIPELINE, configs.FROM_P
 VERBS = "draws a clip by a flow, upon what Llama and CLIP say of the prompt; SkyReels-V1 goes on from a picture"
 FILES = configs.FILES
 PART, OWN_SETTINGS = "transformer", ("told_guidance",)
-TOYS = {"hunyuan_tiny": tiny_folder, "skyreels_tiny": picture_folder}
+TOYS = {"hunyuan_tiny": tiny_folder, "skyreels_tiny": picture_folder, "shapes_motion_base": from_text.base_folder}
 _PARTS = {
     PART: ("HunyuanVideoTransformer3DModel",),
     "vae": ("AutoencoderKLHunyuanVideo",),

@@ -4,6 +4,7 @@ The two are one network, and what reads zeros does nothing: the folder is the sa
 """
 
 import dataclasses
+import hashlib
 import json
 import pathlib
 import shutil
@@ -11,11 +12,12 @@ import shutil
 from unigrpo_jax.models.folders import component
 from unigrpo_jax.models.folders.pipelines import INDEX, open_network
 from unigrpo_jax.models.folders.stored import DTYPES
-from unigrpo_jax.models.folders.toys import save
+from unigrpo_jax.models.folders.toys import made_once, save
 from unigrpo_jax.models.hunyuan_video.config import PIPELINE, read_transformer
 
 READS = "x_embedder.proj.weight"  # [width, channels, ...]; the second half of the channels is a picture's
 _TRANSFORMER = "transformer"
+BASE = pathlib.Path(__file__).resolve().parents[2] / "worlds" / "motion" / "base"
 
 
 def write(folder: pathlib.Path, out: pathlib.Path) -> None:
@@ -32,3 +34,9 @@ def write(folder: pathlib.Path, out: pathlib.Path) -> None:
     save(out / _TRANSFORMER / "config.json", config | {"in_channels": half})
     index = json.loads((folder / INDEX).read_text())
     save(out / INDEX, index | {"_class_name": PIPELINE})  # last: it says that the folder is whole
+
+
+def base_folder() -> pathlib.Path:
+    """The folder of `shapes_motion_base`, made of `shapes_animate_base` on first use."""
+    weights = hashlib.sha256((BASE / _TRANSFORMER / f"{component.DIFFUSERS}.safetensors").read_bytes()).hexdigest()
+    return made_once(f"shapes-motion-base-{weights[:12]}", lambda folder: write(BASE, folder))
