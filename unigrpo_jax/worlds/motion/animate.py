@@ -5,7 +5,8 @@
     clip        the picture, then the red circle on its way; the blue square stays where it is
 
 Prompts are made without end: position i of seed s is a function of (s, i) alone, and asks for category i mod 6.  The text
-names as much of an object as is needed to mean it and no other; objects that it does not name are to stay still.  All begin on whole pixels.
+names as much of an object as is needed to mean it and no other; objects that it does not name are to stay still.  All
+begin on whole pixels.
 
 The held-out part differs in what is required: a key names the category, every object of the picture and how it moves, and
 belongs to one part by its hash, so that no text and picture are in both parts either.

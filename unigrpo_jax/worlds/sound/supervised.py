@@ -9,8 +9,8 @@ right and wrong modes to choose between, in picture, sound, and what binds them:
     missing    a click is not there
     swapped    left and right are exchanged, where something is heard off the middle by `LEAST_OFF` pixels
 
-All objects stand on whole pixels (`motion.staging`).  Where a fault cannot be made, as a late click where none is asked for, another one of those with a share is, so that the
-share of faulty examples is the same for all prompts.
+All objects stand on whole pixels (`motion.staging`).  Where a fault cannot be made, as a late click where none is asked
+for, another one of those with a share is, so that the share of faulty examples is the same for all prompts.
 """
 
 import dataclasses
