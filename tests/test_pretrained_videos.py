@@ -110,8 +110,9 @@ def test_who_goes_on_from_a_folder_learns_the_network_alone(begun, tmp_path, mon
     for name, p in after.params().items():
         np.testing.assert_allclose(p, started.params()[name] + MOVED, atol=2e-3)
     encoders = started.codec.encoders.parts
+    same = lambda a, b: np.testing.assert_allclose(a, b, atol=1e-3)  # float16
     for old, new in zip(encoders, after.codec.encoders.parts, strict=True):
-        jax.tree.map(np.testing.assert_array_equal, old.read(None), new.read(None))
+        jax.tree.map(same, old.read(None), new.read(None))
 
     told, texts = (
         [encoder.read(None) for encoder in encoders],
