@@ -1,7 +1,8 @@
 """Makes moving scenes that fulfil a requirement: starts and velocities at random, inside of what the judge allows.
 
 Places and speeds are any real numbers, or `whole`: then every object stands on whole pixels in every frame, turns in a frame
-and not between two, and glides along rows, columns or diagonals.  There are as many requirements, and far fewer clips.
+and not between two, glides along rows, columns or diagonals, and begins on the lines of a grid of `GRID` pixels, but for
+the distance to what it turns at.  There are as many requirements, and far fewer clips.
 """
 
 import numpy as np
@@ -17,6 +18,7 @@ TURN_SPEEDS = (1.0, 2.0)
 MEETING_SPEEDS = (0.8, 1.15)
 TURNS = (2.5, FRAMES - 3.5)  # frames
 MEETINGS = (3.0, FRAMES - 4.0)
+GRID = 3  # pixels
 
 _COLOURS = tuple(COLOURS)
 _STEPS = FRAMES - 1
@@ -44,11 +46,12 @@ def colour_of(rng: np.random.Generator, actor: Actor) -> str:
     return actor.what.colour or pick(rng, _COLOURS)
 
 
-def between(rng: np.random.Generator, low, high, whole: bool) -> np.ndarray:
-    """Numbers, uniform between those given, float64 of their common shape: real ones, or whole ones."""
+def between(rng: np.random.Generator, low, high, whole: bool, step: int = 1) -> np.ndarray:
+    """Numbers, uniform between those given, float64 of their common shape: real ones, or multiples of a whole step."""
     if not whole:
         return rng.uniform(low, high)
-    return rng.integers(np.ceil(low).astype(int), np.floor(high).astype(int), endpoint=True).astype(float)
+    first, last = np.ceil(np.divide(low, step)), np.floor(np.divide(high, step))
+    return step * rng.integers(first.astype(int), last.astype(int), endpoint=True).astype(float)
 
 
 def _clear(whole: bool) -> float:
@@ -58,7 +61,7 @@ def _clear(whole: bool) -> float:
 
 def _mover(rng: np.random.Generator, actor: Actor, whole: bool) -> Mover:
     """One object alone, inside the walls."""
-    motion, start, velocity = actor.motion, between(rng, np.zeros(2), ROOM, whole), np.zeros(2)
+    motion, start, velocity = actor.motion, between(rng, np.zeros(2), ROOM, whole, GRID), np.zeros(2)
     if motion.course == "straight":
         speed = between(rng, *SPEEDS[motion.pace], whole)
         if motion.direction is None:
@@ -71,7 +74,7 @@ def _mover(rng: np.random.Generator, actor: Actor, whole: bool) -> Mover:
             axis, sign = DIRECTIONS[motion.direction]
             velocity[axis] = sign * speed
         way = _STEPS * velocity + _clear(whole) * np.sign(velocity)
-        start = between(rng, np.maximum(-way, 0), ROOM - np.maximum(way, 0), whole)
+        start = between(rng, np.maximum(-way, 0), ROOM - np.maximum(way, 0), whole, GRID)
     elif motion.course in ("bounce", "stop"):
         axis, sign = DIRECTIONS[motion.direction]
         velocity[axis] = sign * between(rng, *(SPEEDS[motion.pace] if motion.pace else TURN_SPEEDS), whole)
@@ -83,9 +86,9 @@ def _meeting(rng: np.random.Generator, actors: tuple[Actor, ...], whole: bool) -
     """Two that move towards each other in one lane, equally fast, and touch before they reach a wall again."""
     axis, sign = DIRECTIONS[actors[0].motion.direction]
     speed, turn = between(rng, *MEETING_SPEEDS, whole), between(rng, *MEETINGS, whole)
-    lane = between(rng, 0, ROOM, whole)
+    lane = between(rng, 0, ROOM, whole, GRID)
     reach = speed * max(turn, _STEPS - turn) + _clear(whole)
-    middle = between(rng, BOX / 2 + reach, ROOM - BOX / 2 - reach, whole)
+    middle = between(rng, BOX / 2 + reach, ROOM - BOX / 2 - reach, whole, GRID)
     movers = []
     for actor, side in zip(actors, (sign, -sign), strict=True):
         start, velocity = np.full(2, lane), np.zeros(2)
