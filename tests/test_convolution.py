@@ -78,3 +78,17 @@ def test_both_ways_have_one_gradient(frames, way):
     slopes = [jax.grad(lambda x, k, way=way: jnp.sum(jnp.sin(way(strides, x, k))), (0, 1))(x, kernel)
               for way in (way, flat._by_convolution)]  # fmt: skip
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), *slopes)
+
+
+@pytest.mark.parametrize("most", [0, 1, 2, 4])  # pictures that may be laid out at once, of 5
+def test_what_is_too_much_to_lay_out_at_once_is_so_some_at_a_time(most, monkeypatch):
+    x = jax.random.normal(jax.random.key(0), (5, 6, 7, 3))
+    kernel = jax.random.normal(jax.random.key(1), (4, 3, 3, 3))
+    monkeypatch.setattr(flat, "PRODUCT", most * x[0].size * 9)
+    params = {"c.weight": kernel, "c.bias": jnp.zeros(4)}
+    slopes = [jax.grad(lambda x, k, way=way: jnp.sum(jnp.sin(way(x, k))), (0, 1))(x, kernel)
+              for way in (lambda x, k: flat.convolution(params | {"c.weight": k}, "c", x, padding=0),
+                          lambda x, k: flat._by_convolution((1, 1), x, k))]  # fmt: skip
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), *slopes)
+    right = by_hand(np.asarray(x), np.asarray(kernel), (1, 1))
+    np.testing.assert_allclose(flat.convolution(params, "c", x, padding=0), right, atol=1e-5)

@@ -7,7 +7,10 @@ import pytest
 
 from unigrpo_jax.worlds.motion.animate import judge_animations
 from unigrpo_jax.worlds.motion.judge import judge_clips
-from unigrpo_jax.worlds.motion.prompts import by_category
+from unigrpo_jax.worlds.motion.prompts import by_category, requirements
+from unigrpo_jax.worlds.motion.requirement import CATEGORIES
+from unigrpo_jax.worlds.motion.scene import places, touches
+from unigrpo_jax.worlds.motion.staging import GRID, stage
 from unigrpo_jax.worlds.motion.supervised import FAULTS, animate_example, example
 
 N = 150
@@ -65,3 +68,19 @@ def test_the_same_generator_makes_the_same_examples():
 def test_shares_that_are_none_are_refused(faults, words):
     with pytest.raises(ValueError, match=words):
         made("motion", 0, 1, faults=faults)
+
+
+def test_whole_scenes_stand_on_whole_pixels_begin_on_the_grid_and_touch_only_what_they_are_to():
+    rng = np.random.default_rng(3)
+    for category in CATEGORIES:
+        every = list(requirements(category))
+        for requirement in (every[i] for i in rng.integers(len(every), size=30)):
+            scene = stage(rng, requirement, whole=True)
+            at = places(scene)
+            np.testing.assert_array_equal(at, np.rint(at))
+            met = touches(scene)
+            assert all(touch.time == round(touch.time) for touch in met)
+            turns = {actor.motion.course for actor in requirement.actors} & {"bounce", "stop", "meet"}
+            assert bool(met) == bool(turns)
+            if not turns:
+                assert not (at[0] % GRID).any()

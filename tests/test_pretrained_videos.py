@@ -2,6 +2,7 @@
 
 import dataclasses
 import pathlib
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -38,20 +39,26 @@ def begun(tmp_path_factory) -> pathlib.Path:
     return folder
 
 
+def moved(loss, params, batches, *, key, **settings):
+    """A step that is the same everywhere, after the loss has been traced with its gradient."""
+    value, slopes = jax.eval_shape(jax.value_and_grad(loss), params, key, *next(batches))
+    assert value.shape == () and settings["steps"] == TRAINING.steps
+    return jax.tree.map(lambda p, slope: p + MOVED * jnp.ones(slope.shape), params, slopes)
+
+
+def begin(folder: pathlib.Path, begun: pathlib.Path) -> None:
+    shutil.copytree(begun / "animate", folder, dirs_exist_ok=True)
+
+
 @pytest.fixture(scope="module")
 def made(begun, tmp_path_factory) -> dict[str, Pipeline]:
-    """Both painters, learned by a step that is the same everywhere, after the loss has been traced with its gradient."""
-    folder, patch = tmp_path_factory.mktemp("made") / "out", pytest.MonkeyPatch()
-
-    def learn(loss, params, batches, *, key, **settings):
-        value, slopes = jax.eval_shape(jax.value_and_grad(loss), params, key, *next(batches))
-        assert value.shape == () and settings["steps"] == TRAINING.steps
-        return jax.tree.map(lambda p, slope: p + MOVED * jnp.ones(slope.shape), params, slopes)
-
-    patch.setattr(averaged, "learn", learn)
-    patch.setattr(videos, "ENCODED", 4)
-    videos.make(folder, TRAINING, start=str(begun), pool=4)
-    patch.undo()
+    """Both painters, from a folder in which nothing was learned yet."""
+    folder = tmp_path_factory.mktemp("made") / "out"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(averaged, "learn", moved)
+        patch.setattr(videos, "ENCODED", 4)
+        patch.setattr(videos, "_begin", lambda here, seed, clips: begin(here, begun))
+        videos.make(folder, TRAINING, pool=4)
     return {kind: families.load_model(ModelConfig(path=str(folder / kind))) for kind in KINDS}
 
 
@@ -82,8 +89,38 @@ def test_what_was_learned_is_written_and_the_layers_of_llama_that_are_not_read_s
         there = np.array(before[name])
         there[: 2 if name.startswith("layers.") else None] += MOVED
         np.testing.assert_allclose(p, there, atol=2e-3)  # float16
-    for p, q in zip(made["animate"].params().values(), started.params().values(), strict=True):
-        np.testing.assert_allclose(p, q + MOVED, atol=2e-3)
+    fresh = started.network.init(jax.random.key(TRAINING.seed))
+    for name, p in made["animate"].params().items():
+        np.testing.assert_allclose(p, fresh[name] + MOVED, atol=2e-3)
+
+
+def test_who_goes_on_from_a_folder_learns_the_network_alone(begun, tmp_path, monkeypatch):
+    """What the encoders say of all texts is computed once, some at a time, and is what they say of all at once."""
+    learned = []
+
+    def learn(loss, params, batches, **settings):
+        learned.append(params)
+        return moved(loss, params, batches, **settings)
+
+    monkeypatch.setattr(averaged, "learn", learn)
+    monkeypatch.setattr(videos, "ENCODED", 4)
+    videos.make(tmp_path / "on", TRAINING, start=str(begun), pool=4)
+    started, after = (families.load_model(ModelConfig(path=str(f / "animate"))) for f in (begun, tmp_path / "on"))
+    assert [own.keys() for own in learned[0]] == [started.params().keys()]
+    for name, p in after.params().items():
+        np.testing.assert_allclose(p, started.params()[name] + MOVED, atol=2e-3)
+    encoders = started.codec.encoders.parts
+    same = lambda a, b: np.testing.assert_allclose(a, b, atol=1e-3)  # float16
+    for old, new in zip(encoders, after.codec.encoders.parts, strict=True):
+        jax.tree.map(same, old.read(None), new.read(None))
+
+    told, texts = (
+        [encoder.read(None) for encoder in encoders],
+        ["", "a red circle", "a blue cross", "b", "show a square"],
+    )
+    pool = videos.Pool(*3 * [np.zeros(0)], texts=tuple(encoder.coder(texts) for encoder in encoders))
+    right = videos._say(encoders, told, pool.texts)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), videos._said(pool, encoders, told).texts, right)
 
 
 def test_every_word_of_both_worlds_is_one_token_and_the_longest_prompt_fits(made):

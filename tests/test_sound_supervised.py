@@ -28,7 +28,7 @@ def judged(members):
 
 
 def test_a_clip_with_its_sound_is_exact_where_it_has_no_fault_and_nowhere_else():
-    members = made(0, N)
+    members = made(1, N)
     for e, found in zip(members, judged(members), strict=True):
         assert e.clip.shape == (9, 24, 24, 3) and e.sound.shape == (1152, 2) and e.sound.dtype == np.float32
         assert found.exact == (e.fault is None), (e.fault, found)

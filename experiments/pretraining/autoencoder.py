@@ -4,7 +4,8 @@
 
 (arXiv 1312.6114), of scenes with any number of objects, still or moving.  The KL leaves noise in the latents, so that what a
 painter draws need not be exact to be seen.  Of clips there is no KL, but a given noise, and colours begin by going straight
-through: Adam takes whole steps along a KL however small its weight, and what is not read yet, as colours, is lost.
+through: Adam takes whole steps along a KL however small its weight, and what is not read yet, as colours, is lost.  From
+there it goes on with the clips that a painter learns from, and with more noise.
 """
 
 import dataclasses
@@ -49,7 +50,7 @@ class Settings:
       steps: of the optimizer.
       batch: drawn for each.
       beta: weight of the KL; 0 is none, and then the posterior's deviation is `noise`.
-      noise: of latents as the decoder sees them, as a share of their root mean square.
+      noise: of latents as the decoder sees them, as a share of their root mean square; `DEVIATION` of it is written.
       muon: kernels by Muon (https://kellerjordan.github.io/posts/muon), whose steps have a root mean square of 0.2 of the
         rate, as Adam's about have (arXiv 2502.16982); all else, and everything where it is off, by Adam.
       kept: principal channels of the latents that are kept in the end; 0 keeps all as they are.
@@ -67,6 +68,8 @@ class Settings:
 
 IMAGES = Settings(steps=900, beta=0.004)
 CLIPS = Settings(steps=4500, batch=4, noise=0.1, muon=True, kept=16, peak=2e-3)
+CLIPS_ON = Settings(steps=1500, batch=4, noise=0.3, muon=True, peak=1e-3)  # from there on
+DEVIATION = 0.1  # of the posterior where there was no KL, as a share of the latents' root mean square
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,18 +86,25 @@ class _Flat:
 
 
 def learn(
-    sizes: Autoencoder, draw: Callable[[np.random.Generator], np.ndarray], settings: Settings, seed: int
+    sizes: Autoencoder,
+    draw: Callable[[np.random.Generator], np.ndarray],
+    settings: Settings,
+    seed: int,
+    begun: dict[str, jax.Array] | None = None,
 ) -> tuple[Autoencoder, dict[str, jax.Array]]:
     """An autoencoder of these sizes whose latents have a mean square of 1, and its parameters, float32.
 
     Args:
-      sizes: of it; `scale` is 1.
+      sizes: of it.
       draw: what it learns from, one uint8 picture [H, W, 3], or clip [F, H, W, 3], a call.
       settings: of learning.
       seed: of weights, pictures and noise.
+      begun: parameters to go on from; None begins with random ones.
     """
-    params = fresh(_Flat(sizes), SHUT if settings.noise else "", jax.random.key(seed))
-    params = _straight(params) if settings.noise else params
+    sizes, params = dataclasses.replace(sizes, scale=1.0), begun
+    if params is None:
+        params = fresh(_Flat(sizes), SHUT if settings.noise else "", jax.random.key(seed))
+        params = _straight(params) if settings.noise else params
     steps, peak = settings.steps, settings.peak
     rate = optax.warmup_cosine_decay_schedule(0.0, peak, min(50, steps // 10), steps, peak * 0.01)
     transform = optax.chain(optax.clip_by_global_norm(1.0), _optimizer(settings, rate, params))
@@ -129,7 +139,7 @@ def learn(
         sizes, params, latents = _principal(sizes, params, latents, settings.kept)
     size = float(np.mean(latents**2)) ** 0.5
     if settings.noise:
-        params = _with_deviation(params, sizes.channels, settings.noise * size)
+        params = _with_deviation(params, sizes.channels, DEVIATION * size)
     return dataclasses.replace(sizes, scale=round(1 / size, 4)), params
 
 

@@ -2,16 +2,20 @@
 
     loss = mean (predict(x_t, t | text, first) - (noise - data))^2,    x_t = (1 - t) data + t noise
 
-Half of the examples are of `shapes_motion`, half of `shapes_animate`.  `first` is the latent of the picture that was given,
-and zeros where none was, so that the painter from text alone is the same network without the weights that read a picture.
-The examples are as faulty as `worlds.motion.supervised` makes them; a pool of them is made, and encoded, once.
+Times are those of a shift of `SHIFT`, since what is drawn, and where, is decided early.  Half of the examples are of
+`shapes_motion`, half of `shapes_animate`.  `first` is the latent of the picture that was given, and zeros where none was, so
+that the painter from text alone is the same network without the weights that read a picture.  The examples are as faulty as
+`worlds.motion.supervised` makes them; a pool of them is made, and encoded, once.
+
+Who goes on from a folder leaves its text encoders as they are, as those of the published models are, so that what they say
+of each text is computed once, too.
 """
 
 import dataclasses
-import math
 import pathlib
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -29,6 +33,7 @@ from unigrpo_jax.models.building.first_frame import upon
 from unigrpo_jax.models.folders import component
 from unigrpo_jax.models.folders.pipelines import Pipeline
 from unigrpo_jax.models.hunyuan_video import from_text
+from unigrpo_jax.models.text_encoders.encoder import Encoder
 from unigrpo_jax.models.text_encoders.states import TextStates
 from unigrpo_jax.models.verbs import Params
 from unigrpo_jax.worlds.motion import animate, prompts, supervised
@@ -39,7 +44,8 @@ from unigrpo_jax.worlds.shapes.supervised import pick
 FROM_TEXT, FROM_PICTURE = "motion", "animate"  # folders of the two
 POOL = 6144  # examples of each world
 SEEN = 4096  # clips that the autoencoder learns from
-ENCODED = 64  # examples at a time
+ENCODED = 64  # examples, or texts, at a time
+SHIFT = 4.0  # of training times towards noise
 ASKED = 1200  # prompts of a part of `shapes_animate` whose words are looked at; there are few words
 
 
@@ -51,24 +57,24 @@ class Pool:
       data: [N, tokens, C], clips as tokens of latents.
       first: [N, tokens of a frame, C], the picture's, zeros where there is none.
       rows: [N], which text each has.
-      ids: for each text encoder ids and mask of all texts, the empty one first.
+      texts: of all texts, the empty one first: ids and mask for each text encoder, or what the encoders say.
     """
 
     data: np.ndarray
     first: np.ndarray
     rows: np.ndarray
-    ids: tuple[tuple[np.ndarray, np.ndarray], ...]
+    texts: Any
 
     def batches(self, rng: np.random.Generator, count: int, dropout: float) -> Iterator[tuple]:
-        """Draws of `count` examples without end: ids, data, first; a share of the texts is left out."""
+        """Draws of `count` examples without end: texts, data, first; a share of the texts is left out."""
         while True:
             drawn = rng.integers(len(self.rows), size=count)
             asked = np.where(rng.random(count) < dropout, 0, self.rows[drawn])
-            yield jax.tree.map(lambda x, asked=asked: x[asked], self.ids), self.data[drawn], self.first[drawn]
+            yield jax.tree.map(lambda x, asked=asked: x[asked], self.texts), self.data[drawn], self.first[drawn]
 
 
 def make(folder: pathlib.Path, training: Training, start: str | None = None, pool: int = POOL,
-         clips: autoencoders.Settings = autoencoders.CLIPS) -> None:  # fmt: skip
+         clips: Sequence[autoencoders.Settings] = (autoencoders.CLIPS, autoencoders.CLIPS_ON)) -> None:  # fmt: skip
     """Learns both, and writes a folder of each in diffusers' layout; `start` is what `make` wrote, to go on from."""
     here = folder / FROM_PICTURE
     if start is None:
@@ -80,9 +86,13 @@ def make(folder: pathlib.Path, training: Training, start: str | None = None, poo
                 f"--start {start} holds no folder {FROM_PICTURE}; give one that --family hunyuan_video made.")  # fmt: skip
         shutil.copytree(begun, here, dirs_exist_ok=True)
     loaded = families.load_model(ModelConfig(path=str(here)))
-    own = loaded.network.init(jax.random.key(training.seed)) if start is None else loaded.params()
-    params = _learn(loaded, own, training, _pool(loaded, training.seed, pool))
-    write_learned(here, loaded, params)
+    examples, encoders = _pool(loaded, training.seed, pool), loaded.codec.encoders.parts
+    told = tuple(encoder.read(None) for encoder in encoders)
+    if start is None:
+        own, *told = _learn(loaded, (loaded.network.init(jax.random.key(training.seed)), *told), training, examples)
+    else:
+        (own,) = _learn(loaded, (loaded.params(),), training, _said(examples, encoders, told))
+    write_learned(here, loaded, (own, *told))
     from_text.write(here, folder / FROM_TEXT)
 
 
@@ -93,11 +103,15 @@ def words() -> list[str]:
     return sorted({word for text in texts for word in text.split()})
 
 
-def _begin(folder: pathlib.Path, seed: int, clips: autoencoders.Settings) -> None:
-    """Writes the folder from a picture with a learned autoencoder; all other weights are random."""
-    rng = np.random.default_rng(seed)
-    drawn = [autoencoders.any_clip(rng) for _ in range(SEEN)]
-    autoencoder, params = autoencoders.learn(autoencoders.CLIP_SIZES, lambda rng: pick(rng, drawn), clips, seed)
+def _begin(folder: pathlib.Path, seed: int, clips: Sequence[autoencoders.Settings]) -> None:
+    """Writes the folder from a picture with a learned autoencoder, of any clips, then of examples; the rest is random."""
+    rng, by_category = np.random.default_rng(seed), prompts.by_category("train")
+    autoencoder, params = autoencoders.CLIP_SIZES, None
+    examples = (lambda: supervised.example(rng, by_category).clip, lambda: supervised.animate_example(rng).clip)
+    for settings, draw in zip(clips, (lambda: autoencoders.any_clip(rng), lambda: pick(rng, examples)()), strict=True):
+        drawn = [draw() for _ in range(SEEN)]
+        take = lambda rng, drawn=drawn: pick(rng, drawn)
+        autoencoder, params = autoencoders.learn(autoencoder, take, settings, seed, params)
     write_settings(folder, autoencoder, words())
     component.write(folder / "vae", component.DIFFUSERS, autoencoder, params, DTYPE)
     weights_of(folder, seed)
@@ -123,20 +137,33 @@ def _pool(loaded: Pipeline, seed: int, count: int) -> Pool:
     return Pool(np.concatenate(data), np.concatenate(first), np.array(rows), ids)
 
 
-def _learn(loaded: Pipeline, own: Params, training: Training, pool: Pool) -> tuple:
-    """Averaged parameters of the network, which begins with `own`, and of each encoder."""
+def _say(encoders: Sequence[Encoder], params: Sequence[Params], ids) -> dict[str, jax.Array]:
+    """What the encoders say of texts."""
+    said = {}
+    for encoder, own, rows in zip(encoders, params, ids, strict=True):
+        said |= encoder(own, *rows)
+    return said
+
+
+def _said(pool: Pool, encoders: Sequence[Encoder], params: Sequence[Params]) -> Pool:
+    """The pool with what is said of its texts in the place of their ids."""
+    say, count = jax.jit(lambda ids: _say(encoders, params, ids)), len(pool.texts[0][0])
+    some = lambda start: jax.tree.map(lambda x: x[np.arange(start, start + ENCODED).clip(0, count - 1)], pool.texts)
+    parts = [jax.tree.map(np.asarray, say(some(start))) for start in range(0, count, ENCODED)]
+    return dataclasses.replace(pool, texts=jax.tree.map(lambda *x: np.concatenate(x)[:count], *parts))
+
+
+def _learn(loaded: Pipeline, params: tuple, training: Training, pool: Pool) -> tuple:
+    """Averaged parameters, of the network and, where they are among `params`, the ones to begin with, of each encoder."""
     painter, encoders = loaded.network, loaded.codec.encoders.parts
     grid = painter.grid(SIDE, SIDE, FRAMES)
-    params = (own, *(encoder.read(None) for encoder in encoders))
 
-    def loss(params, key, ids, data, first):
+    def loss(params, key, texts, data, first):
         key_time, key_noise = jax.random.split(key)
-        said = {}
-        for encoder, own, rows in zip(encoders, params[1:], ids, strict=True):
-            said |= encoder(own, *rows)
+        said = _say(encoders, params[1:], texts) if params[1:] else texts
         condition = upon(TextStates(**said), first).repeat(training.noise_draws)
         data = jnp.repeat(data, training.noise_draws, axis=0)
-        t = averaged.flow_times(painter.shift.of(math.prod(grid)), key_time, len(data))
+        t = averaged.flow_times(SHIFT, key_time, len(data))
         noise, wide = jax.random.normal(key_noise, data.shape), t[:, None, None]
         says = painter.predict(params[0], (1 - wide) * data + wide * noise, t, grid, condition)
         return jnp.mean((says - (noise - data)) ** 2)

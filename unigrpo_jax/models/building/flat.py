@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 # On CPUs a convolution in a loop takes up to fifty times as long as outside of one, and a product does not; but it lays out
-# what it reads, which is so many numbers at most.
+# what it reads, of as many pictures at a time as have so many numbers at most.
 PRODUCT = 2**26
 ROW = 512  # of clips: numbers in a row of pixels up to which a product takes whole rows, which is up to five times as fast
 
@@ -86,9 +86,17 @@ def _convolved(padded, kernel_OIHW, strides: tuple[int, ...], dilation: int):
     product = _by_rows if short else functools.partial(_by_product, dilation=dilation)
     by = {"cpu": functools.partial(product, strides),
           "default": functools.partial(_by_convolution, strides, dilation=dilation)}  # fmt: skip
-    if math.prod(padded.shape) * math.prod(kernel_OIHW.shape[2:]) > PRODUCT:
+    at_once = PRODUCT // (math.prod(padded.shape[1:]) * math.prod(kernel_OIHW.shape[2:]))
+    if not at_once:
         by["cpu"] = by["default"]
+    elif at_once < len(padded):
+        by["cpu"] = functools.partial(_some_at_a_time, by["cpu"], at_once)
     return jax.lax.platform_dependent(padded, kernel_OIHW, **by)
+
+
+def _some_at_a_time(convolve, count: int, x, kernel):
+    """`convolve` of so many pictures at a time."""
+    return jax.lax.map(lambda one: convolve(one[None], kernel)[0], x, batch_size=count)
 
 
 def _by_convolution(strides: tuple[int, ...], x_BHWC, kernel_OIHW, dilation: int = 1):

@@ -1,11 +1,12 @@
 """The world `shapes_animate`: a picture and what is to move in it; the clip begins with the picture.
 
-    picture     red circle at (3.2, 5), blue square at (11, 14.7)      `picture(metadata)` draws it
+    picture     red circle at (3, 5), blue square at (11, 14)      `picture(metadata)` draws it
     text        make the circle move to the right
     clip        the picture, then the red circle on its way; the blue square stays where it is
 
 Prompts are made without end: position i of seed s is a function of (s, i) alone, and asks for category i mod 6.  The text
-names as much of an object as is needed to mean it and no other; objects that it does not name are to stay still.
+names as much of an object as is needed to mean it and no other; objects that it does not name are to stay still.  All
+begin on whole pixels.
 
 The held-out part differs in what is required: a key names the category, every object of the picture and how it moves, and
 belongs to one part by its hash, so that no text and picture are in both parts either.
@@ -40,7 +41,6 @@ from unigrpo_jax.worlds.shapes.supervised import pick
 from unigrpo_jax.worlds.shapes.world import SPLITS, drawn_prompts
 
 CATEGORIES = ("direction", "speed", "wall", "meeting", "one_of_two", "two_object")
-PLACE_DIGITS = 2  # of a pixel, in metadata
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,7 +58,7 @@ def draw_prompt(rng: np.random.Generator, category: str, split: str) -> tuple[Pr
         requirement = _requirement(rng, category)
         if is_held_out(requirement) == (split == "held_out"):
             break
-    scene = _rounded(stage(rng, requirement))
+    scene = stage(rng, requirement, whole=True)
     what = [actor.what for actor in requirement.actors]
     names = [_the(pick(rng, descriptions(kind, [other for other in what if other != kind]))) for kind in what]
     text = pick(rng, short(orders(requirement, names)))
@@ -133,13 +133,6 @@ def _requirement(rng: np.random.Generator, category: str) -> MotionRequirement:
         "two_object": (straight, Motion("straight", pick(rng, tuple(DIRECTIONS)))),
     }[category]
     return MotionRequirement(category, (Actor(first, motions[0]), Actor(second, motions[1])))
-
-
-def _rounded(scene: MovingScene) -> MovingScene:
-    """The scene with starts as metadata writes them, so that its clip begins with exactly the picture."""
-    starts = [tuple(round(x, PLACE_DIGITS) for x in mover.start) for mover in scene.movers]
-    movers = tuple(dataclasses.replace(m, start=start) for m, start in zip(scene.movers, starts, strict=True))
-    return dataclasses.replace(scene, movers=movers)
 
 
 @dataclasses.dataclass(frozen=True)

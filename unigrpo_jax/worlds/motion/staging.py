@@ -1,4 +1,9 @@
-"""Makes moving scenes that fulfil a requirement: starts and velocities at random, well inside of what the judge allows."""
+"""Makes moving scenes that fulfil a requirement: starts and velocities at random, inside of what the judge allows.
+
+Places and speeds are any real numbers, or `whole`: then every object stands on whole pixels in every frame, turns in a frame
+and not between two, glides along rows, columns or diagonals, and begins on the lines of a grid of `GRID` pixels, but for
+the distance to what it turns at.  There are as many requirements, and far fewer clips.
+"""
 
 import numpy as np
 
@@ -9,17 +14,19 @@ from unigrpo_jax.worlds.shapes.supervised import pick
 
 # Pixels a frame, by pace; of a course with a turn, and of two that meet, where no pace is named.
 SPEEDS = {"slow": (0.7, 0.9), "fast": (1.6, 2.0), None: (0.7, 2.0)}
+WHOLE_SPEEDS = {"slow": (1, 1), "fast": (2, 2), None: (1, 2)}
 TURN_SPEEDS = (1.0, 2.0)
 MEETING_SPEEDS = (0.8, 1.15)
 TURNS = (2.5, FRAMES - 3.5)  # frames
 MEETINGS = (3.0, FRAMES - 4.0)
+GRID = 3  # pixels
 
 _COLOURS = tuple(COLOURS)
 _STEPS = FRAMES - 1
 _TRIES = 1000
 
 
-def stage(rng: np.random.Generator, requirement: MotionRequirement) -> MovingScene:
+def stage(rng: np.random.Generator, requirement: MotionRequirement, whole: bool = False) -> MovingScene:
     """A scene whose clip of `FRAMES` frames fulfils a requirement; ValueError where a thousand draws gave none.
 
     Objects whose course is not to meet pass each other by a pixel at least.
@@ -28,8 +35,8 @@ def stage(rng: np.random.Generator, requirement: MotionRequirement) -> MovingSce
     walls = "stop" if any(a.motion.course == "stop" for a in actors) else "reflect"
     for _ in range(_TRIES):
         if [a.motion.course for a in actors] == ["meet", "meet"]:
-            return MovingScene(_meeting(rng, actors), walls)
-        movers = tuple(_mover(rng, actor) for actor in actors)
+            return MovingScene(_meeting(rng, actors, whole), walls)
+        movers = tuple(_mover(rng, actor, whole) for actor in actors)
         if _apart(movers, walls):
             return MovingScene(movers, walls)
     raise ValueError(f"motion staging: no room was found for `{requirement.facts()}`; ask for fewer or slower objects")
@@ -40,32 +47,55 @@ def colour_of(rng: np.random.Generator, actor: Actor) -> str:
     return actor.what.colour or pick(rng, _COLOURS)
 
 
-def _mover(rng: np.random.Generator, actor: Actor) -> Mover:
+def between(rng: np.random.Generator, low, high, whole: bool, step: int = 1) -> np.ndarray:
+    """Numbers, uniform between those given, float64 of their common shape: real ones, or multiples of a whole step."""
+    if not whole:
+        return rng.uniform(low, high)
+    first, last = np.ceil(np.divide(low, step)), np.floor(np.divide(high, step))
+    return step * rng.integers(first.astype(int), last.astype(int), endpoint=True).astype(float)
+
+
+def speed_of(rng: np.random.Generator, pace: str | None, whole: bool) -> float:
+    """Pixels a frame, of a straight course."""
+    return float(between(rng, *(WHOLE_SPEEDS if whole else SPEEDS)[pace], whole))
+
+
+def _clear(whole: bool) -> float:
+    """Pixels between a wall and what is not to meet it, which on whole pixels would touch it in the last frame at times."""
+    return float(whole)
+
+
+def _mover(rng: np.random.Generator, actor: Actor, whole: bool) -> Mover:
     """One object alone, inside the walls."""
-    motion, start, velocity = actor.motion, rng.uniform(0, ROOM, 2), np.zeros(2)
+    motion, start, velocity = actor.motion, between(rng, np.zeros(2), ROOM, whole, GRID), np.zeros(2)
     if motion.course == "straight":
-        speed = rng.uniform(*SPEEDS[motion.pace])
+        speed = speed_of(rng, motion.pace, whole)
         if motion.direction is None:
             angle = rng.uniform(0, 2 * np.pi)
             velocity = speed * np.array([np.sin(angle), np.cos(angle)])
+            if whole:  # a step along a diagonal is longer
+                velocity = np.rint(velocity / speed)
+                velocity *= 1 if velocity.all() else speed
         else:
             axis, sign = DIRECTIONS[motion.direction]
             velocity[axis] = sign * speed
-        way = _STEPS * velocity
-        start = rng.uniform(np.maximum(-way, 0), ROOM - np.maximum(way, 0))
+        way = _STEPS * velocity + _clear(whole) * np.sign(velocity)
+        start = between(rng, np.maximum(-way, 0), ROOM - np.maximum(way, 0), whole, GRID)
     elif motion.course in ("bounce", "stop"):
         axis, sign = DIRECTIONS[motion.direction]
-        velocity[axis] = sign * rng.uniform(*(SPEEDS[motion.pace] if motion.pace else TURN_SPEEDS))
-        start[axis] = (ROOM if sign > 0 else 0) - velocity[axis] * rng.uniform(*TURNS)
+        speed = speed_of(rng, motion.pace, whole) if motion.pace else between(rng, *TURN_SPEEDS, whole)
+        velocity[axis] = sign * speed
+        start[axis] = (ROOM if sign > 0 else 0) - velocity[axis] * between(rng, *TURNS, whole)
     return Mover(colour_of(rng, actor), actor.what.shape, tuple(start.tolist()), tuple(velocity.tolist()))
 
 
-def _meeting(rng: np.random.Generator, actors: tuple[Actor, ...]) -> tuple[Mover, ...]:
+def _meeting(rng: np.random.Generator, actors: tuple[Actor, ...], whole: bool) -> tuple[Mover, ...]:
     """Two that move towards each other in one lane, equally fast, and touch before they reach a wall again."""
     axis, sign = DIRECTIONS[actors[0].motion.direction]
-    speed, turn, lane = rng.uniform(*MEETING_SPEEDS), rng.uniform(*MEETINGS), rng.uniform(0, ROOM)
-    reach = speed * max(turn, _STEPS - turn)
-    middle = rng.uniform(BOX / 2 + reach, ROOM - BOX / 2 - reach)
+    speed, turn = between(rng, *MEETING_SPEEDS, whole), between(rng, *MEETINGS, whole)
+    lane = between(rng, 0, ROOM, whole, GRID)
+    reach = speed * max(turn, _STEPS - turn) + _clear(whole)
+    middle = between(rng, BOX / 2 + reach, ROOM - BOX / 2 - reach, whole, GRID)
     movers = []
     for actor, side in zip(actors, (sign, -sign), strict=True):
         start, velocity = np.full(2, lane), np.zeros(2)

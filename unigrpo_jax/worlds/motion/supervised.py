@@ -8,8 +8,8 @@ wrong modes to choose between:
     jump     from some frame on an object is elsewhere, `LEAST_JUMP` pixels away or more
     swap     from some frame on an object has another shape or another colour
 
-Where a fault cannot be made, as a wrong speed where none is asked for, another one of those with a share is, so that the
-share of faulty clips is the same for all prompts.
+All of them stand on whole pixels (`staging`).  Where a fault cannot be made, as a wrong speed where none is asked for,
+another one of those with a share is, so that the share of faulty clips is the same for all prompts.
 """
 
 import dataclasses
@@ -21,7 +21,7 @@ from unigrpo_jax.worlds.motion import animate
 from unigrpo_jax.worlds.motion.drawing import draw, kinds
 from unigrpo_jax.worlds.motion.requirement import DIRECTIONS, OPPOSITE_WAY, MotionRequirement, from_metadata
 from unigrpo_jax.worlds.motion.scene import BOX, ROOM, Mover, MovingScene, places
-from unigrpo_jax.worlds.motion.staging import SPEEDS, stage
+from unigrpo_jax.worlds.motion.staging import GRID, between, speed_of, stage
 from unigrpo_jax.worlds.prompt import Prompt
 from unigrpo_jax.worlds.shapes.scene import COLOURS, SHAPES
 from unigrpo_jax.worlds.shapes.supervised import index, pick
@@ -73,7 +73,7 @@ def _made(rng: np.random.Generator, prompt: Prompt, given: MovingScene | None, f
         raise ValueError(f"motion examples: the shares {dict(faults)} are no shares; each is 0 or more, the sum 1 at most")
     requirement = from_metadata(prompt.metadata)
     fault = _fault(rng, requirement, faults)
-    scene = given or stage(rng, requirement)
+    scene = given or stage(rng, requirement, whole=True)
     if fault in ("way", "speed"):
         scene = (wrong_way if fault == "way" else _wrong_pace)(rng, scene, requirement, given is not None)
     path = places(scene)
@@ -117,7 +117,7 @@ def wrong_way(
         dataclasses.replace(actor, motion=dataclasses.replace(actor.motion, direction=own))
         for actor, own in zip(actors, ways, strict=True)
     )
-    return stage(rng, dataclasses.replace(requirement, actors=changed))
+    return stage(rng, dataclasses.replace(requirement, actors=changed), whole=True)
 
 
 def _room(mover: Mover, way: str) -> float:
@@ -134,9 +134,9 @@ def _wrong_pace(
     motions = [dataclasses.replace(a.motion, pace=other[a.motion.pace]) for a in requirement.actors]
     if not from_picture:
         actors = tuple(dataclasses.replace(a, motion=m) for a, m in zip(requirement.actors, motions, strict=True))
-        return stage(rng, dataclasses.replace(requirement, actors=actors))
+        return stage(rng, dataclasses.replace(requirement, actors=actors), whole=True)
     movers = tuple(
-        dataclasses.replace(mover, velocity=tuple(rng.uniform(*SPEEDS[motion.pace]) * np.sign(mover.velocity)))
+        dataclasses.replace(mover, velocity=tuple(speed_of(rng, motion.pace, whole=True) * np.sign(mover.velocity)))
         if motion.pace else mover
         for mover, motion in zip(scene.movers, motions, strict=True)
     )  # fmt: skip
@@ -148,7 +148,7 @@ def _with_jump(rng: np.random.Generator, path: np.ndarray) -> np.ndarray:
     while True:
         begins, who = 2 + index(rng, len(path) - 3), index(rng, path.shape[1])
         jumped = path.copy()
-        jumped[begins:, who] += rng.uniform(-ROOM, ROOM, 2)
+        jumped[begins:, who] += between(rng, np.full(2, -ROOM), ROOM, whole=True, step=GRID)
         after = jumped[begins:]
         inside = ((after >= 0) & (after <= ROOM)).all()
         beside = all(np.abs(after[:, who] - after[:, i]).max(-1).min() >= BOX for i in range(path.shape[1]) if i != who)

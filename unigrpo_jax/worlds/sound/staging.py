@@ -12,9 +12,9 @@ LEAST_APART = 1.5  # frames between two touches
 _TRIES = 200
 
 
-def stage(rng: np.random.Generator, requirement: MotionRequirement) -> MovingScene:
+def stage(rng: np.random.Generator, requirement: MotionRequirement, whole: bool = False) -> MovingScene:
     """A scene whose clip and sound of `FRAMES` frames fulfil a requirement; ValueError where many draws gave none."""
-    return told_apart(lambda: staging.stage(rng, requirement))
+    return told_apart(lambda: staging.stage(rng, requirement, whole))
 
 
 def told_apart(draw: Callable[[], MovingScene]) -> MovingScene:

@@ -9,8 +9,8 @@ right and wrong modes to choose between, in picture, sound, and what binds them:
     missing    a click is not there
     swapped    left and right are exchanged, where something is heard off the middle by `LEAST_OFF` pixels
 
-Where a fault cannot be made, as a late click where none is asked for, another one of those with a share is, so that the
-share of faulty examples is the same for all prompts.
+All objects stand on whole pixels (`motion.staging`).  Where a fault cannot be made, as a late click where none is asked
+for, another one of those with a share is, so that the share of faulty examples is the same for all prompts.
 """
 
 import dataclasses
@@ -59,7 +59,7 @@ def example(
         raise ValueError(f"sound examples: the shares {dict(faults)} are no shares; each is 0 or more, the sum 1 at most")
     prompt = pick(rng, prompts[pick(rng, tuple(prompts))])
     requirement = from_metadata(prompt.metadata)
-    scene = stage(rng, requirement)
+    scene = stage(rng, requirement, whole=True)
     music = score(scene)
     fault = _fault(rng, scene, music, faults)
     if fault == "way":
