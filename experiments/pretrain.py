@@ -46,7 +46,7 @@ class PretrainConfig:
     """Learn the worlds of several rounds, beginning with the weights of the shapes base, whose sizes are kept."""
     start: str | None = None
     """Of several rounds: a model folder to begin with, which `--rounds` made, in the place of the shapes base.  Of another
-    family: one that it made, to go on from."""
+    family: one that it made, to go on from; the text encoders of `hunyuan_video` then stay as they are."""
     seed: int = 0
     """Seed of weights, examples and noise."""
     steps: int | None = None
@@ -69,7 +69,8 @@ class PretrainConfig:
     ema_decay: float = 0.998
     """Decay of the weight average, which is what is saved."""
     timestep_shift: float = 2.0
-    """Shift of the training times towards noise; another family's stands in its scheduler file."""
+    """Shift of the training times towards noise; another family's stands in its scheduler file, that of `hunyuan_video` in
+    experiments/pretraining/videos.py."""
     color_attr_share: float = 0.4
     """Share of the examples that are two objects of two colours; the rest is drawn from all categories alike.  To copy each
     colour with its own shape is learned much later than all else."""

@@ -11,7 +11,7 @@ import pytest
 
 from experiments import pretrain
 from experiments.pretraining import autoencoder, averaged, videos
-from experiments.pretraining.painters import Training
+from experiments.pretraining.painters import Training, say
 from experiments.pretraining.video_folder import CLIP_TOKENS, LLAMA_TOKENS, weights_of, write_settings
 from unigrpo_jax.config import ConfigError, ModelConfig
 from unigrpo_jax.models import families
@@ -119,7 +119,7 @@ def test_who_goes_on_from_a_folder_learns_the_network_alone(begun, tmp_path, mon
         ["", "a red circle", "a blue cross", "b", "show a square"],
     )
     pool = videos.Pool(*3 * [np.zeros(0)], texts=tuple(encoder.coder(texts) for encoder in encoders))
-    right = videos._say(encoders, told, pool.texts)
+    right = say(encoders, told, pool.texts)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), videos._said(pool, encoders, told).texts, right)
 
 

@@ -49,8 +49,8 @@ class Settings:
     Attributes:
       steps: of the optimizer.
       batch: drawn for each.
-      beta: weight of the KL; 0 is none, and then the posterior's deviation is `noise`.
-      noise: of latents as the decoder sees them, as a share of their root mean square; `DEVIATION` of it is written.
+      beta: weight of the KL; 0 is none, and then the posterior's deviation is given: `noise`, and in the end `DEVIATION`.
+      noise: of latents as the decoder sees them while it learns, as a share of their root mean square.
       muon: kernels by Muon (https://kellerjordan.github.io/posts/muon), whose steps have a root mean square of 0.2 of the
         rate, as Adam's about have (arXiv 2502.16982); all else, and everything where it is off, by Adam.
       kept: principal channels of the latents that are kept in the end; 0 keeps all as they are.
@@ -69,7 +69,7 @@ class Settings:
 IMAGES = Settings(steps=900, beta=0.004)
 CLIPS = Settings(steps=4500, batch=4, noise=0.1, muon=True, kept=16, peak=2e-3)
 CLIPS_ON = Settings(steps=1500, batch=4, noise=0.3, muon=True, peak=1e-3)  # from there on
-DEVIATION = 0.1  # of the posterior where there was no KL, as a share of the latents' root mean square
+DEVIATION = 0.1  # of the posterior that is written where there was no KL, as a share of the latents' root mean square
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,6 +10,7 @@ import dataclasses
 import itertools
 import pathlib
 import shutil
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -26,7 +27,7 @@ from unigrpo_jax.models.folders import component, stored
 from unigrpo_jax.models.folders.pipelines import Pipeline
 from unigrpo_jax.models.hunyuan_video.config import FILES as HUNYUAN_VIDEO
 from unigrpo_jax.models.paths import RectifiedFlow, target
-from unigrpo_jax.models.text_encoders.encoder import ClipEncoder
+from unigrpo_jax.models.text_encoders.encoder import ClipEncoder, Encoder
 from unigrpo_jax.models.text_encoders.llama import LAYERS, Llama, read_llama
 from unigrpo_jax.models.text_encoders.states import TextStates
 from unigrpo_jax.models.verbs import Params
@@ -98,6 +99,14 @@ def write_learned(folder: pathlib.Path, loaded: Pipeline, params: tuple) -> None
         component.write(place, component.TRANSFORMERS, network, own, DTYPE)
 
 
+def say(encoders: Sequence[Encoder], params: Sequence[Params], texts) -> dict[str, jax.Array]:
+    """What encoders with these parameters say of texts, ids and mask [B, L] for each encoder; the fields of `TextStates`."""
+    said = {}
+    for encoder, own, rows in zip(encoders, params, texts, strict=True):
+        said |= encoder(own, *rows)
+    return said
+
+
 def _begin(family: str, folder: pathlib.Path, seed: int) -> None:
     """Writes the folder with a learned autoencoder; all other weights are random."""
     words = {word for split in ("train", "held_out") for text in _texts(split) for word in text.split()}
@@ -119,10 +128,7 @@ def _learn(loaded: Pipeline, own: Params, training: Training) -> tuple:
 
     def loss(params, key, ids, images):
         key_time, key_noise = jax.random.split(key)
-        said = {}
-        for encoder, own, rows in zip(encoders, params[1:], ids, strict=True):
-            said |= encoder(own, *rows)
-        text = TextStates(**said).repeat(training.noise_draws)
+        text = TextStates(**say(encoders, params[1:], ids)).repeat(training.noise_draws)
         data = painter.to_tokens(loaded.autoencoder.encode(decoder, from_uint8(images)))
         data = jnp.repeat(data, training.noise_draws, axis=0)
         t = _times(painter, flow, key_time, len(data), grid)

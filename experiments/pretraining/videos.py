@@ -23,7 +23,7 @@ import numpy as np
 
 from experiments.pretraining import autoencoder as autoencoders
 from experiments.pretraining import averaged
-from experiments.pretraining.painters import DTYPE, Training, write_learned
+from experiments.pretraining.painters import DTYPE, Training, say, write_learned
 from experiments.pretraining.video_folder import weights_of, write_settings
 from unigrpo_jax.config import ModelConfig, require
 from unigrpo_jax.foreign_text import tell
@@ -137,19 +137,11 @@ def _pool(loaded: Pipeline, seed: int, count: int) -> Pool:
     return Pool(np.concatenate(data), np.concatenate(first), np.array(rows), ids)
 
 
-def _say(encoders: Sequence[Encoder], params: Sequence[Params], ids) -> dict[str, jax.Array]:
-    """What the encoders say of texts."""
-    said = {}
-    for encoder, own, rows in zip(encoders, params, ids, strict=True):
-        said |= encoder(own, *rows)
-    return said
-
-
 def _said(pool: Pool, encoders: Sequence[Encoder], params: Sequence[Params]) -> Pool:
     """The pool with what is said of its texts in the place of their ids."""
-    say, count = jax.jit(lambda ids: _say(encoders, params, ids)), len(pool.texts[0][0])
+    told, count = jax.jit(lambda texts: say(encoders, params, texts)), len(pool.texts[0][0])
     some = lambda start: jax.tree.map(lambda x: x[np.arange(start, start + ENCODED).clip(0, count - 1)], pool.texts)
-    parts = [jax.tree.map(np.asarray, say(some(start))) for start in range(0, count, ENCODED)]
+    parts = [jax.tree.map(np.asarray, told(some(start))) for start in range(0, count, ENCODED)]
     return dataclasses.replace(pool, texts=jax.tree.map(lambda *x: np.concatenate(x)[:count], *parts))
 
 
@@ -160,7 +152,7 @@ def _learn(loaded: Pipeline, params: tuple, training: Training, pool: Pool) -> t
 
     def loss(params, key, texts, data, first):
         key_time, key_noise = jax.random.split(key)
-        said = _say(encoders, params[1:], texts) if params[1:] else texts
+        said = say(encoders, params[1:], texts) if params[1:] else texts
         condition = upon(TextStates(**said), first).repeat(training.noise_draws)
         data = jnp.repeat(data, training.noise_draws, axis=0)
         t = averaged.flow_times(SHIFT, key_time, len(data))

@@ -1,6 +1,6 @@
 """The world `shapes_animate`: a picture and what is to move in it; the clip begins with the picture.
 
-    picture     red circle at (3, 5), blue square at (11, 14)      `picture(metadata)` draws it
+    picture     red circle at (3, 6), blue square at (12, 15)      `picture(metadata)` draws it
     text        make the circle move to the right
     clip        the picture, then the red circle on its way; the blue square stays where it is
 

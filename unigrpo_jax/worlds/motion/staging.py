@@ -27,9 +27,17 @@ _TRIES = 1000
 
 
 def stage(rng: np.random.Generator, requirement: MotionRequirement, whole: bool = False) -> MovingScene:
-    """A scene whose clip of `FRAMES` frames fulfils a requirement; ValueError where a thousand draws gave none.
+    """A scene whose clip of `FRAMES` frames fulfils a requirement.
 
     Objects whose course is not to meet pass each other by a pixel at least.
+
+    Args:
+      rng: where everything random comes from.
+      requirement: what is to be seen.
+      whole: whether objects stand on whole pixels and begin on the grid, as above.
+
+    Raises:
+      ValueError: a thousand draws gave none.
     """
     actors = requirement.actors
     walls = "stop" if any(a.motion.course == "stop" for a in actors) else "reflect"

@@ -13,7 +13,10 @@ _TRIES = 200
 
 
 def stage(rng: np.random.Generator, requirement: MotionRequirement, whole: bool = False) -> MovingScene:
-    """A scene whose clip and sound of `FRAMES` frames fulfil a requirement; ValueError where many draws gave none."""
+    """A scene whose clip and sound of `FRAMES` frames fulfil a requirement, `whole` or not as `motion.staging` says.
+
+    ValueError where many draws gave none.
+    """
     return told_apart(lambda: staging.stage(rng, requirement, whole))
 
 
