@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+import re
 import xml.etree.ElementTree as ElementTree
 
 import numpy as np
@@ -159,6 +160,15 @@ def test_one_arm_has_one_colour_in_all_panels():
     panels = tree.findall("{http://www.w3.org/2000/svg}svg")
     colours = [[p.get("class") for p in panel if p.tag.endswith("polyline")] for panel in panels]
     assert colours == [["mean k0", "mean k1", "mean k2"], ["mean k1", "mean k2"]]
+
+
+def test_eleven_arms_have_the_colours_of_the_legend():
+    tree = ElementTree.fromstring(figure([("all", [Series(f"arm {i}", [(0, 0.0), (1, float(i))]) for i in range(11)])]))
+    namespace = "{http://www.w3.org/2000/svg}"
+    legend = [rule.get("fill") for rule in tree.findall(f"{namespace}rect")[1:]]  # after the ground
+    style = dict(re.findall(r"\.(k\d+)\{--c:(#\w+)\}", tree.find(f"{namespace}style").text))
+    lines = [p.get("class").split()[-1] for p in tree.find(f"{namespace}svg") if p.tag.endswith("polyline")]
+    assert [style[name] for name in lines] == legend and len(set(legend)) == 11
 
 
 def test_a_file_that_is_no_record_is_named(folder):

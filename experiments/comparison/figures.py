@@ -1,7 +1,6 @@
 """Figures of a comparison as SVG files: panels beside each other, each with one line per arm, above one legend."""
 
 import dataclasses
-import re
 import statistics
 from collections.abc import Callable, Sequence
 
@@ -43,10 +42,8 @@ def figure(panels: Sequence[tuple[str, Sequence[curves.Series]]], columns: int =
     for index, (title, lines) in enumerate(shown):
         x, y = index % columns * (curves.WIDTH + GAP), index // columns * (TITLE + curves.HEIGHT + GAP)
         known = sorted((_short(line) for line in lines if line.points), key=lambda line: order[line.name])
-        svg = curves.draw(known, title)
-        for place in range(len(known) - 1, -1, -1):  # a line has one colour in all panels
-            colour = order[known[place].name] % len(_PALETTE)
-            svg = re.sub(rf"\bc{place}\b", f"k{colour}", svg)
+        colours = [order[line.name] % len(_PALETTE) for line in known]  # a line has one in all panels
+        svg = curves.draw(known, title, lambda place, colours=colours: f"k{colours[place]}")
         parts.append(f'<text class="title" x="{x + curves.LEFT}" y="{y + 16}">{for_html(title)}</text>')
         size = f'x="{x}" y="{y + TITLE}" width="{curves.WIDTH}" height="{curves.HEIGHT}" '
         parts.append(svg.replace("<svg ", f"<svg {size}", 1))

@@ -6,7 +6,7 @@ dark and print.  Nothing here knows what a metric means.
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from unigrpo_jax.foreign_text import for_html
 
@@ -84,10 +84,16 @@ def ticks(low: float, high: float, count: int = 5) -> list[float]:
     return [index * spacing for index in range(first, last + 1)]
 
 
-def draw(series: Sequence[Series], label: str) -> str:
-    """The chart as an `<svg>` element; `label` is read to those who do not see it.  Needs one finite value.
+def draw(series: Sequence[Series], label: str, classes_of: Callable[[int], str] = colour) -> str:
+    """The chart as an `<svg>` element; a series without points takes a colour, and nothing else.
 
-    A series without points takes a colour, and nothing else.
+    Args:
+      series: the lines.
+      label: read to those who do not see it.
+      classes_of: the style sheet's classes of the n-th series, from 0.
+
+    Raises:
+      ValueError: there is no finite value.
     """
     everything = [point for line in series for point in (*line.points, *line.low, *line.high)]
     finite = [value for _, value in everything if value is not None]
@@ -111,7 +117,7 @@ def draw(series: Sequence[Series], label: str) -> str:
         anchor = "end" if x(tick) > WIDTH - 25 else "middle"
         parts.append(f'<text x="{x(tick):.1f}" y="{HEIGHT - 9}" text-anchor="{anchor}">{round(tick)}</text>')
     for index, line in enumerate(series):
-        classes = colour(index)
+        classes = classes_of(index)
         parts.append(_band(line, classes, x, y))
         window = window_length(len(line.points))
         if window > 1:
