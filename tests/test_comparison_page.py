@@ -89,6 +89,19 @@ def test_a_page_says_that_it_was_judged_on_validation_prompts(folder):
     assert "Judged on held-out and validation prompts." in (out / "table.md").read_text()
 
 
+def test_what_a_run_draws_at_its_end_is_told_beside_its_averaged_weights(folder):
+    """Its last ten updates of twelve, 0 from the fifth on: (1 + 1) / 10.  Imitation draws with the frozen start alone."""
+    curve = [{"update": u, "seconds": u, "judge/exact": float(u < 5)} for u in range(1, 13)]
+    own = record("own", 0, 0.9) | {"curve": curve, "configs": [{"learning": {"method": "fpo"}}]}
+    frozen = record("frozen", 0, 0.9) | {"curve": curve, "configs": [{"learning": {"method": "best_of_n"}}]}
+    out = folder(own, frozen)
+    write_table(out, ["own", "frozen"])
+    page = (out / "table.md").read_text()
+    at = cells(page, "method").index("last drawings")
+    assert (cells(page, "OWN")[at], cells(page, "FROZEN")[at]) == ("0.200", "–")
+    assert "moving average" in page and "moving average" in (out / "table.html").read_text()
+
+
 def test_an_arm_without_thinking_is_not_judged_by_its_plans(folder):
     out = folder(record("blind", 0, 0.3, thinking=False))
     write_table(out, ["blind"])

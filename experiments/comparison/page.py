@@ -29,6 +29,11 @@ CURVES = (
     ("curve", "update", "image/edge_density", "Edge density of the images"),
 )
 NOTES = "notes.json"
+# Averaged weights, which are what is judged, still hold what a run that has since collapsed once learned.
+LAST = (
+    "Last drawings: the exact share of what a run itself drew in its last ten updates, of training prompts and with its "
+    "sampler's noise; all other scores are those of the weights' moving average."
+)
 ZOOM = 3
 
 
@@ -66,12 +71,14 @@ def write_table(out: pathlib.Path, arms: Sequence[str]) -> None:
         "thinking right",
         "follows plan",
         "exact, guided",
+        "last drawings",
         "minutes",
     ]
-    rows = [_row(records[arm]) if arm in records else [arm, *["missing"] * 13] for arm in arms]
+    rows = [_row(records[arm]) if arm in records else [arm, *["missing"] * (len(header) - 1)] for arm in arms]
     if known:
         _mark_best(rows, [3, *range(4, 4 + len(CATEGORIES)), 12])
     words = [*provenance([r for arm in known for r in records[arm]]), ""]
+    words.insert(-1, LAST)
     body = ["# The table", "", *words, *markdown([header, *[_cells(row) for row in rows]])]
     html = (
         f"<h1>The table</h1><p class=note>{for_html(' '.join(words))}</p>{html_table([header, *[_cells(r) for r in rows]])}"
@@ -158,7 +165,13 @@ def _row(records: Sequence[Record]) -> list:
     parts = [of(score(ODE, n)) if thinks else spread([]) for n in ("plan_exact", "drawing_follows_plan")]
     minutes = spread([r["seconds"]["training"] / 60 for r in records]).mean
     return [first["title"], "yes" if thinks else "no", str(len(records)), *scores, *parts, of(score(GUIDED, "exact")),
-            f"{minutes:.1f}" if minutes else "–"]  # fmt: skip
+            of(_last_drawings), f"{minutes:.1f}" if minutes else "–"]  # fmt: skip
+
+
+def _last_drawings(record: Record) -> float | None:
+    """What a run itself still draws right at its end; None of one whose drawings are another policy's."""
+    frozen = any(config["learning"]["method"] == "best_of_n" for config in record.get("configs", ())[-1:])
+    return None if frozen else last("judge/exact")(record)
 
 
 def _mark_best(rows: list[list], columns: Sequence[int]) -> None:
