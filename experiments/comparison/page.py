@@ -170,7 +170,7 @@ def _row(records: Sequence[Record]) -> list:
 
 def _last_drawings(record: Record) -> float | None:
     """What a run itself still draws right at its end; None of one whose drawings are another policy's."""
-    frozen = any(config["learning"]["method"] == "best_of_n" for config in record.get("configs", ())[-1:])
+    frozen = any(config.get("learning", {}).get("method") == "best_of_n" for config in record.get("configs", ())[-1:])
     return None if frozen else last("judge/exact")(record)
 
 
