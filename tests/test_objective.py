@@ -109,6 +109,7 @@ def test_loss_and_metrics_by_hand(rows, parts):
     close(m["text/ratio_min"], min(map(np.min, token)))
     close(m["text/ratio_max"], max(map(np.max, token)))
     close(m["flow/ratio_mean"], flow.mean())
+    close(m["flow/log_ratio_mean"], np.log(flow).mean(), relative=2e-3)
     close(m["flow/ratio_std"], flow.std(), relative=2e-3)
     close(m["flow/ratio_min"], flow.min())
     close(m["flow/ratio_max"], flow.max())

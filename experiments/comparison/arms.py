@@ -156,6 +156,14 @@ def _clips(base: RunConfig) -> dict[str, RunConfig]:
     return {f"{clip:g}": changed(two, learning={"flow_clip": clip}) for clip in (1.2e-5, 1.2e-4, 1.2e-3, 1.2e-2)}
 
 
+def _off_policy(base: RunConfig) -> dict[str, RunConfig]:
+    """One, two and four optimizer steps on an iteration's episodes, and two passes over them."""
+    steps = {"1 step": {}, "2 steps": {"minibatches": 2}, "4 steps": {"minibatches": 4}, "2 epochs": {"ppo_epochs": 2}}
+    norms = {"RatioNorm": True, "plain": False}
+    return {f"{label}, {norm}": changed(base, learning=more | {"ratio_norm": on})
+            for label, more in steps.items() for norm, on in norms.items()}  # fmt: skip
+
+
 _CURVES = (("judge/exact", "Exact, training prompts"), ("flow/velocity_mse", "Velocity MSE"))
 
 ABLATIONS = (
@@ -228,6 +236,19 @@ ABLATIONS = (
         change=_clips,
         metrics=(*_CURVES, ("flow/clip_fraction_above", "Clipped above")),
         question="How far may a flow ratio go, where an iteration takes two steps?",
+    ),
+    Ablation(
+        name="off_policy",
+        title="Several steps an iteration",
+        change=_off_policy,
+        metrics=(
+            *_CURVES,
+            ("flow/log_ratio_mean", "Log-ratio of the flow, mean"),
+            ("flow/ratio_std", "Ratio of the flow, spread"),
+            ("flow/clip_fraction_above", "Clipped above"),
+            ("flow/clip_fraction_below", "Clipped below"),
+        ),
+        question="From the second step on ratios differ from 1: does RatioNorm straighten them, and does it matter?",
     ),
 )
 QUICK_ABLATIONS = ("shared_noise", "context_gradient")

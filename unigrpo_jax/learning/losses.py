@@ -108,12 +108,14 @@ def masked_mean(values, mask, axis=None) -> jax.Array:
 def ratio_statistics(log_ratio, above, below) -> dict[str, jax.Array]:
     """Metrics [] of a flow's clipped ratios r, of any shape.
 
-    `ratio_mean`, `ratio_min`, `ratio_max`; `ratio_square`, the mean of (r - 1)^2, from which a std is made once all pieces
+    `ratio_mean`, `ratio_min`, `ratio_max`; `log_ratio_mean`, which float32 tells from 0 where it does not tell r from 1;
+    `ratio_square`, the mean of (r - 1)^2, from which a std is made once all pieces
     are there; and the shares of those that are clipped, `ClipFractions` over all.
     """
     ratio = jnp.exp(log_ratio)
     return {
         "ratio_mean": jnp.mean(ratio),
+        "log_ratio_mean": jnp.mean(log_ratio),
         "ratio_square": jnp.mean(jnp.expm1(log_ratio) ** 2),
         "ratio_min": jnp.min(ratio),
         "ratio_max": jnp.max(ratio),
