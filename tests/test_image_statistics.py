@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from tests.scenes import random_scene
-from unigrpo_jax.training.image_statistics import colour_entropy, edge_density, grid_energy, statistics
+from unigrpo_jax.training.image_statistics import colour_entropy, diversity, edge_density, grid_energy, statistics
 from unigrpo_jax.worlds.shapes.drawing import render
 
 
@@ -89,3 +89,15 @@ def test_the_energy_is_measured_where_a_token_is_larger_than_a_pixel():
     assert statistics({"image": images}, (4, 4))["image/grid_energy"].tolist() == [0, 0]
     clip = statistics({"video": images[None]}, (4, 4))
     assert list(clip) == ["image/edge_density", "image/colour_entropy", "image/grid_energy", "video/frame_difference"]
+
+
+def test_diversity_is_the_distance_to_a_prompts_other_drawings():
+    """Levels 0, 0, 102 of one prompt: squares 0 and 0.4^2; of a clip the same, and alone there is nothing to compare."""
+    levels = np.array([0, 102, 255, 0, 255], np.uint8)
+    group = np.array([3, 3, 8, 3, 9])
+    wanted = [np.sqrt(0.16 / 2), 0.4, np.nan, np.sqrt(0.16 / 2), np.nan]
+    for shape, medium in (((5, 2, 3, 3), "image"), ((5, 4, 2, 3, 3), "video")):
+        drawn = np.broadcast_to(levels.reshape(5, *(1,) * (len(shape) - 1)), shape)
+        np.testing.assert_allclose(diversity({medium: drawn}, group), wanted)
+    same = np.random.default_rng(0).integers(0, 256, (1, 4, 4, 3), np.uint8).repeat(2, axis=0)
+    assert diversity({"image": same}, np.zeros(2, int)).tolist() == [0, 0]

@@ -27,6 +27,7 @@ from unigrpo_jax.rollout.program import RolloutProgram, flow_sampler
 from unigrpo_jax.rollout.thinking import TokenSampler
 from unigrpo_jax.rollout.windows import Window
 from unigrpo_jax.training.given import given_pictures
+from unigrpo_jax.training.image_statistics import diversity
 from unigrpo_jax.training.samples import Clip, Moment, Sample
 from unigrpo_jax.worlds.prompt import Prompt, pictured, said_later
 from unigrpo_jax.worlds.world import Judgement, World
@@ -128,7 +129,8 @@ class Judged:
     """What an evaluation found.
 
     Attributes:
-      table: {"overall": mean, category: mean, ...} for each score of the world and each component of the reward.
+      table: {"overall": mean, category: mean, ...} for each score of the world and each component of the reward, and for
+        `diversity` (`image_statistics.diversity`) where a prompt is drawn several times.
       samples: of the first prompts.
       scores: the same scores of each episode, float64 [episodes], prompt after prompt; NaN where one does not apply.
       thinkings: of each round the thinking of each episode, in words.
@@ -300,6 +302,8 @@ class Evaluator:
             correct, verdicts = [bool(c) for c in judged.correct], list(judged.verdicts)
         columns = {f"reward/{name}": np.asarray(values).tolist() for name, values in scores.items()}
         columns |= {f"score/{name}": np.asarray(values).tolist() for name, values in found.items()}
+        if self._config.images_per_prompt > 1:
+            columns["score/diversity"] = diversity(batch.media, batch.group).tolist()
         return columns | {"thinking": list(batch.thinking), "verdict": verdicts, "correct": correct}
 
 

@@ -1,4 +1,5 @@
-"""Numbers per image or clip that show a policy's collapse: to flat, single-coloured or motionless pictures, or to a grid.
+"""Numbers per image or clip that show a policy's collapse: to flat, single-coloured or motionless pictures, to a grid, or to
+one drawing for each prompt.
 
 They take B images, uint8 or float in [0, 1], shape [B, H, W, 3], or B clips, and know nothing of prompts or rewards.
 """
@@ -36,6 +37,28 @@ def statistics(media: Mapping[str, np.ndarray], token: tuple[int, int] = (1, 1))
         rows.append([*(measure(some).mean() for measure in measures.values()), frame_difference(frames)])
     names = (*measures, "video/frame_difference")
     return dict(zip(names, np.array(rows).reshape(-1, len(names)).T, strict=True))
+
+
+def diversity(media: Mapping[str, np.ndarray], group_B: np.ndarray) -> np.ndarray:
+    """How far a drawing lies from the others of its prompt, float64 [B]; NaN where there is none.
+
+        sqrt( mean over the other drawings y of mean_{numbers} (x - y)^2 ),    levels in [0, 1]
+
+    0 where all of a prompt's drawings are one; sound has no part in it.
+
+    Args:
+      media: what was drawn, as `RewardBatch.media` has it, images or clips.
+      group_B: int, number of each drawing's prompt.
+    """
+    drawn, group_B = media["video" if "video" in media else "image"], np.asarray(group_B)
+    out = np.full(len(drawn), np.nan)
+    for number in np.unique(group_B):
+        (rows,) = np.nonzero(group_B == number)
+        if len(rows) > 1:
+            x = drawn[rows].reshape(len(rows), -1).astype(np.float64) / 255
+            squared = np.stack([((x - own) ** 2).mean(axis=1) for own in x])
+            out[rows] = np.sqrt(squared.sum(axis=1) / (len(rows) - 1))
+    return out
 
 
 def frame_difference(frames_FHWC: np.ndarray) -> float:
