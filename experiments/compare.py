@@ -1,6 +1,6 @@
-"""Papers' tables and ablations, and several rounds: trains every arm with every seed, judges it, writes the page.
+"""Papers' tables and ablations, several rounds, few steps: trains every arm with every seed, judges it, writes the page.
 
-    python -m experiments.compare table|ablations|dance [PRESET] [--seeds 0 1 2] [--updates N] [--quick] [--out DIR] ...
+    python -m experiments.compare table|ablations|dance|few_steps [PRESET] [--seeds 0 1 2] [--updates N] [--quick] [--out DIR] ...
     python -m experiments.compare rounds [--seeds 0 1 2] [--updates N] [--quick] [--out DIR] ...
 
 DIR gets one JSON record per arm and seed, and pages that are made from those records alone.  What is interrupted is
@@ -27,9 +27,9 @@ from experiments.destination import folder_to_write
 from unigrpo_jax.config import ConfigError, RunConfig, require
 from unigrpo_jax.foreign_text import tell
 
-SEEDS = {"table": (0, 1, 2), "ablations": (0,), "dance": (0, 1, 2), "rounds": (0, 1, 2)}
-ITERATIONS = {"table": 100, "ablations": 40, "dance": 100, "rounds": None}
-QUICK_ITERATIONS = {"table": 30, "ablations": 20, "dance": 20, "rounds": 10}
+SEEDS = {"table": (0, 1, 2), "ablations": (0,), "dance": (0, 1, 2), "rounds": (0, 1, 2), "few_steps": (0, 1, 2)}
+ITERATIONS = {"table": 100, "ablations": 40, "dance": 100, "rounds": None, "few_steps": 60}
+QUICK_ITERATIONS = {"table": 30, "ablations": 20, "dance": 20, "rounds": 10, "few_steps": 10}
 PRESETS = {"dance": "shapes_flux"}  # where none is named and it is not `shapes`
 
 
@@ -41,7 +41,8 @@ class Arguments:
     seeds: tuple[int, ...] = ()
     """Seeds of every arm; default 0 1 2, and 0 of an ablation, where more make differences surer."""
     updates: int = 0
-    """Iterations of every arm; 0 is 100 of a table and of `dance`, 40 of an ablation and the preset's of several rounds."""
+    """Iterations of every arm; 0 is 100 of a table and of `dance`, 40 of an ablation, 60 of each run of `few_steps`
+    and the preset's of several rounds."""
     arms: tuple[str, ...] = ()
     """Only these arms of the table, or these ablations."""
     quick: bool = False
@@ -60,7 +61,7 @@ def main() -> None:
         given = given_arguments()
         what = given[0] if given and not given[0].startswith("-") else ""
         if what not in ITERATIONS and not {"-h", "--help"} & set(given):
-            raise ConfigError(f"{what or 'nothing'} is compared by no name; use `table`, `ablations`, `dance` or `rounds`.")
+            raise ConfigError(f"{what or 'nothing'} is compared by no name; use {', '.join(f'`{name}`' for name in ITERATIONS)}.")
         config, rest = preset(given[1:] if what else given, PRESETS.get(what, "shapes"))
         require(what != "rounds" or rest == given[1:], f"{config.name}: `rounds` has presets of its own; leave it out.")
 
@@ -98,7 +99,7 @@ def compare(what: str, arguments: Arguments, with_settings: Callable[[RunConfig]
     if what == "rounds":
         base, arms, pages = _rounds(arguments, updates, out, with_settings)
     else:
-        base, arms, pages = {"table": _table, "ablations": _ablations, "dance": _dance}[what](arguments, updates, out)
+        base, arms, pages = MADE[what](arguments, updates, out)
     missing = 0 if arguments.pages else _run(_jobs(what, arms, base, seeds, out), arguments.jobs, out)
     pages()
     tell(f"Wrote {out / (what + '.md')} and {out / (what + '.html')}")
@@ -149,6 +150,20 @@ def _dance(arguments: Arguments, updates: int, out: pathlib.Path) -> tuple:
     wanted = _wanted(arguments, [a.name for a in arms], dance.QUICK)
     arms = [a for a in arms if a.name in wanted]
     return base, arms, lambda: dance.write_dance(out, arms)
+
+
+def _few_steps(arguments: Arguments, updates: int, out: pathlib.Path) -> tuple:
+    """As `_table`."""
+    from experiments.comparison import few_steps
+
+    base = _base(arguments.config, updates, every=0)
+    arms = few_steps.arms(base)
+    wanted = _wanted(arguments, [a.name for a in arms], few_steps.QUICK)
+    arms = [a for a in arms if a.name in wanted]
+    return base, arms, lambda: few_steps.write_few_steps(out, arms)
+
+
+MADE = {"table": _table, "ablations": _ablations, "dance": _dance, "few_steps": _few_steps}
 
 
 def _rounds(

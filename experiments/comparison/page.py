@@ -99,7 +99,7 @@ def write_table(out: pathlib.Path, arms: Sequence[str]) -> None:
         shown = {_name(records[arm][0]): records[arm][0]["samples"] for arm in known}
         (out / "samples.png").write_bytes(_grid(shown))
         body += ["", "![The same prompts, drawn by each](samples.png)"]
-        html += f"<h2>The same prompts</h2>{_gallery(shown)}"
+        html += f"<h2>The same prompts</h2>{gallery(shown)}"
     write(out / "table.md", "\n".join(body) + "\n")
     write(out / "table.html", page("The table", html))
 
@@ -257,7 +257,7 @@ def write_figure(out: pathlib.Path, name: str, panels) -> str:
     return f'<p><img style="max-width:100%;border:0" alt="curves" src="data:image/svg+xml;base64,{data}"></p>'
 
 
-def _gallery(shown: dict[str, list[dict]]) -> str:
+def gallery(shown: dict[str, list[dict]]) -> str:
     """One row per prompt, one column per arm."""
     head = "".join(f"<th>{for_html(name)}</th>" for name in shown)
     rows = []

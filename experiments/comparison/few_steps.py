@@ -1,0 +1,117 @@
+"""Few steps: a guided teacher at its usual transitions against students without guidance, and which order with RL is best.
+
+Teacher and students draw several times for each held-out prompt, so that what becomes of diversity is seen.  What an arm
+costs for a sample is told in evaluations of the network; seconds, measured in turn, are those of `experiments.bench --tables
+students`.  Where reinforcement learning and distillation follow each other each has as many iterations as in the arms that
+have it alone.
+"""
+
+import dataclasses
+import pathlib
+from collections.abc import Sequence
+
+from experiments import distill
+from experiments.comparison.arms import GUIDANCE, Arm, changed
+from experiments.comparison.page import gallery, html_table, markdown, provenance, series, write, write_figure
+from experiments.comparison.records import Record, read_records, score, spread
+from unigrpo_jax.config import EvaluationConfig, RunConfig
+from unigrpo_jax.foreign_text import for_html
+from unigrpo_jax.training.page_shell import page
+
+TITLE = "Few steps"
+QUICK = ("teacher", "mean_flow")
+STEPS = (8, 4, 2, 1)
+ROLLED = 4  # transitions of a student's rollouts
+IMAGES = 4  # of each prompt
+# What is shown together: a title, and the arms.
+QUESTIONS = (
+    ("Students against their teacher", ("teacher", "mean_flow", "dmd2")),
+    ("Reinforcement learning and distillation", ("rl", "rl_mean_flow", "mean_flow_rl")),
+)
+COLUMNS = {"exact": "exact", "graded": "graded", "thinking right": "plan_exact", "follows plan": "drawing_follows_plan",
+           "diversity": "diversity"}  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FewSteps(Arm):
+    """An arm that is judged at several numbers of transitions.
+
+    Attributes:
+      asked: {name of an evaluation: (transitions, guidance, sampler)}; the samples shown are the first one's.
+    """
+
+    asked: tuple[tuple[str, tuple[int, float, str]], ...]
+
+    def evaluations(self, base: EvaluationConfig) -> dict[str, EvaluationConfig]:
+        """As many drawings in all as the base's, several for each prompt."""
+        judged = dataclasses.replace(base, prompts=max(base.prompts // IMAGES, 1), images_per_prompt=IMAGES, drift=0)
+        judged = dataclasses.replace(judged, batch=max(judged.batch // IMAGES, 1) * IMAGES)
+        return {
+            name: dataclasses.replace(judged, flow_steps=steps, guidance=guidance, sampler=sampler)
+            for name, (steps, guidance, sampler) in self.asked
+        }
+
+
+def arms(base: RunConfig) -> list[FewSteps]:
+    """The arms; `base` is what reinforcement learning runs with, its evaluation's transitions are the teacher's."""
+    usual, scale = base.evaluation.flow_steps, max(base.evaluation.guidance, GUIDANCE)
+    taught = {"guidance": scale}
+
+    def student(method: str) -> RunConfig:
+        found = distill.settings(base, method)
+        return changed(found, learning={"distillation": dataclasses.replace(found.learning.distillation, **taught)})
+
+    rolled = changed(base, rollout={"flow_steps": ROLLED, "window_range": (0, ROLLED - 1), "window_size": 1})
+    rolled = changed(rolled, evaluation={"flow_steps": ROLLED})
+    mean_flow, dmd2 = student("mean_flow"), student("dmd2")
+    guided = (f"{usual}, guided", (usual, scale, "ode"))
+    plain = (f"{usual}", (usual, 1.0, "ode"))
+    fewer = tuple((f"{n}, guided", (n, scale, "ode")) for n in STEPS if n < usual)
+    few = lambda sampler: tuple((f"{n}", (n, 1.0, sampler)) for n in sorted(STEPS, key=lambda n: n != ROLLED))
+    found = (
+        ("teacher", "teacher", (), (guided, plain, *fewer)),
+        ("mean_flow", "MeanFlow", (mean_flow,), few("ode")),
+        ("dmd2", f"DMD2, made for {ROLLED}", (dmd2,), few("sde")),
+        ("rl", "RL alone", (base,), (guided, plain, *few("ode"))),
+        ("rl_mean_flow", "RL, then MeanFlow", (base, mean_flow), few("ode")),
+        ("mean_flow_rl", f"MeanFlow, then RL at {ROLLED}", (mean_flow, rolled), few("ode")),
+    )
+    return [FewSteps(name=name, title=title, stages=stages, asked=asked) for name, title, stages, asked in found]
+
+
+def write_few_steps(out: pathlib.Path, wanted: Sequence[FewSteps]) -> None:
+    """Writes few_steps.md, few_steps.html and figures/few_steps.svg; an arm without a record is shown as missing."""
+    records, by_name = read_records(out), {arm.name: arm for arm in wanted}
+    words = " ".join(provenance([r for name in by_name for r in records.get(name, ())]))
+    body, html, panels = [f"# {TITLE}", "", words], f"<h1>{TITLE}</h1><p class=note>{for_html(words)}</p>", []
+    header = ["", "transitions", "evaluations", "seeds", *COLUMNS]
+    for question, names in QUESTIONS:
+        if not (asked := [by_name[name] for name in names if name in by_name]):
+            continue
+        rows = [row for arm in asked for row in _rows(arm, records.get(arm.name))]
+        body += ["", f"## {question}", "", *markdown([header, *rows])]
+        html += f"<h2>{for_html(question)}</h2>{html_table([header, *rows])}"
+        known = [arm for arm in asked if arm.name in records and records[arm.name][0]["curve"]]
+        lines = [series(records[arm.name], "curve", "seconds", "judge/exact", arm.title) for arm in known]
+        lines = [line for line in lines if line.points]
+        panels += [(f"{question}: exact of training drawings, by seconds", lines)] if lines else []
+    if panels:
+        html += write_figure(out, "few_steps", panels)
+        body += ["", "![Curves](figures/few_steps.svg)"]
+    if shown := {arm.title: records[arm.name][0]["samples"] for arm in wanted if arm.name in records}:
+        html += f"<h2>The same prompts</h2>{gallery(shown)}"
+    write(out / "few_steps.md", "\n".join(body) + "\n")
+    write(out / "few_steps.html", page(TITLE, html))
+
+
+def _rows(arm: FewSteps, found: Sequence[Record] | None) -> list[list[str]]:
+    """One row for each number of transitions."""
+    out = []
+    for name, (steps, guidance, _) in sorted(arm.asked, key=lambda asked: (-asked[1][1], -asked[1][0])):
+        first = [arm.title, name, str(steps * (2 if guidance > 1 else 1))]
+        if not found:
+            out.append([*first, *["missing"] * (len(COLUMNS) + 1)])
+            continue
+        reads = [score(name, column) for column in COLUMNS.values()]
+        out.append([*first, str(len(found)), *(spread([read(r) for r in found]).words() for read in reads)])
+    return out
