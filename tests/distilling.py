@@ -32,13 +32,12 @@ HIDDEN = 64
 
 
 def mixture_velocity(x, t):
-    """v [..., 2] of points x [..., 2] at times t that broadcast against x."""
-    alpha, variance = 1 - t, (1 - t) ** 2 * WIDTH**2 + t**2
-    gap = x[..., None, :] - (alpha * jnp.ones_like(x[..., :1]))[..., None] * MEANS
-    share = jax.nn.softmax(-jnp.sum(gap**2, axis=-1) / (2 * variance[..., 0:]), axis=-1)
-    data = jnp.sum(share[..., None] * (MEANS + (alpha * WIDTH**2 / variance)[..., None] * gap), axis=-2)
-    noise = jnp.sum(share[..., None] * (t / variance)[..., None] * gap, axis=-2)
-    return noise - data
+    """v [B, N, 2] of points x [B, N, 2] at times t [B, 1, 1]."""
+    alpha, variance = (1 - t)[..., None], ((1 - t) ** 2 * WIDTH**2 + t**2)[..., None]
+    gap = x[:, :, None] - alpha * jnp.asarray(MEANS, jnp.float32)[None, None]  # to each Gaussian
+    share = jax.nn.softmax(-jnp.sum(gap**2, axis=3, keepdims=True) / (2 * variance), axis=2)
+    data = jnp.asarray(MEANS, jnp.float32)[None, None] + alpha * WIDTH**2 / variance * gap
+    return jnp.sum(share * (t[..., None] / variance * gap - data), axis=2)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,11 +67,11 @@ class Plane:
         if "in" not in params:
             return v
         gap = jnp.zeros_like(t) if to_B is None else t - to_B[:, None, None]
-        rates = 2.0 ** jnp.arange(4)
+        rates = 2.0 ** jnp.arange(4)[None, None]
         waves = [f(rates * time) for time in (t, gap) for f in (jnp.sin, jnp.cos)]
         seen = jnp.concatenate([x, v, *(jnp.broadcast_to(w, (*x.shape[:2], 4)) for w in waves)], axis=2)
         hidden = jax.nn.silu(seen @ params["in"])
-        hidden = jax.nn.silu(hidden @ params["middle"] + params["bias"])
+        hidden = jax.nn.silu(hidden @ params["middle"] + params["bias"][None, None])
         return v + hidden @ params["out"]
 
 
@@ -104,7 +103,7 @@ def drawing(latent, x=None, steps=None) -> Drawing:
 
 def settings(method: str, **changes) -> LearningConfig:
     own = DistillationConfig(**changes)
-    return LearningConfig(method=method, distillation=own, group_size=1, denoising_lr=3e-3, ppo_epochs=1, cooldown=(0, 400))
+    return LearningConfig(method=method, distillation=own, group_size=1, denoising_lr=3e-3, ppo_epochs=1, cooldown=(0, 300))
 
 
 @functools.partial(jax.jit, static_argnums=(2, 3))

@@ -8,7 +8,7 @@ METHODS = ("mean_flow", "dmd2")  # of LearningConfig.method, those that distil
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DistillationConfig:
-    """Methods `mean_flow` (arXiv 2505.13447) and `dmd2` (arXiv 2405.14867), whose teacher is the model that a run begins with."""
+    """Methods `mean_flow` (arXiv 2505.13447) and `dmd2` (arXiv 2405.14867); their teacher is what a run begins with."""
 
     guidance: float = 1.0
     """The teacher's text guidance, which the student takes over and draws without; 1 is none."""

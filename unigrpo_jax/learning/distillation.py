@@ -1,9 +1,9 @@
 """The update of a distillation: what was drawn -> a better student, as one jitted program.
 
-One optimizer step for each of `ppo_epochs * minibatches`, each at times and noises of its own; before each, with `dmd2`, the
-fake score takes `fake_steps` of its own upon the same drawings.  Gradients are added over micro-batches.  What an episode is
-looked at through is a function of (seed, iteration, optimizer step, number of the episode), so that neither micro-batches nor
-devices nor a resume change it.
+One optimizer step for each of `ppo_epochs * minibatches`, each at times and noises of its own; before each, with `dmd2`,
+the fake score takes `fake_steps` of its own upon the same drawings.  Gradients are added over micro-batches.  What an
+episode is looked at through is a function of (seed, iteration, optimizer step, number of the episode), so that neither
+micro-batches nor devices nor a resume change it.
 """
 
 import dataclasses

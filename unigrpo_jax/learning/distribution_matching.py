@@ -7,8 +7,8 @@
 
 x_g is the student's estimate of the data at one of the states of its own drawing in few steps, chosen at random (the
 authors' backward simulation): the states before it were made without a gradient.  x_r and x_f are the data estimates at x_s
-of the frozen, guided teacher and of the fake score, which begins as the teacher and learns what the student draws; where they
-agree the student's gradient is 0.  s is uniform in `noise_range` and then shifted as the sampler's times are.  Z is a
+of the frozen, guided teacher and of the fake score, which begins as the teacher and learns what the student draws; where
+they agree the student's gradient is 0.  s is uniform in `noise_range` and then shifted as the sampler's times are.  Z is a
 sample's own.  Several modalities share each s and state, and have Z and loss each for itself, added by their weights.
 """
 

@@ -4,11 +4,11 @@
     u = v - (t - s) du/dt,      d/dt along (dx, dt, ds) = (v, 1, 0)
     target = stop(v - (t - s) du/dt),      L = mean_d (u - target)^2,      loss = L / stop(L + c)^p
 
-x_t = (1 - t) data + t noise of what the teacher drew, and v is the teacher's velocity there, guidance included.  t >= s are a
-sorted pair of sigmoid(time_mean + time_std * normal); of `equal_share` of them s = t, where the target is v itself.  du/dt is
-one forward-mode derivative of the network.  Several modalities have one pair of times, and L, its weight and the loss of each
-for itself, added by their weights.  L is a mean over a latent's numbers, in which the authors have a sum, so that c means the
-same whatever the latent's size.
+x_t = (1 - t) data + t noise of what the teacher drew, and v is the teacher's velocity there, guidance included.  t >= s are
+a sorted pair of sigmoid(time_mean + time_std * normal); of `equal_share` of them s = t, where the target is v itself.
+du/dt is one forward-mode derivative of the network.  Several modalities share a pair of times, have L, its scale and its
+loss each for itself, and are added by their weights.  L is a mean over a latent's numbers, where the authors have a sum, so
+that c means the same whatever the latent's size.
 """
 
 import dataclasses

@@ -76,7 +76,7 @@ def build(config: RunConfig, world: World | None = None) -> Parts:
     attend = kernels.attend(config.model, mesh)
     world = world or load_world(config.prompts, config.prompt_weights, config.evaluation.source, config.rollout.rounds,
                                 config.evaluation.rounds)  # fmt: skip
-    unjudged = config.learning.method == "sft" and not config.rewards
+    unjudged = (config.learning.method == "sft" or config.learning.distils) and not config.rewards
     rewards = {} if unjudged else load_rewards(config)
     judging, followed = Judging(rewards, config.judging), None
     if config.learning.method == "refl":
