@@ -68,6 +68,9 @@ class ModelConfig:
     HunyuanVideo, 1 of SkyReels-V1.  Others are told none."""
     sound: bool = True
     """Draw a clip's sound, too, where a model does (LTX-2); without it the clip alone is drawn, judged and trained."""
+    second_time: bool = False
+    """Give the network a second time input, where a velocity is to arrive, if its folder has none; experiments.distill sets
+    it where a student needs one."""
     floor_time: bool = False
     """Feed FLUX floor(1000 t) / 1000 for t, as DanceGRPO's code does."""
     unroll: int = 1

@@ -18,7 +18,6 @@ from unigrpo_jax.learning import credit, modalities, parameters
 from unigrpo_jax.learning.advantages import extremes, zero_variance_share
 from unigrpo_jax.learning.update import TrainState, new_state
 from unigrpo_jax.models import tree
-from unigrpo_jax.models.building.lora import is_adapter
 from unigrpo_jax.models.families import load_model
 from unigrpo_jax.models.loaded import Loaded, sound_rate
 from unigrpo_jax.models.verbs import Painter
@@ -269,9 +268,10 @@ class Trainer:
         stored = loaded.params(place)
         self.autoencoder_params = loaded.autoencoder_params(self.programs.everywhere)
         shapes = loaded.abstract_params()
-        adapters = {path: place(path, x.shape) for path, x in tree.flatten(shapes).items() if is_adapter(path)}
-        fresh = lambda: {path: tree.flatten(loaded.with_adapters(loaded.stored_params()))[path] for path in adapters}
-        flat = tree.flatten(stored) | (jax.jit(fresh, out_shardings=adapters)() if adapters else {})
+        there = tree.flatten(stored)
+        new = {path: place(path, x.shape) for path, x in tree.flatten(shapes).items() if path not in there}
+        fresh = lambda: {path: tree.flatten(loaded.with_fresh(loaded.stored_params()))[path] for path in new}
+        flat = there | (jax.jit(fresh, out_shardings=new)() if new else {})
         trained_by = loaded.network.trained_by
         trained, self.frozen = parameters.split(tree.unflatten(flat), parameters.groups(shapes, learning, trained_by))
         flat = tree.flatten(stored)
