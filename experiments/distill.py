@@ -63,3 +63,7 @@ def settings(preset: RunConfig, method: str = "mean_flow") -> RunConfig:
     model = dataclasses.replace(preset.model, second_time=many)
     name = f"{preset.name}_distill"
     return dataclasses.replace(preset, name=name, rollout=rollout, learning=learning, evaluation=evaluation, model=model)
+
+
+if __name__ == "__main__":
+    main()

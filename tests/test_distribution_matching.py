@@ -57,8 +57,8 @@ def halves(kind: str, two_times: bool = False) -> DistributionMatching:
 
 
 def batch():
-    drawn = distilling.drawing(LATENT["audio"])
-    drawn = drawn.replace(latent=LATENT, x=jax.tree.map(jnp.asarray, STATES), steps=jnp.tile(jnp.arange(K), (B, 1)), finite=jnp.asarray(FINITE))
+    states, steps = jax.tree.map(jnp.asarray, STATES), jnp.tile(jnp.arange(K), (B, 1))
+    drawn = distilling.drawing(LATENT["audio"]).replace(latent=LATENT, x=states, steps=steps, finite=jnp.asarray(FINITE))
     return distilling.episodes(drawn).replace(prompt=jnp.asarray(TEXT))
 
 

@@ -107,7 +107,7 @@ def by_hand(w: float, targets_of: float = W_STUDENT):
                 if tt <= 0.6:
                     without = W_TEACHER * np.sin(x)
                     v = without + 2.5 * (v - without)
-                u = lambda w, x=x, tt=tt, ss=ss, b=b: w * np.sin(x) + TEXT[b, 0] * tt + sign * (tt - ss) * x
+                u = lambda w, x=x, tt=tt, ss=ss, b=b, sign=sign: w * np.sin(x) + TEXT[b, 0] * tt + sign * (tt - ss) * x
                 slope = targets_of * np.cos(x) * v + TEXT[b, 0] + sign * x + sign * (tt - ss) * v
                 target = v - (tt - ss) * slope
                 scale = (np.mean((u(targets_of) - target) ** 2) + 0.02) ** 0.5

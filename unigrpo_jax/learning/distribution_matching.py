@@ -25,6 +25,7 @@ from unigrpo_jax.learning.noise_levels import shifted
 from unigrpo_jax.learning.policy import Policy
 from unigrpo_jax.models.paths import estimates, target
 from unigrpo_jax.rollout import randomness
+from unigrpo_jax.rollout.dialogue import Dialogue
 
 SMALLEST = 1e-5  # of Z
 
@@ -35,7 +36,7 @@ class DistributionMatching:
 
     Attributes:
       student: with the sampler of its few steps, and without guidance.
-      teacher: the same, guided as the teacher is.
+      teacher: the same, guided as the teacher is, of a network that is told one time.
       config: `distillation`, weights of modalities.
       shift: of the schedule, as `Painter.times` takes it.
     """
@@ -59,7 +60,7 @@ class DistributionMatching:
         s_B, _, x_s = self._noisy(drawn, keys_B)
         taught, own = self.teacher.drawn_upon(reference, episodes), self.student.drawn_upon(fake, episodes)
         real = self._data(x_s, self.teacher.output(reference, x_s, s_B, taught.full, taught.without_text), s_B)
-        made = self._data(x_s, self.student.output(fake, x_s, s_B, own.full, own.without_text), s_B)
+        made = self._data(x_s, self._score(fake, x_s, s_B, own), s_B)
         total, metrics, finite_B = jnp.zeros(()), {}, episodes.drawing.finite
         known = lambda value_B: jnp.mean(jnp.where(finite_B, value_B, 0.0))
         parts = (modalities.weights(drawn, self.config), drawn, real, made)
@@ -75,7 +76,7 @@ class DistributionMatching:
         drawn = jax.lax.stop_gradient(self.drawn(params, episodes, keys_B))
         s_B, noise, x_s = self._noisy(drawn, keys_B)
         own, flow = self.student.drawn_upon(fake, episodes), self.student.flow
-        output = self.student.output(fake, x_s, s_B, own.full, own.without_text)
+        output = self._score(fake, x_s, s_B, own)
         wanted = lambda data, noise: target(flow.path, flow.prediction, data, noise, s_B[:, None, None])
         error = lambda output, data, noise: jnp.mean((output - wanted(data, noise)) ** 2, axis=(1, 2))
         error_B = modalities.added(jax.tree.map(error, output, drawn, noise), self.config)
@@ -105,6 +106,9 @@ class DistributionMatching:
         alpha, sigma = (part[:, None, None] for part in self.student.flow.path.coefficients(s_B))
         mixed = lambda data, noise: alpha * jax.lax.stop_gradient(data) + sigma * noise
         return s_B, noise, jax.tree.map(mixed, drawn, noise)
+
+    def _score(self, fake, x_s, s_B, own: Dialogue) -> Any:
+        return self.teacher.model.predict(fake, x_s, s_B, self.student.flow.grid, own.full)
 
     def _data(self, x, output, t_B) -> Any:
         flow, t = self.student.flow, t_B[:, None, None]

@@ -32,7 +32,7 @@ class MeanFlow:
 
     Attributes:
       student: without guidance; its network has two times, and a forward-mode derivative.
-      teacher: the same, guided as the teacher is.
+      teacher: the same, guided as the teacher is, of a network that is told one time.
       config: `distillation`, weights of modalities.
       versions: noisy versions of each drawing.
     """

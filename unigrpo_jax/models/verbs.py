@@ -46,6 +46,7 @@ class Painter(Protocol):
       trained_by: {group: pattern}: which parameter is trained at which rate, "reasoning" or "denoising", and which is
         "frozen", never trained; each parameter's path matches exactly one of them whole.
       two_times: whether it is told where a velocity is to arrive, so that it says average ones (`building.second_time`).
+      one_time: the same network, which is never told that and reads no parameters of it.
       further_passes: whether it is guided by more passes than that without the text, and has the verb `guided_by`.
       guidance_renorm: what holds a guided output's norm to the conditional one's where a run does not say, as
         `building.guidance.Guidance.renorm`.
@@ -63,6 +64,7 @@ class Painter(Protocol):
     needs_picture: bool
     trained_by: Mapping[str, str]
     two_times: bool
+    one_time: "Painter"
     further_passes: bool
     guidance_renorm: str
     float32_paths: str

@@ -18,7 +18,10 @@ from unigrpo_jax.learning.distribution_matching import DistributionMatching
 from unigrpo_jax.learning.mean_flow import MeanFlow
 from unigrpo_jax.learning.policy import Policy
 from unigrpo_jax.learning.update import TrainState
+from unigrpo_jax.models import tree
 from unigrpo_jax.models.building.guidance import Guidance
+from unigrpo_jax.models.folders.student import Student
+from unigrpo_jax.models.loaded import Loaded
 from unigrpo_jax.models.paths import RECTIFIED
 from unigrpo_jax.models.verbs import Painter
 from unigrpo_jax.parallel import kernels
@@ -52,6 +55,17 @@ def build(config: RunConfig) -> Parts:
     return parts
 
 
+def student_of(config: RunConfig, loaded: Loaded) -> Student | None:
+    """What an export says of what a run has learned; None where it distilled nothing."""
+    learning, d = config.learning, config.learning.distillation
+    if not learning.distils:
+        return None
+    return Student(
+        method=learning.method, steps=d.steps, second_time=loaded.network.two_times, guidance=d.guidance,
+        timestep_shift=config.rollout.timestep_shift, teacher=loaded.folder.resolve().name,
+    )  # fmt: skip
+
+
 def notes(parts: Parts) -> list[str]:
     """What a run of these parts does that its settings do not say, in sentences."""
     config = parts.config
@@ -76,7 +90,8 @@ class DistilledPrograms(Programs):
         learning, r = self.config.learning, self.config.rollout
         if learning.method == "mean_flow":
             flow = flow_sampler(r, self._network, guidance_of(learning.distillation, self._network))
-            return dataclasses.replace(program, flow=dataclasses.replace(flow, rule=ODE(), noisy=(0, 0)), window=None)
+            flow, network = dataclasses.replace(flow, rule=ODE(), noisy=(0, 0)), self._network.one_time
+            return dataclasses.replace(program, model=network, flow=flow, window=None)
         (steps,) = learning.distillation.steps
         flow = flow_sampler(dataclasses.replace(r, flow_steps=steps, noise_range=(0, 0)), self._network)
         return dataclasses.replace(program, flow=flow, window=Window(size=steps, range=(0, steps)))
@@ -91,7 +106,7 @@ class DistilledPrograms(Programs):
         learning, r = self.config.learning, self.config.rollout
         guided = lambda guidance: dataclasses.replace(policy, flow=dataclasses.replace(policy.flow, guidance=guidance))
         student, teacher = guided(None), guided(guidance_of(learning.distillation, policy.model))
-        both = {"teacher": teacher, "config": learning}
+        both = {"teacher": dataclasses.replace(teacher, model=policy.model.one_time), "config": learning}
         if learning.method == "dmd2":
             objective = DistributionMatching(student=student, shift=r.timestep_shift, **both)
         else:
@@ -108,7 +123,11 @@ class DistilledTrainer(Trainer):
 
     def params(self, state: TrainState) -> dict:
         """The parameters that draw: the teacher's with `mean_flow`, else the student's."""
-        return self.first_params() if self.parts.config.learning.method == "mean_flow" else super().params(state)
+        return super().first_params() if self.parts.config.learning.method == "mean_flow" else super().params(state)
+
+    def first_params(self) -> dict:
+        """The parameters that the run started from, with what was fresh then."""
+        return tree.unflatten(tree.flatten(super().first_params()) | self.fresh())
 
     def judge(self, own: OwnEpisodes, times: dict[str, float]) -> tuple[np.ndarray, dict[str, float]]:
         """Weights [B], all 1, in the place of advantages, and what is measured of the drawings, where there are rewards."""

@@ -268,10 +268,7 @@ class Trainer:
         stored = loaded.params(place)
         self.autoencoder_params = loaded.autoencoder_params(self.programs.everywhere)
         shapes = loaded.abstract_params()
-        there = tree.flatten(stored)
-        new = {path: place(path, x.shape) for path, x in tree.flatten(shapes).items() if path not in there}
-        fresh = lambda: {path: tree.flatten(loaded.with_fresh(loaded.stored_params()))[path] for path in new}
-        flat = there | (jax.jit(fresh, out_shardings=new)() if new else {})
+        flat = tree.flatten(stored) | self.fresh()
         trained_by = loaded.network.trained_by
         trained, self.frozen = parameters.split(tree.unflatten(flat), parameters.groups(shapes, learning, trained_by))
         flat = tree.flatten(stored)
@@ -285,6 +282,14 @@ class Trainer:
         self.reference = tree.unflatten({path: x for path, x in (flat | own).items() if path in places})
         begin = lambda trained: new_state(tree.unflatten(tree.flatten(shapes) | trained), learning, trained_by)
         return jax.jit(begin, out_shardings=self.programs.state_shardings, donate_argnums=0)(trained)
+
+    def fresh(self) -> dict[str, jax.Array]:
+        """{path: parameter} of those that no file holds, as they are at the start: adapters, a second time."""
+        loaded, place = self.parts.loaded, self.parts.layout.parameter
+        there, all_ = tree.flatten(loaded.stored_params()), tree.flatten(loaded.abstract_params())
+        new = {path: place(path, x.shape) for path, x in all_.items() if path not in there}
+        make = lambda: {path: tree.flatten(loaded.with_fresh(loaded.stored_params()))[path] for path in new}
+        return jax.jit(make, out_shardings=new)() if new else {}
 
     def params(self, state: TrainState) -> dict:
         """The parameters that sample, as the network takes them."""

@@ -244,6 +244,11 @@ class Bagel:
         return self.config.second_time
 
     @property
+    def one_time(self) -> "Bagel":
+        """The same without the second time, whose parameters it does not read."""
+        return dataclasses.replace(self, config=dataclasses.replace(self.config, second_time=False), fresh_time=False)
+
+    @property
     def stored_config(self) -> BagelConfig:
         """Sizes of what files hold."""
         return dataclasses.replace(self.config, second_time=False) if self.fresh_time else self.config

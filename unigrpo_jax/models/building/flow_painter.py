@@ -53,6 +53,12 @@ class FlowPainter(TextPainter):
         """Whether it is told where a velocity is to arrive."""
         return self.transformer.second_time
 
+    @property
+    def one_time(self) -> "FlowPainter":
+        """The same without the second time, whose parameters it does not read."""
+        network = dataclasses.replace(self.transformer, second_time=False)
+        return dataclasses.replace(self, transformer=network, fresh_time=False)
+
     def with_second_time(self, params: Params, key: jax.Array) -> Params:
         """The parameters with a fresh embedder of the second time, float32."""
         return {**params, **fresh(self.transformer, self.zero_at_start, key, is_second_time)}

@@ -65,6 +65,11 @@ class TextPainter:
         raise NotImplementedError
 
     @property
+    def one_time(self) -> "TextPainter":
+        """Itself: it has one time."""
+        return self
+
+    @property
     def stored_network(self) -> Network:
         """What of it has parameters in files."""
         return self.network
