@@ -11,7 +11,7 @@ from unigrpo_jax.config_json import to_dict
 from unigrpo_jax.learning import parameters
 from unigrpo_jax.parallel import processes
 from unigrpo_jax.parallel.roll_call import PeersMissing
-from unigrpo_jax.training import storage, supervised
+from unigrpo_jax.training import few_steps, storage, supervised
 from unigrpo_jax.training.checkpoint import Checkpoints, abstract
 from unigrpo_jax.training.console import Console
 from unigrpo_jax.training.evaluation import Evaluator
@@ -95,7 +95,8 @@ def run(config: RunConfig, run_dir: storage.Place, resume: bool = False, allow_c
         console.card(title, card(parts, run_dir, sum(row.bytes for row in places)))
         if parts.layout.mesh.size > 1:
             console.table("What lies where", HEADER, [row.cells() for row in places])
-        for words in (*warnings(config), *troubles):
+        told = few_steps.warnings(parts.loaded, config.rollout, config.evaluation, trains=True)
+        for words in (*warnings(config), *told, *troubles):
             console.message(words)
         if done is not None:
             console.message(f"Resuming after iteration {done} from {run_dir / 'checkpoints' / str(done)}.")
