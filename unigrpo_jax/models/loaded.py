@@ -118,6 +118,17 @@ class Published:
     answer: str = ""
 
 
+def as_student(published: Published | None, student: Student | None) -> Published | None:
+    """How a student is used: without guidance, in as many steps as it may take, of the schedule that it was made for."""
+    if student is None:
+        return published
+    first = published or Published(rollout={}, evaluation={})
+    evaluation = {**first.evaluation, "flow_steps": max(student.steps), "guidance": 1.0}
+    return dataclasses.replace(
+        first, rollout={**first.rollout, "timestep_shift": student.timestep_shift}, evaluation=evaluation
+    )
+
+
 class Loaded(Protocol):
     """A model folder.
 
@@ -147,7 +158,10 @@ class Loaded(Protocol):
 
     @property
     def published(self) -> Published | None:
-        """How it is used where nobody says otherwise; None for a small model of a world, whose preset says it."""
+        """How it is used where nobody says otherwise; None for a small model of a world, whose preset says it.
+
+        Of a student it is said by `as_student`.
+        """
 
     def placed(self, hold, attend, frozen: Place | None = None, tokens: TokenCut = NOT_CUT) -> "Loaded":
         """The same with a network for a mesh, and frozen encoders of texts that lie where `frozen` says.

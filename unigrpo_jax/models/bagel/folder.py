@@ -29,7 +29,7 @@ from unigrpo_jax.models.folders import stored as stores
 from unigrpo_jax.models.folders import student as students
 from unigrpo_jax.models.folders.stored import StoredTensors
 from unigrpo_jax.models.folders.student import Student
-from unigrpo_jax.models.loaded import Published
+from unigrpo_jax.models.loaded import Published, as_student
 from unigrpo_jax.models.text_encoders.tokenizer import load_tokenizer
 from unigrpo_jax.models.tree import flatten, unflatten
 
@@ -66,16 +66,17 @@ class BagelFolder:
 
     @property
     def published(self) -> Published | None:
-        """As BAGEL's own programs use it (inferencer.py); None where latents are pixels."""
+        """As BAGEL's own programs use it (inferencer.py), or as a student is; None where latents are pixels and it is none."""
         if self.autoencoder_stored is None:
-            return None
+            return as_student(None, self.student)
         side = autoencoder_rule(self.network.config).longest
-        return Published(
+        own = Published(
             rollout={"image_height": side, "image_width": side, "timestep_shift": 3.0, "thinking_tokens": 999,
                      "system_prompt": GENERATION_SYSTEM_PROMPT},
             evaluation={"flow_steps": 49, "guidance": 4.0, "guidance_interval": (0.4, 1.0)},
             answer=UNDERSTANDING_SYSTEM_PROMPT,
         )  # fmt: skip
+        return as_student(own, self.student)
 
     def placed(self, hold, attend, frozen: weights.Place | None = None, tokens: TokenCut = NOT_CUT) -> "BagelFolder":
         """The same with a network for a mesh; no encoder is frozen, and no tokens are cut."""

@@ -48,12 +48,12 @@ class TextPainter:
     begins: ClassVar[bool] = False
     needs_picture: ClassVar[bool] = False
     further_passes: ClassVar[bool] = False
-    two_times: ClassVar[bool] = False
-    fresh_time: ClassVar[bool] = False
     trained_by: ClassVar[MappingProxyType] = MappingProxyType({"denoising": ".*"})
     guidance_renorm: ClassVar[str] = "none"
     float32_paths: ClassVar[str] = ""
     zero_at_start: ClassVar[str]  # modules whose weights `init` leaves at 0
+
+    two_times = fresh_time = False
 
     @property
     def network(self) -> Network:

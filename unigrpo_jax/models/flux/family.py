@@ -74,7 +74,7 @@ def load(config: ModelConfig, folder: pathlib.Path) -> Pipeline:
             autoencoder=autoencoder,
             codec=EmbeddingCodec(encoders=encoders, kept=config.embeddings),
             stored=weights,
-            published=Published(
+            usual=Published(
                 rollout=pipelines.drawn_size(folder, 1024) | {"timestep_shift": 0.0},
                 evaluation={"flow_steps": 28 if transformer.guidance else 4, "guidance": 1.0},
             ),

@@ -38,7 +38,7 @@ from unigrpo_jax.models.folders import component, peft, stored
 from unigrpo_jax.models.folders import student as students
 from unigrpo_jax.models.folders.settings import read_settings
 from unigrpo_jax.models.folders.student import Student
-from unigrpo_jax.models.loaded import Autoencoder, Codec, Place, Published
+from unigrpo_jax.models.loaded import Autoencoder, Codec, Place, Published, as_student
 from unigrpo_jax.models.text_encoders.codec import EmbeddingCodec
 from unigrpo_jax.models.verbs import Params
 
@@ -66,7 +66,7 @@ class Pipeline:
       stored_dtype: of the network's matrices, such as "bfloat16".
       unknown_settings: what its config files hold that nothing here knows, a phrase a file.
       unread_files: names of weights beside those that are read.
-      published: how it is used where nobody says otherwise.
+      usual: how its teacher is used where nobody says otherwise, or it itself where it is no student.
       adapters: that lie beside the model and are a part of it: read, they are folded into its weights.
       student: how it was distilled; None where it was not.
     """
@@ -83,9 +83,14 @@ class Pipeline:
     stored_dtype: str
     unknown_settings: tuple[str, ...] = ()
     unread_files: tuple[str, ...] = ()
-    published: Published | None = None
+    usual: Published | None = None
     adapters: peft.Adapters | None = None
     student: Student | None = None
+
+    @property
+    def published(self) -> Published | None:
+        """How it is used where nobody says otherwise."""
+        return as_student(self.usual, self.student)
 
     def placed(self, hold, attend, frozen: Place | None = None, tokens: TokenCut = NOT_CUT) -> "Pipeline":
         """The same with a network for a mesh, and text encoders that lie where `frozen` says."""

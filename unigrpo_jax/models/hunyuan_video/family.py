@@ -88,7 +88,7 @@ def load(config: ModelConfig, folder: pathlib.Path) -> Pipeline:
             autoencoder=autoencoder,
             codec=EmbeddingCodec(encoders=encoders, kept=config.embeddings, guided=guided),
             stored=weights,
-            published=Published(
+            usual=Published(
                 rollout={"image_height": height, "image_width": width, "frames": frames, "frames_per_second": FPS,
                          "timestep_shift": 0.0},
                 evaluation={"flow_steps": 50, "guidance": 6.0 if guided else 1.0},

@@ -88,7 +88,7 @@ def load(config: ModelConfig, folder: pathlib.Path) -> Pipeline:
             autoencoder=media,
             codec=EmbeddingCodec(encoders=_encoders(folder, config.dtype, transformer), kept=config.embeddings, guided=True),
             stored=weights,
-            published=Published(rollout=SIZE, evaluation={"flow_steps": 30, "guidance": 3.0}),
+            usual=Published(rollout=SIZE, evaluation={"flow_steps": 30, "guidance": 3.0}),
             autoencoder_stored=component.open_parts(folder, media.networks),
             stored_dtype=DTYPES[weights.dtype("proj_in.weight")],
             unknown_settings=pipelines.unknown_settings(folder, known),

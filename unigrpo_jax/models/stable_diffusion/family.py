@@ -65,7 +65,7 @@ def load(config: ModelConfig, folder: pathlib.Path) -> Pipeline:
             autoencoder=autoencoder,
             codec=EmbeddingCodec(encoders=encoders, kept=config.embeddings, guided=True),
             stored=weights,
-            published=Published(
+            usual=Published(
                 rollout=pipelines.drawn_size(folder, 512) | {"timestep_shift": 0.0},
                 evaluation={"flow_steps": 50, "guidance": 7.5},
             ),
