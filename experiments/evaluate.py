@@ -17,6 +17,7 @@ import tyro
 from experiments.command_line import command_line, preset
 from experiments.destination import file_to_write
 from unigrpo_jax.config import EvaluationConfig, MeshConfig
+from unigrpo_jax.foreign_text import tell
 
 NAMED = {"split", "source", "prompts", "seed", "sampler", "flow_steps", "guidance", "thinking", "thinking_as_text",
          "temperature"}  # what a table's name says anyway  # fmt: skip
@@ -70,7 +71,7 @@ def main(arguments: Arguments) -> None:
     from unigrpo_jax.parallel import mesh as meshes
     from unigrpo_jax.rewards.judging import Judging
     from unigrpo_jax.rewards.load import load_rewards
-    from unigrpo_jax.training import storage
+    from unigrpo_jax.training import few_steps, storage
     from unigrpo_jax.training.console import Console
     from unigrpo_jax.training.evaluation import Evaluator
     from unigrpo_jax.training.overview import drift_table
@@ -108,6 +109,8 @@ def main(arguments: Arguments) -> None:
     out = arguments.out or restored.folder / "evaluations" / f"{name}{others(e, EvaluationConfig())}.json"
     if not storage.is_bucket(out):
         out = storage.path(file_to_write(out, "--out"))
+    for words in few_steps.warnings(restored.loaded, restored.config.rollout, e):
+        tell(words)
     autoencoder = restored.loaded.autoencoder_params(meshes.replicated(restored.layout.mesh))
     params = restored.read()
     judged = evaluator(params, autoencoder, restored.reference and (lambda: restored.reference(params)))

@@ -36,6 +36,7 @@ def main(arguments: Arguments) -> None:
     """Reads, folds, writes."""
     from unigrpo_jax.config import require
     from unigrpo_jax.foreign_text import tell
+    from unigrpo_jax.training.distilled import student_of
     from unigrpo_jax.training.restore import restore
 
     out = arguments.out
@@ -45,7 +46,8 @@ def main(arguments: Arguments) -> None:
     restored = restore(arguments.checkpoint, preset([], "shapes")[0])
     dtype = restored.loaded.stored_dtype if arguments.dtype == "stored" else arguments.dtype
     try:
-        files = restored.loaded.export(restored.read(), out, dtype, int(arguments.shard_gb * 1e9))
+        student = student_of(restored.config, restored.loaded)
+        files = restored.loaded.export(restored.read(), out, dtype, int(arguments.shard_gb * 1e9), student)
     except OSError as error:
         require(False, f"{out} cannot be written ({error.strerror or error}); choose another folder.")
     for path in files:

@@ -132,11 +132,14 @@ def restored_model(arguments: Arguments, words: tuple[str, ...]):
 
 
 def checked(arguments: Arguments, restored, picture) -> tuple[EvaluationConfig, RolloutConfig]:
-    """`settings`; ConfigError where one of them cannot be."""
+    """`settings`; ConfigError where one of them cannot be, and a warning where a student was not made for them."""
     from unigrpo_jax.config_checks import check
+    from unigrpo_jax.training import few_steps
 
     evaluation, rollout = settings(arguments, restored, picture)
     check(dataclasses.replace(restored.config, evaluation=evaluation, rollout=rollout))
+    for words in () if arguments.answer else few_steps.warnings(restored.loaded, rollout, evaluation):
+        tell(words)
     return evaluation, rollout
 
 

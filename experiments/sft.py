@@ -49,6 +49,7 @@ def write_model(run_dir: str) -> None:
     from experiments.command_line import preset
     from unigrpo_jax.parallel import processes
     from unigrpo_jax.training import storage
+    from unigrpo_jax.training.distilled import student_of
     from unigrpo_jax.training.restore import restore
 
     if jax.process_count() > 1 or storage.is_bucket(storage.path(run_dir)):
@@ -60,7 +61,8 @@ def write_model(run_dir: str) -> None:
     try:
         if out.exists():  # of this run, before it was continued
             shutil.rmtree(out)
-        restored.loaded.export(restored.read(), out, restored.loaded.stored_dtype)
+        student = student_of(restored.config, restored.loaded)
+        restored.loaded.export(restored.read(), out, restored.loaded.stored_dtype, student=student)
     except OSError as error:
         require(False, f"{out} cannot be written ({error.strerror or error}); `python -m experiments.export {run_dir} "
                 "FOLDER` writes it elsewhere.")  # fmt: skip

@@ -60,7 +60,7 @@ def ours(out: pathlib.Path) -> None:
         shutil.copytree(find_folder(name), folder / "toy")
         lora = LoraConfig(rank=RANK, alpha=ALPHA, targets=targets)
         loaded = load_model(ModelConfig(path=str(folder / "toy"), lora=lora))
-        params = loaded.with_adapters(loaded.params())
+        params = loaded.with_fresh(loaded.params())
         new = lambda path, x, rng=rng: jnp.asarray(0.2 * rng.standard_normal(x.shape, np.float32)) if ".lora_" in path else x
         params = {path: new(path, x) for path, x in params.items()}
         loaded.export(params, folder / "export", "float32", shard_bytes=150_000)

@@ -25,7 +25,7 @@ FLOW = FlowSampler(schedule=tuple(timesteps(5, 3.0).tolist()), rule=ODE(), grid=
 class Line(Both):
     """The velocity scale x + shift [C] + seen (the mean of the prompt), of one modality."""
 
-    def predict(self, params, x, t_B, grid, condition):
+    def predict(self, params, x, t_B, grid, condition, to_B=None):
         """A line."""
         return params["scale"] * x + params["shift"][None, None] + params["seen"] * condition[:, :, None]
 

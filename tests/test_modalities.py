@@ -28,7 +28,7 @@ from unigrpo_jax.rollout.thinking import TokenSampler
 class Both:
     """A velocity for each modality, of its own numbers and weight alone."""
 
-    thinks, begins, hold = False, False, None
+    thinks, begins, two_times, hold = False, False, False, None
     trained_by = {"denoising": ".*"}
 
     def empty(self, batch):
@@ -40,7 +40,7 @@ class Both:
     def unread(self, params, text, condition):
         return condition
 
-    def predict(self, params, x, t_B, grid, condition):
+    def predict(self, params, x, t_B, grid, condition, to_B=None):
         return {name: params[name] * x[name] + condition[:, :, None] for name in x}
 
     def to_latent(self, tokens, grid):

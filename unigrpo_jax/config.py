@@ -7,6 +7,7 @@ Defaults that differ from the paper's Table 3 (arXiv 2603.23500) are those of a 
 import dataclasses
 from typing import Literal
 
+from unigrpo_jax.config_distillation import METHODS, DistillationConfig
 from unigrpo_jax.config_judging import JudgeConfig, JudgingConfig
 from unigrpo_jax.config_machines import MeshConfig, ProcessConfig
 
@@ -67,6 +68,9 @@ class ModelConfig:
     HunyuanVideo, 1 of SkyReels-V1.  Others are told none."""
     sound: bool = True
     """Draw a clip's sound, too, where a model does (LTX-2); without it the clip alone is drawn, judged and trained."""
+    second_time: bool = False
+    """Give the network a second time input, where a velocity is to arrive, if its folder has none; experiments.distill sets
+    it where a student needs one."""
     floor_time: bool = False
     """Feed FLUX floor(1000 t) / 1000 for t, as DanceGRPO's code does."""
     unroll: int = 1
@@ -164,13 +168,14 @@ class NFTConfig:
 class LearningConfig:
     """How episodes become an update."""
 
-    method: Literal["grpo", "fpo", "diffusion_nft", "best_of_n", "refl", "sft"] = "grpo"
+    method: Literal["grpo", "fpo", "diffusion_nft", "best_of_n", "refl", "sft", "mean_flow", "dmd2"] = "grpo"
     """Learn both ratios (UniGRPO); learn the drawing from noisy versions of what was drawn, by the ratio of flow-matching
     losses (FPO), or by pulling it to what is better and from what is worse than others (DiffusionNFT), beside the token
     ratio; imitate the `best` episodes of each group, all sampled by the frozen start (rejection sampling); follow the
-    reward's own gradient through drawing (ReFL), beside the token ratio; or learn the examples of `data`, as experiments.sft
-    does."""
+    reward's own gradient through drawing (ReFL), beside the token ratio; learn the examples of `data`, as experiments.sft
+    does; or to draw in few steps what the start draws in many, as experiments.distill does."""
     nft: NFTConfig = dataclasses.field(default_factory=NFTConfig)
+    distillation: DistillationConfig = dataclasses.field(default_factory=DistillationConfig)
     text_dropout: float = 0.1
     """Method `sft`: share of the examples of which nothing is learned but to draw without any text, for guidance; a model
     that is not guided by a second pass leaves none out."""
@@ -263,6 +268,11 @@ class LearningConfig:
     def credited(self) -> dict[str, tuple[str, ...]]:
         """{component: the modalities that its advantage goes to}; {} where each one's goes to all."""
         return {name: tuple(part.strip() for part in value.split(",")) for name, value in self.credit_by.items()}
+
+    @property
+    def distils(self) -> bool:
+        """Whether the method makes a student of few steps, of which the drawing alone is trained."""
+        return self.method in METHODS
 
     @property
     def keeps_old(self) -> bool:

@@ -7,6 +7,7 @@ from typing import Any
 
 from unigrpo_jax.clip_files import LEAST_FPS, MOST_FPS, MOST_PIXELS
 from unigrpo_jax.config import ConfigError, LearningConfig, MeshConfig, NFTConfig, PassesConfig, RunConfig, require
+from unigrpo_jax.config_distillation_checks import check_distillation
 from unigrpo_jax.config_judge_checks import check_judge
 from unigrpo_jax.foreign_text import quoted, visible
 
@@ -109,9 +110,10 @@ def check(config: RunConfig) -> None:
             f"{max(1, MOST_PIXELS // frame)} frames.")  # fmt: skip
     require(r.guidance >= 1, f"rollout.guidance = {r.guidance}, but it must be 1, which is none, or more.")
     _check_supervised(config)
+    check_distillation(config)
     _check_method(config)
     require(
-        learn.group_size >= 2 or learn.method == "sft",
+        learn.group_size >= 2 or learn.method == "sft" or learn.distils,
         f"learning.group_size = {learn.group_size}: an advantage compares an episode with its group, so a group needs "
         "at least 2 episodes (the paper uses 24).",
     )
@@ -297,7 +299,7 @@ def _check_method(config: RunConfig) -> None:
     require(0 <= nft.old_decay < 1, f"learning.nft.old_decay = {nft.old_decay}, but it must be 0 or more and below 1.")
     require(learn.method == "diffusion_nft" or nft == NFTConfig(),
             f"learning.nft is read by learning.method = 'diffusion_nft' alone, but {method}; leave it out.")  # fmt: skip
-    require(r.resample == 0 or learn.method not in ("refl", "sft"),
+    require(r.resample == 0 or not (learn.method in ("refl", "sft") or learn.distils),
             f"rollout.resample = {r.resample} replaces groups whose rewards are alike, from which {method} learns, too; use "
             "0.")  # fmt: skip
     most = config.episodes * (1 + r.resample)

@@ -227,7 +227,7 @@ def of_config(config: RunConfig) -> Workload:
         network=loaded.network,
         autoencoder=loaded.autoencoder,
         system=loaded.codec.system(config.rollout),
-        params=loaded.with_adapters(stored),
+        params=loaded.with_fresh(stored),
         reference={} if config.learning.reference == "none" else stored,
         autoencoder_params=loaded.autoencoder_params(meshes.replicated(layout.mesh)),
         prompt=loaded.codec.prompts(prompts, config.rollout.prompt_tokens),

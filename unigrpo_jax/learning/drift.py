@@ -41,8 +41,8 @@ def drift(policy: Policy, params, reference, episodes: Episodes, x, count: int) 
 
     def transition(x, step):
         t, t_next = times[step], times[step + 1]
-        output = own(x, t)
-        found = jax.tree.map(lambda a, b: _measured(a[:count], b[:count]), output, other(x, t))
+        output = own(x, t, t_next)
+        found = jax.tree.map(lambda a, b: _measured(a[:count], b[:count]), output, other(x, t, t_next))
         return flow.noiseless(x, output, t, t_next), found
 
     found = jax.lax.scan(transition, jax.tree.map(model.hold or (lambda x: x), x), jnp.arange(flow.steps))[1]

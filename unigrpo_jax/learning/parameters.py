@@ -1,5 +1,6 @@
 """Which parameter is trained by what: every parameter belongs to exactly one group, by its path."""
 
+import dataclasses
 import re
 from collections.abc import Mapping
 
@@ -34,7 +35,7 @@ def group_of(path: str, trained_by: Mapping[str, str], frozen: tuple[str, ...]) 
 
 
 def groups(params: dict, config: LearningConfig, trained_by: Mapping[str, str]) -> dict[str, str]:
-    """{path: group} of all parameters; where there are adapters, they alone are trained.
+    """{path: group} of all parameters; where there are adapters, they alone are trained; a student learns to draw alone.
 
     Raises:
       ConfigError: a `frozen` pattern matches nothing or is malformed, or nothing is left to train.
@@ -52,6 +53,8 @@ def groups(params: dict, config: LearningConfig, trained_by: Mapping[str, str]) 
     labels = {path: group_of(path, trained_by, config.frozen) for path in paths}
     if any(is_adapter(path) for path in paths):
         labels = {path: group if is_adapter(path) else FROZEN for path, group in labels.items()}
+    if config.distils:
+        labels = {path: FROZEN if group == REASONING else group for path, group in labels.items()}
     if set(labels.values()) == {FROZEN}:
         raise ConfigError("learning.frozen leaves no parameter to train; take a pattern out.")
     return labels
@@ -74,3 +77,8 @@ def optimizer(config: LearningConfig, labels: dict[str, str]) -> optax.GradientT
         optax.clip_by_global_norm(config.max_grad_norm),
         optax.partition({REASONING: adam(config.reasoning_lr), DENOISING: adam(config.denoising_lr)}, trained),
     )
+
+
+def fake_optimizer(config: LearningConfig, labels: dict[str, str]) -> optax.GradientTransformation:
+    """That of the fake score of `dmd2`, for the same parameters at a rate of its own."""
+    return optimizer(dataclasses.replace(config, denoising_lr=config.distillation.fake_lr), labels)

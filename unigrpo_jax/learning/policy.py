@@ -145,16 +145,9 @@ class Policy:
             context, without_text = jax.lax.stop_gradient((context, without_text))
         t, t_next = self._times(drawing)
         width, (x, at_t) = t.shape[1], self._evaluated(drawing, t)
-        guidance = self.flow.guidance
-
-        def at(x, t_B):
-            upon = lambda c: self.model.predict(params, x, t_B, self.flow.grid, c)
-            if guidance is None or not guidance.active:
-                return upon(context)
-            v, without = upon(context), upon(without_text)
-            acts = guidance.acts(t_B)[:, None, None]
-            return jax.tree.map(lambda v, other: jnp.where(acts, guidance.apply(v, other), v), v, without)
-
+        # As the sampler asks where a transition has noise: for the data.
+        to = jnp.zeros_like if self.model.two_times else lambda t_B: None
+        at = lambda x, t_B: self.output(params, x, t_B, context, without_text, to(t_B))
         if self.window_steps == "batched":
             output = jax.vmap(at, in_axes=1, out_axes=1)(x, at_t)
         else:
@@ -167,6 +160,19 @@ class Policy:
             output, leash = cut(0, width), cut(width, None)
         mean, std = jax.vmap(jax.vmap(self.flow.transition))(drawing.x, output, t, t_next)
         return FlowView(output=output, mean=mean, std=std, leash=leash)
+
+    def output(self, params, x, t_B, condition, without_text, to_B=None) -> Any:
+        """The network's output, like x [B, N, C], at times of its own for each sample; guided where the sampler is.
+
+        `to_B` is where a network with two times is asked to arrive, as in `Painter.predict`.
+        """
+        guidance = self.flow.guidance
+        upon = lambda c: self.model.predict(params, x, t_B, self.flow.grid, c, to_B)
+        if guidance is None or not guidance.active:
+            return upon(condition)
+        v, without = upon(condition), upon(without_text)
+        acts = guidance.acts(t_B)[:, None, None]
+        return jax.tree.map(lambda v, other: jnp.where(acts, guidance.apply(v, other), v), v, without)
 
     def _evaluated(self, drawing: Drawing, t_BW) -> tuple[Any, jax.Array]:
         """The states [B, W + K, N, C] at which the network is evaluated, and their times [B, W + K].

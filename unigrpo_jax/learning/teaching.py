@@ -29,6 +29,7 @@ from unigrpo_jax.episode import Drawing, Episodes, Look, Thinking, TokenBlock
 from unigrpo_jax.learning.forward_process import matching
 from unigrpo_jax.learning.losses import masked_mean
 from unigrpo_jax.learning.modalities import added, by_modality
+from unigrpo_jax.learning.noise_levels import shifted
 from unigrpo_jax.learning.objective import Objective
 from unigrpo_jax.learning.policy import FlowView, TextView
 from unigrpo_jax.models.autoencoders.pixels import from_uint8
@@ -37,8 +38,6 @@ from unigrpo_jax.models.verbs import Painter
 from unigrpo_jax.rollout import randomness
 from unigrpo_jax.rollout.drawing import DECODED_PIXELS, in_turn
 from unigrpo_jax.rollout.not_finite import finite_rows
-
-POINTS = 1000  # of the schedule whose shift times are given; between two of them it is a line
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -119,8 +118,7 @@ class Lessons:
         if steps:
             return jax.vmap(lambda key: jax.random.randint(key, shape, 1, steps + 1))(keys_B) / steps
         u = jax.nn.sigmoid(jax.vmap(lambda key: jax.random.normal(key, shape))(keys_B))
-        shifted = self.model.times(POINTS, self.shift, self.grid)[::-1]
-        return jnp.interp(u, np.linspace(0, 1, POINTS + 1, dtype=np.float32), shifted)
+        return shifted(u, self.model, self.shift, self.grid)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

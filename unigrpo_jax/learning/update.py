@@ -22,6 +22,19 @@ from unigrpo_jax.models.building.lora import is_second
 
 
 @flax.struct.dataclass
+class FakeScore:
+    """What `dmd2` learns of the student's own drawings: a network of the same kind, which begins as the teacher.
+
+    Attributes:
+      trained: {path: float32 master weight}, as the student's.
+      opt_state: Adam's moments of them.
+    """
+
+    trained: dict[str, jax.Array]
+    opt_state: optax.OptState
+
+
+@flax.struct.dataclass
 class TrainState:
     """What an update changes; the frozen parameters lie beside it and are never copied.
 
@@ -32,6 +45,7 @@ class TrainState:
       step: int32 [], iterations done, skipped ones included.
       skipped_in_row: int32 [], iterations in a row whose update was dropped because it was not finite.
       old: {path: weight} of the policy that samples, where it is another one than the trained one; else None.
+      fake: the fake score of `dmd2`; else None.
     """
 
     trained: dict[str, jax.Array]
@@ -40,6 +54,7 @@ class TrainState:
     step: jax.Array
     skipped_in_row: jax.Array
     old: dict[str, jax.Array] | None = None
+    fake: FakeScore | None = None
 
     def params(self, frozen: dict[str, jax.Array]) -> dict:
         """All parameters as the network takes them; nothing is copied."""
@@ -59,6 +74,9 @@ def new_state(params: dict, config: LearningConfig, trained_by: Mapping[str, str
     labels = parameters.groups(params, config, trained_by)
     trained, _ = parameters.split(params, labels)
     copy = lambda wanted: jax.tree.map(jnp.copy, trained) if wanted else None
+    fake = None
+    if config.method == "dmd2":
+        fake = FakeScore(copy(True), parameters.fake_optimizer(config, labels).init(trained))
     return TrainState(
         trained=trained,
         opt_state=parameters.optimizer(config, labels).init(trained),
@@ -66,6 +84,7 @@ def new_state(params: dict, config: LearningConfig, trained_by: Mapping[str, str
         step=jnp.int32(0),  # an array of its own, as each is: all are donated
         skipped_in_row=jnp.int32(0),
         old=copy(config.keeps_old),
+        fake=fake,
     )
 
 
@@ -137,7 +156,7 @@ class UpdateProgram:
             trained, opt_state = carry
             (epoch, index), (batch, advantages, anchors) = step
             on_policy, moved = (epoch == 0) & (index == 0) & same, differs(trained, reference)
-            grads, metrics = _accumulate(
+            grads, metrics = accumulate(
                 lambda piece: gradient(trained, piece[0], piece[2], piece[1], on_policy, moved),
                 (batch, advantages, anchors),
             )
@@ -155,9 +174,9 @@ class UpdateProgram:
 
         def epoch(carry, number):
             at = (jnp.full(c.minibatches, number), jnp.arange(c.minibatches))
-            return _scan(optimizer_step, carry, (at, by_step))
+            return scan(optimizer_step, carry, (at, by_step))
 
-        carry, metrics = _scan(epoch, (trained, state.opt_state), jnp.arange(c.ppo_epochs))
+        carry, metrics = scan(epoch, (trained, state.opt_state), jnp.arange(c.ppo_epochs))
         trained, opt_state = carry
         metrics = jax.tree.map(lambda x: x.reshape(-1), metrics)
         # Before the first step the trained policy is the one that sampled: only there do the two log-probabilities
@@ -193,7 +212,7 @@ def group_norms(flat: dict[str, jax.Array], labels: dict[str, str], name: str) -
     return {f"{name}/{group}": optax.tree.norm(arrays) for group, arrays in members.items() if arrays}
 
 
-def _scan(body, carry, xs):
+def scan(body, carry, xs):
     """`lax.scan`; a single iteration is inlined, which compiles and runs faster."""
     if jax.tree.leaves(xs)[0].shape[0] > 1:
         return jax.lax.scan(body, carry, xs)
@@ -202,10 +221,10 @@ def _scan(body, carry, xs):
 
 
 def _map(function, xs):
-    return _scan(lambda carry, x: (carry, function(x)), None, xs)[1]
+    return scan(lambda carry, x: (carry, function(x)), None, xs)[1]
 
 
-def _accumulate(function, xs):
+def accumulate(function, xs):
     """Mean of the gradients, and reduced metrics, over the leading axis of xs."""
     count = jax.tree.leaves(xs)[0].shape[0]
 
@@ -215,5 +234,5 @@ def _accumulate(function, xs):
 
     shapes = jax.eval_shape(lambda x: function(jax.tree.map(lambda a: a[0], x))[0], xs)
     zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
-    total, metrics = _scan(body, zeros, xs)
+    total, metrics = scan(body, zeros, xs)
     return jax.tree.map(lambda g: g / count, total), reduce_metrics(metrics)

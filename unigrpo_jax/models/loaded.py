@@ -13,6 +13,7 @@ from unigrpo_jax.episode import Thinking, TokenBlock
 from unigrpo_jax.models.building.token_cut import NOT_CUT, TokenCut
 from unigrpo_jax.models.folders.named import Place
 from unigrpo_jax.models.folders.stored import SHARD_BYTES
+from unigrpo_jax.models.folders.student import Student
 from unigrpo_jax.models.verbs import Painter, Params
 
 
@@ -117,6 +118,17 @@ class Published:
     answer: str = ""
 
 
+def as_student(published: Published | None, student: Student | None) -> Published | None:
+    """How a student is used: without guidance, in as many steps as it may take, of the schedule that it was made for."""
+    if student is None:
+        return published
+    first = published or Published(rollout={}, evaluation={})
+    evaluation = {**first.evaluation, "flow_steps": max(student.steps), "guidance": 1.0}
+    return dataclasses.replace(
+        first, rollout={**first.rollout, "timestep_shift": student.timestep_shift}, evaluation=evaluation
+    )
+
+
 class Loaded(Protocol):
     """A model folder.
 
@@ -130,6 +142,7 @@ class Loaded(Protocol):
       unknown_settings: what its config files hold that nothing here knows, a phrase a file.
       unread_files: names of weights beside those that are read.
       stored_dtype: of its matrices, such as "bfloat16".
+      student: how it was distilled, to draw in few steps; None where it was not.
     """
 
     family: str
@@ -141,10 +154,14 @@ class Loaded(Protocol):
     unknown_settings: tuple[str, ...]
     unread_files: tuple[str, ...]
     stored_dtype: str
+    student: Student | None
 
     @property
     def published(self) -> Published | None:
-        """How it is used where nobody says otherwise; None for a small model of a world, whose preset says it."""
+        """How it is used where nobody says otherwise; None for a small model of a world, whose preset says it.
+
+        Of a student it is said by `as_student`.
+        """
 
     def placed(self, hold, attend, frozen: Place | None = None, tokens: TokenCut = NOT_CUT) -> "Loaded":
         """The same with a network for a mesh, and frozen encoders of texts that lie where `frozen` says.
@@ -156,10 +173,10 @@ class Loaded(Protocol):
         """Shapes and dtypes of the parameters that the file holds."""
 
     def abstract_params(self) -> Params:
-        """Shapes and dtypes of all parameters, with the adapters where the config asks for them."""
+        """Shapes and dtypes of all parameters, with those that are fresh where the config asks for such."""
 
-    def with_adapters(self, params: Params) -> Params:
-        """The parameters with fresh adapters, or as they are where the config asks for none."""
+    def with_fresh(self, params: Params) -> Params:
+        """The parameters with a new second time and adapters, or as they are where the config asks for none."""
 
     def adapted_layers(self) -> Mapping[str, int]:
         """How many linear maps of the files each target of adapters hits; {} where there are none."""
@@ -168,7 +185,7 @@ class Loaded(Protocol):
         """ConfigError that names everything in which the weights do not fit the config; reads headers only."""
 
     def params(self, place: Place | None = None, wanted: Callable[[str], bool] = lambda path: True) -> Params:
-        """Reads the stored weights (no adapters), each parameter laid out by `place`; ConfigError where they do not fit."""
+        """Reads the stored weights (none fresh), each parameter laid out by `place`; ConfigError where they do not fit."""
 
     def autoencoder_params(self, sharding: jax.sharding.Sharding | None = None) -> Mapping[str, jax.Array]:
         """Reads the autoencoder's weights, float32; {} where latents are pixels."""
@@ -180,8 +197,9 @@ class Loaded(Protocol):
         """Of the weight files, to recognise the reference after a resume."""
 
     def export(
-        self, params: Mapping[str, np.ndarray], folder: pathlib.Path, dtype: str, shard_bytes: int = SHARD_BYTES
-    ) -> list[pathlib.Path]:
+        self, params: Mapping[str, np.ndarray], folder: pathlib.Path, dtype: str, shard_bytes: int = SHARD_BYTES,
+        student: Student | None = None,
+    ) -> list[pathlib.Path]:  # fmt: skip
         """Writes trained parameters, adapters folded in, beside copies of everything else; the files written.
 
         Args:
@@ -189,6 +207,7 @@ class Loaded(Protocol):
           folder: a new folder.
           dtype: "float32", "float16" or "bfloat16".
           shard_bytes: more than this is written as shards with an index.
+          student: how it was distilled; None is how the model that training began with was.
         """
 
 

@@ -45,6 +45,8 @@ class Painter(Protocol):
       needs_picture: whether a picture must come with each prompt: an animator that does nothing else.
       trained_by: {group: pattern}: which parameter is trained at which rate, "reasoning" or "denoising", and which is
         "frozen", never trained; each parameter's path matches exactly one of them whole.
+      two_times: whether it is told where a velocity is to arrive, so that it says average ones (`building.second_time`).
+      one_time: the same network, which is never told that and reads no parameters of it.
       further_passes: whether it is guided by more passes than that without the text, and has the verb `guided_by`.
       guidance_renorm: what holds a guided output's norm to the conditional one's where a run does not say, as
         `building.guidance.Guidance.renorm`.
@@ -61,6 +63,8 @@ class Painter(Protocol):
     begins: bool
     needs_picture: bool
     trained_by: Mapping[str, str]
+    two_times: bool
+    one_time: "Painter"
     further_passes: bool
     guidance_renorm: str
     float32_paths: str
@@ -93,8 +97,15 @@ class Painter(Protocol):
         ValueError, in one sentence, where there is no such schedule.
         """
 
-    def predict(self, params: Params, x: Latent, t_B: jax.Array, grid: tuple[float, ...], condition: Condition) -> Latent:
-        """The network's output, float32 like x, of a latent at time t upon a condition, which stays as it is."""
+    def predict(
+        self, params: Params, x: Latent, t_B: jax.Array, grid: tuple[float, ...], condition: Condition,
+        to_B: jax.Array | None = None,
+    ) -> Latent:  # fmt: skip
+        """The network's output, float32 like x, of a latent at time t upon a condition, which stays as it is.
+
+        Where there are `two_times`, `to_B` is that of arrival, in [0, t]: the output is the average velocity on the way.
+        None leaves the second time out, and needs no parameters of it; a network with one time takes nothing else.
+        """
 
     def grid(self, height: int, width: int, frames: int = 1, fps: float = 24.0) -> tuple[float, ...]:
         """Latent tokens (rows, columns) of an image, (frames, rows, columns) where a family draws clips.
@@ -126,6 +137,9 @@ class Painter(Protocol):
 
     def adapted(self, params: Params, lora: LoraConfig, key: jax.Array) -> Params:
         """The parameters with fresh adapters; ValueError where a target hits nothing."""
+
+    def with_second_time(self, params: Params, key: jax.Array) -> Params:
+        """The parameters with a fresh embedder of the second time, where there are `two_times`: at first it says nothing."""
 
 
 class Animator(Painter, Protocol):

@@ -1,6 +1,10 @@
 """Drawing: the sampler as one scan over the schedule, stochastic where it is told and the path's own rule elsewhere.
 
 Only what the update needs is kept: the states, noises and means of the window's transitions.
+
+A network with two times, u(x, t, s), is asked to arrive where a transition without noise does, x' = x - (t - t') u(x, t, t').
+Where there is noise, it is asked for the data, x - t u(x, t, 0), and the step rule goes on from there.  With CPS at noise level
+1 that is the sampler of consistency models (arXiv 2303.01469): x' = (1 - t') data + t' new noise.
 """
 
 import dataclasses
@@ -67,21 +71,26 @@ class FlowSampler:
         rule = lambda x, output: ODE().transition(x, output, t, t_next, t, self.path, self.prediction)[0]
         return jax.tree.map(rule, x, output)
 
+    def arrival(self, t_next, inside) -> jax.Array:
+        """Where a network with two times is asked to arrive, [], inside the window and outside."""
+        return jnp.where(inside, 0.0, t_next) if self.rule.amount else t_next
+
     def times(self) -> jax.Array:
         """The schedule, float32 [T + 1]."""
         return jnp.asarray(np.asarray(self.schedule, np.float32))
 
 
-def predictor(model: Painter, params, condition, sampler: FlowSampler, others=None) -> Callable[[Any, jax.Array], Any]:
-    """(x, t) -> the network's output for x [B, N, C] at time t [] upon a condition, guided where the sampler is.
+def predictor(model: Painter, params, condition, sampler: FlowSampler, others=None) -> Callable[..., Any]:
+    """(x, t, to) -> the network's output for x [B, N, C] at time t [] upon a condition, guided where the sampler is.
 
-    The arguments are those of `denoise`.
+    `to` [] is where it is asked to arrive, which one with one time does not heed.  The arguments are those of `denoise`.
     """
     guidance = sampler.guidance if sampler.guidance is not None and sampler.guidance.active else None
 
-    def predict(x, t):
+    def predict(x, t, to):
         batch = jax.tree.leaves(x)[0].shape[0]
-        upon = lambda c: model.predict(params, x, jnp.full(batch, t), sampler.grid, c)
+        to_B = jnp.full(batch, to) if model.two_times else None
+        upon = lambda c: model.predict(params, x, jnp.full(batch, t), sampler.grid, c, to_B)
         v = upon(condition)
         if guidance is None:
             return v
@@ -114,12 +123,12 @@ def denoise(model: Painter, params, condition, x, noise_keys_B, window_W, sample
     def transition(carry, step):
         x, kept = carry
         t, t_next = times[step], times[step + 1]
-        v = predict(x, t)
-        mean = sampler.noiseless(x, v, t, t_next)
         if not width:
-            return (mean, kept), None
+            return (sampler.noiseless(x, predict(x, t, t_next), t, t_next), kept), None
         first, end = sampler.noisy
         inside = jnp.any(step == window_W) | ((first <= step) & (step < end))
+        v = predict(x, t, sampler.arrival(t_next, inside))
+        mean = sampler.noiseless(x, v, t, t_next)
         mean_in, std = sampler.transition(x, v, t, t_next)
         mean = jax.tree.map(lambda a, b: jnp.where(inside, a, b), mean_in, mean)
         noise = randomness.normal_like(noise_keys_B, step, x)

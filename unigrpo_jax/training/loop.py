@@ -11,9 +11,10 @@ from unigrpo_jax.config_json import to_dict
 from unigrpo_jax.learning import parameters
 from unigrpo_jax.parallel import processes
 from unigrpo_jax.parallel.roll_call import PeersMissing
-from unigrpo_jax.training import storage, supervised
+from unigrpo_jax.training import distilled, few_steps, storage, supervised
 from unigrpo_jax.training.checkpoint import Checkpoints, abstract
 from unigrpo_jax.training.console import Console
+from unigrpo_jax.training.distilled import DistilledEvaluator, DistilledTrainer
 from unigrpo_jax.training.evaluation import Evaluator
 from unigrpo_jax.training.iterations import Iterations
 from unigrpo_jax.training.metrics import MetricsWriter
@@ -52,10 +53,11 @@ def run(config: RunConfig, run_dir: storage.Place, resume: bool = False, allow_c
     processes.start(config.processes, settings | versions() | told)
     require(resume or not allow_changed, "--allow-changed is for --resume; a new run takes any settings.")
 
-    taught = config.learning.method == "sft"
+    taught, distils = config.learning.method == "sft", config.learning.distils
+    made = supervised.build if taught else distilled.build if distils else build
 
     def begin() -> tuple[Parts, bool]:
-        parts = supervised.build(config) if taught else build(config)
+        parts = made(config)
         return parts, check_folder(run_dir, parts, resume, allow_changed)
 
     parts, known = processes.agree_on_errors((ConfigError,), begin)
@@ -63,9 +65,10 @@ def run(config: RunConfig, run_dir: storage.Place, resume: bool = False, allow_c
     require(len(set(seen)) == 1, f"only process {seen.index(True) if True in seen else 0} of {len(seen)} finds a run in "
                                  f"{run_dir}; put the run folder on storage that all of them share.")  # fmt: skip
     what = (parts.loaded, parts.world, parts.judging, parts.layout, config.logging.samples)
-    judge = lambda: SupervisedEvaluator(parts) if taught else Evaluator(config.evaluation, config.rollout, *what)
-    evaluator = processes.agree_on_errors((ConfigError,), judge)
-    trainer = SupervisedTrainer(parts) if taught else Trainer(parts)
+    usual = lambda parts: Evaluator(config.evaluation, config.rollout, *what)
+    judge = SupervisedEvaluator if taught else DistilledEvaluator if distils else usual
+    evaluator = processes.agree_on_errors((ConfigError,), lambda: judge(parts))
+    trainer = (SupervisedTrainer if taught else DistilledTrainer if distils else Trainer)(parts)
     checksum = parts.loaded.checksum()
     facts = {"seed": config.seed, "model_sha256": checksum, "versions": versions(), "config": to_dict(config)}
     checkpoints = Checkpoints(run_dir / "checkpoints", config.checkpoint, facts)
@@ -91,11 +94,13 @@ def run(config: RunConfig, run_dir: storage.Place, resume: bool = False, allow_c
         loaded = parts.loaded
         labels = parameters.groups(loaded.abstract_params(), config.learning, loaded.network.trained_by)
         places = placement(trainer.inputs(), labels)
-        title = f"{'Supervised' if taught else 'UniGRPO'}: {config.name}"
+        title = f"{'Supervised' if taught else 'Distillation' if distils else 'UniGRPO'}: {config.name}"
         console.card(title, card(parts, run_dir, sum(row.bytes for row in places)))
         if parts.layout.mesh.size > 1:
             console.table("What lies where", HEADER, [row.cells() for row in places])
-        for words in (*warnings(config), *troubles):
+        told = few_steps.warnings(parts.loaded, config.rollout, config.evaluation, trains=True)
+        told += distilled.notes(parts) if distils else []
+        for words in (*warnings(config), *told, *troubles):
             console.message(words)
         if done is not None:
             console.message(f"Resuming after iteration {done} from {run_dir / 'checkpoints' / str(done)}.")

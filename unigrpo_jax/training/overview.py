@@ -6,7 +6,7 @@ import jax
 from etils import epath
 
 from unigrpo_jax.clip_files import spread
-from unigrpo_jax.config import RunConfig
+from unigrpo_jax.config import DistillationConfig, RolloutConfig, RunConfig
 from unigrpo_jax.foreign_text import visible
 from unigrpo_jax.learning import parameters
 from unigrpo_jax.models import tree
@@ -67,7 +67,7 @@ def summary_table(before: dict, after: dict) -> tuple[list[str], list[list[str]]
 def warnings(config: RunConfig) -> list[str]:
     """What the settings allow and hardly anybody should want, in sentences."""
     learn, found = config.learning, []
-    if learn.method != "sft" and learn.group_size < LEAST_GROUP:
+    if learn.method != "sft" and not learn.distils and learn.group_size < LEAST_GROUP:
         found.append(f"Warning: learning.group_size = {learn.group_size}: an advantage compares an episode with its group, "
                      f"whose mean and spread so few show badly; use {LEAST_GROUP} or more (the paper: 24).")  # fmt: skip
     return found
@@ -75,7 +75,8 @@ def warnings(config: RunConfig) -> list[str]:
 
 def blind(config: RunConfig, judging: Judging) -> str:
     """A sentence where no reward that is trained by looks at what was asked for; "" else, and before any judged."""
-    names = [] if config.learning.method == "sft" else judging.blind(config.learning.reward_weights)
+    unrewarded = config.learning.method == "sft" or config.learning.distils
+    names = [] if unrewarded else judging.blind(config.learning.reward_weights)
     if not names:
         return ""
     return (f"Warning: {' '.join(names)} {'looks' if len(names) == 1 else 'look'} at neither prompts nor what comes with "
@@ -103,6 +104,8 @@ def card(parts: Parts, run_dir: epath.Path, held: int) -> list[tuple[str, str]]:
     noise = f"in {window}" + (f", and in all of [{first}, {end})" if first < end else "")
     rule = "ode" if r.step_rule == "ode" else f"{r.step_rule} {r.noise_level:g} {noise}"
     rule += f", learned from {r.window_size} noisy version(s) each" if learn.method in FORWARD else ""
+    if learn.distils:
+        drawn = f"{_distilled(learn.distillation, learn.method, r)}, {drawn}"
     more = f", and up to {r.resample} rollout(s) more where groups are alike" if r.resample else ""
     return [
         ("devices", f"{mesh.size} x {kind}, " + ", ".join(f"{n} {s}" for n, s in mesh.shape.items())),
@@ -118,7 +121,7 @@ def card(parts: Parts, run_dir: epath.Path, held: int) -> list[tuple[str, str]]:
         ("update", f"{learn.ppo_epochs} epoch(s) x {learn.minibatches} step(s); "
                    f"{pieces} piece(s) of {c.trained_episodes // pieces}"),
         ("thinking", f"at most {r.thinking_tokens} tokens" if r.thinking else "off"),
-        ("drawing", drawn if taught else
+        ("drawing", drawn if taught or learn.distils else
                     f"{r.flow_steps} steps, {rule}, "
                     f"{f'guidance {r.guidance:g}, ' if r.guidance > 1 else ''}{drawn}"),
         ("prompts; rewards", f"{', '.join(c.prompts) or 'those of the data'}; {', '.join(c.rewards) or 'none'}"),
@@ -128,3 +131,13 @@ def card(parts: Parts, run_dir: epath.Path, held: int) -> list[tuple[str, str]]:
         ("iterations", str(c.iterations)),
         ("results", str(run_dir)),
     ]  # fmt: skip
+
+
+def _distilled(d: DistillationConfig, method: str, r: RolloutConfig) -> str:
+    """What a distillation draws, and from whom it learns what, in words."""
+    low, high = d.guidance_interval
+    guided = f"guidance {d.guidance:g} in ({low:g}, {high:g}]" if d.guidance > 1 else "no guidance"
+    steps = " ".join(map(str, d.steps))
+    if method == "dmd2":
+        return f"the student's in {steps} steps; teacher with {guided}; {d.fake_steps} fake step(s) at {d.fake_lr:g}"
+    return f"the teacher's in {r.flow_steps} steps with {guided}, {r.window_size} noisy version(s) each; student of {steps}"

@@ -16,7 +16,8 @@ class Placed:
     """Arrays of one group, shape and placement.
 
     Attributes:
-      group: reasoning, denoising or frozen parameters; optimizer, average, reference, autoencoder.
+      group: reasoning, denoising or frozen parameters; optimizer, average, fake score, reference,
+        autoencoder.
       names: paths of the arrays, or what they are.
       shape: of each; () where several shapes are summed up.
       placement: mesh axes of each dimension, "-" where it is not cut.
@@ -57,6 +58,7 @@ def placement(inputs: Inputs, labels: dict[str, str]) -> list[Placed]:
         ("optimizer", "two moments of what is trained", inputs.state.opt_state, like),
         ("average", "moving average of what is trained", inputs.state.ema, like),
         ("average", "the policy that samples", inputs.state.old, like),
+        ("fake score", "its parameters, and two moments of them", inputs.state.fake, like),
         ("reference", "copy of what is trained", reference, like),
         ("autoencoder", "its tensors", inputs.autoencoder, "-"),
     )

@@ -29,7 +29,7 @@ from unigrpo_jax.models.verbs import Painter
 from unigrpo_jax.parallel import mesh as meshes
 from unigrpo_jax.parallel.rules import Layout, check_cuts
 from unigrpo_jax.rewards.protocol import DifferentiableReward
-from unigrpo_jax.rollout.program import training_rollout
+from unigrpo_jax.rollout.program import RolloutProgram, training_rollout
 from unigrpo_jax.training.given import picture_shapes
 
 # Methods that learn from noisy versions of what was drawn.
@@ -110,16 +110,11 @@ class Programs:
         self.config, self.layout, self._params, self._followed = config, layout, params, followed
         self._network, learning = network, config.learning
         self.everywhere, self.spread = meshes.replicated(layout.mesh), meshes.spread(layout.mesh)
-        program = training_rollout(
-            config.rollout,
-            network,
-            autoencoder,
-            learning.group_size,
-            system,
-            place=layout.condition,
-            parts=meshes.batch_size(layout.mesh),
+        parts = meshes.batch_size(layout.mesh)
+        program = self._sampling(training_rollout(
+            config.rollout, network, autoencoder, learning.group_size, system, place=layout.condition, parts=parts,
             thought=thought,
-        )
+        ))  # fmt: skip
         if layout.mesh.shape[meshes.SEQUENCE] > 1:
             program = dataclasses.replace(
                 program, lay=lambda episodes: jax.lax.with_sharding_constraint(episodes, self.places(episodes))
@@ -145,7 +140,7 @@ class Programs:
         self._state = jax.eval_shape(lambda p: new_state(p, learning, network.trained_by), params)
         self.state_shardings = layout.like_parameters(self._state)
         check_cuts(network.cuts(), layout.mesh)
-        update = UpdateProgram(objective=self._objective(policy, autoencoder), config=learning)
+        update = self._learning(policy, autoencoder)
         keep = lambda episodes, rows: laid(jax.tree.map(lambda x: x[rows], episodes))
         self.keep = jax.jit(keep, out_shardings=spread)
         replace = lambda *given: laid(groups_of(*given, learning.group_size))
@@ -163,6 +158,18 @@ class Programs:
 
         segments = map(segment, episodes.segments, placed.segments)
         return placed.replace(segments=tuple(segments))
+
+    def _sampling(self, program: RolloutProgram) -> RolloutProgram:
+        """The rollout that is made of that of training, which is it."""
+        return program
+
+    def _sampled_with(self, inputs: Inputs) -> dict:
+        """The parameters that sample."""
+        return inputs.state.params(inputs.frozen)
+
+    def _learning(self, policy: Policy, autoencoder: Any) -> Callable[..., tuple[TrainState, dict]]:
+        """(state, frozen, reference, episodes, advantages) -> (state, metrics)."""
+        return UpdateProgram(objective=self._objective(policy, autoencoder), config=self.config.learning)
 
     def _objective(self, policy: Policy, autoencoder: Any) -> Objective:
         learning = self.config.learning
@@ -246,7 +253,7 @@ class Programs:
         """Both programs, traced."""
         i = inputs
         given = (i.autoencoder, i.prompt, *(np.int32(0),) * 3, i.picture, i.turns)
-        rollout = self.rollout.trace(i.state.params(i.frozen), *given)
+        rollout = self.rollout.trace(self._sampled_with(i), *given)
         count = self.config.trained_episodes
         at = lambda x: jax.ShapeDtypeStruct((count, *x.shape[1:]), x.dtype)
         episodes = jax.tree.map(at, rollout.out_info)

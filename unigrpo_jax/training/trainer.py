@@ -18,7 +18,6 @@ from unigrpo_jax.learning import credit, modalities, parameters
 from unigrpo_jax.learning.advantages import extremes, zero_variance_share
 from unigrpo_jax.learning.update import TrainState, new_state
 from unigrpo_jax.models import tree
-from unigrpo_jax.models.building.lora import is_adapter
 from unigrpo_jax.models.families import load_model
 from unigrpo_jax.models.loaded import Loaded, sound_rate
 from unigrpo_jax.models.verbs import Painter
@@ -30,7 +29,7 @@ from unigrpo_jax.rewards.judging import Judging, RewardError
 from unigrpo_jax.rewards.load import load_rewards
 from unigrpo_jax.rewards.protocol import DifferentiableReward, RewardBatch
 from unigrpo_jax.rollout.program import check_window, flow_sampler
-from unigrpo_jax.training import measured
+from unigrpo_jax.training import few_steps, measured
 from unigrpo_jax.training.evaluation import by_round, by_rule, check_evaluation, check_schedule
 from unigrpo_jax.training.given import check_pictures, given_pictures
 from unigrpo_jax.training.image_statistics import statistics
@@ -76,7 +75,7 @@ def build(config: RunConfig, world: World | None = None) -> Parts:
     attend = kernels.attend(config.model, mesh)
     world = world or load_world(config.prompts, config.prompt_weights, config.evaluation.source, config.rollout.rounds,
                                 config.evaluation.rounds)  # fmt: skip
-    unjudged = config.learning.method == "sft" and not config.rewards
+    unjudged = (config.learning.method == "sft" or config.learning.distils) and not config.rewards
     rewards = {} if unjudged else load_rewards(config)
     judging, followed = Judging(rewards, config.judging), None
     if config.learning.method == "refl":
@@ -95,6 +94,7 @@ def build(config: RunConfig, world: World | None = None) -> Parts:
     check_schedule("rollout.flow_steps", config.rollout.flow_steps, config.rollout, loaded)
     check_evaluation(config.evaluation, config.rollout, loaded)
     check_leash_times(config.learning, loaded)
+    few_steps.check_method(config, loaded)
     modalities.check(config.learning, modalities.names(loaded.network, config.rollout.size), str(loaded.folder))
     for name, module in (("tensorboard", "tensorboardX"), ("wandb", "wandb")):
         if getattr(config.logging, name):
@@ -269,9 +269,7 @@ class Trainer:
         stored = loaded.params(place)
         self.autoencoder_params = loaded.autoencoder_params(self.programs.everywhere)
         shapes = loaded.abstract_params()
-        adapters = {path: place(path, x.shape) for path, x in tree.flatten(shapes).items() if is_adapter(path)}
-        fresh = lambda: {path: tree.flatten(loaded.with_adapters(loaded.stored_params()))[path] for path in adapters}
-        flat = tree.flatten(stored) | (jax.jit(fresh, out_shardings=adapters)() if adapters else {})
+        flat = tree.flatten(stored) | self.fresh()
         trained_by = loaded.network.trained_by
         trained, self.frozen = parameters.split(tree.unflatten(flat), parameters.groups(shapes, learning, trained_by))
         flat = tree.flatten(stored)
@@ -285,6 +283,14 @@ class Trainer:
         self.reference = tree.unflatten({path: x for path, x in (flat | own).items() if path in places})
         begin = lambda trained: new_state(tree.unflatten(tree.flatten(shapes) | trained), learning, trained_by)
         return jax.jit(begin, out_shardings=self.programs.state_shardings, donate_argnums=0)(trained)
+
+    def fresh(self) -> dict[str, jax.Array]:
+        """{path: parameter} of those that no file holds, as they are at the start: adapters, a second time."""
+        loaded, place = self.parts.loaded, self.parts.layout.parameter
+        there, all_ = tree.flatten(loaded.stored_params()), tree.flatten(loaded.abstract_params())
+        new = {path: place(path, x.shape) for path, x in all_.items() if path not in there}
+        make = lambda: {path: tree.flatten(loaded.with_fresh(loaded.stored_params()))[path] for path in new}
+        return jax.jit(make, out_shardings=new)() if new else {}
 
     def params(self, state: TrainState) -> dict:
         """The parameters that sample, as the network takes them."""

@@ -72,6 +72,7 @@ class BagelConfig:
       max_latent_size: side of the table of latent positions, in latent tokens.
       frequency_size: width of the sinusoid that embeds t.
       vision: the encoder of images to be looked at; None for a model that only draws.
+      second_time: whether it is told where a velocity is to arrive, as `building.second_time` has it.
     """
 
     vocab_size: int
@@ -93,6 +94,7 @@ class BagelConfig:
     max_latent_size: int
     frequency_size: int = 256
     vision: VisionConfig | None = None
+    second_time: bool = False
 
     def __post_init__(self):
         check_divides(self, ("hidden_size", "heads"), ("heads", "kv_heads"))

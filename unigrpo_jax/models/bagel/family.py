@@ -11,7 +11,7 @@ from unigrpo_jax.models.bagel.tiny import tiny_folder
 NAME, PIPELINE, FILES = "bagel", None, layout.FILES
 HUB_FILES = ()  # found by what its index names, `models.hub`
 VERBS = "thinks, draws, looks at pictures, answers"
-TOYS, OWN_SETTINGS = {"tiny": tiny_folder}, ()
+TOYS, OWN_SETTINGS = {"tiny": tiny_folder}, ("second_time",)
 __all__ = ["FILES", "HUB_FILES", "NAME", "OWN_SETTINGS", "PIPELINE", "TOYS", "VERBS", "is_here", "known", "load"]
 
 

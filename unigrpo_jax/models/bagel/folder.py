@@ -26,8 +26,10 @@ from unigrpo_jax.models.bagel.text import (
 from unigrpo_jax.models.building import lora
 from unigrpo_jax.models.building.token_cut import NOT_CUT, TokenCut
 from unigrpo_jax.models.folders import stored as stores
+from unigrpo_jax.models.folders import student as students
 from unigrpo_jax.models.folders.stored import StoredTensors
-from unigrpo_jax.models.loaded import Published
+from unigrpo_jax.models.folders.student import Student
+from unigrpo_jax.models.loaded import Published, as_student
 from unigrpo_jax.models.text_encoders.tokenizer import load_tokenizer
 from unigrpo_jax.models.tree import flatten, unflatten
 
@@ -46,6 +48,7 @@ class BagelFolder:
       autoencoder_stored: the autoencoder's weights; None where latents are pixels.
       unknown_settings: what its config files hold that nothing here knows, a phrase a file.
       unread_files: names of weights beside those that are read.
+      student: how it was distilled; None where it was not.
     """
 
     folder: pathlib.Path
@@ -57,21 +60,23 @@ class BagelFolder:
     autoencoder_stored: StoredTensors | None
     unknown_settings: tuple[str, ...] = ()
     unread_files: tuple[str, ...] = ()
+    student: Student | None = None
 
     family = "bagel"
 
     @property
     def published(self) -> Published | None:
-        """As BAGEL's own programs use it (inferencer.py); None where latents are pixels."""
+        """As BAGEL's own programs use it (inferencer.py), or as a student is; None where latents are pixels and it is none."""
         if self.autoencoder_stored is None:
-            return None
+            return as_student(None, self.student)
         side = autoencoder_rule(self.network.config).longest
-        return Published(
+        own = Published(
             rollout={"image_height": side, "image_width": side, "timestep_shift": 3.0, "thinking_tokens": 999,
                      "system_prompt": GENERATION_SYSTEM_PROMPT},
             evaluation={"flow_steps": 49, "guidance": 4.0, "guidance_interval": (0.4, 1.0)},
             answer=UNDERSTANDING_SYSTEM_PROMPT,
         )  # fmt: skip
+        return as_student(own, self.student)
 
     def placed(self, hold, attend, frozen: weights.Place | None = None, tokens: TokenCut = NOT_CUT) -> "BagelFolder":
         """The same with a network for a mesh; no encoder is frozen, and no tokens are cut."""
@@ -84,7 +89,7 @@ class BagelFolder:
 
     @functools.cached_property
     def _stored_params(self) -> Params:
-        tree = _shapes(self.network.config)
+        tree = _shapes(self.network.stored_config)
         kind = lambda path: jnp.float32 if path in weights.FIXED_TABLES else jnp.dtype(self.config.param_dtype)
         return unflatten({p: jax.ShapeDtypeStruct(x.shape, kind(p)) for p, x in flatten(tree).items()})
 
@@ -94,13 +99,14 @@ class BagelFolder:
         return stores.DTYPES[self.stored.dtype("vae2llm.weight")]
 
     def abstract_params(self) -> Params:
-        """Shapes and dtypes of all parameters, with the adapters where the config asks for them."""
-        return jax.eval_shape(self.with_adapters, self.stored_params())
+        """Shapes and dtypes of all parameters, with those that are fresh where the config asks for such."""
+        return jax.eval_shape(self.with_fresh, self.stored_params())
 
-    def with_adapters(self, params: Params) -> Params:
-        """The parameters with fresh adapters, or as they are where the config asks for none."""
-        settings = self.config.lora
-        return self.network.adapted(params, settings, jax.random.key(0)) if settings.rank else params
+    def with_fresh(self, params: Params) -> Params:
+        """The parameters with a new second time and adapters, or as they are where the config asks for none."""
+        settings, key = self.config.lora, jax.random.key(0)
+        params = self.network.with_second_time(params, key) if self.network.fresh_time else params
+        return self.network.adapted(params, settings, key) if settings.rank else params
 
     def adapted_layers(self) -> dict[str, int]:
         """How many linear maps each target of adapters hits, in all layers; {} where there are none."""
@@ -110,13 +116,13 @@ class BagelFolder:
     def check_weights(self) -> None:
         """ConfigError that names everything in which the weights do not fit the config; reads headers only."""
         try:
-            weights.check(self.stored, self.network.config, self.stored_params())
+            weights.check(self.stored, self.network.stored_config, self.stored_params())
             if self.autoencoder_stored is not None:
                 found = stores.faults(self.autoencoder_stored, self.autoencoder.shapes(), (), "")
                 require(not found, f"{self.autoencoder_stored.path} is not a whole autoencoder: {'; '.join(found)}.")
             settings = self.config.lora
             if settings.rank:
-                jax.eval_shape(self.with_adapters, self.stored_params())
+                jax.eval_shape(self.with_fresh, self.stored_params())
         except ConfigError:
             raise
         except ValueError as error:
@@ -124,14 +130,14 @@ class BagelFolder:
             raise ConfigError(f"{place}{error}") from None
 
     def params(self, place: weights.Place | None = None, wanted: Callable[[str], bool] = lambda path: True) -> Params:
-        """Reads the stored weights (no adapters), each parameter laid out by `place`; ConfigError where they do not fit.
+        """Reads the stored weights (nothing fresh), each parameter laid out by `place`; ConfigError where they do not fit.
 
         The host holds this process's shards of one parameter and one stored tensor beside what lies on the devices.
         """
         self.check_weights()
         try:
             return weights.load_params(
-                self.stored, self.network.config, self.stored_params(), self._table, place, wanted
+                self.stored, self.network.stored_config, self.stored_params(), self._table, place, wanted
             )
         except ValueError as error:
             raise ConfigError(str(error)) from None
@@ -167,7 +173,7 @@ class BagelFolder:
         return stores.checksum([*self.stored.files, *(self.autoencoder_stored.files if self.autoencoder_stored else ())])
 
     def export(self, params: Params, folder: pathlib.Path, dtype: str,
-               shard_bytes: int = stores.SHARD_BYTES) -> list[pathlib.Path]:  # fmt: skip
+               shard_bytes: int = stores.SHARD_BYTES, student: Student | None = None) -> list[pathlib.Path]:  # fmt: skip
         """Writes trained parameters beside copies of everything else that the folder held: autoencoder, tokenizer, configs.
 
         Args:
@@ -175,10 +181,12 @@ class BagelFolder:
           folder: a new folder.
           dtype: as in `save_model`.
           shard_bytes: as in `save_model`.
+          student: how it was distilled; None is how the model that training began with was.
 
         Returns:
           The files of the folder.
         """
+        student = students.exported(student or self.student, self.network.two_times)
         folder.mkdir(parents=True, exist_ok=True)
         weight_files = {path.name for path in self.stored.files} | {self.stored.path.name}
         for path in sorted(self.folder.iterdir()):
@@ -191,6 +199,8 @@ class BagelFolder:
         config = self.network.config
         tensors = weights.stored_tensors(config, params, self.network.lora_scale)
         stores.write(folder, "ema", weights.stored_shapes(config, params), tensors, dtype, shard_bytes)
+        if student is not None:
+            students.write(folder, student)
         return sorted(folder.iterdir())
 
 
@@ -230,19 +240,23 @@ def load(config: ModelConfig, folder: pathlib.Path) -> BagelFolder:
                 raise ValueError(f"{autoencoder_stored.path}: {error}") from None
         learned = autoencoder if autoencoder_stored is not None else None
         bagel = layout.read_config(folder, stored, learned, special_tokens(tokenizer, folder))
+        student = students.read(folder)
         unknown = tuple(layout.unknown_settings(folder))
         unread = tuple(layout.unread_files(folder, [*stored.files, folder / "ae.safetensors"]))
     except ValueError as error:
         raise error if isinstance(error, ConfigError) else ConfigError(str(error)) from None
     check_vocabulary(tokenizer, bagel, folder)
-    network, codec = make_network(config, bagel), TextCodec(tokenizer, bagel)
-    return BagelFolder(folder, config, network, autoencoder, codec, stored, autoencoder_stored, unknown, unread)
+    network, codec = make_network(config, bagel, student), TextCodec(tokenizer, bagel)
+    return BagelFolder(folder, config, network, autoencoder, codec, stored, autoencoder_stored, unknown, unread, student)
 
 
-def make_network(config: ModelConfig, sizes: BagelConfig) -> Bagel:
-    """The network of these sizes as the settings ask for it."""
+def make_network(config: ModelConfig, sizes: BagelConfig, student: Student | None = None) -> Bagel:
+    """The network of these sizes as the settings ask for it, with a second time where they or its student say so."""
     scale = config.lora.alpha / config.lora.rank if config.lora.rank else 1.0
-    return Bagel(sizes, config.dtype, config.remat, config.unroll, scale)
+    has = student is not None and student.second_time
+    sizes = dataclasses.replace(sizes, second_time=has or config.second_time)
+    fresh = config.second_time and not has
+    return Bagel(sizes, config.dtype, config.remat, config.unroll, scale, fresh_time=fresh)
 
 
 def save_model(folder: pathlib.Path, config: BagelConfig, params: Params, dtype: str = "float32",

@@ -5,6 +5,7 @@
     ema.safetensors            all weights of the network, or shards with an index
     ae.safetensors             the autoencoder; absent where latents are pixels
     tokenizer.json, ...        the tokenizer, which also knows the special tokens' ids
+    student.json               of a student, how it was distilled (`folders.student`)
 
 No file holds the patch of a latent token, the side of the position tables, or the autoencoder's sizes.  They follow from
 the shapes of the tensors; where a checkpoint was saved without the fixed tables, the release's side of 64 is assumed.

@@ -35,6 +35,7 @@ from unigrpo_jax.models.building.frames import check_image
 from unigrpo_jax.models.building.norms import RMSNorm
 from unigrpo_jax.models.building.patches import patchify, unpatchify
 from unigrpo_jax.models.building.rotary import rotary_table
+from unigrpo_jax.models.building.second_time import NAME, check_second_time
 from unigrpo_jax.models.paths import RECTIFIED
 from unigrpo_jax.models.schedule import timesteps
 
@@ -43,7 +44,7 @@ Params = dict[str, Any]
 # connector, through which images are read.
 TRAINED_BY = MappingProxyType({
     "reasoning": r"layers/und/.*|norm_und/.*|embed/.*|lm_head/.*",
-    "denoising": r"layers/gen/.*|norm_gen/.*|vae2llm/.*|llm2vae/.*|time_embedder/.*",
+    "denoising": r"layers/gen/.*|norm_gen/.*|vae2llm/.*|llm2vae/.*|(time|gap)_embedder/.*",
     "frozen": r"latent_pos_embed|vit_pos_embed|vision/.*|connector/.*",
 })
 # The fixed tables, and the vision encoder, whose norms compute in float32.
@@ -62,16 +63,18 @@ def time_sinusoid(t, width: int):
 
 
 class TimeEmbedder(nn.Module):
-    """Sinusoid -> linear -> SiLU -> linear."""
+    """Sinusoid -> linear -> SiLU -> linear, the last of which may start at zero."""
 
     config: BagelConfig
     dtype: jnp.dtype
+    silent: bool = False
 
     @nn.compact
     def __call__(self, t):
         """t [...] to [..., D]."""
         h = nn.Dense(self.config.hidden_size, dtype=self.dtype, name="fc1")(time_sinusoid(t, self.config.frequency_size))
-        return nn.Dense(self.config.hidden_size, dtype=self.dtype, name="fc2")(nn.silu(h))
+        begin = {"kernel_init": nn.initializers.zeros} if self.silent else {}
+        return nn.Dense(self.config.hidden_size, dtype=self.dtype, name="fc2", **begin)(nn.silu(h))
 
 
 class Network(nn.Module):
@@ -107,6 +110,8 @@ class Network(nn.Module):
         self.norm_und = RMSNorm(c.rms_norm_eps)
         self.norm_gen = RMSNorm(c.rms_norm_eps)
         self.time_embedder = TimeEmbedder(c, self.dtype)
+        if c.second_time:
+            self.gap_embedder = TimeEmbedder(c, self.dtype, silent=True)
         self.vae2llm = nn.Dense(c.hidden_size, dtype=self.dtype)
         self.llm2vae = nn.Dense(c.latent_width, dtype=self.dtype, kernel_init=nn.initializers.zeros)
         table = lambda key: jnp.asarray(latents.position_table(c.max_latent_size, c.hidden_size))
@@ -150,15 +155,19 @@ class Network(nn.Module):
         streams, (keys, values) = self.run(streams, positions, everything, False, context)
         return streams, Context(keys=keys, values=values, valid=everything, rope=context.rope + 1)
 
-    def latent_block(self, x_BNC, t_B, position_ids_N, context: Context):
-        """An image block of latent tokens at time t: the `und` stream holds its markers, the `gen` stream its tokens."""
+    def latent_block(self, x_BNC, t_B, position_ids_N, context: Context, to_B=None):
+        """An image block of latent tokens at time t: the `und` stream holds its markers, the `gen` stream its tokens.
+
+        `to_B` is the time where the velocity is to arrive, of a network that has a second time; None leaves it out.
+        """
         place = self.latent_pos_embed[position_ids_N].astype(self.dtype)
-        latent = self.vae2llm(x_BNC.astype(self.dtype)) + self.time_embedder(t_B)[:, None] + place[None]
+        time = self.time_embedder(t_B) if to_B is None else self.time_embedder(t_B) + self.gap_embedder(t_B - to_B)
+        latent = self.vae2llm(x_BNC.astype(self.dtype)) + time[:, None] + place[None]
         return self.image((self.markers(x_BNC.shape[0]), latent), context)
 
-    def flow(self, x_BNC, t_B, position_ids_N, context: Context):
+    def flow(self, x_BNC, t_B, position_ids_N, context: Context, to_B=None):
         """Velocity [B, N, C], float32, of the noisy latent tokens."""
-        (_, gen), _ = self.latent_block(x_BNC, t_B, position_ids_N, context)
+        (_, gen), _ = self.latent_block(x_BNC, t_B, position_ids_N, context, to_B)
         return self.llm2vae(self.norm_gen(gen)).astype(jnp.float32)
 
     def patch_tokens(self, patches_BNP, position_ids_N):
@@ -182,7 +191,8 @@ class Network(nn.Module):
         nothing = contexts.empty(c.layers, c.kv_heads, c.head_dim, 1, self.dtype)
         hidden, block = self.text(one[None], jnp.ones((1, 1), bool), nothing)
         seen = None if c.vision is None else self.patch_block(jnp.zeros((1, 1, c.vision.patch_width)), one, block)
-        return self.logits(hidden), self.flow(jnp.zeros((1, 1, c.latent_width)), jnp.zeros(1), one, block), seen
+        to = jnp.zeros(1) if c.second_time else None
+        return self.logits(hidden), self.flow(jnp.zeros((1, 1, c.latent_width)), jnp.zeros(1), one, block, to), seen
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1), inline=True)
@@ -206,6 +216,7 @@ class Bagel:
       hold: applied to the residual stream before each layer, to hold it to its place on a mesh; None leaves it free.
       attend: the attention, with the signature of `attention.xla`.
       stacked: whether the parameters hold all layers as one stack, as `init` makes them, or as `cut` leaves them.
+      fresh_time: whether its second time is new, so that no file holds the embedder.
     """
 
     config: BagelConfig
@@ -216,6 +227,7 @@ class Bagel:
     hold: Callable[[jax.Array], jax.Array] | None = None
     attend: Callable[..., jax.Array] = attention.xla
     stacked: bool = True
+    fresh_time: bool = False
 
     path, prediction, thinks, guidance_renorm = RECTIFIED, "velocity", True, "global"
     begins = needs_picture = further_passes = False
@@ -225,6 +237,21 @@ class Bagel:
     def sees(self) -> bool:
         """Whether there is a vision encoder."""
         return self.config.vision is not None
+
+    @property
+    def two_times(self) -> bool:
+        """Whether it is told where a velocity is to arrive."""
+        return self.config.second_time
+
+    @property
+    def one_time(self) -> "Bagel":
+        """The same without the second time, whose parameters it does not read."""
+        return dataclasses.replace(self, config=dataclasses.replace(self.config, second_time=False), fresh_time=False)
+
+    @property
+    def stored_config(self) -> BagelConfig:
+        """Sizes of what files hold."""
+        return dataclasses.replace(self.config, second_time=False) if self.fresh_time else self.config
 
     @functools.cached_property
     def network(self) -> Network:
@@ -300,6 +327,10 @@ class Bagel:
         """The parameters with fresh adapters (`lora.attach`); ValueError where a target matches no projection."""
         return lora.attach(params, settings.rank, settings.targets, key)
 
+    def with_second_time(self, params: Params, key: jax.Array) -> Params:
+        """The parameters with a fresh embedder of the second time, float32."""
+        return params | {NAME: TimeEmbedder(self.config, jnp.float32, silent=True).init(key, jnp.zeros(1))["params"]}
+
     def see_again(self, image_BHWC) -> tuple[jax.Array, jax.Array | None]:
         """A drawn image as the network looks at it (`pictures.see_again`)."""
         return see_again(image_BHWC, self.config)
@@ -332,7 +363,7 @@ class Bagel:
         """LM head: hidden [..., D] to float32 logits [..., V]."""
         return self._apply(params, "logits", hidden)
 
-    def predict(self, params: Params, x_BNC, t_B, grid: tuple[int, int], context: Context) -> jax.Array:
+    def predict(self, params: Params, x_BNC, t_B, grid: tuple[int, int], context: Context, to_B=None) -> jax.Array:
         """Velocity v = noise - data, float32 [B, N, C], of noisy latent tokens upon a context, which stays as it is.
 
         Args:
@@ -341,9 +372,11 @@ class Bagel:
           t_B: times in [0, 1], 1 is noise.
           grid: latent tokens (rows, columns).
           context: prompt and thinking.
+          to_B: times in [0, t], of a network with two: the average velocity on the way there; None tells none.
         """
         ids = latents.position_ids(grid, self.config.max_latent_size)
-        return self._apply(params, "flow", x_BNC, t_B, jnp.asarray(ids), context)
+        check_second_time(self.two_times, to_B)
+        return self._apply(params, "flow", x_BNC, t_B, jnp.asarray(ids), context, *(() if to_B is None else (to_B,)))
 
     def see_latents(self, params: Params, x_BNC, grid: tuple[int, int], context: Context) -> Context:
         """Reads an image's clean latent tokens upon a context; returns the block alone, N + 2 slots, one rotary position.

@@ -6,6 +6,7 @@ import numpy as np
 
 from unigrpo_jax.models.bagel.config import BagelConfig
 from unigrpo_jax.models.building import lora
+from unigrpo_jax.models.building.second_time import NAME
 from unigrpo_jax.models.folders import named
 from unigrpo_jax.models.folders.named import TABLE, Place, Tensor
 from unigrpo_jax.models.folders.stored import StoredTensors, faults
@@ -43,6 +44,8 @@ _TOP = (
     ("llm2vae/bias", "llm2vae.bias", 0),
     ("latent_pos_embed", "latent_pos_embed.pos_embed", TABLE),
 )
+_SECOND_TIME = tuple((f"{NAME}/fc{fc}/{kind}", f"{NAME}.mlp.{place}.{end}", inputs) for fc, place in ((1, 0), (2, 2))
+                     for kind, end, inputs in (("kernel", "weight", 1), ("bias", "bias", 0)))  # fmt: skip
 _VISION = "vit_model.vision_model."
 _VISION_TOP = (
     ("vision/patch_embed/kernel", f"{_VISION}embeddings.patch_embedding.weight", 1),
@@ -87,7 +90,8 @@ def name_table(config: BagelConfig) -> Iterator[Tensor]:
               ("layers/gen/", "language_model.model.layers.", "_moe_gen", _LAYER, config.layers)]  # fmt: skip
     if config.vision is not None:
         blocks.append(("vision/layers/", f"{_VISION}encoder.layers.", "", _VISION_LAYER, config.vision.layers))
-    for path, name, inputs in _TOP + (_VISION_TOP if config.vision is not None else ()):
+    second, vision = _SECOND_TIME if config.second_time else (), _VISION_TOP if config.vision is not None else ()
+    for path, name, inputs in _TOP + second + vision:
         yield Tensor(path, (name,), inputs, False)
     for prefix, layers, suffix, rows, count in blocks:
         for path, name, inputs in rows:
@@ -102,7 +106,10 @@ def check(stored: StoredTensors, config: BagelConfig, shapes: dict) -> None:
         wanted |= dict.fromkeys(t.names, t.stored_shape(flat[t.path].shape))
         optional += t.names if t.path in FIXED_TABLES else ()
     if found := faults(stored, wanted, optional, IGNORED):
-        raise ValueError(f"{stored.path} does not fit its llm_config.json and vit_config.json: {'; '.join(found)}.")
+        student = ", nor student.json" if config.second_time else ""
+        raise ValueError(
+            f"{stored.path} does not fit its llm_config.json and vit_config.json{student}: {'; '.join(found)}."
+        )
 
 
 def load_params(

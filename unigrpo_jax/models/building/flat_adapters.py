@@ -13,14 +13,19 @@ import jax
 import jax.numpy as jnp
 
 from unigrpo_jax.models.building.flat import ADAPTER, Params
+from unigrpo_jax.models.building.second_time import is_second_time
 from unigrpo_jax.models.folders.component import Network
 
 A, B = ADAPTER
 
 
 def linears(network: Network) -> dict[str, tuple[int, ...]]:
-    """{module: shape of its weight} of every linear map, [(layers,) out, in]."""
-    weights = {name: shape for name, shape in network.shapes().items() if name.endswith(".weight")}
+    """{module: shape of its weight} of every linear map that may be adapted, [(layers,) out, in].
+
+    A second time's embedder may not: where it is learned at all it is new, and small.
+    """
+    weights = {name: shape for name, shape in network.shapes().items()
+               if name.endswith(".weight") and not is_second_time(name)}  # fmt: skip
     return {name.removesuffix(".weight"): shape for name, shape in weights.items()
             if len(shape) - stacked(network, name) == 2}  # fmt: skip
 

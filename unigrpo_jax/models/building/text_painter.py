@@ -15,6 +15,7 @@ from unigrpo_jax.models.building import attention, flat_adapters
 from unigrpo_jax.models.building.computing import Computing, Remat
 from unigrpo_jax.models.building.flat import Params
 from unigrpo_jax.models.building.fresh import fresh
+from unigrpo_jax.models.building.second_time import check_second_time
 from unigrpo_jax.models.building.token_cut import NOT_CUT, TokenCut
 from unigrpo_jax.models.folders.component import Network
 from unigrpo_jax.models.text_encoders.states import TextStates
@@ -52,6 +53,8 @@ class TextPainter:
     float32_paths: ClassVar[str] = ""
     zero_at_start: ClassVar[str]  # modules whose weights `init` leaves at 0
 
+    two_times = fresh_time = False
+
     @property
     def network(self) -> Network:
         """What has the parameters."""
@@ -61,11 +64,21 @@ class TextPainter:
         """What one evaluation costs, upon so many tokens of a text."""
         raise NotImplementedError
 
+    @property
+    def one_time(self) -> "TextPainter":
+        """Itself: it has one time."""
+        return self
+
+    @property
+    def stored_network(self) -> Network:
+        """What of it has parameters in files."""
+        return self.network
+
     def outputs(self, params: Params, x, t_B, grid: tuple[float, ...], condition: TextStates, way: Computing):
-        """The network's output, float32, of tokens in the compute dtype."""
+        """The network's output, float32, of tokens in the compute dtype; where there are `two_times`, `to_B` comes last."""
         raise NotImplementedError
 
-    def predict(self, params: Params, x, t_B, grid: tuple[float, ...], condition: TextStates) -> Any:
+    def predict(self, params: Params, x, t_B, grid: tuple[float, ...], condition: TextStates, to_B=None) -> Any:
         """The network's output, float32 like x.
 
         Args:
@@ -74,13 +87,15 @@ class TextPainter:
           t_B: times in (0, 1], 1 is noise.
           grid: latent tokens (rows, columns), of a clip (frames, rows, columns).
           condition: the text.
+          to_B: times in [0, t], of a network with two: the average velocity on the way there; None tells none.
 
         Raises:
-          ValueError: there is no text.
+          ValueError: there is no text, or no second time.
         """
         if not condition.states.shape[1]:
             raise ValueError("there is no text to draw upon; guidance needs a codec that encodes the empty text, too.")
-        return _predict(self, params, x, t_B, grid, condition)
+        check_second_time(self.two_times, to_B)
+        return _predict(self, params, x, t_B, grid, condition, to_B)
 
     def init(self, key: jax.Array) -> Params:
         """Fresh parameters, float32 (`fresh`)."""
@@ -127,9 +142,9 @@ class TextPainter:
 
 
 @functools.partial(jax.jit, static_argnums=(0, 4), inline=True)
-def _predict(painter: TextPainter, params: Params, x, t_B, grid: tuple[float, ...], condition: TextStates):
+def _predict(painter: TextPainter, params: Params, x, t_B, grid: tuple[float, ...], condition: TextStates, to_B):
     """Jitted, so that a program of many passes traces each once for its shapes, and inlined: the same bits."""
     way = Computing(painter.hold, painter.attend, painter.remat, painter.tokens)
     params = flat_adapters.scaled(params, painter.lora_scale)
     x = jax.tree.map(lambda own: own.astype(painter.dtype), x)
-    return painter.outputs(params, x, t_B, grid, condition, way)
+    return painter.outputs(params, x, t_B, grid, condition, way, *(() if to_B is None else (to_B,)))

@@ -29,6 +29,7 @@ from unigrpo_jax.models.building.flat import (
     rms_norm,
     sinusoid,
 )
+from unigrpo_jax.models.building.second_time import NAME
 
 EPS, MLP, SINUSOID = 1e-6, 4, 256
 DOUBLE, SINGLE = "transformer_blocks", "single_transformer_blocks"
@@ -48,6 +49,7 @@ class TwoStreams:
       text_width: of the text's states.
       pooled_width: of the state that stands for the whole text.
       guidance: whether it was distilled from guidance, whose scale it is then told.
+      second_time: whether it is told where a velocity is to arrive, as `second_time` has it.
     """
 
     channels: int
@@ -58,15 +60,16 @@ class TwoStreams:
     text_width: int
     pooled_width: int
     guidance: bool
+    second_time: bool = False
 
     @property
     def width(self) -> int:
         """D."""
         return self.heads * sum(self.axes)
 
-    def condition(self, params: Params, time_B, pooled_BP, scale_B=None):
+    def condition(self, params: Params, time_B, pooled_BP, scale_B=None, gap_B=None):
         """What every block is modulated by, [B, D]: `told` of the time, the text and, where `guidance`, its scale."""
-        return told(params, TOLD, time_B, pooled_BP, scale_B if self.guidance else None)
+        return told(params, TOLD, time_B, pooled_BP, scale_B if self.guidance else None, gap_B)
 
     def velocity(self, params: Params, text_BLD, latent_BND, condition, turn, way: Computing, mask_BL=None):
         """What the blocks make of both streams, float32 [B, N, channels].
@@ -153,7 +156,7 @@ class TwoStreams:
 
     def _shapes(self) -> Shapes:
         yield from self.entrance()
-        yield from told_shapes(TOLD, self.width, self.pooled_width, self.guidance)
+        yield from told_shapes(TOLD, self.width, self.pooled_width, self.guidance, self.second_time)
         for stack, (layers, shapes) in self.stacks().items():
             yield from ((f"{stack}.{name}", (layers, *shape)) for name, shape in shapes)
         yield from linear_shapes("norm_out.linear", self.width, 2 * self.width)
@@ -181,26 +184,28 @@ class TwoStreams:
             yield f"attn.{name}.weight", (sum(self.axes),)
 
 
-def told(params: Params, place: str, time_B, pooled_BP, scale_B=None):
+def told(params: Params, place: str, time_B, pooled_BP, scale_B=None, gap_B=None):
     """SiLU of what time, scale of guidance (None: none) and text say together, [B, D], in the dtype of the text.
 
-    Time and scale are what the sinusoids take, 1000 times those of a flow.
+    Time and scale are what the sinusoids take, 1000 times those of a flow; so is the gap of two times (None: none).
     """
     two = lambda name, h: linear(params, f"{name}.linear_2", jax.nn.silu(linear(params, f"{name}.linear_1", h)))
     dtype = pooled_BP.dtype
     h = two(f"{place}.timestep_embedder", sinusoid(time_B, SINUSOID).astype(dtype))
+    if gap_B is not None:
+        h = h + two(f"{place}.{NAME}", sinusoid(gap_B, SINUSOID).astype(dtype))
     if scale_B is not None:
         h = h + two(f"{place}.guidance_embedder", sinusoid(scale_B, SINUSOID).astype(dtype))
     return jax.nn.silu(h + two(f"{place}.text_embedder", pooled_BP))
 
 
-def told_shapes(place: str, width: int, pooled_width: int, guidance: bool) -> Shapes:
+def told_shapes(place: str, width: int, pooled_width: int, guidance: bool, second_time: bool = False) -> Shapes:
     """Of `told`."""
-    embedders = {"timestep": SINUSOID, "guidance": SINUSOID, "text": pooled_width}
-    for name, size in embedders.items():
-        if name != "guidance" or guidance:
-            yield from linear_shapes(f"{place}.{name}_embedder.linear_1", size, width)
-            yield from linear_shapes(f"{place}.{name}_embedder.linear_2", width, width)
+    sizes = {"timestep_embedder": SINUSOID} | ({"guidance_embedder": SINUSOID} if guidance else {})
+    sizes |= {"text_embedder": pooled_width} | ({NAME: SINUSOID} if second_time else {})
+    for name, size in sizes.items():
+        yield from linear_shapes(f"{place}.{name}.linear_1", size, width)
+        yield from linear_shapes(f"{place}.{name}.linear_2", width, width)
 
 
 def rotary(grid: tuple[int, int, int], length: int, axes: tuple[int, ...], theta: float, dtype: type = np.float64):

@@ -11,8 +11,10 @@ from unigrpo_jax.models.flux.tiny import tiny_folder
 from unigrpo_jax.models.flux.transformer import FluxTransformer
 from unigrpo_jax.models.folders import flow_scheduler as schedulers
 from unigrpo_jax.models.folders import pipelines
+from unigrpo_jax.models.folders import student as students
 from unigrpo_jax.models.folders.pipelines import Pipeline
 from unigrpo_jax.models.folders.stored import DTYPES
+from unigrpo_jax.models.folders.student import Student
 from unigrpo_jax.models.loaded import Published
 from unigrpo_jax.models.schedule import FlowShift
 from unigrpo_jax.models.text_encoders.codec import EmbeddingCodec, KnownTexts
@@ -21,7 +23,7 @@ from unigrpo_jax.models.text_encoders.encoder import open_flux
 NAME, PIPELINE = "flux", "FluxPipeline"
 VERBS = "draws by a flow, upon what T5 and CLIP say of the prompt"
 FILES = configs.FILES
-PART, TOYS, OWN_SETTINGS = "transformer", {"flux_tiny": tiny_folder}, ("told_guidance", "floor_time")
+PART, TOYS, OWN_SETTINGS = "transformer", {"flux_tiny": tiny_folder}, ("told_guidance", "floor_time", "second_time")
 _PARTS = {
     PART: ("FluxTransformer2DModel",),
     "vae": ("AutoencoderKL",),
@@ -59,18 +61,20 @@ def load(config: ModelConfig, folder: pathlib.Path) -> Pipeline:
                                  ("pooled_projection_dim", "pooled", transformer.pooled_width)):  # fmt: skip
             found = encoders.shapes()[own].shape[-1]
             require(width == found, f"{folder / _TRANSFORMER}: {name} = {width}, but the text encoder says {found} numbers.")
-        weights = pipelines.open_network(folder / PART, transformer)
+        student = students.read(folder)
+        network = _network(config, transformer, shift, autoencoder.downsample, student)
+        weights = pipelines.open_network(folder / PART, network.stored_network)
         known = {_TRANSFORMER: configs.KNOWN, _VAE: autoencoders.KNOWN, _SCHEDULER: schedulers.KNOWN}
         return Pipeline(
             family=NAME,
             folder=folder,
             config=config,
             part=PART,
-            network=_network(config, transformer, shift, autoencoder.downsample),
+            network=network,
             autoencoder=autoencoder,
             codec=EmbeddingCodec(encoders=encoders, kept=config.embeddings),
             stored=weights,
-            published=Published(
+            usual=Published(
                 rollout=pipelines.drawn_size(folder, 1024) | {"timestep_shift": 0.0},
                 evaluation={"flow_steps": 28 if transformer.guidance else 4, "guidance": 1.0},
             ),
@@ -78,7 +82,8 @@ def load(config: ModelConfig, folder: pathlib.Path) -> Pipeline:
             stored_dtype=DTYPES[weights.dtype("x_embedder.weight")],
             unknown_settings=pipelines.unknown_settings(folder, known),
             unread_files=pipelines.unread_files(folder, _PARTS),
-            adapters=pipelines.open_adapters(folder, PART, transformer),
+            adapters=pipelines.open_adapters(folder, PART, network.stored_network),
+            student=student,
         )
 
 
@@ -104,7 +109,12 @@ def known(config: ModelConfig) -> Pipeline | None:
     )
 
 
-def _network(config: ModelConfig, transformer: FluxTransformer, shift: FlowShift, downsample: int) -> Flux:
+def _network(
+    config: ModelConfig, transformer: FluxTransformer, shift: FlowShift, downsample: int, student: Student | None = None
+) -> Flux:
     told = TOLD if config.told_guidance is None else config.told_guidance
-    own = {"guidance_scale": told, "floor_time": config.floor_time}
+    transformer, fresh = pipelines.timed(config, transformer, student)
+    require(not (config.floor_time and transformer.second_time), "model.floor_time rounds the time, and a network with two "
+            "times is learned by its derivative; leave it out.")  # fmt: skip
+    own = {"guidance_scale": told, "floor_time": config.floor_time, "fresh_time": fresh}
     return Flux(transformer=transformer, shift=shift, downsample=downsample, **own, **pipelines.computing(config))

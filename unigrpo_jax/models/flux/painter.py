@@ -36,11 +36,14 @@ class Flux(FlowPainter):
         """What one evaluation costs (`flops.evaluation`)."""
         return evaluation(self.transformer, latents, text)
 
-    def outputs(self, params: Params, x_BNC, t_B, grid: tuple[int, int], condition: TextStates, way: Computing):
-        """The velocity."""
+    def outputs(
+        self, params: Params, x_BNC, t_B, grid: tuple[int, int], condition: TextStates, way: Computing, to_B=None
+    ):
+        """The velocity; the gap of two times is not rounded."""
         time = jnp.floor(1000 * t_B) / 1000 if self.floor_time else t_B
         told = jnp.full(t_B.shape, self.guidance_scale)
-        return self.transformer(params, x_BNC, time, condition.states, condition.pooled, grid, told, way)
+        gap = None if to_B is None else t_B - to_B
+        return self.transformer(params, x_BNC, time, condition.states, condition.pooled, grid, told, way, gap)
 
     def grid(self, height: int, width: int, frames: int = 1, fps: float = 24.0) -> tuple[int, int]:
         """Latent tokens (rows, columns); ValueError where they do not fill the image, or more than one is asked for."""

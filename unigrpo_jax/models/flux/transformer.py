@@ -19,8 +19,9 @@ class FluxTransformer(TwoStreams):
     """The pass; a token's places are 0, its row and its column."""
 
     def __call__(
-        self, params: Params, x_BNC, t_B, text_BLD, pooled_BP, grid: tuple[int, int], scale_B=None, way: Computing = PLAIN
-    ):
+        self, params: Params, x_BNC, t_B, text_BLD, pooled_BP, grid: tuple[int, int], scale_B=None, way: Computing = PLAIN,
+        gap_B=None,
+    ):  # fmt: skip
         """Velocity v = noise - data, float32 [B, N, C].
 
         Args:
@@ -32,10 +33,12 @@ class FluxTransformer(TwoStreams):
           grid: latent tokens (rows, columns).
           scale_B: scale of guidance, where `guidance`; else it is not read.
           way: of computing.
+          gap_B: t minus the time of arrival, where there is a `second_time`; None leaves it out.
         """
         dtype, cut = x_BNC.dtype, way.tokens
         scale = 1000 * scale_B if self.guidance else None
-        condition = self.condition(params, 1000 * t_B, pooled_BP.astype(dtype), scale)
+        gap = None if gap_B is None else 1000 * gap_B
+        condition = self.condition(params, 1000 * t_B, pooled_BP.astype(dtype), scale, gap)
         text = linear(params, "context_embedder", cut.entering(text_BLD.astype(dtype)))
         picture = linear(params, "x_embedder", cut.entering(x_BNC))
         turn = rotary((1, *grid), text.shape[1], self.axes, THETA)

@@ -6,6 +6,7 @@
     vae/                               the autoencoder, likewise
     text_encoder/, tokenizer/, ...     what reads texts; twice where a pipeline has two
     scheduler/scheduler_config.json    the path between noise and data, and where a sampler steps
+    student.json                       of a student, how it was distilled (`folders.student`)
 """
 
 import contextlib
@@ -32,9 +33,12 @@ from unigrpo_jax.models.autoencoders.video import VideoAutoencoder
 from unigrpo_jax.models.building.lora import is_adapter
 from unigrpo_jax.models.building.text_painter import TextPainter
 from unigrpo_jax.models.building.token_cut import NOT_CUT, TokenCut
+from unigrpo_jax.models.building.two_streams import TwoStreams
 from unigrpo_jax.models.folders import component, peft, stored
+from unigrpo_jax.models.folders import student as students
 from unigrpo_jax.models.folders.settings import read_settings
-from unigrpo_jax.models.loaded import Autoencoder, Codec, Place, Published
+from unigrpo_jax.models.folders.student import Student
+from unigrpo_jax.models.loaded import Autoencoder, Codec, Place, Published, as_student
 from unigrpo_jax.models.text_encoders.codec import EmbeddingCodec
 from unigrpo_jax.models.verbs import Params
 
@@ -62,8 +66,9 @@ class Pipeline:
       stored_dtype: of the network's matrices, such as "bfloat16".
       unknown_settings: what its config files hold that nothing here knows, a phrase a file.
       unread_files: names of weights beside those that are read.
-      published: how it is used where nobody says otherwise.
+      usual: how its teacher is used where nobody says otherwise, or it itself where it is no student.
       adapters: that lie beside the model and are a part of it: read, they are folded into its weights.
+      student: how it was distilled; None where it was not.
     """
 
     family: str
@@ -78,8 +83,14 @@ class Pipeline:
     stored_dtype: str
     unknown_settings: tuple[str, ...] = ()
     unread_files: tuple[str, ...] = ()
-    published: Published | None = None
+    usual: Published | None = None
     adapters: peft.Adapters | None = None
+    student: Student | None = None
+
+    @property
+    def published(self) -> Published | None:
+        """How it is used where nobody says otherwise."""
+        return as_student(self.usual, self.student)
 
     def placed(self, hold, attend, frozen: Place | None = None, tokens: TokenCut = NOT_CUT) -> "Pipeline":
         """The same with a network for a mesh, and text encoders that lie where `frozen` says."""
@@ -90,16 +101,17 @@ class Pipeline:
     def stored_params(self) -> Params:
         """Shapes and dtypes of the parameters that the file holds."""
         dtype = jnp.dtype(self.config.param_dtype)
-        return {name: jax.ShapeDtypeStruct(shape, dtype) for name, shape in self.network.network.shapes().items()}
+        return {name: jax.ShapeDtypeStruct(shape, dtype) for name, shape in self.network.stored_network.shapes().items()}
 
     def abstract_params(self) -> Params:
-        """Shapes and dtypes of all parameters, with the adapters where the config asks for them."""
-        return jax.eval_shape(self.with_adapters, self.stored_params())
+        """Shapes and dtypes of all parameters, with those that are fresh where the config asks for such."""
+        return jax.eval_shape(self.with_fresh, self.stored_params())
 
-    def with_adapters(self, params: Params) -> Params:
-        """The parameters with fresh adapters, or as they are where the config asks for none."""
-        lora = self.config.lora
-        return self.network.adapted(params, lora, jax.random.key(0)) if lora.rank else params
+    def with_fresh(self, params: Params) -> Params:
+        """The parameters with a new second time and adapters, or as they are where the config asks for none."""
+        lora, key = self.config.lora, jax.random.key(0)
+        params = self.network.with_second_time(params, key) if self.network.fresh_time else params
+        return self.network.adapted(params, lora, key) if lora.rank else params
 
     def check_weights(self) -> None:
         """ConfigError where a target of adapters hits nothing; that the weights fit was seen when they were opened."""
@@ -112,14 +124,14 @@ class Pipeline:
         return self.network.hits(lora.targets) if lora.rank else {}
 
     def params(self, place: Place | None = None, wanted: Callable[[str], bool] = lambda path: True) -> Params:
-        """Reads the stored weights (no adapters), each parameter laid out by `place`; ConfigError where they do not fit.
+        """Reads the stored weights (nothing fresh), each parameter laid out by `place`; ConfigError where they do not fit.
 
         The host holds this process's shards of one parameter and one stored tensor beside what lies on the devices.
         """
         self.check_weights()
         with told():
             weights = self.stored if self.adapters is None else _Folded(self.stored, self.adapters)
-            return component.read(weights, self.network.network, jnp.dtype(self.config.param_dtype), place, wanted)
+            return component.read(weights, self.network.stored_network, jnp.dtype(self.config.param_dtype), place, wanted)
 
     def autoencoder_params(self, sharding: jax.sharding.Sharding | None = None) -> Mapping[str, jax.Array]:
         """Reads the autoencoder's weights, float32."""
@@ -151,7 +163,7 @@ class Pipeline:
         return stored.checksum([*self._files, *(self.adapters.weights.files if self.adapters else ())])
 
     def export(self, params: Mapping[str, np.ndarray], folder: pathlib.Path, dtype: str,
-               shard_bytes: int = stored.SHARD_BYTES) -> list[pathlib.Path]:  # fmt: skip
+               shard_bytes: int = stored.SHARD_BYTES, student: Student | None = None) -> list[pathlib.Path]:  # fmt: skip
         """Writes a folder that diffusers opens: trained weights, adapters folded in, beside copies of every other part.
 
         The adapters by themselves are written into its folder `lora`; they are for the model that training began with.
@@ -161,11 +173,15 @@ class Pipeline:
           folder: a new folder.
           dtype: "float32", "float16" or "bfloat16".
           shard_bytes: more than this is written as shards with an index.
+          student: how it was distilled; None is how the model that training began with was.
 
         Returns:
           The files of the folder.
         """
+        student = students.exported(student or self.student, self.network.two_times)
         folder.mkdir(parents=True, exist_ok=True)
+        if student is not None:
+            students.write(folder, student)
         index = foreign_files.read_json(self.folder / INDEX)
         lost = [name for name in _classes(self.folder) if name not in self._parts]
         index |= dict.fromkeys(lost, [None, None])  # a pipeline opens without what is not there, a safety checker say
@@ -296,6 +312,12 @@ def unknown_settings(folder: pathlib.Path, known: Mapping[str, set[str]]) -> tup
     """For each of these files with names that are not known: the file and the names, such as "unet/config.json: a, b"."""
     besides = {file: read_settings(folder / file, file).besides(names) for file, names in known.items()}
     return tuple(f"{file}: {names}" for file, names in besides.items() if names)
+
+
+def timed(config: ModelConfig, network: TwoStreams, student: Student | None) -> tuple[TwoStreams, bool]:
+    """The network with the second time that its folder's student or the settings give it, and whether that is fresh."""
+    has = student is not None and student.second_time
+    return dataclasses.replace(network, second_time=has or config.second_time), config.second_time and not has
 
 
 def computing(config: ModelConfig) -> dict[str, Any]:

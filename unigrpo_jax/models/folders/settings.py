@@ -12,6 +12,7 @@ LARGEST_SIZE = 2**24  # of anything that a config file counts; what is larger is
 MOST_LAYERS = 1000  # each of them is a list of tensors
 MOST_ENTRIES = 100  # of a list of numbers
 MOST_NAMES, LONGEST_NAME = 20, 60  # of a list that is shown
+LONGEST_TEXT = 1000
 
 
 class Settings:
@@ -79,6 +80,13 @@ class Settings:
         """One of the known words."""
         self.only(name, *known)
         return self._data.get(name, default)
+
+    def text(self, name: str, default: str) -> str:
+        """Words that are shown."""
+        value = self._data.get(name, default)
+        if not isinstance(value, str) or len(value) > LONGEST_TEXT:
+            raise self.error(name, f"it must be a text of at most {LONGEST_TEXT} characters")
+        return visible(value)
 
     def side(self, name: str, default: int) -> int:
         """A whole number, or a list of two equal ones: height and width of a square."""

@@ -8,9 +8,11 @@ from unigrpo_jax.models.autoencoders import diffusers_video as autoencoders
 from unigrpo_jax.models.autoencoders.tiles import Tiles
 from unigrpo_jax.models.autoencoders.video import VideoAutoencoder
 from unigrpo_jax.models.folders import pipelines
+from unigrpo_jax.models.folders import student as students
 from unigrpo_jax.models.folders.pipelines import Pipeline
 from unigrpo_jax.models.folders.settings import read_settings
 from unigrpo_jax.models.folders.stored import DTYPES
+from unigrpo_jax.models.folders.student import Student
 from unigrpo_jax.models.hunyuan_video import config as configs
 from unigrpo_jax.models.hunyuan_video import scheduler as schedulers
 from unigrpo_jax.models.hunyuan_video.painter import HunyuanVideo
@@ -24,7 +26,7 @@ from unigrpo_jax.models.text_encoders.encoder import open_hunyuan_video
 NAME, PIPELINE, FROM_PICTURE = "hunyuan_video", configs.PIPELINE, configs.FROM_PICTURE
 VERBS = "draws a clip by a flow, upon what Llama and CLIP say of the prompt; SkyReels-V1 goes on from a picture"
 FILES = configs.FILES
-PART, OWN_SETTINGS = "transformer", ("told_guidance",)
+PART, OWN_SETTINGS = "transformer", ("told_guidance", "second_time")
 TOYS = {"hunyuan_tiny": tiny_folder, "skyreels_tiny": picture_folder}
 _PARTS = {
     PART: ("HunyuanVideoTransformer3DModel",),
@@ -70,7 +72,9 @@ def load(config: ModelConfig, folder: pathlib.Path) -> Pipeline:
                                  ("pooled_projection_dim", "pooled", transformer.pooled_width)):  # fmt: skip
             found = encoders.shapes()[own].shape[-1]
             require(width == found, f"{folder / _TRANSFORMER}: {name} = {width}, but the text encoder says {found} numbers.")
-        weights = pipelines.open_network(folder / PART, transformer)
+        student = students.read(folder)
+        network = _network(config, transformer, shift, autoencoder.downsample, student)
+        weights = pipelines.open_network(folder / PART, network.stored_network)
         known = {_TRANSFORMER: configs.KNOWN, _VAE: autoencoders.KNOWN | set(SIZE), _SCHEDULER: schedulers.KNOWN}
         guided = _guided(transformer)
         vae = read_settings(folder / _VAE, FILES)
@@ -80,11 +84,11 @@ def load(config: ModelConfig, folder: pathlib.Path) -> Pipeline:
             folder=folder,
             config=config,
             part=PART,
-            network=_network(config, transformer, shift, autoencoder.downsample),
+            network=network,
             autoencoder=autoencoder,
             codec=EmbeddingCodec(encoders=encoders, kept=config.embeddings, guided=guided),
             stored=weights,
-            published=Published(
+            usual=Published(
                 rollout={"image_height": height, "image_width": width, "frames": frames, "frames_per_second": FPS,
                          "timestep_shift": 0.0},
                 evaluation={"flow_steps": 50, "guidance": 6.0 if guided else 1.0},
@@ -93,7 +97,8 @@ def load(config: ModelConfig, folder: pathlib.Path) -> Pipeline:
             stored_dtype=DTYPES[weights.dtype("x_embedder.proj.weight")],
             unknown_settings=pipelines.unknown_settings(folder, known),
             unread_files=pipelines.unread_files(folder, _PARTS),
-            adapters=pipelines.open_adapters(folder, PART, transformer),
+            adapters=pipelines.open_adapters(folder, PART, network.stored_network),
+            student=student,
         )  # fmt: skip
 
 
@@ -130,9 +135,12 @@ def _guided(transformer: HunyuanVideoTransformer) -> bool:
     return transformer.from_picture or not transformer.guidance
 
 
-def _network(config: ModelConfig, transformer: HunyuanVideoTransformer, shift: FlowShift, downsample: int) -> HunyuanVideo:
+def _network(
+    config: ModelConfig, transformer: HunyuanVideoTransformer, shift: FlowShift, downsample: int,
+    student: Student | None = None,
+) -> HunyuanVideo:  # fmt: skip
     published = 1.0 if transformer.from_picture else 6.0
     told = published if config.told_guidance is None else config.told_guidance
-    return HunyuanVideo(
-        transformer=transformer, shift=shift, downsample=downsample, guidance_scale=told, **pipelines.computing(config)
-    )
+    transformer, fresh = pipelines.timed(config, transformer, student)
+    own = {"guidance_scale": told, "fresh_time": fresh}
+    return HunyuanVideo(transformer=transformer, shift=shift, downsample=downsample, **own, **pipelines.computing(config))

@@ -53,7 +53,9 @@ class HunyuanVideo(ClipPainter, FlowPainter):
         """What one evaluation costs (`flops.evaluation`)."""
         return evaluation(self.transformer, latents, text)
 
-    def predict(self, params: Params, x_BNC, t_B, grid: tuple[int, int, int], condition: VideoCondition) -> jax.Array:
+    def predict(
+        self, params: Params, x_BNC, t_B, grid: tuple[int, int, int], condition: VideoCondition, to_B=None
+    ) -> jax.Array:
         """As `TextPainter.predict`; ValueError, too, where a picture is missing, of another size, or read by nothing."""
         first, (_, rows, columns) = condition.first, grid
         if self.transformer.from_picture and first is None:
@@ -61,15 +63,18 @@ class HunyuanVideo(ClipPainter, FlowPainter):
         if not self.transformer.from_picture and first is not None:
             raise ValueError("a network from text to video reads no picture; use one from image to video (32 channels in).")
         self.check_first(first, rows, columns)
-        return super().predict(params, x_BNC, t_B, grid, condition)
+        return super().predict(params, x_BNC, t_B, grid, condition, to_B)
 
-    def outputs(self, params: Params, x_BNC, t_B, grid: tuple[int, int, int], condition: VideoCondition, way: Computing):
+    def outputs(
+        self, params: Params, x_BNC, t_B, grid: tuple[int, int, int], condition: VideoCondition, way: Computing, to_B=None
+    ):
         """The velocity."""
         states, mask = condition.states, condition.mask
         mask = jnp.ones(states.shape[:2], bool) if mask is None else mask
         x = x_BNC if condition.first is None else beside_first(x_BNC, condition.first)
         told = jnp.full(t_B.shape, 1000 * self.guidance_scale)
-        return self.transformer(params, x, 1000 * t_B, states, mask, condition.pooled, grid, told, way)
+        gap = None if to_B is None else 1000 * (t_B - to_B)
+        return self.transformer(params, x, 1000 * t_B, states, mask, condition.pooled, grid, told, way, gap)
 
     def grid(self, height: int, width: int, frames: int = 1, fps: float = 24.0) -> tuple[int, int, int]:
         """Latent tokens (frames, rows, columns); ValueError where they do not fill the video."""

@@ -53,6 +53,7 @@ class HunyuanVideoTransformer(TwoStreams):
         grid: tuple[int, int, int],
         scale_B=None,
         way: Computing = PLAIN,
+        gap_B=None,
     ):
         """Velocity v = noise - data, float32 [B, N, channels].
 
@@ -67,9 +68,11 @@ class HunyuanVideoTransformer(TwoStreams):
           grid: latent tokens (frames, rows, columns).
           scale_B: 1000 times the scale of guidance, where `guidance`; else it is not read.
           way: of computing.
+          gap_B: 1000 times t minus the time of arrival, where there is a `second_time`; None leaves it out.  What looks over
+            the text is not told.
         """
         dtype, cut = x_BNC.dtype, way.tokens
-        condition = self.condition(params, time_B, pooled_BP.astype(dtype), scale_B)
+        condition = self.condition(params, time_B, pooled_BP.astype(dtype), scale_B, gap_B)
         mask_BL = cut.filled(mask_BL)
         text = self.refined(params, cut.entering(text_BLD.astype(dtype)), mask_BL, time_B, way)
         video = self.embedded(params, cut.entering(x_BNC))

@@ -6,7 +6,7 @@ import pathlib
 from unigrpo_jax.config import ModelConfig, require
 from unigrpo_jax.models.autoencoders import diffusers_ltx as autoencoders
 from unigrpo_jax.models.autoencoders.mel_audio import EVERY
-from unigrpo_jax.models.folders import component, pipelines
+from unigrpo_jax.models.folders import component, pipelines, student
 from unigrpo_jax.models.folders.pipelines import Pipeline
 from unigrpo_jax.models.folders.stored import DTYPES
 from unigrpo_jax.models.loaded import Published
@@ -88,12 +88,13 @@ def load(config: ModelConfig, folder: pathlib.Path) -> Pipeline:
             autoencoder=media,
             codec=EmbeddingCodec(encoders=_encoders(folder, config.dtype, transformer), kept=config.embeddings, guided=True),
             stored=weights,
-            published=Published(rollout=SIZE, evaluation={"flow_steps": 30, "guidance": 3.0}),
+            usual=Published(rollout=SIZE, evaluation={"flow_steps": 30, "guidance": 3.0}),
             autoencoder_stored=component.open_parts(folder, media.networks),
             stored_dtype=DTYPES[weights.dtype("proj_in.weight")],
             unknown_settings=pipelines.unknown_settings(folder, known),
             unread_files=pipelines.unread_files(folder, _PARTS),
             adapters=pipelines.open_adapters(folder, PART, transformer),
+            student=student.read_with_one_time(folder, NAME),
         )
 
 

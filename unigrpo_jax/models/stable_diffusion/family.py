@@ -5,7 +5,7 @@ import pathlib
 from unigrpo_jax.config import ModelConfig, require
 from unigrpo_jax.models.autoencoders import diffusers as autoencoders
 from unigrpo_jax.models.autoencoders.image import ImageAutoencoder
-from unigrpo_jax.models.folders import pipelines
+from unigrpo_jax.models.folders import pipelines, student
 from unigrpo_jax.models.folders.pipelines import Pipeline
 from unigrpo_jax.models.folders.stored import DTYPES
 from unigrpo_jax.models.loaded import Published
@@ -65,7 +65,7 @@ def load(config: ModelConfig, folder: pathlib.Path) -> Pipeline:
             autoencoder=autoencoder,
             codec=EmbeddingCodec(encoders=encoders, kept=config.embeddings, guided=True),
             stored=weights,
-            published=Published(
+            usual=Published(
                 rollout=pipelines.drawn_size(folder, 512) | {"timestep_shift": 0.0},
                 evaluation={"flow_steps": 50, "guidance": 7.5},
             ),
@@ -74,6 +74,7 @@ def load(config: ModelConfig, folder: pathlib.Path) -> Pipeline:
             unknown_settings=pipelines.unknown_settings(folder, known),
             unread_files=pipelines.unread_files(folder, _PARTS),
             adapters=pipelines.open_adapters(folder, PART, unet),
+            student=student.read_with_one_time(folder, NAME),
         )
 
 

@@ -1,0 +1,157 @@
+"""Distillation in the loop of every run: who draws what a student learns from, its update, and how it is judged.
+
+With `mean_flow` the teacher draws, guided, in `rollout.flow_steps`; with `dmd2` the student, in the steps that it is made
+for, and every state of its way is kept.  The teacher is the start, the reference of other methods; what thinks is not
+trained. Rewards measure what is drawn, and teach nothing.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+
+from unigrpo_jax.config import DistillationConfig, RunConfig, require
+from unigrpo_jax.learning.distillation import Distillation
+from unigrpo_jax.learning.distribution_matching import DistributionMatching
+from unigrpo_jax.learning.mean_flow import MeanFlow
+from unigrpo_jax.learning.policy import Policy
+from unigrpo_jax.learning.update import TrainState
+from unigrpo_jax.models import tree
+from unigrpo_jax.models.building.guidance import Guidance
+from unigrpo_jax.models.folders.student import Student
+from unigrpo_jax.models.loaded import Loaded
+from unigrpo_jax.models.paths import RECTIFIED
+from unigrpo_jax.models.verbs import Painter
+from unigrpo_jax.parallel import kernels
+from unigrpo_jax.rollout.program import RolloutProgram, flow_sampler
+from unigrpo_jax.rollout.step_rules import ODE
+from unigrpo_jax.rollout.windows import Window
+from unigrpo_jax.training import trainer
+from unigrpo_jax.training.evaluation import Evaluator, Judged, check_schedule
+from unigrpo_jax.training.programs import Inputs, Programs
+from unigrpo_jax.training.trainer import OwnEpisodes, Parts, Trainer
+
+PLAIN = "xla"  # the attention that has a forward-mode derivative
+
+
+def build(config: RunConfig) -> Parts:
+    """As `trainer.build`, of a model that can be distilled; ConfigError says what cannot work."""
+    parts = trainer.build(config)
+    loaded, d = parts.loaded, config.learning.distillation
+    network, words = loaded.network, f"{loaded.folder} ({loaded.family})"
+    require(loaded.student is None or d.again, f"{words} is a student already; give the model that it was made of, or "
+            "--learning.distillation.again to distil it once more.")  # fmt: skip
+    if config.learning.method == "mean_flow":
+        require(network.path == RECTIFIED and network.prediction == "velocity", f"learning.method = 'mean_flow' averages a "
+                f"velocity along a straight path, but {words} predicts {network.prediction} along another; use 'dmd2'.")
+        require(network.two_times, f"learning.method = 'mean_flow' needs a network of two times, which {words} is not; use "
+                "'dmd2'.")  # fmt: skip
+    require(d.guidance <= 1 or loaded.codec.guided, f"learning.distillation.guidance = {d.guidance:g}, but {words} is not "
+            "guided by a second pass; use 1.")  # fmt: skip
+    for steps in d.steps:
+        check_schedule("learning.distillation.steps", steps, config.rollout, loaded)
+    return parts
+
+
+def student_of(config: RunConfig, loaded: Loaded) -> Student | None:
+    """What an export says of what a run has learned; None where it distilled nothing."""
+    learning, d = config.learning, config.learning.distillation
+    if not learning.distils:
+        return None
+    return Student(
+        method=learning.method, steps=d.steps, second_time=loaded.network.two_times, guidance=d.guidance,
+        timestep_shift=config.rollout.timestep_shift, teacher=loaded.folder.resolve().name,
+    )  # fmt: skip
+
+
+def notes(parts: Parts) -> list[str]:
+    """What a run of these parts does that its settings do not say, in sentences."""
+    config = parts.config
+    chosen = kernels.choose(config.model, parts.layout.mesh.devices.flat[0])
+    if config.learning.method != "mean_flow" or chosen == PLAIN:
+        return []
+    return [f"The student's derivative is computed with plain attention, since {chosen} has no forward-mode derivative."]
+
+
+def guidance_of(d: DistillationConfig, network: Painter) -> Guidance | None:
+    """The teacher's; None where it has none."""
+    if d.guidance <= 1:
+        return None
+    renorm = network.guidance_renorm if d.guidance_renorm == "model" else d.guidance_renorm
+    return Guidance(text=d.guidance, interval=d.guidance_interval, renorm=renorm, renorm_min=d.guidance_renorm_min)
+
+
+class DistilledPrograms(Programs):
+    """`rollout` is the teacher's, whose parameters are the reference's, or the student's; `update` is a `Distillation`."""
+
+    def _sampling(self, program: RolloutProgram) -> RolloutProgram:
+        learning, r = self.config.learning, self.config.rollout
+        if learning.method == "mean_flow":
+            flow = flow_sampler(r, self._network, guidance_of(learning.distillation, self._network))
+            flow, network = dataclasses.replace(flow, rule=ODE(), noisy=(0, 0)), self._network.one_time
+            return dataclasses.replace(program, model=network, flow=flow, window=None)
+        (steps,) = learning.distillation.steps
+        flow = flow_sampler(dataclasses.replace(r, flow_steps=steps, noise_range=(0, 0)), self._network)
+        return dataclasses.replace(program, flow=flow, window=Window(size=steps, range=(0, steps)))
+
+    def _sampled_with(self, inputs: Inputs) -> dict:
+        if self.config.learning.method == "dmd2":
+            return super()._sampled_with(inputs)
+        place = lambda x: x.sharding.with_memory_kind("device")  # wherever it is kept between updates
+        return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place(x)), inputs.reference)
+
+    def _learning(self, policy: Policy, autoencoder: Any) -> Callable[..., tuple[TrainState, dict]]:
+        learning, r = self.config.learning, self.config.rollout
+        guided = lambda guidance: dataclasses.replace(policy, flow=dataclasses.replace(policy.flow, guidance=guidance))
+        student, teacher = guided(None), guided(guidance_of(learning.distillation, policy.model))
+        both = {"teacher": dataclasses.replace(teacher, model=policy.model.one_time), "config": learning}
+        if learning.method == "dmd2":
+            objective = DistributionMatching(student=student, shift=r.timestep_shift, **both)
+        else:
+            plain = kernels.attend(dataclasses.replace(self.config.model, attention=PLAIN), self.layout.mesh)
+            network = dataclasses.replace(policy.model, attend=plain)
+            objective = MeanFlow(student=dataclasses.replace(student, model=network), versions=r.window_size, **both)
+        return Distillation(objective=objective, config=learning, seed=self.config.seed)
+
+
+class DistilledTrainer(Trainer):
+    """Drawings and updates of a distillation."""
+
+    programs_of = DistilledPrograms
+
+    def params(self, state: TrainState) -> dict:
+        """The parameters that draw: the teacher's with `mean_flow`, else the student's."""
+        return super().first_params() if self.parts.config.learning.method == "mean_flow" else super().params(state)
+
+    def first_params(self) -> dict:
+        """The parameters that the run started from, with what was fresh then."""
+        return tree.unflatten(tree.flatten(super().first_params()) | self.fresh())
+
+    def judge(self, own: OwnEpisodes, times: dict[str, float]) -> tuple[np.ndarray, dict[str, float]]:
+        """Weights [B], all 1, in the place of advantages, and what is measured of the drawings, where there are rewards."""
+        metrics = super().judge(own, times)[1] if self.parts.config.rewards else {}
+        for name in ("mean", "std", "zero_variance_share"):  # of what is rewarded
+            metrics.pop(f"reward/{name}", None)
+        return np.ones(self.parts.config.episodes, np.float32), metrics
+
+
+class DistilledEvaluator(Evaluator):
+    """As every run's, and the same scores in each number of steps that the student is made for, as `NAME_STEPS`."""
+
+    def __init__(self, parts: Parts):
+        config = parts.config
+        evaluation, what = config.evaluation, (config.rollout, parts.loaded, parts.world, parts.judging, parts.layout)
+        super().__init__(evaluation, *what, config.logging.samples)
+        in_steps = lambda steps: dataclasses.replace(evaluation, flow_steps=steps, drift=0)
+        others = [steps for steps in config.learning.distillation.steps if steps != evaluation.flow_steps]
+        self._others = {steps: Evaluator(in_steps(steps), *what) for steps in others}
+
+    def __call__(self, params, autoencoder_params, reference: Callable[[], Any] | None = None) -> Judged:
+        """What a run's evaluation finds, in each number of steps."""
+        judged = super().__call__(params, autoencoder_params, reference)
+        table = dict(judged.table)
+        for steps, other in self._others.items():
+            table |= {f"{name}_{steps}": row for name, row in other(params, autoencoder_params).table.items()}
+        return dataclasses.replace(judged, table=table)

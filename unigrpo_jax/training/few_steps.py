@@ -1,0 +1,45 @@
+"""Whether settings fit a student, a model that was distilled to draw in few steps (`models.folders.student`)."""
+
+from unigrpo_jax.config import EvaluationConfig, RolloutConfig, RunConfig, require
+from unigrpo_jax.models.loaded import Loaded
+from unigrpo_jax.training.programs import FORWARD
+
+
+def check_method(config: RunConfig, loaded: Loaded) -> None:
+    """ConfigError where a run's method has no use for a second time, or needs one that has been learned."""
+    method, network = config.learning.method, loaded.network
+    plain = method in FORWARD or method == "sft"
+    require(not (network.two_times and plain), f"learning.method = {method!r} teaches the velocity at a time, and "
+            f"{loaded.folder} draws by average ones, which that would leave as they are; use grpo or refl.")  # fmt: skip
+    require(not network.fresh_time or method not in ("grpo", "refl"), f"model.second_time gives the network an input, which "
+            f"learning.method = {method!r} does not teach; leave it out, or distil a student first.")  # fmt: skip
+
+
+def warnings(
+    loaded: Loaded, rollout: RolloutConfig, evaluation: EvaluationConfig, trains: bool = False
+) -> list[str]:
+    """What settings ask of a student that it was not made for, in sentences; those of the rollout's steps if it `trains`."""
+    student, found = loaded.student, []
+    if student is None:
+        return found
+    steps = {"evaluation.flow_steps": evaluation.flow_steps}
+    guided = {"evaluation.guidance": evaluation.guidance}
+    if trains:
+        steps, guided = {"rollout.flow_steps": rollout.flow_steps} | steps, {"rollout.guidance": rollout.guidance} | guided
+    made = f"{loaded.folder} is a student ({student.method})"
+    for name, value in steps.items():
+        if value not in student.steps:
+            found.append(f"Warning: {name} = {value}, but {made} that was made for {_listed(student.steps)} steps.")
+    for name, value in guided.items():
+        if value > 1:
+            found.append(f"Warning: {name} = {value:g}, but {made} that draws without, as its teacher did with "
+                         f"{student.guidance:g}; use 1.")  # fmt: skip
+    if student.method == "dmd2" and rollout.timestep_shift != student.timestep_shift:  # which knows some states alone
+        found.append(f"Warning: rollout.timestep_shift = {rollout.timestep_shift:g}, but {made} that was made for the "
+                     f"states of {student.timestep_shift:g}.")  # fmt: skip
+    return found
+
+
+def _listed(steps: tuple[int, ...]) -> str:
+    *others, last = map(str, steps)
+    return f"{', '.join(others)} or {last}" if others else last
