@@ -27,8 +27,8 @@ class Arguments:
 
     sizes: tuple[str, ...] = ("tiny", "shapes", "middle")
     """`tiny` and `shapes` are the presets bagel_tiny and shapes; `middle` is 512 wide, 8 layers deep, 256 latent tokens;
-    `window` is `middle` with 15 flow steps, three of them trained; `sd_tiny` and `flux_tiny` are presets; `ltx2` is the toy
-    of `ltx2_tiny` with the transitions, the guidance and the groups of `ltx2_rlhf`."""
+    `window` is `middle` with 15 flow steps, three of them trained; `sd_tiny`, `flux_tiny` and `shapes_flux` are presets;
+    `ltx2` is the toy of `ltx2_tiny` with the transitions, the guidance and the groups of `ltx2_rlhf`."""
     tables: tuple[str, ...] = ("speed", "savings", "loop", "costs", "rounds")
     """`speed` of programs and parts, `savings` of what they share, the `loop` around them, `costs` of other settings, and
     `rounds`: 1 to 4 of them, and guidance.  Also, where it is asked for: `pipeline`, what each setting of a model that only
@@ -49,7 +49,7 @@ class Arguments:
 @command_line
 def main(arguments: Arguments) -> None:
     """Measures, prints, saves."""
-    from experiments.benchmark import machine, pipeline, rounds, rows
+    from experiments.benchmark import machine, pipeline, rounds, rows, students
     from experiments.benchmark.against import against
     from experiments.benchmark.workload import SIZES
     from unigrpo_jax.config import require
@@ -68,6 +68,7 @@ def main(arguments: Arguments) -> None:
     measures = {"speed": rows.speed, "savings": rows.savings, "loop": rows.loop, "costs": rows.costs}
     given = lambda workload: workload.pictured() if arguments.pictures else workload
     measures |= {"rounds": lambda workload, repeats: rounds.rounds(given(workload), repeats), "pipeline": pipeline.pipeline}
+    measures["students"] = students.students
     unknown = [title for title in arguments.tables if title not in measures]
     require(not unknown and bool(arguments.tables), f"--tables {' '.join(unknown)}: choose among {', '.join(measures)}.")
     require(arguments.repeats > 0, f"--repeats {arguments.repeats}: it must be at least 1.")
@@ -78,6 +79,8 @@ def main(arguments: Arguments) -> None:
     for size in arguments.sizes if "pipeline" in arguments.tables else ():
         require(not SIZES[size]().network.thinks,
                 f"--tables pipeline is about models that only draw, and {size} thinks; use --sizes ltx2.")  # fmt: skip
+    bare = [size for size in arguments.sizes if "students" in arguments.tables and SIZES[size]().parts_of_run is None]
+    require(not bare, f"--tables students is about presets, and {' '.join(bare)} is none; use --sizes shapes.")
     repeats = min(arguments.repeats, 3) if arguments.quick else arguments.repeats
     left_out = ("costs", "rounds") if arguments.quick else ()
     tables = [(title, measures[title]) for title in arguments.tables if title not in left_out]

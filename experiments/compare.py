@@ -1,6 +1,6 @@
 """Papers' tables and ablations, several rounds, few steps: trains every arm with every seed, judges it, writes the page.
 
-    python -m experiments.compare table|ablations|dance|few_steps [PRESET] [--seeds 0 1 2] [--updates N] [--quick] [--out DIR] ...
+    python -m experiments.compare table|ablations|dance|few_steps [PRESET] [--seeds 0 1 2] [--updates N] [--quick] ...
     python -m experiments.compare rounds [--seeds 0 1 2] [--updates N] [--quick] [--out DIR] ...
 
 DIR gets one JSON record per arm and seed, and pages that are made from those records alone.  What is interrupted is
@@ -61,7 +61,8 @@ def main() -> None:
         given = given_arguments()
         what = given[0] if given and not given[0].startswith("-") else ""
         if what not in ITERATIONS and not {"-h", "--help"} & set(given):
-            raise ConfigError(f"{what or 'nothing'} is compared by no name; use {', '.join(f'`{name}`' for name in ITERATIONS)}.")
+            known = ", ".join(f"`{name}`" for name in ITERATIONS)
+            raise ConfigError(f"{what or 'nothing'} is compared by no name; use one of {known}.")
         config, rest = preset(given[1:] if what else given, PRESETS.get(what, "shapes"))
         require(what != "rounds" or rest == given[1:], f"{config.name}: `rounds` has presets of its own; leave it out.")
 

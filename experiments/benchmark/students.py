@@ -17,7 +17,7 @@ from experiments.benchmark.rows import Row
 from experiments.benchmark.timing import alternate, ratios, spread
 from experiments.benchmark.workload import Workload, of_config
 from experiments.comparison.arms import GUIDANCE
-from unigrpo_jax.config import EvaluationConfig
+from unigrpo_jax.config import ConfigError, EvaluationConfig
 from unigrpo_jax.rollout import randomness
 from unigrpo_jax.rollout.dialogue import begin, hear
 from unigrpo_jax.rollout.drawing import denoise
@@ -37,9 +37,10 @@ def students(workload: Workload, repeats: int) -> list[Row]:
     drawn = dataclasses.replace(
         config.evaluation, images_per_prompt=config.learning.group_size, sampler="ode", guidance=1.0, rounds=1
     )
-    other = workload
-    if config.learning.distillation_possible:
+    try:
         other = of_config(dataclasses.replace(config, model=dataclasses.replace(config.model, second_time=True)))
+    except ConfigError:  # a family whose students have one time
+        other = workload
     guided = dataclasses.replace(drawn, flow_steps=usual, guidance=scale)
     ways = {TEACHER: (workload, guided)}
     ways |= {f"{n} transitions": (other, dataclasses.replace(drawn, flow_steps=n)) for n in STEPS if n < usual}
@@ -51,7 +52,8 @@ def students(workload: Workload, repeats: int) -> list[Row]:
     out = []
     for part in ("sample", "drawing"):
         own = {name: [s / count for s in seconds[f"{part}, {name}"]] for name in ways}
-        out += [Row(name=f"{part}, {name}", value=spread(values), unit="s", measured=f"{count} at a time; the teacher: {what}")
+        measured = f"{count} at a time; the teacher: {what}"
+        out += [Row(name=f"{part}, {name}", value=spread(values), unit="s", measured=measured)
                 for name, values in own.items()]  # fmt: skip
         out += [Row(name=f"{part} in {name}, times as fast", value=spread(ratios(own[TEACHER], values)), unit="x",
                     measured="seconds of the teacher over those of the student")

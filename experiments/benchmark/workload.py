@@ -289,6 +289,7 @@ SIZES: dict[str, Callable[[], Workload]] = {
     "middle": middle,
     "sd_tiny": lambda: of_config(preset(["sd_tiny"], "")[0]),
     "flux_tiny": lambda: of_config(preset(["flux_tiny"], "")[0]),
+    "shapes_flux": lambda: of_config(preset(["shapes_flux"], "")[0]),
     "ltx2": ltx2,
     "window": lambda: middle().changed(window_size=3, flow_steps=15),
 }

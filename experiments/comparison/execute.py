@@ -77,6 +77,7 @@ class Job:
 
 def execute(job: Job) -> None:
     """Trains, judges, writes the record."""
+    from unigrpo_jax.training.distilled import student_of
     from unigrpo_jax.training.loop import run
     from unigrpo_jax.training.metrics import FILE_NAME, read_metrics
     from unigrpo_jax.training.restore import restore
@@ -107,7 +108,8 @@ def execute(job: Job) -> None:
         start = folder.parent / f"model{number}"
         if number < len(job.stages) and not start.exists():
             restored = restore(str(folder), job.base)
-            restored.loaded.export(restored.read(), start, restored.loaded.stored_dtype)
+            student = student_of(restored.config, restored.loaded)
+            restored.loaded.export(restored.read(), start, restored.loaded.stored_dtype, student=student)
     last = str(job.runs / f"{job.arm}-seed{job.seed}" / f"stage{len(job.stages)}") if job.stages else job.base.model.path
     begin = time.monotonic()
     evaluations, samples = _judged(last or "base", job)

@@ -54,29 +54,32 @@ class FewSteps(Arm):
 
 def arms(base: RunConfig) -> list[FewSteps]:
     """The arms; `base` is what reinforcement learning runs with, its evaluation's transitions are the teacher's."""
-    usual, scale = base.evaluation.flow_steps, max(base.evaluation.guidance, GUIDANCE)
+    usual, r = base.evaluation.flow_steps, base.rollout
+    scale = max(base.evaluation.guidance, r.guidance, GUIDANCE if r.thinking else 1.0)
     taught = {"guidance": scale}
 
     def student(method: str) -> RunConfig:
         found = distill.settings(base, method)
         return changed(found, learning={"distillation": dataclasses.replace(found.learning.distillation, **taught)})
 
-    rolled = changed(base, rollout={"flow_steps": ROLLED, "window_range": (0, ROLLED - 1), "window_size": 1})
-    rolled = changed(rolled, evaluation={"flow_steps": ROLLED})
+    few = {"flow_steps": ROLLED, "window_range": (0, ROLLED - 1), "window_size": min(r.window_size, ROLLED - 1),
+           "noise_range": (0, min(r.noise_range[1], ROLLED))}  # fmt: skip
+    rolled = changed(base, rollout=few, evaluation={"flow_steps": ROLLED})
     mean_flow, dmd2 = student("mean_flow"), student("dmd2")
-    guided = (f"{usual}, guided", (usual, scale, "ode"))
-    plain = (f"{usual}", (usual, 1.0, "ode"))
-    fewer = tuple((f"{n}, guided", (n, scale, "ode")) for n in STEPS if n < usual)
-    few = lambda sampler: tuple((f"{n}", (n, 1.0, sampler)) for n in sorted(STEPS, key=lambda n: n != ROLLED))
+    told = lambda n: (f"{n}, guided" if scale > 1 else f"{n}", (n, scale, "ode"))
+    teacher = dict([told(usual), (f"{usual}", (usual, 1.0, "ode"))])
+    fewer = dict(told(n) for n in STEPS if n < usual)
+    of = lambda sampler: {f"{n}": (n, 1.0, sampler) for n in sorted(STEPS, key=lambda n: n != ROLLED)}
     found = (
-        ("teacher", "teacher", (), (guided, plain, *fewer)),
-        ("mean_flow", "MeanFlow", (mean_flow,), few("ode")),
-        ("dmd2", f"DMD2, made for {ROLLED}", (dmd2,), few("sde")),
-        ("rl", "RL alone", (base,), (guided, plain, *few("ode"))),
-        ("rl_mean_flow", "RL, then MeanFlow", (base, mean_flow), few("ode")),
-        ("mean_flow_rl", f"MeanFlow, then RL at {ROLLED}", (mean_flow, rolled), few("ode")),
+        ("teacher", "teacher", (), teacher | fewer),
+        ("mean_flow", "MeanFlow", (mean_flow,), of("ode")),
+        ("dmd2", f"DMD2, made for {ROLLED}", (dmd2,), of("sde")),
+        ("rl", "RL alone", (base,), teacher | of("ode")),
+        ("rl_mean_flow", "RL, then MeanFlow", (base, mean_flow), of("ode")),
+        ("mean_flow_rl", f"MeanFlow, then RL at {ROLLED}", (mean_flow, rolled), of("ode")),
     )
-    return [FewSteps(name=name, title=title, stages=stages, asked=asked) for name, title, stages, asked in found]
+    return [FewSteps(name=name, title=title, stages=stages, asked=tuple(asked.items()))
+            for name, title, stages, asked in found]  # fmt: skip
 
 
 def write_few_steps(out: pathlib.Path, wanted: Sequence[FewSteps]) -> None:

@@ -1,0 +1,88 @@
+"""The comparison of few steps: its arms, its page, and a small one that goes from nothing to it."""
+
+import dataclasses
+import json
+import types
+
+import pytest
+
+from experiments import compare, distill
+from experiments.comparison import few_steps
+from experiments.comparison.execute import Job
+from experiments.presets import shapes, shapes_flux
+from tests.command import JobHere, command
+from tests.test_comparison_page import record
+from unigrpo_jax.config_checks import check
+
+PRESETS = [shapes.config(), shapes_flux.config()]
+
+
+@pytest.mark.parametrize("base", PRESETS, ids=lambda base: base.name)
+def test_arms_can_run_and_students_are_judged_without_guidance(base):
+    base = dataclasses.replace(base, iterations=5)
+    arms = {arm.name: arm for arm in few_steps.arms(base)}
+    assert set(arms) == {name for _, names in few_steps.QUESTIONS for name in names}
+    for name, arm in arms.items():
+        for config in arm.stages:
+            check(config)
+            assert config.iterations == 5 and config.prompts == base.prompts and config.model.path == base.model.path
+        judged = arm.evaluations(base.evaluation)
+        assert {e.images_per_prompt * e.prompts for e in judged.values()} == {base.evaluation.prompts}
+        assert {e.flow_steps for e in judged.values()} >= set(few_steps.STEPS)
+        guided = {e.guidance for e in judged.values()} - {1.0}
+        assert guided == ({2.0} if name in ("teacher", "rl") and base.rollout.thinking else set())
+    methods = {name: [c.learning.method for c in arm.stages] for name, arm in arms.items()}
+    assert methods["rl_mean_flow"] == ["grpo", "mean_flow"] and methods["mean_flow_rl"] == ["mean_flow", "grpo"]
+    assert arms["mean_flow_rl"].stages[1].rollout.flow_steps == few_steps.ROLLED
+
+
+def test_the_page_has_a_row_for_each_number_of_transitions(tmp_path):
+    """Guided rows first, with two evaluations a transition; what has no record is missing."""
+    found = record("teacher", 0, 0.6, title="teacher") | {"curve": []}
+    scores = lambda exact: {"exact": {"overall": exact}, "diversity": {"overall": 0.25}}
+    found["evaluations"] = {"10, guided": scores(0.7), "10": scores(0.5), "1, guided": scores(0.1)}
+    (tmp_path / "records").mkdir()
+    (tmp_path / "records" / "teacher-seed0.json").write_text(json.dumps(found))
+    few_steps.write_few_steps(tmp_path, few_steps.arms(PRESETS[0]))
+    page = (tmp_path / "few_steps.md").read_text()
+    rows = [[c.strip() for c in line.strip("|").split("|")] for line in page.splitlines() if line.startswith("| teacher |")]
+    assert [row[1:5] for row in rows] == [
+        ["10, guided", "20", "1", "0.700"], ["8, guided", "16", "1", "–"], ["4, guided", "8", "1", "–"],
+        ["2, guided", "4", "1", "–"], ["1, guided", "2", "1", "0.100"], ["10", "10", "1", "0.500"],
+    ]  # fmt: skip
+    assert rows[0][-1] == "0.250" and page.count("missing") and "RL, then MeanFlow" in page
+    assert "The same prompts" in (tmp_path / "few_steps.html").read_text()
+
+
+def test_jobs_come_back_from_their_files(tmp_path):
+    base = PRESETS[0]
+    for arm in few_steps.arms(base):
+        job = Job(
+            study="few_steps", arm=arm.name, title=arm.title, seed=3, base=base, stages=arm.stages,
+            evaluations=arm.evaluations(base.evaluation), runs=tmp_path / "runs", record=tmp_path / "x.json",
+        )  # fmt: skip
+        assert Job.from_json(json.loads(json.dumps(job.to_json()))) == job
+
+
+SMALL = """
+    few_steps --arms mean_flow_rl --seeds 4 --updates 2 --devices 1 --rollout.prompts-per-iteration 2
+    --learning.group-size 2 --rollout.flow-steps 4 --rollout.window-size 1 --rollout.window-range 0 3
+    --evaluation.prompts 4 --evaluation.batch 4 --evaluation.flow-steps 4 --logging.samples 4
+""".split()
+
+
+def test_a_student_is_made_then_trained_then_judged(tiny_model, tmp_path, monkeypatch):
+    """Its network has two times throughout: reinforcement learning begins with the folder that the distillation left."""
+    folder = tmp_path / "c"
+    monkeypatch.setattr(few_steps, "STEPS", (4, 1))
+    monkeypatch.setitem(distill.STEPS, "mean_flow", (4, 1))
+    monkeypatch.setattr(compare, "subprocess", types.SimpleNamespace(Popen=JobHere, STDOUT=None))
+    done = command("experiments.compare", *SMALL, "--model.path", tiny_model, "--out", folder)
+    assert done.code == 0, done
+    found = json.loads((folder / "records" / "mean_flow_rl-seed4.json").read_text())
+    assert [c["learning"]["method"] for c in found["configs"]] == ["mean_flow", "grpo"]
+    left = folder / "runs" / "mean_flow_rl-seed4" / "model1"
+    assert json.loads((left / "student.json").read_text())["second_time"]
+    assert found["configs"][1]["model"]["path"] == str(left)
+    assert set(found["evaluations"]) == {"1", "4"} and "diversity" in found["evaluations"]["4"]
+    assert "MeanFlow, then RL at 4" in (folder / "few_steps.md").read_text()
