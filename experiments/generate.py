@@ -282,7 +282,7 @@ def converse(arguments: Arguments) -> None:
 
 def _times(loaded) -> int:
     """How often a pixel is repeated where nobody says it."""
-    return 8 if loaded.published is None else 1
+    return 1 if loaded.published is not None and "image_height" in loaded.published.rollout else 8
 
 
 def _check_thinks(loaded, option: str) -> None:

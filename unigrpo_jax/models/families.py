@@ -30,6 +30,7 @@ SHAPES_BASE = pathlib.Path(__file__).resolve().parent.parent / "worlds" / "shape
 BASES = {"rounds_base": "rounds_base", "shapes_sd_base": "sd_base", "shapes_flux_base": "flux_base"}
 # Values of own settings that say nothing: the default's, and what run folders of before hold where nothing was said.
 _UNSAID = {"told_guidance": (ModelConfig.told_guidance, 3.5)}
+_INSTEAD = {"second_time": "leave it out, and distil with --learning.method dmd2"}  # of own settings that were not unsaid
 _DISK = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENOTDIR)
 HUB_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,95}/[A-Za-z0-9_][A-Za-z0-9_.-]{0,95}")
 
@@ -63,7 +64,7 @@ def load_model(config: ModelConfig) -> Loaded:
     for name, some in readers.items():
         unsaid = getattr(config, name) in _UNSAID.get(name, (getattr(ModelConfig, name),))
         require(unsaid or chosen in some, f"model.{name} is a setting of {' and '.join(some)} alone, and {folder} is a "
-                f"model of {chosen}; leave it out.")  # fmt: skip
+                f"model of {chosen}; {_INSTEAD.get(name, 'leave it out')}.")  # fmt: skip
     return family(chosen).load(config, folder)
 
 

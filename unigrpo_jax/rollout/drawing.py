@@ -2,9 +2,9 @@
 
 Only what the update needs is kept: the states, noises and means of the window's transitions.
 
-A network with two times, u(x, t, s), is asked to arrive where a transition without noise does, x' = x - (t - t') u(x, t, t').
-Where there is noise, it is asked for the data, x - t u(x, t, 0), and the step rule goes on from there.  With CPS at noise level
-1 that is the sampler of consistency models (arXiv 2303.01469): x' = (1 - t') data + t' new noise.
+A network with two times, u(x, t, s), is asked to arrive where a step without noise does, x' = x - (t - t') u(x, t, t').
+Where there is noise, it is asked for the data, x - t u(x, t, 0), and the step rule goes on from there.  CPS at noise level 1
+is then the sampler of consistency models (arXiv 2303.01469): x' = (1 - t') data + t' new noise.
 """
 
 import dataclasses

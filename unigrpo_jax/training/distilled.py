@@ -46,8 +46,6 @@ def build(config: RunConfig) -> Parts:
     if config.learning.method == "mean_flow":
         require(network.path == RECTIFIED and network.prediction == "velocity", f"learning.method = 'mean_flow' averages a "
                 f"velocity along a straight path, but {words} predicts {network.prediction} along another; use 'dmd2'.")
-        require(network.two_times, f"learning.method = 'mean_flow' needs a network of two times, which {words} is not; use "
-                "'dmd2'.")  # fmt: skip
     require(d.guidance <= 1 or loaded.codec.guided, f"learning.distillation.guidance = {d.guidance:g}, but {words} is not "
             "guided by a second pass; use 1.")  # fmt: skip
     for steps in d.steps:

@@ -66,7 +66,7 @@ class BagelFolder:
 
     @property
     def published(self) -> Published | None:
-        """As BAGEL's own programs use it (inferencer.py), or as a student is; None where latents are pixels and it is none."""
+        """As BAGEL's own programs use it (inferencer.py), a student as such; None of others where latents are pixels."""
         if self.autoencoder_stored is None:
             return as_student(None, self.student)
         side = autoencoder_rule(self.network.config).longest

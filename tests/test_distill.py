@@ -1,0 +1,181 @@
+"""A distillation in the loop of every run: what it trains, its resume, the folder of its student, and what is refused."""
+
+import dataclasses
+import json
+import shutil
+
+import jax
+import numpy as np
+import pytest
+
+from experiments.command_line import preset, presets
+from experiments.distill import asked_method, settings
+from tests.command import command
+from tests.test_config import refusal
+from tests.test_resume import metrics, state_at
+from unigrpo_jax.config import DistillationConfig, LoraConfig
+from unigrpo_jax.config_checks import check, check_devices
+from unigrpo_jax.models.families import load_model
+from unigrpo_jax.models.folders.student import Student
+from unigrpo_jax.models.tree import flatten
+
+SMALL = ("--devices", 1, "--iterations", 2, "--rollout.prompts-per-iteration", 4, "--rollout.flow-steps", 4,
+         "--evaluation.prompts", 4, "--evaluation.batch", 4, "--evaluation.flow-steps", 2, "--evaluation.no-thinking",
+         "--logging.samples-every", 0, "--logging.samples", 2, "--checkpoint.every", 1, "--checkpoint.keep", 9,
+         "--learning.denoising-lr", 1e-3, "--learning.ppo-epochs", 2)  # fmt: skip
+JOBS = {
+    "mean_flow": ("smoke", "--rollout.thinking-tokens", 4, "--learning.distillation.steps", 1, 2,
+                  "--learning.distillation.guidance", 2, "--learning.micro-batches", 2, "--rollout.window-size", 2,
+                  "--rollout.window-range", 0, 2),
+    "dmd2": ("flux_tiny", "--learning.method", "dmd2", "--learning.distillation.steps", 2,
+             "--learning.distillation.fake-steps", 2, "--learning.ema-decay", 0.5),
+}  # fmt: skip
+
+
+def distil(method: str, tiny_model, run_dir, *arguments):
+    """A small distillation, BAGEL's by MeanFlow and FLUX's by DMD2."""
+    own = ("--model.path", tiny_model) if method == "mean_flow" else ("--model.embeddings.folder", run_dir.parent / "texts")
+    return command("experiments.distill", *JOBS[method], *SMALL, *own, "--run-dir", run_dir, *arguments)
+
+
+@pytest.fixture(scope="module", params=JOBS)
+def distilled(request, tiny_model, tmp_path_factory):
+    run_dir = tmp_path_factory.mktemp(request.param) / "run"
+    outcome = distil(request.param, tiny_model, run_dir)
+    assert outcome.code == 0, outcome
+    return request.param, run_dir, outcome.out
+
+
+def test_the_student_is_judged_in_each_number_of_steps_and_its_drawing_alone_is_trained(distilled):
+    method, run_dir, out = distilled
+    assert "Distillation: " in out and "What was learned: " in out
+    summary = json.loads((run_dir / "summary.json").read_text())
+    scores = {"exact", "exact_1"} if method == "mean_flow" else {"colourfulness"}
+    assert scores <= summary["after"].keys() and scores <= summary["before"].keys()
+    lines = metrics(run_dir)
+    assert len(lines) == 2 and all(np.isfinite(line["flow/loss"]) and line["update/skipped"] == 0 for line in lines)
+    assert ("fake/loss" in lines[0]) == (method == "dmd2") and not any(name.startswith("text/loss") for name in lines[0])
+    first, second = (state_at(run_dir, step) for step in (1, 2))
+    moved = [path for path, x in first.trained.items() if np.any(np.asarray(x) != np.asarray(second.trained[path]))]
+    assert len(moved) > 0.9 * len(first.trained)
+    if method == "mean_flow":
+        loaded = load_model(dataclasses.replace(preset(["smoke"], "shapes")[0].model, path=str(run_dir / "model")))
+        assert not [path for path in first.trained if "/und/" in path]
+        assert [path for path in first.trained if "gap_embedder" in path] and loaded.network.two_times
+        assert first.fake is None
+    else:
+        fakes = [np.any(np.asarray(x) != np.asarray(first.trained[path])) for path, x in first.fake.trained.items()]
+        assert first.fake.trained.keys() == first.trained.keys() and np.mean(fakes) > 0.9
+
+
+def test_the_next_update_after_a_resume_has_the_same_bits(distilled, tiny_model, tmp_path):
+    """Student, fake score, moments of both and average."""
+    method, run_dir, _ = distilled
+    copy = shutil.copytree(run_dir, tmp_path / "run")
+    shutil.rmtree(copy / "checkpoints" / "2")
+    (tmp_path / "texts").symlink_to(run_dir.parent / "texts") if method == "dmd2" else None
+    outcome = distil(method, tiny_model, copy, "--resume")
+    assert outcome.code == 0 and "Resuming after iteration 1" in outcome.out, outcome
+    ours, theirs = jax.tree.leaves(state_at(run_dir, 2)), jax.tree.leaves(state_at(copy, 2))
+    assert len(ours) == len(theirs) > 60
+    for a, b in zip(ours, theirs, strict=True):
+        assert np.asarray(a).tobytes() == np.asarray(b).tobytes()
+    assert metrics(copy)[1] == metrics(run_dir)[1]
+
+
+def test_the_folder_says_what_its_student_is_and_draws(distilled, tmp_path):
+    method, run_dir, _ = distilled
+    config = preset([JOBS[method][0]], "shapes")[0]
+    loaded = load_model(dataclasses.replace(config.model, path=str(run_dir / "model")))
+    assert loaded.student == Student(
+        method=method, steps=(1, 2) if method == "mean_flow" else (2,), second_time=method == "mean_flow",
+        guidance=2.0 if method == "mean_flow" else 1.0, timestep_shift=config.rollout.timestep_shift,
+        teacher=loaded.student.teacher,
+    )  # fmt: skip
+    read, state = flatten(loaded.params()), state_at(run_dir, 2)
+    kept = state.trained if state.ema is None else state.ema
+    assert kept.keys() <= read.keys()
+    for path, x in kept.items():
+        np.testing.assert_array_equal(np.asarray(read[path]), np.asarray(x), err_msg=path)
+    picture = tmp_path / "drawn.png"
+    outcome = command("experiments.generate", run_dir / "model", "two red circles", "--out", picture, "--flow-steps", 2)
+    assert outcome.code == 0 and picture.is_file(), outcome
+
+
+def test_a_student_is_distilled_again_only_where_that_is_said(distilled, tmp_path):
+    method, run_dir, _ = distilled
+    words = (*JOBS[method], *SMALL, "--model.path", run_dir / "model", "--run-dir", tmp_path / "run")
+    outcome = command("experiments.distill", *words)
+    assert outcome.code == 2 and "is a student already; give the model that it was made of" in outcome.err, outcome
+    assert outcome.err.count("\n") == 1 and "--learning.distillation.again" in outcome.err
+
+
+@pytest.mark.parametrize("method", ["mean_flow", "dmd2"])
+@pytest.mark.parametrize("name", presets())
+def test_every_preset_gives_settings_that_stand_together(name, method):
+    config = settings(preset([name], "shapes")[0], method)
+    check(config)
+    check_devices(config, 1)
+    assert config.evaluation.guidance == config.rollout.guidance == 1 and config.evaluation.flow_steps <= 8
+    before = preset([name], "shapes")[0]
+    assert config.learning.distillation.guidance == max(before.evaluation.guidance, before.rollout.guidance)
+
+
+def test_the_method_of_a_command_line_is_known_before_its_defaults():
+    assert asked_method(["shapes", "--learning.method", "dmd2", "--seed", "1"]) == "dmd2"
+    assert asked_method(["--learning.method=dmd2"]) == "dmd2"
+    assert asked_method(["shapes"]) == asked_method(["--learning.method", "grpo"]) == "mean_flow"
+
+
+def of(method="mean_flow", **changes):
+    """The settings of a distillation with some changed; `d` are those of the distillation itself."""
+    config = settings(preset(["shapes"], "shapes")[0], method)
+    own = dataclasses.replace(config.learning.distillation, **changes.pop("d", {}))
+    learning = dataclasses.replace(config.learning, **{"distillation": own, **changes.pop("learning", {})})
+    parts = {name: dataclasses.replace(getattr(config, name), **change) for name, change in changes.items()}
+    return dataclasses.replace(config, learning=learning, **parts)
+
+
+@pytest.mark.parametrize(("config", "words"), [
+    (of(d={"steps": (0, 2)}), "distillation.steps = 0 2, but a drawing has at least 1 transition"),
+    (of(d={"steps": ()}), "distillation.steps is empty"),
+    (of(d={"steps": (2, 2)}), "names a number twice"),
+    (of("dmd2", d={"steps": (2, 4)}), "trains at the states of one number of transitions; use one, such as 4"),
+    (of(d={"guidance": 0.5}), "distillation.guidance = 0.5, but it must be 1"),
+    (of(d={"guidance_interval": (0.5, 0.5)}), "distillation.guidance_interval = (0.5, 0.5) must satisfy"),
+    (of("dmd2", d={"noise_range": (0.5, 1.5)}), "distillation.noise_range = (0.5, 1.5) must satisfy"),
+    (of(d={"equal_share": 1.5}), "distillation.equal_share = 1.5, but it must be from 0 to 1"),
+    (of(d={"time_std": 0.0}), "distillation.time_std = 0, but it must be above 0"),
+    (of("dmd2", d={"fake_steps": 0}), "distillation.fake_steps = 0, but it must be at least 1"),
+    (of("dmd2", d={"fake_lr": -1.0}), "distillation.fake_lr = -1, but it must be 0 or more"),
+    (of(learning={"reference": "none"}), "learning.reference = 'none' keeps nothing of the start, which is the teacher"),
+    (of(learning={"group_size": 2}), "learning.group_size = 2, learning.best = 0 and learning.worst = 0, but nothing is"),
+    (of(learning={"flow_weight": 0.0}), "learning.flow_weight = 0, but learning.method = 'mean_flow' learns nothing else"),
+    (of(rollout={"rounds": 2}), "rollout.rounds = 2, but learning.method = 'mean_flow' learns a single drawing"),
+    (of(rollout={"guidance": 2.0}), "use 1, and learning.distillation.guidance 2 for the teacher"),
+    (of(rollout={"resample": 1}), "rollout.resample = 1 replaces groups"),
+    (of(model={"second_time": False}), "learns a velocity between two times, and model.second_time is off"),
+    (of(model={"floor_time": True}), "model.floor_time makes steps of the time"),
+    (of(model={"lora": LoraConfig(rank=4)}), "adapters leave out, and model.lora.rank = 4; use 0, or 'dmd2'"),
+])  # fmt: skip
+def test_what_cannot_work_is_one_sentence(config, words):
+    assert words in refusal(check, config)
+
+
+def test_settings_of_a_distillation_are_not_read_elsewhere():
+    config = preset(["shapes"], "shapes")[0]
+    check(config)
+    learning = dataclasses.replace(config.learning, distillation=DistillationConfig(guidance=2.0))
+    assert "use experiments.distill, or leave it out" in refusal(check, dataclasses.replace(config, learning=learning))
+
+
+@pytest.mark.parametrize(("words", "said"), [
+    (("flux_tiny", "--learning.distillation.guidance", 2), "is not guided by a second pass; use 1."),
+    (("ltx2_tiny",), "is a model of ltx2; leave it out, and distil with --learning.method dmd2."),
+    (("sd_tiny",), "is a model of stable_diffusion; leave it out, and distil with --learning.method dmd2."),
+    (("sd_tiny", "--learning.method", "dmd2", "--learning.distillation.steps", 3), "steps, rollout.timestep_shift: "
+     "steps = 3: it must divide the 1000"),
+])  # fmt: skip
+def test_what_a_family_cannot_do_is_one_sentence(words, said, tmp_path):
+    outcome = command("experiments.distill", *words, "--run-dir", tmp_path / "run")
+    assert outcome.code == 2 and said in outcome.err and outcome.err.count("\n") == 1, outcome
