@@ -3,7 +3,7 @@
 Teacher and students draw several times for each held-out prompt, so that what becomes of diversity is seen.  What an arm
 costs for a sample is told in evaluations of the network; seconds, measured in turn, are those of `experiments.bench --tables
 students`.  Where reinforcement learning and distillation follow each other each has as many iterations as in the arms that
-have it alone.
+have it alone.  Runs judge few prompts themselves, since the whole judgement follows them.
 """
 
 import dataclasses
@@ -23,6 +23,9 @@ QUICK = ("teacher", "mean_flow")
 STEPS = (8, 4, 2, 1)
 ROLLED = 4  # transitions of a student's rollouts
 IMAGES = 4  # of each prompt
+OWN_PROMPTS = 96  # that a run itself judges, before and after
+# Of a distillation: few iterations of several steps each, which the average of a long run would lag behind.
+STUDENT = {"denoising_lr": 5e-4, "ema_decay": 0.8}
 # What is shown together: a title, and the arms.
 QUESTIONS = (
     ("Students against their teacher", ("teacher", "mean_flow", "dmd2")),
@@ -56,11 +59,12 @@ def arms(base: RunConfig) -> list[FewSteps]:
     """The arms; `base` is what reinforcement learning runs with, its evaluation's transitions are the teacher's."""
     usual, r = base.evaluation.flow_steps, base.rollout
     scale = max(base.evaluation.guidance, r.guidance, GUIDANCE if r.thinking else 1.0)
-    taught = {"guidance": scale}
+    base = changed(base, evaluation={"prompts": min(OWN_PROMPTS, base.evaluation.prompts)})
 
     def student(method: str) -> RunConfig:
         found = distill.settings(base, method)
-        return changed(found, learning={"distillation": dataclasses.replace(found.learning.distillation, **taught)})
+        taught = dataclasses.replace(found.learning.distillation, guidance=scale)
+        return changed(found, learning=STUDENT | {"distillation": taught})
 
     few = {"flow_steps": ROLLED, "window_range": (0, ROLLED - 1), "window_size": min(r.window_size, ROLLED - 1),
            "noise_range": (0, min(r.noise_range[1], ROLLED))}  # fmt: skip
