@@ -137,6 +137,9 @@ class RolloutConfig:
     resample: int = 0
     """Dynamic sampling (DAPO): where all rewards of a group are alike, so that it teaches nothing, further prompts are
     sampled in its place, in at most so many rollouts more of prompts_per_iteration each; 0 learns from what came first."""
+    quantised: Literal["none", "int8"] = "none"
+    """Sample with the products of the network's blocks in int8 (extra `int8`); what the update computes, the old
+    log-probabilities too, stays in full precision.  Method `grpo`."""
     gather_weights: bool = False
     """Gather what mesh.fsdp cuts once per rollout, in the compute dtype, instead of at every token and step."""
 
@@ -330,6 +333,8 @@ class EvaluationConfig:
     """Lower bound of the renormalisation factor; 1 turns it off."""
     passes: PassesConfig = dataclasses.field(default_factory=PassesConfig)
     """What guidance compares with beside the empty text, where a model has such passes (LTX-2)."""
+    quantised: Literal["none", "int8"] = "none"
+    """Draw with the products of the network's blocks in int8 (extra `int8`)."""
     drift: int = 48
     """Held-out drawings, of the first `batch`, along which a trained model's predictions are compared with the reference's,
     where one is kept; each costs as much again as two drawings.  0 compares none."""

@@ -7,7 +7,7 @@ from typing import ClassVar
 import numpy as np
 
 from unigrpo_jax.models.building.text_painter import TextPainter
-from unigrpo_jax.models.building.two_streams import TwoStreams
+from unigrpo_jax.models.building.two_streams import DOUBLE, SINGLE, TwoStreams
 from unigrpo_jax.models.paths import RECTIFIED
 from unigrpo_jax.models.schedule import FlowShift, timesteps
 
@@ -27,6 +27,8 @@ class FlowPainter(TextPainter):
     guidance_scale: float = 3.5
 
     path, prediction = RECTIFIED, "velocity"
+    # Of every token's maps; modulations are made once a sample.
+    int8_modules: ClassVar = rf"(?:{DOUBLE}|{SINGLE})\.(?:attn\..*|ff(?:_context)?\..*|proj_mlp|proj_out)"
     # As in diffusion transformers (arXiv 2212.09748): blocks are not modulated, with gates shut, and the output is 0.
     zero_at_start: ClassVar = r"proj_out|(?:.*\.)?norm_out\.linear|.*\.(?:norm|norm1|norm1_context)\.linear"
 
