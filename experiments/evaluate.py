@@ -54,6 +54,9 @@ class Arguments:
     """Take these rewards instead."""
     judge_host: str = ""
     """Host of the remote judge in the run's config: a run folder may be a stranger's, and your key goes to that host."""
+    errors: bool = True
+    """Where evaluation.quantised is int8: how far predictions are off along the first evaluation.drift drawings, and judge
+    in full precision, too, with the same noises, to see how far the scores are."""
     out: pathlib.Path | None = None
     """JSON file for the table; default RUN/evaluations/SETTINGS.json."""
     devices: int = 0
@@ -74,6 +77,7 @@ def main(arguments: Arguments) -> None:
     from unigrpo_jax.training import few_steps, storage
     from unigrpo_jax.training.console import Console
     from unigrpo_jax.training.evaluation import Evaluator
+    from unigrpo_jax.training.int8_errors import error_table, moved_table, score_errors
     from unigrpo_jax.training.overview import drift_table
     from unigrpo_jax.training.restore import restore
     from unigrpo_jax.training.run_folder import write_json
@@ -98,7 +102,8 @@ def main(arguments: Arguments) -> None:
     judging = Judging(load_rewards(source), source.judging)
     held_out = e.source or held_out
     world = load_world(prompts, weights, held_out, 0 if e.rounds else restored.config.rollout.rounds, e.rounds)
-    evaluator = Evaluator(e, restored.config.rollout, restored.loaded, world, judging, restored.layout)
+    evaluate = lambda e: Evaluator(e, restored.config.rollout, restored.loaded, world, judging, restored.layout)
+    evaluator = evaluate(e)
     thinking = "off" if not e.thinking else "greedy" if e.temperature == 0 else f"t{e.temperature:g}"
     thinking += "_as_text" if e.thinking_as_text else ""
     sources = [held_out] if held_out else list(prompts)
@@ -113,15 +118,24 @@ def main(arguments: Arguments) -> None:
         tell(words)
     autoencoder = restored.loaded.autoencoder_params(meshes.replicated(restored.layout.mesh))
     params = restored.read()
-    judged = evaluator(params, autoencoder, restored.reference and (lambda: restored.reference(params)))
-    table = judged.table
+    errors = e.quantised != "none" and arguments.errors
+    judged = evaluator(params, autoencoder, restored.reference and (lambda: restored.reference(params)), errors)
+    table, moved = judged.table, {}
+    if errors:
+        full = evaluate(dataclasses.replace(e, quantised="none", drift=0))(params, autoencoder)
+        moved = score_errors(judged.scores, full.scores)
     categories = list(dict.fromkeys(c for row in table.values() for c in row))
     rows = [[name, *(f"{row[c]:.3f}" if c in row else "-" for c in categories)] for name, row in table.items()]
     with Console() as console:
         console.table(f"{restored.name}: {len(evaluator.prompts)} prompts", ["score", *categories], rows)
         if judged.drift:
             console.table("Drift of the predictions from the first weights', by time", *drift_table(judged.drift))
-        found = {"table": table} | ({"drift": judged.drift} if judged.drift else {})
+        if judged.error:
+            console.table("Relative error of the predictions, by time", *error_table(judged.error))
+        if moved:
+            console.table("Scores against those in full precision, same prompts and noises", *moved_table(moved))
+        found = {"table": table, **({"error": judged.error, "scores": moved} if errors else {})}
+        found |= {"drift": judged.drift} if judged.drift else {}
         write_json(out, {"checkpoint": restored.name, "prompts": sources, "evaluation": to_dict(e), **found})
         console.message(f"Saved {out}")
 

@@ -23,12 +23,14 @@ shapes base, `rounds_base`, that of several rounds, `shapes_flux_base` or `shape
 
 import dataclasses
 import pathlib
+from typing import Literal
 
 import tyro
 
 from experiments.command_line import command_line, preset
 from experiments.destination import file_to_write, folder_to_write
-from unigrpo_jax.config import EvaluationConfig, MeshConfig, ModelConfig, PassesConfig, RolloutConfig, require
+from unigrpo_jax.config import EvaluationConfig, MeshConfig, ModelConfig, RolloutConfig, require
+from unigrpo_jax.config_evaluation import PassesConfig
 from unigrpo_jax.foreign_text import tell
 
 
@@ -65,6 +67,8 @@ class Arguments:
     """Text classifier-free guidance scale, 1 is off; default the model's (4 of BAGEL, 7.5 of Stable Diffusion), or 1."""
     guidance_image: float | None = None
     """Image guidance scale; default 1, or 2 for an edit."""
+    quantised: Literal["none", "int8"] = "none"
+    """Compute the products of the network's blocks in int8 (extra `int8`)."""
     passes: PassesConfig = dataclasses.field(default_factory=PassesConfig)
     """What guidance compares with beside the empty text, where a model has such passes (LTX-2)."""
     height: int | None = None
@@ -114,6 +118,7 @@ def settings(arguments: Arguments, restored, picture) -> tuple[EvaluationConfig,
         flow_steps=chosen(arguments.flow_steps, evaluation.flow_steps),
         guidance=chosen(arguments.guidance, evaluation.guidance),
         guidance_image=chosen(arguments.guidance_image, 2.0 if edits else 1.0),
+        quantised=arguments.quantised,
         passes=arguments.passes,
         seed=arguments.seed,
     )
@@ -141,6 +146,18 @@ def checked(arguments: Arguments, restored, picture) -> tuple[EvaluationConfig, 
     for words in () if arguments.answer else few_steps.warnings(restored.loaded, rollout, evaluation):
         tell(words)
     return evaluation, rollout
+
+
+def sampled(arguments: Arguments, restored):
+    """The weights as words are sampled with them; ConfigError where they do not fit, or int8 is not there."""
+    import jax
+
+    from unigrpo_jax.models.building import int8
+
+    if arguments.quantised == "none":
+        return restored.read()
+    int8.check_installed("quantised")
+    return jax.jit(restored.loaded.network.in_int8)(restored.read())
 
 
 def look_at(path: pathlib.Path, restored):
@@ -192,7 +209,7 @@ def generate(arguments: Arguments, restored, prompt: str) -> None:
     if arguments.answer:
         require(not arguments.thinking_as_text, "--thinking-as-text is about drawing; leave it out with --answer.")
         system = loaded.published.answer if loaded.published is not None and rollout.thinking else ""
-        tell(answer(loaded.network, restored.read(), loaded.codec, picture.patches, prompt, system,
+        tell(answer(loaded.network, sampled(arguments, restored), loaded.codec, picture.patches, prompt, system,
                      rollout.thinking_tokens, arguments.temperature, arguments.seed))  # fmt: skip
         return
     loaded.check_image_size(rollout)
@@ -263,7 +280,8 @@ def converse(arguments: Arguments) -> None:
 
     program = make(None)
     first = None if arguments.image is None else look_at(arguments.image, restored)
-    params, autoencoder_params = restored.read(), loaded.autoencoder_params(meshes.replicated(restored.layout.mesh))
+    params = sampled(arguments, restored)
+    autoencoder_params = loaded.autoencoder_params(meshes.replicated(restored.layout.mesh))
     conversation = Conversation(
         program, params, autoencoder_params, loaded.codec, seed=arguments.seed, slots=slots, text_tokens=tokens
     )

@@ -26,21 +26,22 @@ N = tiny.GRID[0] * tiny.GRID[1]
 PARAMS = jax.eval_shape(tiny.MODEL.init, jax.random.key(0))
 
 
-def dots(jaxpr, rounds: int) -> int:
+def dots(jaxpr, rounds: int = 0, counts=lambda eqn: True) -> int:
     """2 x multiply-adds of every matrix product and of every convolution, borders filled; a scan's body counts as often as
     it runs, a while's body `rounds` times.
 
-    A product that contracts nothing (angles of the rotation, of the time's sinusoid) is no multiply-add.
+    A product that contracts nothing (angles of the rotation, of the time's sinusoid) is no multiply-add.  Equations that
+    `counts` is false of are none.
     """
     jaxpr = jaxpr.jaxpr if isinstance(jaxpr, ClosedJaxpr) else jaxpr
     total = 0
     for eqn in jaxpr.eqns:
-        if eqn.primitive.name == "dot_general":
+        if eqn.primitive.name == "dot_general" and counts(eqn):
             (contracted, _), _ = eqn.params["dimension_numbers"]
             if contracted:
                 depth = math.prod(eqn.invars[0].aval.shape[axis] for axis in contracted)
                 total += 2 * depth * math.prod(eqn.outvars[0].aval.shape)
-        if eqn.primitive.name == "conv_general_dilated":
+        if eqn.primitive.name == "conv_general_dilated" and counts(eqn):
             kernel, numbers = eqn.invars[1].aval.shape, eqn.params["dimension_numbers"]
             total += 2 * math.prod(eqn.outvars[0].aval.shape) * math.prod(kernel) // kernel[numbers.rhs_spec[0]]
         times = {"scan": eqn.params.get("length"), "while": rounds}.get(eqn.primitive.name, 1)
@@ -48,7 +49,7 @@ def dots(jaxpr, rounds: int) -> int:
         if params.get("branches_platforms"):  # the same, written for each kind of device
             params["branches"] = params["branches"][:1]
         inner = [x for p in params.values() for x in (p if isinstance(p, tuple | list) else [p])]
-        total += times * sum(dots(x, rounds) for x in inner if isinstance(x, ClosedJaxpr | Jaxpr))
+        total += times * sum(dots(x, rounds, counts) for x in inner if isinstance(x, ClosedJaxpr | Jaxpr))
     return total
 
 

@@ -14,7 +14,8 @@ from tests import tiny
 from tests.test_flops import counted
 from tests.test_ltx2 import BOTH
 from tests.test_ltx2_sizes import SMALL, SMALL_NEWER
-from unigrpo_jax.config import LoraConfig, MeshConfig, PassesConfig, RolloutConfig, RunConfig
+from unigrpo_jax.config import LoraConfig, MeshConfig, RolloutConfig, RunConfig
+from unigrpo_jax.config_evaluation import PassesConfig
 from unigrpo_jax.episode import Drawing, Episodes
 from unigrpo_jax.learning.policy import Policy
 from unigrpo_jax.models.folders import component

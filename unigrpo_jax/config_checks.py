@@ -6,8 +6,9 @@ from collections.abc import Iterator
 from typing import Any
 
 from unigrpo_jax.clip_files import LEAST_FPS, MOST_FPS, MOST_PIXELS
-from unigrpo_jax.config import ConfigError, LearningConfig, MeshConfig, NFTConfig, PassesConfig, RunConfig, require
+from unigrpo_jax.config import ConfigError, LearningConfig, MeshConfig, NFTConfig, RunConfig, require
 from unigrpo_jax.config_distillation_checks import check_distillation
+from unigrpo_jax.config_evaluation import PassesConfig
 from unigrpo_jax.config_judge_checks import check_judge
 from unigrpo_jax.foreign_text import quoted, visible
 
@@ -302,6 +303,11 @@ def _check_method(config: RunConfig) -> None:
     require(r.resample == 0 or not (learn.method in ("refl", "sft") or learn.distils),
             f"rollout.resample = {r.resample} replaces groups whose rewards are alike, from which {method} learns, too; use "
             "0.")  # fmt: skip
+    sampled = f"rollout.quantised = {r.quantised!r}"
+    require(r.quantised == "none" or learn.method == "grpo", f"{sampled} is for learning.method = 'grpo', whose update "
+            f"recomputes what is compared in full precision, but {method}; use 'none'.")  # fmt: skip
+    require(r.quantised == "none" or learn.old_log_probs == "recompute", f"{sampled} with learning.old_log_probs = "
+            f"{learn.old_log_probs!r} would put the error of the rounding into every ratio; use 'recompute'.")  # fmt: skip
     most = config.episodes * (1 + r.resample)
     require(most < 2**31, f"rollout.resample = {r.resample} lets an iteration sample {most} episodes, but that must be "
                           "below 2^31; use fewer.")  # fmt: skip

@@ -18,7 +18,7 @@ from launch.planning.collectives import collectives, table
 from launch.planning.compiler import CompilerFailed
 from launch.planning.given import Given
 from launch.planning.targets import Target
-from unigrpo_jax.config import ConfigError, ModelConfig, RunConfig
+from unigrpo_jax.config import ConfigError, ModelConfig, RunConfig, require
 from unigrpo_jax.config_checks import check, check_devices
 from unigrpo_jax.learning import modalities
 from unigrpo_jax.models import tree
@@ -27,6 +27,7 @@ from unigrpo_jax.models.loaded import Loaded
 from unigrpo_jax.models.work import Split, Work, with_texts
 from unigrpo_jax.parallel import kernels
 from unigrpo_jax.parallel import mesh as meshes
+from unigrpo_jax.parallel.chips import CHIPS
 from unigrpo_jax.parallel.rules import Layout
 from unigrpo_jax.training.placement import device_bytes
 from unigrpo_jax.training.programs import Inputs, Programs
@@ -129,6 +130,9 @@ def prepare(config: RunConfig, target: Target, given: Given = Given()) -> Settin
       ConfigError: the settings contradict each other or do not divide; the message lists factorings that would.
     """
     check(config)
+    require(config.rollout.quantised == "none" or target.chip.int8 is not None, f"rollout.quantised = "
+            f"{config.rollout.quantised!r}, but no peak of {target.name} in int8 is known; plan with 'none', or for "
+            f"{', '.join(name for name, chip in CHIPS.items() if chip.int8)}.")  # fmt: skip
     model = find_model(config.model)
     try:
         model.abstract_params()

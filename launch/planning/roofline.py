@@ -1,11 +1,12 @@
 """Seconds per iteration that no implementation of these programs can go below, from FLOPs, bytes and links.
 
-    seconds = sum over phases of max(FLOPs / peak, bytes / memory bandwidth, bytes sent / link bandwidth)
+    seconds = sum over phases of max(FLOPs / peak + int8 operations / their peak, bytes / memory bandwidth,
+                                     bytes sent / link bandwidth)
 
 FLOPs are those that dense attention executes, split evenly over the chips; bytes are the weights, once per pass and
-micro-batch in the compute dtype, the caches that decoding reads, and the optimizer's state; bytes sent are those of the
-compiled program.  Activations, the autoencoder, encoders of images and texts, rewards and the host are left out, so a run
-is slower.
+micro-batch in the compute dtype, or in int8 where they are sampled with so, the caches that decoding reads, and the
+optimizer's state; bytes sent are those of the compiled program.  Activations, the autoencoder, encoders of images and texts,
+rewards and the host are left out, so a run is slower.
 """
 
 import dataclasses
@@ -22,10 +23,11 @@ class Phase:
 
     Attributes:
       name: as the rollout's scope is called, such as thinking or drawing; or update.
-      flops: executed operations.
+      flops: executed operations, but for those in int8.
       read: bytes of its memory.
       sent: bytes to chips that are linked.
       networked: bytes to other nodes.
+      int8: executed operations in int8.
     """
 
     name: str
@@ -33,11 +35,13 @@ class Phase:
     read: float
     sent: float = 0.0
     networked: float = 0.0
+    int8: float = 0.0
 
     def bounds(self, chip: Chip) -> dict[str, float]:
         """Seconds by what bounds them."""
         links = self.sent / chip.links + self.networked / (chip.network or chip.links)
-        return {"compute": self.flops / chip.flops, "memory": self.read / chip.bandwidth, "links": links}
+        compute = self.flops / chip.flops + (self.int8 / chip.int8 if self.int8 else 0)
+        return {"compute": compute, "memory": self.read / chip.bandwidth, "links": links}
 
     def seconds(self, chip: Chip) -> float:
         """The largest of the bounds."""
@@ -54,10 +58,14 @@ def phases(run: RunConfig, work: Work, split: Split, optimizer_bytes: float) -> 
       optimizer_bytes: trained weights and moments on one device.
     """
     operations = work.rollout(executed=True) | {"update": sum(work.update(executed=True).values())}
-    read = dict(work.read(split))
+    read, small = dict(work.read(split)), work.int8()
     # Adam reads and writes weights and both moments.
     read["update"] += run.learning.ppo_epochs * run.learning.minibatches * 2 * optimizer_bytes
-    return [Phase(name, operations[name] / split.chips, read[name] * split.devices_per_chip) for name in read]
+    return [
+        Phase(name, (operations[name] - small.get(name, 0)) / split.chips, read[name] * split.devices_per_chip,
+              int8=small.get(name, 0) / split.chips)
+        for name in read
+    ]  # fmt: skip
 
 
 def with_collectives(found: Sequence[Phase], rows: dict[str, Sequence[dict]], per_chip: int = 1) -> list[Phase]:
@@ -88,7 +96,7 @@ class Estimate:
       seconds: of one iteration.
       samples_per_chip_hour: episodes per chip and hour.
       model_flops: of one iteration, what is seen.
-      utilisation: model FLOPs over what the chips could do in that time; the best that can be hoped for.
+      utilisation: model FLOPs over what the chips could do in that time in bfloat16; the best that can be hoped for.
     """
 
     seconds: float

@@ -6,6 +6,16 @@ averages over samples and window steps, so that a micro-batched update equals th
 
 Everything is float32, whatever the dtype of the inputs.  `eps` is the noise of the rollout, x' = mean_old + std * eps;
 `old` is the policy that sampled, `new` the one that is trained, `ref` the frozen start.
+
+A rollout in int8 samples around mean_s = mean_old + e, where e is the error of the rounding and mean_old is recomputed in
+full precision.  A transition's ratio is then that of `eps` as it was drawn, x' = mean_s + std * eps: what acts is the policy
+N(mean + e, std^2), and while an update lasts e is a number.  So x' - mean_s = std * eps, and mean_s - (mean_new + e) =
+mean_old - mean_new: e leaves the closed forms below, which stand as they are.  Their gradient at the start is that of the
+policy that acted, E[A eps] / std, through the full-precision mean; eps has mean 0 under what sampled, so that neither a
+baseline nor what a state is worth moves it.  With eps' = (x' - mean_old) / std = eps + e / std, the noise that full
+precision would have needed, it would be E[A eps] / std + E[A] e / std^2: where a state is worth more than its group, the
+update would learn the rounding.  Of tokens no such thing can be said: their ratio is that of full precision at tokens that
+int8 sampled, as far off its own policy as `text/log_prob_gap_mean` says.
 """
 
 from typing import NamedTuple

@@ -12,7 +12,8 @@ from typing import Any, Protocol
 import jax
 import numpy as np
 
-from unigrpo_jax.config import LoraConfig, PassesConfig, RunConfig
+from unigrpo_jax.config import LoraConfig, RunConfig
+from unigrpo_jax.config_evaluation import PassesConfig
 from unigrpo_jax.episode import Picture
 from unigrpo_jax.models.building.guidance import Guiding
 from unigrpo_jax.models.paths import Path, Prediction
@@ -122,6 +123,13 @@ class Painter(Protocol):
 
     def to_latent(self, tokens_BNC: Latent, grid: tuple[float, ...]) -> Latent:
         """Tokens as latents, [B, h, w, channels] or of a clip [B, frames, h, w, channels], for the autoencoder."""
+
+    def in_int8(self, params: Params) -> Params:
+        """The parameters to sample with in int8: weights of the blocks' products with tokens are held so (`building.int8`).
+
+        Every verb takes them.  Norms, embeddings, heads, times and what they modulate, convolutions, attention's own
+        products and adapters stay as they are.
+        """
 
     def guided_by(self, text: float, interval: tuple[float, float], passes: PassesConfig) -> Guiding:
         """A guidance of several passes, where there are `further_passes`.

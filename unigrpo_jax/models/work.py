@@ -70,6 +70,9 @@ class Work(Protocol):
         `passes` evaluations of the network make a transition; None is what the settings train with.
         """
 
+    def int8(self) -> dict[str, float]:
+        """Those operations of an executed rollout, by phase, that are products in int8; {} where nothing is sampled so."""
+
     def update(self, executed: bool = False) -> dict[str, float]:
         """Operations of one iteration's update by pass: reference, old, forward, backward, remat."""
 
@@ -116,6 +119,7 @@ class Evaluation:
       kept: numbers that its layers keep for the backward pass, beside their inputs, without scores of attention.
       scores: numbers of attention scores, all layers and heads, kept in float32 where no kernel runs.
       keys: numbers of keys and values, all layers together, that the devices of `sequence` gather; 0 where none can.
+      int8: those operations of its layers that a rollout in int8 makes so.
     """
 
     layers: float
@@ -125,6 +129,7 @@ class Evaluation:
     kept: float
     scores: float = 0.0
     keys: float = 0.0
+    int8: float = 0.0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -135,11 +140,13 @@ class PainterWork:
       run: the settings.
       latents: latent tokens of an image.
       each: one evaluation for one sample.
+      int8_weights: numbers in the weights that a rollout in int8 holds so.
     """
 
     run: RunConfig
     latents: int
     each: Evaluation
+    int8_weights: int = 0
     slot_bytes: float = 0.0
 
     @property
@@ -181,6 +188,12 @@ class PainterWork:
         transitions = self.run.episodes * self.run.rollout.rounds * self.run.rollout.flow_steps
         return {"drawing": transitions * (self._passes if passes is None else passes) * self.evaluation()}
 
+    def int8(self) -> dict[str, float]:
+        """As `Work.int8`."""
+        rollout = self.run.rollout
+        transitions = self.run.episodes * rollout.rounds * rollout.flow_steps
+        return {} if rollout.quantised == "none" else {"drawing": transitions * self._passes * self.each.int8}
+
     def update(self, executed: bool = False) -> dict[str, float]:
         """As `Work.update`; a backward pass is twice the forward, or once with adapters, whose own are left out."""
         learning, model = self.run.learning, self.run.model
@@ -205,7 +218,8 @@ class PainterWork:
     def read(self, split: Split) -> dict[str, float]:
         """As `Work.read`."""
         weights = self.each.weights * self._itemsize / split.tensor
-        return {"drawing": self._draws() * weights, "update": self._pieces * self._passes * self._reads * weights}
+        small = 0 if self.run.rollout.quantised == "none" else self.int8_weights * (self._itemsize - 1) / split.tensor
+        return {"drawing": self._draws() * (weights - small), "update": self._pieces * self._passes * self._reads * weights}
 
     def sent(self, split: Split, fsdp: int) -> dict[str, float]:
         """As `Work.sent`."""

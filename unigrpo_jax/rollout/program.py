@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from unigrpo_jax.config import RolloutConfig, require
 from unigrpo_jax.episode import Drawing, Episodes, Look, Picture, Segment, Thinking, TokenBlock
 from unigrpo_jax.models.building import context as contexts
+from unigrpo_jax.models.building import int8
 from unigrpo_jax.models.building.context import Context
 from unigrpo_jax.models.building.guidance import Guidance, Guiding
 from unigrpo_jax.models.loaded import WordCodec
@@ -50,6 +51,7 @@ class RolloutProgram:
       parts: devices that episodes are spread over; on each, a few images are decoded at a time; 0 decodes all at once.
       fps: frames per second at which clips are meant, where such are drawn.
       lay: applied to the episodes of a micro-batch, to lay them over devices; None lays them by the network's `hold`.
+      quantised: "int8" samples with the network's weights `in_int8`, made once a call; "none" with them as they are.
       thought: called on the host when the thinking is done, to tell the two phases' seconds apart; None for no call.
     """
 
@@ -69,6 +71,7 @@ class RolloutProgram:
     parts: int = 0
     fps: float = 24.0
     lay: Callable[[Episodes], Episodes] | None = None
+    quantised: Literal["none", "int8"] = "none"
     thought: Callable[[Any], None] | None = None
 
     def __call__(
@@ -92,6 +95,7 @@ class RolloutProgram:
         """
         if len(turns) not in (0, self.rounds - 1):
             raise ValueError(f"{self.rounds} rounds take {self.rounds - 1} later turns or none, not {len(turns)}")
+        params = self.weights(params)
         windows = [self.steps(seed, step, turn) for turn in range(self.rounds)]
         prompts = jax.tree.leaves(prompt)[0].shape[0]
         ids = (first_id + jnp.arange(prompts * self.group_size)).reshape(self.micro_batches, -1)
@@ -133,6 +137,10 @@ class RolloutProgram:
         fps, rate = self.fps if "video" in media else None, self.autoencoder.rate if "audio" in media else None
         episodes = Episodes(prompt=rows(prompt), segments=tuple(segments), picture=rows(shown), fps=fps, rate=rate)
         return lay(blank(episodes, self.model.config.eos_token if self.model.thinks else None))
+
+    def weights(self, params):
+        """The network's parameters as episodes are sampled with them."""
+        return self.model.in_int8(params) if self.quantised == "int8" else params
 
     @property
     def thinking_slots(self) -> int:
@@ -256,6 +264,8 @@ def training_rollout(
     config: RolloutConfig, model: Painter, autoencoder, group_size: int, system=(), place=None, thought=None, parts=0
 ) -> RolloutProgram:
     """The rollout of training: a stochastic window, and guidance where the config asks for it."""
+    if config.quantised == "int8":
+        int8.check_installed("rollout.quantised")
     guidance = Guidance(text=config.guidance, renorm=model.guidance_renorm) if config.guidance > 1 else None
     return RolloutProgram(
         system=system if config.thinking else (),
@@ -277,6 +287,7 @@ def training_rollout(
         micro_batches=config.micro_batches,
         place=place,
         parts=parts,
+        quantised=config.quantised,
         thought=thought,
         fps=config.frames_per_second,
     )

@@ -4,6 +4,7 @@ The same prompts, tokens' randomness and noises are used for every checkpoint, s
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -11,10 +12,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from unigrpo_jax.config import ConfigError, EvaluationConfig, PassesConfig, RolloutConfig, require
+from unigrpo_jax.config import ConfigError, EvaluationConfig, RolloutConfig, require
+from unigrpo_jax.config_evaluation import PassesConfig
 from unigrpo_jax.episode import Episodes
-from unigrpo_jax.learning.drift import drift
+from unigrpo_jax.learning.drift import drift, relative_error
 from unigrpo_jax.learning.policy import Policy
+from unigrpo_jax.models.building import int8
 from unigrpo_jax.models.building.guidance import Guidance, Guiding
 from unigrpo_jax.models.loaded import Codec, Loaded, sound_rate
 from unigrpo_jax.parallel import mesh as meshes
@@ -65,6 +68,7 @@ def evaluation_rollout(evaluation: EvaluationConfig, rollout: RolloutConfig, loa
         rounds=rollout.rounds,
         window=Window(size=steps, range=(0, steps)) if steps else None,
         as_text=loaded.codec if evaluation.thinking_as_text else None,
+        quantised=evaluation.quantised,
         fps=rollout.frames_per_second,
     )
 
@@ -93,6 +97,8 @@ def check_evaluation(evaluation: EvaluationConfig, rollout: RolloutConfig, loade
                 "guidance_image out.")  # fmt: skip
     require(evaluation.guidance <= 1 or loaded.codec.guided, f"guidance = {evaluation.guidance:g}, but {loaded.folder} "
             f"({loaded.family}) is not guided by a second pass; use 1.")  # fmt: skip
+    if evaluation.quantised == "int8":
+        int8.check_installed("evaluation.quantised")
     if evaluation.passes != PassesConfig():
         _further(evaluation, loaded)
     check_schedule("evaluation.flow_steps", evaluation.flow_steps, rollout, loaded)
@@ -136,6 +142,8 @@ class Judged:
       thinkings: of each round the thinking of each episode, in words.
       drift: `learning.drift` by modality, {"flow": {"times": [...], "squared": [...], "pattern": [...]}}, each a list of T
         numbers, None where one is not finite; {} where nothing was compared.
+      error: the error of weights in int8 (`learning.drift`), likewise with "relative" for both; {} where it was not asked
+        for.
     """
 
     table: dict[str, Any]
@@ -143,6 +151,7 @@ class Judged:
     scores: dict[str, np.ndarray]
     thinkings: tuple[list[str], ...]
     drift: dict[str, dict[str, list]] = dataclasses.field(default_factory=dict)
+    error: dict[str, dict[str, list]] = dataclasses.field(default_factory=dict)
 
 
 class Evaluator:
@@ -200,16 +209,23 @@ class Evaluator:
         self._compared, compared = count, -(-count // parts) * parts
         self._times = program.flow.schedule[:-1]
 
-        def drifted(params, reference, episodes, seed):
+        def compare(measure, params, reference, episodes, seed):
             ids = jnp.arange(compared)
             keys = randomness.round_keys(seed, 0, randomness.INITIAL_NOISE, program.rounds - 1, ids)
             noise = randomness.normal_like(keys, 0, program.latent(compared))  # at which the drawing that is judged begins
             first = jax.tree.map(lambda x: jax.lax.with_sharding_constraint(x[:compared], place), episodes)
-            return drift(policy, params, reference, first, noise, count)
+            return measure(policy, params, reference, first, noise, count)
 
-        self._drift = jax.jit(drifted, out_shardings=meshes.replicated(layout.mesh)) if count else None
+        def error(params, *given):
+            return compare(relative_error, program.weights(params), params, *given)
 
-    def __call__(self, params, autoencoder_params, reference: Callable[[], Any] | None = None) -> Judged:
+        measured = functools.partial(jax.jit, out_shardings=meshes.replicated(layout.mesh))
+        self._drift = measured(functools.partial(compare, drift)) if count else None
+        self._error = measured(error) if count and evaluation.quantised != "none" else None
+
+    def __call__(
+        self, params, autoencoder_params, reference: Callable[[], Any] | None = None, errors: bool = False
+    ) -> Judged:
         """Judges all prompts; each process its own images, and all know what was found.
 
         Args:
@@ -217,15 +233,18 @@ class Evaluator:
           autoencoder_params: the autoencoder's.
           reference: gives the parameters that the first drawings' predictions are compared with, which are let go of as soon
             as they have been; None for no comparison.
+          errors: measure along the first drawings what int8 does to predictions, where that is what draws.
         """
-        found, calls = {}, []
+        found, wrong, calls = {}, {}, []
         for start in range(0, len(self.prompts), self._per_call):
             call, episodes = self._call(params, autoencoder_params, start)
             if not start and reference is not None and self._drift is not None:
-                found = self._drifted(params, reference(), episodes)
+                found = self._rounded(self._drift(params, reference(), episodes, np.int32(self._config.seed)))
+            if not start and errors and self._error is not None:
+                wrong = self._rounded(self._error(params, episodes, np.int32(self._config.seed)))
             del episodes  # so that the next call's are not there beside them
             calls.append(call)
-        return dataclasses.replace(self._judge(calls), drift=found)
+        return dataclasses.replace(self._judge(calls), drift=found, error=wrong)
 
     def samples(self, params, autoencoder_params) -> list[Sample]:
         """The samples only."""
@@ -250,11 +269,10 @@ class Evaluator:
         shown = jax.tree.map(np.asarray, shown)
         return _Call(rows=start * images + numbers, batches=batches, total=keep, shown=shown), episodes
 
-    def _drifted(self, params, reference, episodes: Episodes) -> dict[str, dict[str, list]]:
+    def _rounded(self, found: dict[str, dict[str, jax.Array]]) -> dict[str, dict[str, list]]:
         """As `Judged.drift`."""
         number = lambda x: float(f"{x:.6g}") if np.isfinite(x) else None
         rounded = lambda values: [number(x) for x in np.asarray(values, np.float64).tolist()]
-        found = self._drift(params, reference, episodes, np.int32(self._config.seed))
         times = {"times": rounded(self._times)}
         return {name: times | {kind: rounded(x) for kind, x in own.items()} for name, own in found.items()}
 

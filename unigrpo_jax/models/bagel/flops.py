@@ -96,6 +96,31 @@ class Flops:
         return 2 * patches * weights
 
 
+@dataclasses.dataclass(frozen=True)
+class ExpertFlops(Flops):
+    """Of these operations the products with the experts' matrices alone: what a rollout in int8 makes so."""
+
+    def attention(self, length: float, slots: float, causal: bool) -> float:
+        """None."""
+        return 0
+
+    def logits(self, length: float) -> float:
+        """None."""
+        return 0
+
+    def velocity(self, latents: int, slots: float) -> float:
+        """The layers' part."""
+        return self.velocity_layers(latents, slots)
+
+    def look(self, latents: int, patches: int, slots: float) -> float:
+        """The layers' part."""
+        return self.look_layers(latents, patches, slots)
+
+    def encoder(self, patches: int) -> float:
+        """None."""
+        return 0
+
+
 def decode_weight_bytes(config: BagelConfig, itemsize: int) -> int:
     """Bytes of weights that one step of decoding reads, whatever the batch: the `und` expert and the LM head."""
     c = config

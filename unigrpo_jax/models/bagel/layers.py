@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from unigrpo_jax.models.bagel.config import BagelConfig
-from unigrpo_jax.models.building import attention
+from unigrpo_jax.models.building import attention, int8
 from unigrpo_jax.models.building.attention import Visibility
 from unigrpo_jax.models.building.norms import RMSNorm
 from unigrpo_jax.models.building.rotary import rotate
@@ -21,6 +21,7 @@ from unigrpo_jax.models.building.rotary import rotate
 class Projection(nn.DenseGeneral):
     """A linear map, plus lora_scale * x A B where the parameters hold an adapter (LoRA, arXiv 2106.09685).
 
+    Its kernel may be one in int8 (`building.int8`).
     A [inputs, r] is `lora_a`, B [r, outputs] is `lora_b`, beside `kernel`; they are attached by `lora.attach`, and without
     them this is the plain map.
     """
@@ -29,13 +30,26 @@ class Projection(nn.DenseGeneral):
 
     def __call__(self, x):
         """x [..., inputs] to [..., outputs]."""
-        y = super().__call__(x)
+        y = self._in_int8(x) if self.has_variable("params", "kernel") else None
+        y = super().__call__(x) if y is None else y
         if not self.has_variable("params", "lora_a"):
             return y
         a, b = (self.get_variable("params", name).astype(self.dtype) for name in ("lora_a", "lora_b"))
         inputs = a.ndim - 1
         low = jax.lax.dot_general(x, a, ((tuple(range(x.ndim - inputs, x.ndim)), tuple(range(inputs))), ((), ())))
         return y + self.lora_scale * jnp.tensordot(low, b, 1)
+
+    def _in_int8(self, x):
+        """The map by an int8 kernel; None where it is none."""
+        kernel = self.get_variable("params", "kernel")
+        if not int8.is_int8(kernel):
+            return None
+        inputs = 1 if isinstance(self.axis, int) else len(self.axis)
+        y = int8.product(x.astype(self.dtype), kernel, tuple(range(inputs)))
+        if not self.use_bias:
+            return y
+        bias = self.get_variable("params", "bias").astype(self.dtype)
+        return y + jnp.broadcast_to(bias, y.shape)
 
 
 class Expert(nn.Module):

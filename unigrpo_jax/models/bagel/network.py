@@ -9,6 +9,7 @@ that is looked at enters as its clean latents (t = 0), then as patches, and each
 
 import dataclasses
 import functools
+import re
 from collections.abc import Callable
 from types import MappingProxyType
 from typing import Any, Literal
@@ -27,7 +28,7 @@ from unigrpo_jax.models.bagel.layers import DecoderLayer
 from unigrpo_jax.models.bagel.pictures import picture, see_again
 from unigrpo_jax.models.bagel.vision import Connector, VisionEncoder
 from unigrpo_jax.models.bagel.work import BagelWork
-from unigrpo_jax.models.building import attention, lora
+from unigrpo_jax.models.building import attention, int8, lora
 from unigrpo_jax.models.building import context as contexts
 from unigrpo_jax.models.building.attention import Visibility
 from unigrpo_jax.models.building.context import Context
@@ -38,6 +39,7 @@ from unigrpo_jax.models.building.rotary import rotary_table
 from unigrpo_jax.models.building.second_time import NAME, check_second_time
 from unigrpo_jax.models.paths import RECTIFIED
 from unigrpo_jax.models.schedule import timesteps
+from unigrpo_jax.models.tree import flatten, unflatten
 
 Params = dict[str, Any]
 # Paths of the two experts' parameters, matched whole.  Never trained are the fixed tables, and the vision encoder with its
@@ -277,6 +279,14 @@ class Bagel:
         layers = {f"layers_{i}": jax.tree.map(lambda x, i=i: x[i], params["layers"]) for i in range(self.config.layers)}
         others = {name: value for name, value in params.items() if name != "layers"}
         return dataclasses.replace(self, stacked=False), others | layers
+
+    def in_int8(self, params: Params) -> Params:
+        """The parameters with the weights of both experts' projections in int8 (`building.int8`)."""
+        flat = flatten(params)
+        kernels = filter(re.compile(r"layers(?:_\d+)?/.*_proj/kernel").fullmatch, flat)
+        first = int(self.stacked)  # behind the axis of layers
+        contracted = {path: tuple(range(first, first + 1 + ("/o_proj/" in path))) for path in kernels}
+        return unflatten(int8.held(flat, contracted))
 
     def cuts(self) -> dict[str, dict[str, int]]:
         """Sizes that an axis of a mesh must divide, {axis of the mesh: {what is cut: size}}."""

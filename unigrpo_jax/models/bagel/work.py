@@ -70,6 +70,12 @@ class BagelWork:
         absent = {"looking": self.lengths.rounds == 1, "thinking": self.lengths.thinking is None}
         return {name: value for name, value in found.items() if not absent.get(name)}
 
+    def int8(self) -> dict[str, float]:
+        """As `Work.int8`."""
+        if self.run.rollout.quantised == "none":
+            return {}
+        return self._there(flops.rollout(self.run, flops.ExpertFlops(self.config, executed=True), self.lengths))
+
     def update(self, executed: bool = False) -> dict[str, float]:
         """As `Work.update`."""
         return flops.update(self.run, Flops(self.config, executed), self.lengths)
@@ -81,20 +87,23 @@ class BagelWork:
     def read(self, split: Split) -> dict[str, float]:
         """As `Work.read`."""
         run, n, rollout, learning = self.run, self.lengths, self.run.rollout, self.run.learning
-        expert, image = (count * self._itemsize / split.tensor for count in (self._expert, self._image))
-        decode = flops.decode_weight_bytes(self.config, self._itemsize) / split.tensor
+        size = self._itemsize if rollout.quantised == "none" else 1  # of what a rollout reads of the experts
+        expert, image = (count * size / split.tensor for count in (self._expert, self._image))
+        decode = flops.decode_weight_bytes(self.config, self._itemsize) - self._expert * (self._itemsize - size)
+        decode = decode / split.tensor
         rows = run.episodes / rollout.micro_batches / split.batch
         upon = [rows * self.slot_bytes * n.drawn_upon(turn) / split.tensor for turn in range(n.rounds)]
         passes = self.update(executed=True)
         # A pass reads both experts once per piece; the backward pass reads them for the inputs' gradients, too.
         reads = 1 + bool(passes["old"]) + learning.ppo_epochs * (2 + bool(passes["remat"]))
+        trained = self._expert * self._itemsize / split.tensor
         found = {
             "prefill": rollout.micro_batches * (2 * expert + n.picture * image),  # system prompt, prompts
             "looking": rollout.micro_batches * sum(image + bool(n.turn) * expert + cache for cache in upon[:-1]),
             "thinking": rollout.micro_batches * n.thought * sum(decode + cache for cache in upon),
             "drawing": rollout.micro_batches * rollout.flow_steps * sum(2 * expert + cache for cache in upon),
         }
-        return self._there(found) | {"update": learning.minibatches * learning.micro_batches * reads * 2 * expert}
+        return self._there(found) | {"update": learning.minibatches * learning.micro_batches * reads * 2 * trained}
 
     def sent(self, split: Split, fsdp: int) -> dict[str, float]:
         """As `Work.sent`: text passes gather the `und` expert alone, and the residual stream is summed twice per layer."""

@@ -14,6 +14,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from unigrpo_jax.models.building import int8
+
 # On CPUs a convolution in a loop takes up to fifty times as long as outside of one, and a product does not; but it lays out
 # what it reads, of as many pictures at a time as have so many numbers at most.
 PRODUCT = 2**26
@@ -25,7 +27,10 @@ ADAPTER = ("lora_A.weight", "lora_B.weight")  # [r, in] and [out, r], as PEFT na
 
 
 def linear(params: Params, name: str, x):
-    """x W^T + b, x [..., in]; without a bias where there is none, with x A^T B^T beside it where there is an adapter."""
+    """x W^T + b, x [..., in]; without a bias where there is none, with x A^T B^T beside it where there is an adapter.
+
+    W may be one in int8.
+    """
     y = _product(params, f"{name}.weight", x)
     if f"{name}.{ADAPTER[0]}" in params:
         y = y + _product(params, f"{name}.{ADAPTER[1]}", _product(params, f"{name}.{ADAPTER[0]}", x))
@@ -34,6 +39,8 @@ def linear(params: Params, name: str, x):
 
 
 def _product(params: Params, name: str, x):
+    if int8.is_int8(params[name]):
+        return int8.product(x, params[name], (1,))
     return jnp.einsum("...i,oi->...o", x, params[name].astype(x.dtype))
 
 

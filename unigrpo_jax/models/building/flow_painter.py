@@ -11,7 +11,7 @@ from unigrpo_jax.models.building.flat import Params
 from unigrpo_jax.models.building.fresh import fresh
 from unigrpo_jax.models.building.second_time import NAME, is_second_time
 from unigrpo_jax.models.building.text_painter import TextPainter
-from unigrpo_jax.models.building.two_streams import TwoStreams
+from unigrpo_jax.models.building.two_streams import DOUBLE, SINGLE, TwoStreams
 from unigrpo_jax.models.paths import RECTIFIED
 from unigrpo_jax.models.schedule import FlowShift, timesteps
 
@@ -33,6 +33,8 @@ class FlowPainter(TextPainter):
     fresh_time: bool = False
 
     path, prediction = RECTIFIED, "velocity"
+    # Of every token's maps; modulations are made once a sample.
+    int8_modules: ClassVar = rf"(?:{DOUBLE}|{SINGLE})\.(?:attn\..*|ff(?:_context)?\..*|proj_mlp|proj_out)"
     # As in diffusion transformers (arXiv 2212.09748): blocks are not modulated, with gates shut, and the output is 0.
     zero_at_start: ClassVar = (
         rf"proj_out|(?:.*\.)?norm_out\.linear|.*\.(?:norm|norm1|norm1_context)\.linear|.*\.{NAME}\.linear_2"

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import math
+import re
 from collections.abc import Callable
 from types import MappingProxyType
 from typing import Any, ClassVar, Literal
@@ -11,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from unigrpo_jax.config import LoraConfig, RunConfig
-from unigrpo_jax.models.building import attention, flat_adapters
+from unigrpo_jax.models.building import attention, flat_adapters, int8
 from unigrpo_jax.models.building.computing import Computing, Remat
 from unigrpo_jax.models.building.flat import Params
 from unigrpo_jax.models.building.fresh import fresh
@@ -52,6 +53,7 @@ class TextPainter:
     guidance_renorm: ClassVar[str] = "none"
     float32_paths: ClassVar[str] = ""
     zero_at_start: ClassVar[str]  # modules whose weights `init` leaves at 0
+    int8_modules: ClassVar[str]  # linear maps whose weights `in_int8` holds so
 
     two_times = fresh_time = False
 
@@ -121,10 +123,25 @@ class TextPainter:
         """The parameters with fresh adapters; ValueError where a target matches no linear map (`flat_adapters.attach`)."""
         return flat_adapters.attach(self.network, params, settings.rank, settings.targets, key)
 
+    def in_int8(self, params: Params) -> Params:
+        """The parameters with the weights of the blocks' linear maps in int8 (`int8`)."""
+        return int8.held(params, {f"{name}.weight": (len(shape) - 1,) for name, shape in self.int8_maps().items()})
+
+    def int8_maps(self) -> dict[str, tuple[int, ...]]:
+        """{module: shape of its weight} of the linear maps that `in_int8` makes so."""
+        maps = flat_adapters.linears(self.network).items()
+        return {name: shape for name, shape in maps if re.fullmatch(self.int8_modules, name)}
+
     def work(self, run: RunConfig, system: int, pictures: bool = False, turns: bool = False) -> PainterWork:
         """What the episodes of a run cost; see `models.work`.  A text has `prompt_tokens` states."""
         latents = math.prod(self.grid(*run.rollout.size))
-        return PainterWork(run=run, latents=latents, each=self.evaluation(latents, run.rollout.prompt_tokens))
+        each = self.evaluation(latents, run.rollout.prompt_tokens)
+        return PainterWork(run=run, latents=latents, each=each, int8_weights=self.int8_weights)
+
+    @property
+    def int8_weights(self) -> int:
+        """Numbers in the weights that `in_int8` holds so."""
+        return sum(map(math.prod, self.int8_maps().values()))
 
     def hits(self, targets: tuple[str, ...]) -> dict[str, int]:
         """How many linear maps of the file each target of adapters means; ValueError where it is none."""

@@ -38,6 +38,7 @@ def evaluation(network: TwoStreams, latents: int, text: int, entrance: int) -> E
         kept=((8 + 2 * MLP) * network.double + (6 + 2 * MLP) * network.single) * width * tokens,
         scores=blocks * network.heads * tokens**2,
         keys=blocks * 2 * width * tokens,
+        int8=maps,
     )
 
 

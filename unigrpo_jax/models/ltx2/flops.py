@@ -25,15 +25,15 @@ def evaluation(network: LTX2Transformer, video: int, audio: int, text: int, begu
       begun: whether the clip goes on from a picture, so that each of its tokens has a time of its own.
     """
     tokens, inner = {"video": video, "audio": audio}, network.audio.width
-    block = once = summed = kept = scores = keys = 0
+    block = maps = once = summed = kept = scores = keys = 0
     names = [name for name, count in tokens.items() if count]
     for name in names:
         branch, other, heard = network.branches[name], network.branches[OTHER[name]].width, tokens[OTHER[name]]
         own, width, meet = tokens[name], branch.width, int(bool(heard))
         # Self attention, queries and output of text attention, and the MLP; keys and values of the text.
-        block += (4 + 2 + 2 * MLP) * width**2 * own + 2 * width**2 * text
+        maps += (4 + 2 + 2 * MLP) * width**2 * own + 2 * width**2 * text
         # Queries and output where it takes from the other modality, keys and values of that.
-        block += 2 * width * inner * own * meet + 2 * other * inner * heard
+        maps += 2 * width * inner * own * meet + 2 * other * inner * heard
         block += 2 * own * (width * (own + text) + inner * heard)  # scores and mixed values
         if branch.gated:
             block += own * width * (2 * branch.heads + meet * network.audio.heads)
@@ -50,11 +50,12 @@ def evaluation(network: LTX2Transformer, video: int, audio: int, text: int, begu
         scores += own * (branch.heads * (own + text) + network.audio.heads * heard)
         keys += 2 * (width * (own + text) + inner * heard)
     return Evaluation(
-        layers=2 * network.layers * block,
+        layers=2 * network.layers * (maps + block),
         others=2 * once,
         weights=sum(math.prod(shape) for name, shape in linears(network).items() if audio or not re.fullmatch(HEARD, name)),
         summed=network.layers * summed,
         kept=network.layers * kept,
         scores=network.layers * scores,
         keys=network.layers * keys,
+        int8=2 * network.layers * maps,
     )

@@ -21,14 +21,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from unigrpo_jax.config import PassesConfig, RunConfig
+from unigrpo_jax.config import RunConfig
+from unigrpo_jax.config_evaluation import PassesConfig
 from unigrpo_jax.models.building.computing import Computing
 from unigrpo_jax.models.building.first_frame import ClipPainter, VideoCondition
 from unigrpo_jax.models.building.flat import Params
 from unigrpo_jax.models.ltx2.axes import AXES
 from unigrpo_jax.models.ltx2.flops import evaluation
 from unigrpo_jax.models.ltx2.guidance import Deprived, Guidance, Scales
-from unigrpo_jax.models.ltx2.transformer import HEARD, NOTHING, Latents, LTX2Transformer
+from unigrpo_jax.models.ltx2.transformer import BLOCKS, HEARD, NOTHING, Latents, LTX2Transformer
 from unigrpo_jax.models.paths import RECTIFIED
 from unigrpo_jax.models.schedule import FlowShift, timesteps
 from unigrpo_jax.models.work import PainterWork
@@ -61,6 +62,12 @@ class LTX2(ClipPainter):
     def trained_by(self) -> dict[str, str]:
         """What nothing reads without sound is frozen then, so that no decay of weights moves it."""
         return {"denoising": ".*"} if self.sound else {"denoising": rf"(?!{HEARD}).*", "frozen": HEARD}
+
+    @property
+    def int8_modules(self) -> str:
+        """Linear maps of every token, of what is read."""
+        maps = rf"{BLOCKS}\..*(?:attn\d?\.to_(?:q|k|v|out\.0)|ff\.net\.(?:0\.proj|2))"
+        return maps if self.sound else f"(?!{HEARD}){maps}"
 
     @property
     def network(self) -> LTX2Transformer:
@@ -173,7 +180,7 @@ class LTX2(ClipPainter):
         *clip, sounds, _ = self.grid(*run.rollout.size)
         latents = math.prod(clip)
         each = evaluation(self.transformer, latents, sounds, run.rollout.prompt_tokens, pictures)
-        return PainterWork(run=run, latents=latents, each=each)
+        return PainterWork(run=run, latents=latents, each=each, int8_weights=self.int8_weights)
 
 
 def _video_tokens(latent_BFHWC):

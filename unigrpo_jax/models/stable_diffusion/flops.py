@@ -8,7 +8,7 @@ see each other and the text whole, so that what the mathematics needs is what de
 import math
 import re
 
-from unigrpo_jax.models.stable_diffusion.unet import UNet
+from unigrpo_jax.models.stable_diffusion.unet import INT8, UNet
 from unigrpo_jax.models.work import Evaluation
 
 
@@ -47,6 +47,7 @@ def evaluation(network: UNet, latents: int, text: int) -> Evaluation:
         summed=summed,
         kept=kept,
         scores=scores,
+        int8=sum(n for name, n in operations.items() if re.fullmatch(INT8, name.removesuffix(".weight"))),
     )
 
 

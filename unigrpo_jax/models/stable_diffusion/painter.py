@@ -14,7 +14,7 @@ from unigrpo_jax.models.paths import Path, Prediction
 from unigrpo_jax.models.schedule import DiffusionSchedule
 from unigrpo_jax.models.stable_diffusion.axes import AXES
 from unigrpo_jax.models.stable_diffusion.flops import evaluation
-from unigrpo_jax.models.stable_diffusion.unet import MLP, UNet
+from unigrpo_jax.models.stable_diffusion.unet import INT8, MLP, UNet
 from unigrpo_jax.models.text_encoders.states import TextStates
 from unigrpo_jax.models.work import Evaluation
 
@@ -36,6 +36,7 @@ class StableDiffusion(TextPainter):
     schedule: DiffusionSchedule = DiffusionSchedule()
 
     axes: ClassVar = AXES
+    int8_modules: ClassVar = INT8
     # As in the original: each block starts as nothing beside its way around, and so does the whole.
     zero_at_start: ClassVar = r"conv_out|.*\.resnets\.\d+\.conv2|.*\.attentions\.\d+\.proj_out"
 

@@ -27,6 +27,8 @@ from unigrpo_jax.models.building.flat import (
 )
 
 RESIDUAL_EPS, ATTENTION_EPS, LAYER_EPS = 1e-5, 1e-6, 1e-5  # of the norms of residual blocks, attentions and their layers
+# Linear maps of every pixel and of the text's tokens: those of times and the convolutions are none.
+INT8 = r".*\.transformer_blocks\.\d+\.(?:attn\d\.to_(?:q|k|v|out\.0)|ff\.net\.(?:0\.proj|2))"
 MLP = 4  # hidden width of an attention's MLP over its own
 
 
