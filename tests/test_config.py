@@ -266,7 +266,8 @@ def test_every_field_is_read_somewhere_and_explained(cls):
     assert [f.name for f in dataclasses.fields(cls) if f.name not in read] == []
     (node,) = [n for n in ast.parse(pathlib.Path(inspect.getfile(cls)).read_text()).body
                if isinstance(n, ast.ClassDef) and n.name == cls.__name__]  # fmt: skip
+    nested = [*SECTIONS, "lora", "embeddings", "nft", "distillation"]
     for field, after in zip(node.body, [*node.body[1:], None], strict=True):
-        if isinstance(field, ast.AnnAssign) and field.target.id not in [*SECTIONS, "lora", "embeddings", "nft", "distillation"]:
+        if isinstance(field, ast.AnnAssign) and field.target.id not in nested:
             explained = isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant)
             assert explained and after.value.value.endswith("."), field.target.id
