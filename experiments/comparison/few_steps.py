@@ -24,8 +24,8 @@ STEPS = (8, 4, 2, 1)
 ROLLED = 4  # transitions of a student's rollouts
 IMAGES = 4  # of each prompt
 OWN_PROMPTS = 96  # that a run itself judges, before and after
-# Of a distillation: few iterations of several steps each, which the average of a long run would lag behind; `mean_flow` looks
-# nearer to the noise, where the sampler's shifted times lie, and more often at long strides than its paper does.
+# Of a distillation: few iterations of several steps each, which the average of a long run would lag behind; `mean_flow`
+# looks nearer to the noise, where the sampler's shifted times lie, and more often at long strides than its paper does.
 STUDENT = {
     "mean_flow": {"denoising_lr": 5e-4, "ema_decay": 0.8, "ppo_epochs": 8},
     "dmd2": {"denoising_lr": 2e-4, "ema_decay": 0.8},
