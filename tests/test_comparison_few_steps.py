@@ -30,10 +30,11 @@ def test_arms_can_run_and_students_are_judged_without_guidance(base):
         assert {e.images_per_prompt * e.prompts for e in judged.values()} == {base.evaluation.prompts}
         assert {e.flow_steps for e in judged.values()} >= set(few_steps.STEPS)
         guided = {e.guidance for e in judged.values()} - {1.0}
-        assert guided == ({2.0} if name in ("teacher", "rl") and base.rollout.thinking else set())
+        assert guided == ({2.0} if name in ("teacher", "rl", "rl_few") and base.rollout.thinking else set())
     methods = {name: [c.learning.method for c in arm.stages] for name, arm in arms.items()}
     assert methods["rl_mean_flow"] == ["grpo", "mean_flow"] and methods["mean_flow_rl"] == ["mean_flow", "grpo"]
-    assert arms["mean_flow_rl"].stages[1].rollout.flow_steps == few_steps.ROLLED
+    assert arms["mean_flow_rl"].stages[1] == arms["rl_few"].stages[0]
+    assert arms["rl_few"].stages[0].rollout.flow_steps == few_steps.ROLLED
 
 
 def test_the_page_has_a_row_for_each_number_of_transitions(tmp_path):

@@ -34,7 +34,7 @@ TAUGHT = {"mean_flow": {"time_mean": 0.4, "time_std": 1.4, "equal_share": 0.5}, 
 # What is shown together: a title, and the arms.
 QUESTIONS = (
     ("Students against their teacher", ("teacher", "mean_flow", "dmd2")),
-    ("Reinforcement learning and distillation", ("rl", "rl_mean_flow", "mean_flow_rl")),
+    ("Reinforcement learning and distillation", ("rl", "rl_few", "rl_mean_flow", "mean_flow_rl")),
 )
 COLUMNS = {"exact": "exact", "graded": "graded", "thinking right": "plan_exact", "follows plan": "drawing_follows_plan",
            "diversity": "diversity"}  # fmt: skip
@@ -85,6 +85,7 @@ def arms(base: RunConfig) -> list[FewSteps]:
         ("mean_flow", "MeanFlow", (mean_flow,), of("ode")),
         ("dmd2", f"DMD2, made for {ROLLED}", (dmd2,), of("sde")),
         ("rl", "RL alone", (base,), teacher | of("ode")),
+        ("rl_few", f"RL alone, at {ROLLED}", (rolled,), teacher | of("ode")),
         ("rl_mean_flow", "RL, then MeanFlow", (base, mean_flow), of("ode")),
         ("mean_flow_rl", f"MeanFlow, then RL at {ROLLED}", (mean_flow, rolled), of("ode")),
     )
