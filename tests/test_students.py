@@ -274,7 +274,7 @@ def test_a_second_time_is_not_exported_without_saying_so(toys, name, tmp_path):
 
 
 def test_a_family_without_a_second_time_says_which_have_one(toys, tmp_path):
-    with pytest.raises(ConfigError, match=r"second_time is a setting of bagel and flux and hunyuan_video alone"):
+    with pytest.raises(ConfigError, match=r"second_time is a setting of bagel and flux and hunyuan_video and ltx2 alone"):
         load_model(ModelConfig(path=str(toys["sd"]), second_time=True))
     folder = pathlib.Path(shutil.copytree(toys["sd"], tmp_path / "sd"))
     students.write(folder, STUDENT)

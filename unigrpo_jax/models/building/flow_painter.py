@@ -4,33 +4,28 @@ import dataclasses
 import math
 from typing import ClassVar
 
-import jax
 import numpy as np
 
-from unigrpo_jax.models.building.flat import Params
-from unigrpo_jax.models.building.fresh import fresh
-from unigrpo_jax.models.building.second_time import NAME, is_second_time
-from unigrpo_jax.models.building.text_painter import TextPainter
+from unigrpo_jax.models.building.second_time import NAME
 from unigrpo_jax.models.building.two_streams import DOUBLE, SINGLE, TwoStreams
+from unigrpo_jax.models.building.two_times import TimedPainter
 from unigrpo_jax.models.paths import RECTIFIED
 from unigrpo_jax.models.schedule import FlowShift, timesteps
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class FlowPainter(TextPainter):
+class FlowPainter(TimedPainter):
     """The verbs of a flow; its parameters are flat, under the file's names, blocks stacked.
 
     Attributes:
       transformer: the network.
       shift: of the sampler's times, where a run does not say another.
       guidance_scale: what a network is told that was distilled from guidance; else it is not read.
-      fresh_time: whether its second time is new, so that no file holds the embedder.
     """
 
     transformer: TwoStreams
     shift: FlowShift = FlowShift()
     guidance_scale: float = 3.5
-    fresh_time: bool = False
 
     path, prediction = RECTIFIED, "velocity"
     # Of every token's maps; modulations are made once a sample.
@@ -39,31 +34,6 @@ class FlowPainter(TextPainter):
     zero_at_start: ClassVar = (
         rf"proj_out|(?:.*\.)?norm_out\.linear|.*\.(?:norm|norm1|norm1_context)\.linear|.*\.{NAME}\.linear_2"
     )
-
-    @property
-    def network(self) -> TwoStreams:
-        """What has the parameters."""
-        return self.transformer
-
-    @property
-    def stored_network(self) -> TwoStreams:
-        """What of it has parameters in files."""
-        return dataclasses.replace(self.transformer, second_time=False) if self.fresh_time else self.transformer
-
-    @property
-    def two_times(self) -> bool:
-        """Whether it is told where a velocity is to arrive."""
-        return self.transformer.second_time
-
-    @property
-    def one_time(self) -> "FlowPainter":
-        """The same without the second time, whose parameters it does not read."""
-        network = dataclasses.replace(self.transformer, second_time=False)
-        return dataclasses.replace(self, transformer=network, fresh_time=False)
-
-    def with_second_time(self, params: Params, key: jax.Array) -> Params:
-        """The parameters with a fresh embedder of the second time, float32."""
-        return {**params, **fresh(self.transformer, self.zero_at_start, key, is_second_time)}
 
     def times(self, steps: int, shift: float, grid: tuple[int, ...]) -> np.ndarray:
         """A sampler's times, float32 [steps + 1]; shift 0 is what `shift` says for this grid."""

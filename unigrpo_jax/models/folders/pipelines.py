@@ -33,7 +33,6 @@ from unigrpo_jax.models.autoencoders.video import VideoAutoencoder
 from unigrpo_jax.models.building.lora import is_adapter
 from unigrpo_jax.models.building.text_painter import TextPainter
 from unigrpo_jax.models.building.token_cut import NOT_CUT, TokenCut
-from unigrpo_jax.models.building.two_streams import TwoStreams
 from unigrpo_jax.models.folders import component, peft, stored
 from unigrpo_jax.models.folders import student as students
 from unigrpo_jax.models.folders.settings import read_settings
@@ -314,7 +313,7 @@ def unknown_settings(folder: pathlib.Path, known: Mapping[str, set[str]]) -> tup
     return tuple(f"{file}: {names}" for file, names in besides.items() if names)
 
 
-def timed(config: ModelConfig, network: TwoStreams, student: Student | None) -> tuple[TwoStreams, bool]:
+def timed(config: ModelConfig, network: Any, student: Student | None) -> tuple[Any, bool]:
     """The network with the second time that its folder's student or the settings give it, and whether that is fresh."""
     has = student is not None and student.second_time
     return dataclasses.replace(network, second_time=has or config.second_time), config.second_time and not has

@@ -12,8 +12,8 @@ _TELLS = r"(?:(?:audio_)?(?:time_embed|prompt_adaln)|av_cross_attn_(?:video|audi
 AXES = (
     *linear_axes(rf"{_BRANCH}proj_in|{_BRANCH}caption_projection\.linear_1", "embed", None),
     *linear_axes(rf"{_BRANCH}caption_projection\.linear_2", None, "embed"),
-    *linear_axes(rf"{_TELLS}\.emb\.timestep_embedder\.linear_1", "embed", None),
-    *linear_axes(rf"{_TELLS}\.emb\.timestep_embedder\.linear_2", None, "embed"),
+    *linear_axes(rf"{_TELLS}\.emb\.(?:timestep|gap)_embedder\.linear_1", "embed", None),
+    *linear_axes(rf"{_TELLS}\.emb\.(?:timestep|gap)_embedder\.linear_2", None, "embed"),
     *linear_axes(rf"{_TELLS}\.linear", "mlp", "embed"),
     *linear_axes(rf"{_ATTENTION}\.(?:to_[qkv]|to_gate_logits)", "heads", "embed", stacked=True),
     *linear_axes(rf"{_ATTENTION}\.to_out\.0", "embed", "heads", stacked=True),

@@ -119,14 +119,14 @@ class Branch:
             yield from attention_shapes(f"{pre}{name}", self.heads, width, width, width, self.gated)
         yield from feed_forward_shapes(f"{pre}ff", width)
 
-    def outer_shapes(self, text_width: int | None, texts_told: bool) -> Shapes:
+    def outer_shapes(self, text_width: int | None, texts_told: bool, second_time: bool) -> Shapes:
         """Of what stands before and behind the blocks; `text_width` is None where texts come in this branch's width."""
         pre, width = self.prefix, self.width
         yield from linear_shapes(f"{pre}proj_in", self.channels, width)
         if text_width is not None:
             yield from linear_shapes(f"{pre}caption_projection.linear_1", text_width, width)
             yield from linear_shapes(f"{pre}caption_projection.linear_2", width, width)
-        yield from told_shapes(f"{pre}{OWN}", width, self.rows)
+        yield from told_shapes(f"{pre}{OWN}", width, self.rows, second_time)
         if texts_told:
             yield from told_shapes(f"{pre}{PROMPT}", width, 2)
         yield from told_shapes(CROSS[self.modality], width, 4)

@@ -6,7 +6,8 @@ import pathlib
 from unigrpo_jax.config import ModelConfig, require
 from unigrpo_jax.models.autoencoders import diffusers_ltx as autoencoders
 from unigrpo_jax.models.autoencoders.mel_audio import EVERY
-from unigrpo_jax.models.folders import component, pipelines, student
+from unigrpo_jax.models.folders import component, pipelines
+from unigrpo_jax.models.folders import student as students
 from unigrpo_jax.models.folders.pipelines import Pipeline
 from unigrpo_jax.models.folders.stored import DTYPES
 from unigrpo_jax.models.loaded import Published
@@ -25,7 +26,7 @@ from unigrpo_jax.models.text_encoders.projected import Projected
 NAME, PIPELINE, FROM_PICTURE = "ltx2", "LTX2Pipeline", "LTX2ImageToVideoPipeline"
 VERBS = "draws a clip and its sound by a flow, upon what Gemma says of the prompt; goes on from a picture"
 FILES = configs.FILES
-PART, TOYS, OWN_SETTINGS = "transformer", {"ltx2_tiny": tiny_folder}, ("sound",)
+PART, TOYS, OWN_SETTINGS = "transformer", {"ltx2_tiny": tiny_folder}, ("sound", "second_time")
 SINGLE_FILE = single_file
 _PARTS = {
     PART: ("LTX2VideoTransformer3DModel",),
@@ -64,7 +65,17 @@ def load(config: ModelConfig, folder: pathlib.Path) -> Pipeline:
         )
         _check_media(folder, transformer, media)
         media = _drawn(config, media)
-        weights = pipelines.open_network(folder / PART, transformer)
+        student = students.read(folder)
+        timed, fresh = pipelines.timed(config, transformer, student)
+        network = LTX2(
+            transformer=timed,
+            shift=schedulers.read_scheduler(folder / _SCHEDULER, FILES),
+            downsample=media.downsample,
+            sound=config.sound,
+            fresh_time=fresh,
+            **pipelines.computing(config),
+        )
+        weights = pipelines.open_network(folder / PART, network.stored_network)
         known = {
             _TRANSFORMER: configs.KNOWN,
             "connectors/config.json": configs.CONNECTORS_KNOWN,
@@ -78,13 +89,7 @@ def load(config: ModelConfig, folder: pathlib.Path) -> Pipeline:
             folder=folder,
             config=config,
             part=PART,
-            network=LTX2(
-                transformer=transformer,
-                shift=schedulers.read_scheduler(folder / _SCHEDULER, FILES),
-                downsample=media.downsample,
-                sound=config.sound,
-                **pipelines.computing(config),
-            ),
+            network=network,
             autoencoder=media,
             codec=EmbeddingCodec(encoders=_encoders(folder, config.dtype, transformer), kept=config.embeddings, guided=True),
             stored=weights,
@@ -93,8 +98,8 @@ def load(config: ModelConfig, folder: pathlib.Path) -> Pipeline:
             stored_dtype=DTYPES[weights.dtype("proj_in.weight")],
             unknown_settings=pipelines.unknown_settings(folder, known),
             unread_files=pipelines.unread_files(folder, _PARTS),
-            adapters=pipelines.open_adapters(folder, PART, transformer),
-            student=student.read_with_one_time(folder, NAME),
+            adapters=pipelines.open_adapters(folder, PART, network.stored_network),
+            student=student,
         )
 
 
@@ -103,15 +108,17 @@ def known(config: ModelConfig) -> Pipeline | None:
     if config.path != release.HUB_NAME:
         return None
     said, media = release.CONNECTORS, _drawn(config, release.MEDIA)
+    transformer, fresh = pipelines.timed(config, release.TRANSFORMER, None)
     return Pipeline(
         family=NAME,
         folder=pathlib.Path(config.path),
         config=config,
         part=PART,
         network=LTX2(
-            transformer=release.TRANSFORMER,
+            transformer=transformer,
             downsample=media.downsample,
             sound=config.sound,
+            fresh_time=fresh,
             **pipelines.computing(config),
         ),
         autoencoder=media,

@@ -24,6 +24,7 @@ import jax.numpy as jnp
 
 from unigrpo_jax.models.building.computing import PLAIN, Computing
 from unigrpo_jax.models.building.flat import Params, Shapes, linear, linear_shapes, sinusoid
+from unigrpo_jax.models.building.second_time import NAME
 
 SINUSOID = 256
 CrossTimes = Literal["own", "other", "gate_of_other"]
@@ -62,6 +63,7 @@ def said_of(
     gate_factor: float,
     dtype,
     way: Computing,
+    gaps: Mapping[str, jax.Array] | None = None,
 ) -> Said:
     """What the blocks and the output of one modality are told.
 
@@ -75,9 +77,11 @@ def said_of(
       gate_factor: of the time that gates are told.
       dtype: of computing.
       way: of computing.
+      gaps: as `times`, of those minus where velocities are to arrive (`building.second_time`), which a modality's own time
+        is told beside; None leaves them out.
     """
     prefix, tell = PREFIX[modality], lambda name, time: told(params, name, time, dtype, way)
-    own, end = tell(f"{prefix}{OWN}", times[modality])
+    own, end = told(params, f"{prefix}{OWN}", times[modality], dtype, way, None if gaps is None else gaps[modality])
     text = cross = gate = None
     if f"{prefix}{PROMPT}.linear.weight" in params:
         text, _ = tell(f"{prefix}{PROMPT}", sigmas[modality])
@@ -101,21 +105,30 @@ def cross_times(modality: str, times: Mapping[str, jax.Array], sigmas: Mapping[s
     raise ValueError(f"No reading of times is called {reading!r}. There are: {', '.join(get_args(CrossTimes))}.")
 
 
-def told(params: Params, name: str, time_BT, dtype, way: Computing = PLAIN):
-    """What a time says [B, T, parts of D], and its embedding [B, T, D]; both are held, what is said before it is cut."""
+def told(params: Params, name: str, time_BT, dtype, way: Computing = PLAIN, gap_BT=None):
+    """What a time says [B, T, parts of D], and its embedding [B, T, D]; both are held, what is said before it is cut.
+
+    The embedding of a gap is added to that of the time, where there is one.
+    """
     # What one time says of all tokens has none of its own, along which a mesh could cut it.
     held = lambda x: way.held(x) if x.shape[1] > 1 else way.held(x[:, 0])[:, None]
-    wave = held(sinusoid(time_BT.reshape(-1), SINUSOID).reshape(*time_BT.shape, SINUSOID).astype(dtype))
-    place = f"{name}.emb.timestep_embedder"
-    inner = held(jax.nn.silu(linear(params, f"{place}.linear_1", wave)))
-    embedding = held(linear(params, f"{place}.linear_2", inner))
+
+    def embedded(place: str, time_BT):
+        wave = held(sinusoid(time_BT.reshape(-1), SINUSOID).reshape(*time_BT.shape, SINUSOID).astype(dtype))
+        inner = held(jax.nn.silu(linear(params, f"{place}.linear_1", wave)))
+        return held(linear(params, f"{place}.linear_2", inner))
+
+    embedding = embedded(f"{name}.emb.timestep_embedder", time_BT)
+    if gap_BT is not None:
+        embedding = embedding + embedded(f"{name}.emb.{NAME}", gap_BT)
     return held(linear(params, f"{name}.linear", jax.nn.silu(embedding))), embedding
 
 
-def told_shapes(name: str, width: int, parts: int) -> Shapes:
+def told_shapes(name: str, width: int, parts: int, second_time: bool = False) -> Shapes:
     """Of `told`."""
-    yield from linear_shapes(f"{name}.emb.timestep_embedder.linear_1", SINUSOID, width)
-    yield from linear_shapes(f"{name}.emb.timestep_embedder.linear_2", width, width)
+    for embedder in ("timestep_embedder", NAME) if second_time else ("timestep_embedder",):
+        yield from linear_shapes(f"{name}.emb.{embedder}.linear_1", SINUSOID, width)
+        yield from linear_shapes(f"{name}.emb.{embedder}.linear_2", width, width)
     yield from linear_shapes(f"{name}.linear", width, parts * width)
 
 

@@ -26,6 +26,8 @@ from unigrpo_jax.config_evaluation import PassesConfig
 from unigrpo_jax.models.building.computing import Computing
 from unigrpo_jax.models.building.first_frame import ClipPainter, VideoCondition
 from unigrpo_jax.models.building.flat import Params
+from unigrpo_jax.models.building.second_time import NAME
+from unigrpo_jax.models.building.two_times import TimedPainter
 from unigrpo_jax.models.ltx2.axes import AXES
 from unigrpo_jax.models.ltx2.flops import evaluation
 from unigrpo_jax.models.ltx2.guidance import Deprived, Guidance, Scales
@@ -38,7 +40,7 @@ Grid = tuple[int, int, int, int, float]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class LTX2(ClipPainter):
+class LTX2(ClipPainter, TimedPainter):
     """The verbs of the transformer; texts are `TextStates` with what the connectors say for each modality.
 
     Attributes:
@@ -56,7 +58,9 @@ class LTX2(ClipPainter):
     begins = keeps_first = further_passes = True
     axes: ClassVar = AXES
     # As in diffusion transformers (arXiv 2212.09748): blocks are not modulated, with gates shut, and the output is 0.
-    zero_at_start: ClassVar = r"(?:audio_)?proj_out|.*(?:time_embed|prompt_adaln|scale_shift|_gate)\.linear|.*_table"
+    zero_at_start: ClassVar = (
+        rf"(?:audio_)?proj_out|.*(?:time_embed|prompt_adaln|scale_shift|_gate)\.linear|.*_table|.*\.{NAME}\.linear_2"
+    )
 
     @property
     def trained_by(self) -> dict[str, str]:
@@ -69,12 +73,9 @@ class LTX2(ClipPainter):
         maps = rf"{BLOCKS}\..*(?:attn\d?\.to_(?:q|k|v|out\.0)|ff\.net\.(?:0\.proj|2))"
         return maps if self.sound else f"(?!{HEARD}){maps}"
 
-    @property
-    def network(self) -> LTX2Transformer:
-        """What has the parameters."""
-        return self.transformer
-
-    def outputs(self, params: Params, x: Latents, t_B, grid: Grid, condition: VideoCondition, way: Computing):
+    def outputs(
+        self, params: Params, x: Latents, t_B, grid: Grid, condition: VideoCondition, way: Computing, to_B=None
+    ):
         """The velocities of what is drawn.
 
         ValueError where the text says nothing of the sound, or the picture has another size than the clip.
@@ -85,14 +86,16 @@ class LTX2(ClipPainter):
         self.check_first(first, *clip[1:])
         texts = {"video": condition.states, "audio": condition.audio} if self.sound else {"video": condition.states}
         seen = None if condition.mask is None else dict.fromkeys(texts, condition.mask)
-        times = levels = dict.fromkeys(texts, 1000 * t_B)
-        if first is not None:
+        levels = dict.fromkeys(texts, 1000 * t_B)
+        times, gaps = levels, None if to_B is None else dict.fromkeys(texts, 1000 * (t_B - to_B))
+        if first is not None:  # which is there already: its time is 0, and so is its gap
             given = np.arange(math.prod(clip)) < first.shape[1]
-            times = levels | {"video": jnp.where(given[None], 0, 1000 * t_B[:, None])}
+            drawn = lambda found: found | {"video": jnp.where(given[None], 0, found["video"][:, None])}
+            times, gaps = drawn(levels), None if gaps is None else drawn(gaps)
         x = self.whole(x, condition)
         x = x if self.sound else {"video": x}
         without = condition.without if isinstance(condition, Deprived) else NOTHING
-        out = self.transformer(params, x, times, texts, tuple(clip), fps, seen, levels, without, way)
+        out = self.transformer(params, x, times, texts, tuple(clip), fps, seen, levels, without, way, gaps)
         return self.free(out if self.sound else out["video"], condition)
 
     def empty(self, batch: int) -> VideoCondition:

@@ -72,6 +72,7 @@ class LTX2Transformer:
       positions: of tokens.
       perturbed: whether it was made to be compared with itself without mixing.
       cross_times: whose time says how modalities meet.
+      second_time: whether each modality is told where its velocities are to arrive, as `building.second_time` has it.
     """
 
     video: Branch
@@ -84,6 +85,7 @@ class LTX2Transformer:
     positions: Positions = Positions()
     perturbed: bool = False
     cross_times: CrossTimes = "other"
+    second_time: bool = False
 
     @property
     def branches(self) -> dict[str, Branch]:
@@ -107,6 +109,7 @@ class LTX2Transformer:
         sigmas: Latents | None = None,
         without: Without = NOTHING,
         way: Computing = PLAIN,
+        gaps: Latents | None = None,
     ) -> dict[str, jax.Array]:
         """Velocities v = noise - data, float32 [B, N, C] of each modality that is there; one may be absent.
 
@@ -122,6 +125,7 @@ class LTX2Transformer:
             None is `times`, where those are [B].
           without: what samples go without.
           way: of computing.
+          gaps: as `times`, those minus the times of arrival, where there is a `second_time`; None leaves them out.
 
         Raises:
           ValueError: an array does not fit, or the network cannot do it.
@@ -130,14 +134,15 @@ class LTX2Transformer:
         cut = way.tokens
         times = {name: jnp.asarray(times[name], jnp.float32) for name in x}
         sigmas = {name: self._sigma(name, times, sigmas) for name in x}
-        times = {name: cut.entering(time) if time.ndim == 2 else time[:, None] for name, time in times.items()}
+        by_token = lambda found: {n: cut.entering(t) if t.ndim == 2 else t[:, None] for n, t in found.items()}
+        times, gaps = by_token(times), None if gaps is None else by_token(gaps)
         dtype = next(iter(x.values())).dtype
         turns = self.turns(x, x["audio"].shape[1] if "audio" in x else 0, grid, fps)
         given = {
             name: Given(
                 text=way.held(self.text(params, name, cut.entering(texts[name].astype(dtype)))),
                 seen=cut.seen(texts[name], None if seen is None else seen[name]),
-                said=said_of(params, name, times, sigmas, self.cross_times, self.gate_factor, dtype, way),
+                said=said_of(params, name, times, sigmas, self.cross_times, self.gate_factor, dtype, way, gaps),
                 turn=turns[name][0].cut(cut),
                 cross_turn=None if turns[name][1] is None else turns[name][1].cut(cut),
                 own=cut.seen(x[name]),
@@ -267,7 +272,7 @@ class LTX2Transformer:
 
     def _shapes(self) -> Shapes:
         for branch in self.branches.values():
-            yield from branch.outer_shapes(self.text_width, self.texts_told)
+            yield from branch.outer_shapes(self.text_width, self.texts_told, self.second_time)
         yield from ((f"{BLOCKS}.{name}", (self.layers, *shape)) for name, shape in self._block_shapes())
 
     def _block_shapes(self) -> Shapes:
