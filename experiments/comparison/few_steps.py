@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 from experiments import distill
 from experiments.comparison.arms import GUIDANCE, Arm, changed
-from experiments.comparison.page import gallery, html_table, markdown, provenance, series, write, write_figure
+from experiments.comparison.page import gallery, grid_of, html_table, markdown, provenance, series, write, write_figure
 from experiments.comparison.records import Record, read_records, score, spread
 from unigrpo_jax.config import EvaluationConfig, RunConfig
 from unigrpo_jax.foreign_text import for_html
@@ -94,7 +94,7 @@ def arms(base: RunConfig) -> list[FewSteps]:
 
 
 def write_few_steps(out: pathlib.Path, wanted: Sequence[FewSteps]) -> None:
-    """Writes few_steps.md, few_steps.html and figures/few_steps.svg; an arm without a record is shown as missing."""
+    """Writes few_steps.md, few_steps.html, samples.png and figures/few_steps.svg; what has no record is shown as missing."""
     records, by_name = read_records(out), {arm.name: arm for arm in wanted}
     words = " ".join(provenance([r for name in by_name for r in records.get(name, ())]))
     body, html, panels = [f"# {TITLE}", "", words], f"<h1>{TITLE}</h1><p class=note>{for_html(words)}</p>", []
@@ -113,6 +113,8 @@ def write_few_steps(out: pathlib.Path, wanted: Sequence[FewSteps]) -> None:
         html += write_figure(out, "few_steps", panels)
         body += ["", "![Curves](figures/few_steps.svg)"]
     if shown := {arm.title: records[arm.name][0]["samples"] for arm in wanted if arm.name in records}:
+        (out / "samples.png").write_bytes(grid_of(shown))
+        body += ["", "![The same prompts, drawn by each](samples.png)"]
         html += f"<h2>The same prompts</h2>{gallery(shown)}"
     write(out / "few_steps.md", "\n".join(body) + "\n")
     write(out / "few_steps.html", page(TITLE, html))

@@ -97,7 +97,7 @@ def write_table(out: pathlib.Path, arms: Sequence[str]) -> None:
         html += f"<h2>Curves</h2>{svg}"
     if known:
         shown = {_name(records[arm][0]): records[arm][0]["samples"] for arm in known}
-        (out / "samples.png").write_bytes(_grid(shown))
+        (out / "samples.png").write_bytes(grid_of(shown))
         body += ["", "![The same prompts, drawn by each](samples.png)"]
         html += f"<h2>The same prompts</h2>{gallery(shown)}"
     write(out / "table.md", "\n".join(body) + "\n")
@@ -279,7 +279,7 @@ def gallery(shown: dict[str, list[dict]]) -> str:
     )
 
 
-def _grid(shown: dict[str, list[dict]]) -> bytes:
+def grid_of(shown: dict[str, list[dict]]) -> bytes:
     """The same as a PNG: columns are arms, rows are prompts, a green frame is right and a red one wrong."""
     font = ImageFont.load_default(12)
     count = max(len(samples) for samples in shown.values())
