@@ -39,6 +39,7 @@ from unigrpo_jax.models.folders import student as students
 from unigrpo_jax.models.folders.student import Student
 from unigrpo_jax.models.hunyuan_video.painter import HunyuanVideo
 from unigrpo_jax.models.hunyuan_video.transformer import HunyuanVideoTransformer
+from unigrpo_jax.models.loaded import Published, as_student
 from unigrpo_jax.models.stable_diffusion.tiny import make_tiny as make_sd
 from unigrpo_jax.models.text_encoders.states import TextStates
 from unigrpo_jax.models.tree import flatten, unflatten
@@ -216,6 +217,16 @@ def written(toys, tmp_path_factory):
 
 def copy(written, name, tmp_path) -> pathlib.Path:
     return pathlib.Path(shutil.copytree(written[name][0], tmp_path / "copy"))
+
+
+def test_a_student_draws_as_it_learned_to_where_nobody_says_otherwise():
+    """Average velocities without noise; matched distributions with all of it new at each step (CPS at level 1)."""
+    usual = Published(rollout={"image_height": 8}, evaluation={"flow_steps": 28, "guidance": 4.0})
+    matched = as_student(usual, dataclasses.replace(STUDENT, method="dmd2", steps=(3,), second_time=False))
+    assert dict(matched.evaluation) == {"flow_steps": 3, "guidance": 1.0, "sampler": "sde"}
+    noised = {"step_rule": "cps", "noise_level": 1.0}
+    assert dict(matched.rollout) == {"image_height": 8, "timestep_shift": STUDENT.timestep_shift} | noised
+    assert set(as_student(None, STUDENT).evaluation) == {"flow_steps", "guidance"} and as_student(usual, None) is usual
 
 
 @folders

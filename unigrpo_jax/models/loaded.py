@@ -119,14 +119,19 @@ class Published:
 
 
 def as_student(published: Published | None, student: Student | None) -> Published | None:
-    """How a student is used: without guidance, in as many steps as it may take, of the schedule that it was made for."""
+    """How a student is used: without guidance, in as many steps as it may take, of the schedule that it was made for.
+
+    One of `dmd2` draws as it learned to: its estimate of the data, noised anew at each step.
+    """
     if student is None:
         return published
     first = published or Published(rollout={}, evaluation={})
     evaluation = {**first.evaluation, "flow_steps": max(student.steps), "guidance": 1.0}
-    return dataclasses.replace(
-        first, rollout={**first.rollout, "timestep_shift": student.timestep_shift}, evaluation=evaluation
-    )
+    rollout = {**first.rollout, "timestep_shift": student.timestep_shift}
+    if student.method == "dmd2":
+        evaluation["sampler"] = "sde"
+        rollout |= {"step_rule": "cps", "noise_level": 1.0}
+    return dataclasses.replace(first, rollout=rollout, evaluation=evaluation)
 
 
 class Loaded(Protocol):
