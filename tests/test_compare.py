@@ -131,7 +131,7 @@ def test_a_comparison_goes_from_nothing_to_a_page_and_runs_nothing_twice(tiny_mo
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["tables"], ["tables", "`table`, `ablations`, `dance` or `rounds`"]),
+        (["tables"], ["tables", "`table`, `ablations`, `dance`, `rounds`, `few_steps`."]),
         (["table", "--arms", "grpo"], ["--arms grpo", "unigrpo"]),
         (["table", "--updates", 1], ["--updates 1", "at least 2"]),
         (["table", "--seeds", 1, 1], ["--seeds"]),

@@ -171,7 +171,6 @@ def test_settings_of_a_distillation_are_not_read_elsewhere():
 
 @pytest.mark.parametrize(("words", "said"), [
     (("flux_tiny", "--learning.distillation.guidance", 2), "is not guided by a second pass; use 1."),
-    (("ltx2_tiny",), "is a model of ltx2; leave it out, and distil with --learning.method dmd2."),
     (("sd_tiny",), "is a model of stable_diffusion; leave it out, and distil with --learning.method dmd2."),
     (("sd_tiny", "--learning.method", "dmd2", "--learning.distillation.steps", 3), "steps, rollout.timestep_shift: "
      "steps = 3: it must divide the 1000"),
