@@ -18,11 +18,11 @@ from unigrpo_jax.config import (
     EvaluationConfig,
     LearningConfig,
     ModelConfig,
-    PassesConfig,
     RolloutConfig,
     RunConfig,
 )
 from unigrpo_jax.config_checks import check
+from unigrpo_jax.config_evaluation import PassesConfig
 from unigrpo_jax.learning import parameters
 from unigrpo_jax.models.families import load_model
 from unigrpo_jax.models.loaded import sound_rate
