@@ -28,7 +28,7 @@ from unigrpo_jax.config import ConfigError, RunConfig, require
 from unigrpo_jax.foreign_text import tell
 
 SEEDS = {"table": (0, 1, 2), "ablations": (0,), "dance": (0, 1, 2), "rounds": (0, 1, 2), "few_steps": (0, 1, 2)}
-ITERATIONS = {"table": 100, "ablations": 40, "dance": 100, "rounds": None, "few_steps": 60}
+ITERATIONS = {"table": 100, "ablations": 40, "dance": 100, "rounds": None, "few_steps": 40}
 QUICK_ITERATIONS = {"table": 30, "ablations": 20, "dance": 20, "rounds": 10, "few_steps": 10}
 PRESETS = {"dance": "shapes_flux"}  # where none is named and it is not `shapes`
 
@@ -41,8 +41,8 @@ class Arguments:
     seeds: tuple[int, ...] = ()
     """Seeds of every arm; default 0 1 2, and 0 of an ablation, where more make differences surer."""
     updates: int = 0
-    """Iterations of every arm; 0 is 100 of a table and of `dance`, 40 of an ablation, 60 of each run of `few_steps`
-    and the preset's of several rounds."""
+    """Iterations of every arm; 0 is 100 of a table and of `dance`, 40 of an ablation and of each run of
+    `few_steps`, and the preset's of several rounds."""
     arms: tuple[str, ...] = ()
     """Only these arms of the table, or these ablations."""
     quick: bool = False

@@ -74,7 +74,7 @@ def main(arguments: Arguments) -> None:
     from unigrpo_jax.parallel import mesh as meshes
     from unigrpo_jax.rewards.judging import Judging
     from unigrpo_jax.rewards.load import load_rewards
-    from unigrpo_jax.training import few_steps, storage
+    from unigrpo_jax.training import storage, student_checks
     from unigrpo_jax.training.console import Console
     from unigrpo_jax.training.evaluation import Evaluator
     from unigrpo_jax.training.int8_errors import error_table, moved_table, score_errors
@@ -114,7 +114,7 @@ def main(arguments: Arguments) -> None:
     out = arguments.out or restored.folder / "evaluations" / f"{name}{others(e, EvaluationConfig())}.json"
     if not storage.is_bucket(out):
         out = storage.path(file_to_write(out, "--out"))
-    for words in few_steps.warnings(restored.loaded, restored.config.rollout, e):
+    for words in student_checks.warnings(restored.loaded, restored.config.rollout, e):
         tell(words)
     autoencoder = restored.loaded.autoencoder_params(meshes.replicated(restored.layout.mesh))
     params = restored.read()

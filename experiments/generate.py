@@ -139,11 +139,11 @@ def restored_model(arguments: Arguments, words: tuple[str, ...]):
 def checked(arguments: Arguments, restored, picture) -> tuple[EvaluationConfig, RolloutConfig]:
     """`settings`; ConfigError where one of them cannot be, and a warning where a student was not made for them."""
     from unigrpo_jax.config_checks import check
-    from unigrpo_jax.training import few_steps
+    from unigrpo_jax.training import student_checks
 
     evaluation, rollout = settings(arguments, restored, picture)
     check(dataclasses.replace(restored.config, evaluation=evaluation, rollout=rollout))
-    for words in () if arguments.answer else few_steps.warnings(restored.loaded, rollout, evaluation):
+    for words in () if arguments.answer else student_checks.warnings(restored.loaded, rollout, evaluation):
         tell(words)
     return evaluation, rollout
 

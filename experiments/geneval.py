@@ -68,7 +68,7 @@ def write(arguments: Write) -> None:
     from unigrpo_jax.config_checks import check
     from unigrpo_jax.foreign_files import named
     from unigrpo_jax.parallel import mesh as meshes
-    from unigrpo_jax.training import few_steps
+    from unigrpo_jax.training import student_checks
     from unigrpo_jax.training.console import Console
     from unigrpo_jax.training.evaluation import evaluation_rollout, on_mesh
     from unigrpo_jax.training.restore import restore
@@ -99,7 +99,7 @@ def write(arguments: Write) -> None:
     params, autoencoder_params = restored.read(), loaded.autoencoder_params(meshes.replicated(restored.layout.mesh))
     per_call = e.batch // e.images_per_prompt
     with Console() as console:
-        for words in few_steps.warnings(loaded, rollout, e):
+        for words in student_checks.warnings(loaded, rollout, e):
             console.message(words)
         for start in range(0, len(prompts), per_call):
             rows = [min(row, len(prompts) - 1) for row in range(start, start + per_call)]  # the last call is filled up

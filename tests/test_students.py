@@ -48,7 +48,7 @@ from unigrpo_jax.parallel.rules import Layout
 from unigrpo_jax.rollout import randomness
 from unigrpo_jax.rollout.drawing import FlowSampler, denoise
 from unigrpo_jax.rollout.step_rules import CPS, FlowSDE
-from unigrpo_jax.training import few_steps
+from unigrpo_jax.training import student_checks
 
 SIZES = dict(channels=8, double=1, single=1, heads=2, axes=(2, 4, 2), text_width=6, pooled_width=5, guidance=True)
 STUDENT = Student(method="mean_flow", steps=(1, 2, 4), second_time=True, guidance=4.0, timestep_shift=2.0, teacher="a toy")
@@ -466,16 +466,16 @@ def model(student=STUDENT, two_times=True, fresh_time=False):
 
 def test_what_a_student_was_not_made_for_is_warned_of():
     rollout, evaluation = RolloutConfig(flow_steps=4), EvaluationConfig(flow_steps=10, guidance=3.0)
-    steps, guided = few_steps.warnings(model(), rollout, evaluation)
+    steps, guided = student_checks.warnings(model(), rollout, evaluation)
     assert "evaluation.flow_steps = 10" in steps and "made for 1, 2 or 4 steps" in steps
     assert "evaluation.guidance = 3" in guided and "with 4; use 1" in guided
     fits = EvaluationConfig(flow_steps=2)
-    assert few_steps.warnings(model(), rollout, fits, trains=True) == []
-    assert few_steps.warnings(model(None), RolloutConfig(flow_steps=7), evaluation, trains=True) == []
-    trained = few_steps.warnings(model(), RolloutConfig(flow_steps=3, guidance=2.0), fits, trains=True)
+    assert student_checks.warnings(model(), rollout, fits, trains=True) == []
+    assert student_checks.warnings(model(None), RolloutConfig(flow_steps=7), evaluation, trains=True) == []
+    trained = student_checks.warnings(model(), RolloutConfig(flow_steps=3, guidance=2.0), fits, trains=True)
     assert [words.split()[1] for words in trained] == ["rollout.flow_steps", "rollout.guidance"]
     matched = dataclasses.replace(STUDENT, method="dmd2", steps=(2,))
-    (shifted,) = few_steps.warnings(model(matched), RolloutConfig(timestep_shift=3.0), fits)
+    (shifted,) = student_checks.warnings(model(matched), RolloutConfig(timestep_shift=3.0), fits)
     assert "timestep_shift = 3" in shifted and "states of 2" in shifted
 
 
@@ -483,12 +483,12 @@ def test_methods_that_would_not_teach_an_average_velocity_are_refused():
     run = lambda method: RunConfig(learning=LearningConfig(method=method))
     for method in ("fpo", "diffusion_nft", "best_of_n", "sft"):
         with pytest.raises(ConfigError, match="use grpo or refl"):
-            few_steps.check_method(run(method), model())
-        few_steps.check_method(run(method), model(two_times=False))
-    few_steps.check_method(run("grpo"), model())
-    few_steps.check_method(run("refl"), model())
+            student_checks.check_method(run(method), model())
+        student_checks.check_method(run(method), model(two_times=False))
+    student_checks.check_method(run("grpo"), model())
+    student_checks.check_method(run("refl"), model())
     with pytest.raises(ConfigError, match="does not teach"):
-        few_steps.check_method(run("grpo"), model(None, fresh_time=True))
+        student_checks.check_method(run("grpo"), model(None, fresh_time=True))
 
 
 def test_adapters_leave_a_students_second_time_alone():

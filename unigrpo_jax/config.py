@@ -274,6 +274,11 @@ class LearningConfig:
         return {name: tuple(part.strip() for part in value.split(",")) for name, value in self.credit_by.items()}
 
     @property
+    def rewarded(self) -> bool:
+        """Whether rewards say what is learned; those of other methods are measured and teach nothing."""
+        return self.method != "sft" and not self.distils
+
+    @property
     def distils(self) -> bool:
         """Whether the method makes a student of few steps, of which the drawing alone is trained."""
         return self.method in METHODS

@@ -114,7 +114,7 @@ def check(config: RunConfig) -> None:
     check_distillation(config)
     _check_method(config)
     require(
-        learn.group_size >= 2 or learn.method == "sft" or learn.distils,
+        learn.group_size >= 2 or not learn.rewarded,
         f"learning.group_size = {learn.group_size}: an advantage compares an episode with its group, so a group needs "
         "at least 2 episodes (the paper uses 24).",
     )
@@ -300,7 +300,7 @@ def _check_method(config: RunConfig) -> None:
     require(0 <= nft.old_decay < 1, f"learning.nft.old_decay = {nft.old_decay}, but it must be 0 or more and below 1.")
     require(learn.method == "diffusion_nft" or nft == NFTConfig(),
             f"learning.nft is read by learning.method = 'diffusion_nft' alone, but {method}; leave it out.")  # fmt: skip
-    require(r.resample == 0 or not (learn.method in ("refl", "sft") or learn.distils),
+    require(r.resample == 0 or (learn.rewarded and learn.method != "refl"),
             f"rollout.resample = {r.resample} replaces groups whose rewards are alike, from which {method} learns, too; use "
             "0.")  # fmt: skip
     sampled = f"rollout.quantised = {r.quantised!r}"

@@ -119,8 +119,8 @@ def ratio_statistics(log_ratio, above, below) -> dict[str, jax.Array]:
     """Metrics [] of a flow's clipped ratios r, of any shape.
 
     `ratio_mean`, `ratio_min`, `ratio_max`; `log_ratio_mean`, which float32 tells from 0 where it does not tell r from 1;
-    `ratio_square`, the mean of (r - 1)^2, from which a std is made once all pieces
-    are there; and the shares of those that are clipped, `ClipFractions` over all.
+    `ratio_square`, the mean of (r - 1)^2, from which a std is made once all pieces are there; and the shares of those that
+    are clipped, `ClipFractions` over all.
     """
     ratio = jnp.exp(log_ratio)
     return {

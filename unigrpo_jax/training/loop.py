@@ -11,7 +11,7 @@ from unigrpo_jax.config_json import to_dict
 from unigrpo_jax.learning import parameters
 from unigrpo_jax.parallel import processes
 from unigrpo_jax.parallel.roll_call import PeersMissing
-from unigrpo_jax.training import distilled, few_steps, storage, supervised
+from unigrpo_jax.training import distilled, storage, student_checks, supervised
 from unigrpo_jax.training.checkpoint import Checkpoints, abstract
 from unigrpo_jax.training.console import Console
 from unigrpo_jax.training.distilled import DistilledEvaluator, DistilledTrainer
@@ -98,7 +98,7 @@ def run(config: RunConfig, run_dir: storage.Place, resume: bool = False, allow_c
         console.card(title, card(parts, run_dir, sum(row.bytes for row in places)))
         if parts.layout.mesh.size > 1:
             console.table("What lies where", HEADER, [row.cells() for row in places])
-        told = few_steps.warnings(parts.loaded, config.rollout, config.evaluation, trains=True)
+        told = student_checks.warnings(parts.loaded, config.rollout, config.evaluation, trains=True)
         told += distilled.notes(parts) if distils else []
         for words in (*warnings(config), *told, *troubles):
             console.message(words)

@@ -67,7 +67,7 @@ def summary_table(before: dict, after: dict) -> tuple[list[str], list[list[str]]
 def warnings(config: RunConfig) -> list[str]:
     """What the settings allow and hardly anybody should want, in sentences."""
     learn, found = config.learning, []
-    if learn.method != "sft" and not learn.distils and learn.group_size < LEAST_GROUP:
+    if learn.rewarded and learn.group_size < LEAST_GROUP:
         found.append(f"Warning: learning.group_size = {learn.group_size}: an advantage compares an episode with its group, "
                      f"whose mean and spread so few show badly; use {LEAST_GROUP} or more (the paper: 24).")  # fmt: skip
     return found
@@ -75,8 +75,7 @@ def warnings(config: RunConfig) -> list[str]:
 
 def blind(config: RunConfig, judging: Judging) -> str:
     """A sentence where no reward that is trained by looks at what was asked for; "" else, and before any judged."""
-    unrewarded = config.learning.method == "sft" or config.learning.distils
-    names = [] if unrewarded else judging.blind(config.learning.reward_weights)
+    names = judging.blind(config.learning.reward_weights) if config.learning.rewarded else []
     if not names:
         return ""
     return (f"Warning: {' '.join(names)} {'looks' if len(names) == 1 else 'look'} at neither prompts nor what comes with "

@@ -16,8 +16,7 @@ class Placed:
     """Arrays of one group, shape and placement.
 
     Attributes:
-      group: reasoning, denoising or frozen parameters; optimizer, average, fake score, reference,
-        autoencoder.
+      group: reasoning, denoising or frozen parameters; optimizer, average, fake score, reference, autoencoder.
       names: paths of the arrays, or what they are.
       shape: of each; () where several shapes are summed up.
       placement: mesh axes of each dimension, "-" where it is not cut.

@@ -29,7 +29,7 @@ from unigrpo_jax.rewards.judging import Judging, RewardError
 from unigrpo_jax.rewards.load import load_rewards
 from unigrpo_jax.rewards.protocol import DifferentiableReward, RewardBatch
 from unigrpo_jax.rollout.program import check_window, flow_sampler
-from unigrpo_jax.training import few_steps, measured
+from unigrpo_jax.training import measured, student_checks
 from unigrpo_jax.training.evaluation import by_round, by_rule, check_evaluation, check_schedule
 from unigrpo_jax.training.given import check_pictures, given_pictures
 from unigrpo_jax.training.image_statistics import statistics
@@ -75,7 +75,7 @@ def build(config: RunConfig, world: World | None = None) -> Parts:
     attend = kernels.attend(config.model, mesh)
     world = world or load_world(config.prompts, config.prompt_weights, config.evaluation.source, config.rollout.rounds,
                                 config.evaluation.rounds)  # fmt: skip
-    unjudged = (config.learning.method == "sft" or config.learning.distils) and not config.rewards
+    unjudged = not config.learning.rewarded and not config.rewards
     rewards = {} if unjudged else load_rewards(config)
     judging, followed = Judging(rewards, config.judging), None
     if config.learning.method == "refl":
@@ -94,7 +94,7 @@ def build(config: RunConfig, world: World | None = None) -> Parts:
     check_schedule("rollout.flow_steps", config.rollout.flow_steps, config.rollout, loaded)
     check_evaluation(config.evaluation, config.rollout, loaded)
     check_leash_times(config.learning, loaded)
-    few_steps.check_method(config, loaded)
+    student_checks.check_method(config, loaded)
     modalities.check(config.learning, modalities.names(loaded.network, config.rollout.size), str(loaded.folder))
     for name, module in (("tensorboard", "tensorboardX"), ("wandb", "wandb")):
         if getattr(config.logging, name):
