@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from launch.planning.compile import nothing_cached
 from tests import tiny
 from tests.equations import equations
 from unigrpo_jax.config import ConfigError, MeshConfig, ModelConfig
@@ -381,7 +382,8 @@ def test_splash_compiles_for_a_tpu(monkeypatch):
     rows = meshes.spread(mesh)
     given = (at((4, 260), jnp.int32, rows), at((4, 260), bool, rows), at((4, 1, 256, 12), jnp.float32, rows))
     step = jax.jit(jax.value_and_grad(drawing_loss(model), has_aux=True))
-    with jax.default_matmul_precision("default"):  # as in a run; the tests' "highest" is none that bfloat16 kernels have
+    # As in a run: the tests' "highest" is none that bfloat16 kernels have.
+    with nothing_cached(), jax.default_matmul_precision("default"):
         program = step.lower(params, *given).compile().as_text()
     assert "splash_mha_fwd" in program and "splash_mha_dkv" in program and "splash_mha_dq" in program
 

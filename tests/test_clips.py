@@ -265,6 +265,7 @@ def test_what_a_decoder_of_clips_gives_is_a_video():
     model = types.SimpleNamespace(
         hold=None,
         begins=False,
+        two_times=False,
         predict=lambda params, x, t, grid, condition: x,
         to_latent=lambda tokens, grid: tokens.reshape(-1, 4, 5, 3),
     )

@@ -237,7 +237,7 @@ def compile_program(setting: Setting, name: ProgramName) -> Compiled:
     try:
         if setting.target.chip.kind == "gpu":
             traced.lower(lowering_platforms=("cuda",))
-        with _nothing_cached():
+        with nothing_cached():
             compiled = traced.lower().compile()
         stats, text = compiled.memory_analysis(), compiled.as_text()
     except Exception as error:  # compilers' errors have no common class
@@ -272,7 +272,7 @@ def _episode_bytes(setting: Setting, count: int) -> int:
 
 
 @contextlib.contextmanager
-def _nothing_cached():
+def nothing_cached():
     """Without JAX's cache of compiled programs: one for chips that are not there is written, and can never be read back."""
     kept = jax.config.jax_enable_compilation_cache
     try:
