@@ -2,13 +2,16 @@
 
 import dataclasses
 import json
+import shutil
 
+import jax
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
 from tests import tiny
 from tests.command import command
+from tests.test_resume import state_at
 from unigrpo_jax.config import ConfigError, ModelConfig, RolloutConfig, RunConfig
 from unigrpo_jax.config_checks import check
 from unigrpo_jax.models.building.second_time import is_second_time
@@ -16,6 +19,8 @@ from unigrpo_jax.models.families import load_model
 from unigrpo_jax.models.flux.tiny import make_tiny
 from unigrpo_jax.models.folders import student as students
 from unigrpo_jax.models.folders.student import Student
+from unigrpo_jax.models.stable_diffusion.tiny import make_tiny as make_sd
+from unigrpo_jax.models.tree import flatten
 from unigrpo_jax.rollout.program import check_window, flow_sampler
 
 STUDENT = Student(method="mean_flow", steps=(2, 4), second_time=True, guidance=3.5, timestep_shift=0.0, teacher="a toy")
@@ -28,9 +33,15 @@ WEIGHTS = "transformer/diffusion_pytorch_model.safetensors"
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    teacher, folder = tmp_path_factory.mktemp("teacher"), tmp_path_factory.mktemp("student") / "flux"
-    make_tiny(teacher)
+def teacher(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("teacher")
+    make_tiny(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def folder(teacher, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("student") / "flux"
     loaded = load_model(ModelConfig(path=str(teacher), second_time=True))
     params, rng = loaded.with_fresh(loaded.params()), np.random.default_rng(0)
     params |= {path: 0.1 * rng.standard_normal(x.shape, np.float32) for path, x in params.items() if is_second_time(path)}
@@ -82,6 +93,47 @@ def test_it_exports_a_student_whose_second_time_was_learned(folder, trained, tmp
     assert outcome.code == 0 and outcome.out == f"Wrote {picture}\n", outcome
     outcome = command("experiments.generate", out, "a red circle", "--out", picture, "--flow-steps", 3)
     assert outcome.code == 0 and "Warning: evaluation.flow_steps = 3" in outcome.out, outcome
+
+
+def held(folder, run_dir, texts, *own):
+    """A run on the student that is held to a teacher."""
+    weights = ("--learning.matching-weight", 0.01, "--learning.mse-weight", 0, "--learning.distillation.fake-steps", 2)
+    words = ("flux_tiny", "--model.path", folder, "--run-dir", run_dir, *SETTINGS, *weights)
+    return command("experiments.run", *words, "--model.embeddings.folder", texts, "--checkpoint.every", 1, *own)
+
+
+def test_a_student_that_is_held_to_its_teacher_goes_on_after_a_resume_with_the_same_bits(folder, teacher, trained, tmp_path):
+    """Its fake score begins as the teacher, is in the checkpoints, and has no second time."""
+    texts, run_dir, named = trained.parent / "texts", tmp_path / "run", ("--learning.distillation.teacher", teacher)
+    outcome = held(folder, run_dir, texts, *named, "--checkpoint.keep", 3)
+    assert outcome.code == 0 and "drift" not in json.loads((run_dir / "summary.json").read_text()), outcome
+    lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    for line in lines:
+        assert line["flow/ratio_min"] == line["flow/ratio_max"] == 1 and line["matching/distance"] > 0 < line["fake/loss"]
+        assert "flow/velocity_mse" not in line and line["update/skipped"] == 0
+    first, second = (state_at(run_dir, step) for step in (1, 2))
+    assert first.fake.trained.keys() == {path for path in first.trained if not is_second_time(path)} < first.trained.keys()
+    began = flatten(load_model(ModelConfig(path=str(teacher))).params())
+    steps = [np.abs(np.asarray(x) - began[path]).max() for path, x in first.fake.trained.items()]
+    assert 0 < max(steps) < 1.1e-3  # two steps of Adam at 5e-4
+    copy = shutil.copytree(run_dir, tmp_path / "copy")
+    shutil.rmtree(copy / "checkpoints" / "2")
+    outcome = held(folder, copy, texts, *named, "--checkpoint.keep", 3, "--resume")
+    assert outcome.code == 0 and "Resuming after iteration 1" in outcome.out, outcome
+    for a, b in zip(jax.tree.leaves(second), jax.tree.leaves(state_at(copy, 2)), strict=True):
+        assert np.asarray(a).tobytes() == np.asarray(b).tobytes()
+
+
+def test_a_teacher_that_is_none_of_this_student_is_refused(folder, teacher, tmp_path):
+    smaller, other = shutil.copytree(teacher, tmp_path / "smaller"), tmp_path / "sd"
+    sizes = smaller / "transformer" / "config.json"
+    sizes.write_text(json.dumps(json.loads(sizes.read_text()) | {"num_single_layers": 1}))
+    other.mkdir()
+    make_sd(other)
+    wrong = {folder: "is a student itself", smaller: "has other parameters than", other: "teacher: "}
+    for path, said in wrong.items():
+        outcome = held(folder, tmp_path / "run", tmp_path / "texts", "--learning.distillation.teacher", path)
+        assert outcome.code != 0 and said in outcome.err and outcome.err.count("\n") == 1, outcome
 
 
 def test_a_run_that_would_not_teach_the_second_time_is_refused(folder, tmp_path):

@@ -12,7 +12,8 @@ from tests import tiny
 from unigrpo_jax.learning import parameters
 from unigrpo_jax.learning import policy as policies
 from unigrpo_jax.learning.objective import Objective, reduce_metrics, with_ratio_std
-from unigrpo_jax.learning.update import UpdateProgram, differs, new_state, pieces
+from unigrpo_jax.learning.stepping import pieces
+from unigrpo_jax.learning.update import UpdateProgram, differs, new_state
 from unigrpo_jax.models import tree
 from unigrpo_jax.models.bagel import Bagel
 

@@ -228,6 +228,9 @@ class LearningConfig:
     drawing's rest: at states made of its own clean latent and the window's noise.  Each costs what a transition does."""
     leash_weight: float = 0.02
     """Weight of the mean of the MSEs at leash_times."""
+    matching_weight: float = 0.0
+    """Method `grpo` of a student of few steps: weight of DMD2's loss against the teacher that `distillation` names, in the
+    place of the velocity MSE (RTDMD); a fake score is then trained beside the student, as it is by `dmd2`."""
     latent_kl_weight: float = 0.0
     """Weight of the latent KL to the reference, the ablation of the velocity MSE."""
     text_kl_weight: float = 0.0
@@ -282,6 +285,16 @@ class LearningConfig:
     def distils(self) -> bool:
         """Whether the method makes a student of few steps, of which the drawing alone is trained."""
         return self.method in METHODS
+
+    @property
+    def matches(self) -> bool:
+        """Whether drawings are matched with a teacher's, by a fake score that is trained beside them."""
+        return self.method == "dmd2" or self.matching_weight > 0
+
+    @property
+    def keeps_start(self) -> bool:
+        """Whether the reference is what the run started from; else it is a teacher that was named, or there is none."""
+        return self.reference != "none" and self.distillation.teacher is None
 
     @property
     def keeps_old(self) -> bool:

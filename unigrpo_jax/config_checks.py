@@ -33,8 +33,8 @@ _POSITIVE = {
 }
 _NOT_NEGATIVE = {
     "rollout": ("timestep_shift", "temperature", "top_k", "noise_level", "resample"),
-    "learning": ("flow_weight", "text_weight", "mse_weight", "leash_weight", "latent_kl_weight", "text_kl_weight",
-                 "reasoning_lr", "denoising_lr", "weight_decay", "ema_decay", "best", "worst"),
+    "learning": ("flow_weight", "text_weight", "mse_weight", "leash_weight", "matching_weight", "latent_kl_weight",
+                 "text_kl_weight", "reasoning_lr", "denoising_lr", "weight_decay", "ema_decay", "best", "worst"),
     "evaluation": ("temperature", "every", "seed", "rounds", "drift"),
     "checkpoint": ("keep_best", "keep_every"),
     "logging": ("samples_every",),

@@ -18,6 +18,9 @@ class DistillationConfig:
     """As evaluation.guidance_renorm, of the teacher."""
     guidance_renorm_min: float = 0.0
     """As evaluation.guidance_renorm_min, of the teacher."""
+    teacher: str | None = None
+    """Where the start is not the teacher, but a student that learns from rewards (learning.matching_weight): its folder, or
+    what else model.path takes, of the family and the sizes of the student."""
     steps: tuple[int, ...] = (1, 2, 4, 8)
     """Numbers of transitions that the student is made for, each of which an evaluation judges.  Method `dmd2` trains at the
     states of one number."""

@@ -7,8 +7,12 @@ def check_distillation(config: RunConfig) -> None:
     """Raises ConfigError where settings of a distillation cannot work, or stand where nothing reads them."""
     learn, r, d = config.learning, config.rollout, config.learning.distillation
     method = f"learning.method = {learn.method!r}"
-    require(learn.distils or d == DistillationConfig(), f"learning.distillation is read by learning.method = 'mean_flow' "
-            f"and 'dmd2' alone, but {method}; use experiments.distill, or leave it out.")  # fmt: skip
+    _check_matching(config)
+    require(learn.distils or learn.matches or d == DistillationConfig(), "learning.distillation is read by learning.method "
+            f"= 'mean_flow' and 'dmd2' and by learning.matching_weight alone, but {method}; use experiments.distill, or "
+            "leave it out.")  # fmt: skip
+    require(not learn.distils or d.teacher is None, f"learning.distillation.teacher = {d.teacher!r}, but the teacher of "
+            f"{method} is what the run begins with; name it by --model.path.")  # fmt: skip
     if not learn.distils:
         return
     _check_numbers(d)
@@ -36,6 +40,30 @@ def check_distillation(config: RunConfig) -> None:
             f"which adapters leave out, and model.lora.rank = {config.model.lora.rank}; use 0, or 'dmd2'.")  # fmt: skip
     require(learn.method != "mean_flow" or not config.model.floor_time, "model.floor_time makes steps of the time, along "
             f"which {method} takes a derivative; turn it off, or use 'dmd2'.")  # fmt: skip
+
+
+def _check_matching(config: RunConfig) -> None:
+    """The same, of a student that learns from rewards and is held to its teacher."""
+    learn, r, d = config.learning, config.rollout, config.learning.distillation
+    weight = f"learning.matching_weight = {learn.matching_weight:g}"
+    if not learn.matching_weight:
+        require(learn.distils or d.teacher is None, f"learning.distillation.teacher = {d.teacher!r} is read where {weight} "
+                "is above 0; give that a weight, such as 0.001, or leave the teacher out.")  # fmt: skip
+        return
+    require(learn.method == "grpo", f"{weight} stands beside learning.method = 'grpo' alone, but that is {learn.method!r}; "
+                                    "use 0.")  # fmt: skip
+    require(d.teacher is not None, f"{weight} holds a student to its teacher, and no teacher is named; give its folder by "
+                                   "--learning.distillation.teacher.")  # fmt: skip
+    require(learn.reference != "none", f"learning.reference = 'none' keeps no teacher for {weight}; use 'device' or 'host'.")
+    start = [name for name in ("mse_weight", "latent_kl_weight", "text_kl_weight") if getattr(learn, name)]
+    start += ["leash_times"] if learn.leash_times else []
+    require(not start, f"learning.{' and learning.'.join(start)} hold to the start of the run, in the place of which "
+                       f"{weight} holds to a teacher; use 0, or no times.")  # fmt: skip
+    require(learn.flow_weight > 0, f"{weight} holds what is drawn, and learning.flow_weight = 0 trains no drawing; use 1.")
+    require(r.rounds == 1, f"rollout.rounds = {r.rounds}, but {weight} holds a single drawing; use 1.")
+    require(r.guidance <= 1, f"rollout.guidance = {r.guidance:g}, but a student draws without guidance; use 1, and "
+                             f"learning.distillation.guidance {r.guidance:g} for the teacher.")  # fmt: skip
+    _check_numbers(d)
 
 
 def _check_numbers(d: DistillationConfig) -> None:

@@ -7,19 +7,18 @@ micro-batches nor devices nor a resume change it.
 """
 
 import dataclasses
-from typing import Any
 
 import jax
 import jax.numpy as jnp
-import optax
 
 from unigrpo_jax.config import LearningConfig
 from unigrpo_jax.episode import Episodes
-from unigrpo_jax.learning import parameters, update
+from unigrpo_jax.learning import parameters, stepping
 from unigrpo_jax.learning.distribution_matching import DistributionMatching
+from unigrpo_jax.learning.fake_score import learned
 from unigrpo_jax.learning.mean_flow import MeanFlow
 from unigrpo_jax.learning.objective import reduce_metrics
-from unigrpo_jax.learning.update import FakeScore, TrainState
+from unigrpo_jax.learning.update import TrainState, mixed
 from unigrpo_jax.models import tree
 from unigrpo_jax.rollout import randomness
 
@@ -58,63 +57,40 @@ class Distillation:
         if c.reference == "host":
             reference = jax.device_put(reference, jax.memory.Space.Device)
         labels = parameters.groups(state.params(frozen), c, self.objective.student.model.trained_by)
-        whole = lambda flat: tree.unflatten(frozen | flat)
-        signal = jnp.any(episodes.drawing.finite)
-        share = jnp.float32(1.0) if c.cooldown == (0, 0) else update.rate_share(c, state.step)
+        transform = parameters.optimizer(c, labels)
+        signal, share = jnp.any(episodes.drawing.finite), stepping.rate_share(c, state.step)
         start = randomness.stream_key(self.seed, state.step, randomness.FORWARD)
-        data = update.pieces((episodes, jnp.arange(len(episodes.drawing.finite))), c.minibatches * c.micro_batches)
+        data = stepping.pieces((episodes, jnp.arange(len(episodes.drawing.finite))), c.minibatches * c.micro_batches)
         by_step = jax.tree.map(lambda x: x.reshape(c.minibatches, c.micro_batches, *x.shape[1:]), data)
-
-        def gradient(loss, flat, pieces, key):
-            """Mean gradient of (parameters, episodes, keys) -> loss and metrics over the micro-batches."""
-            of = jax.grad(lambda flat, batch, keys_B: loss(whole(flat), batch, keys_B), has_aux=True)
-            return update.accumulate(lambda piece: of(flat, piece[0], randomness.sample_keys(key, piece[1])), pieces)
-
-        def fake_step(carry, key, trained, pieces):
-            loss = lambda fake, *given: self.objective.fake_loss(fake, whole(trained), *given)
-            grads, metrics = gradient(loss, carry.trained, pieces, key)
-            transform = parameters.fake_optimizer(c, labels)
-            flat, moments, _, finite = _stepped(transform, carry.trained, carry.opt_state, grads, metrics, signal, share)
-            found = {"fake/loss": metrics["loss"], "fake/grad_norm": optax.tree.norm(grads)}
-            return FakeScore(flat, moments), found | {"update/skipped": 1.0 - finite}
 
         def optimizer_step(carry, given):
             (trained, moments, fake), (number, pieces), found = carry, given, {}
-            key = jax.random.fold_in(start, number)
+            key, others = jax.random.fold_in(start, number), ()
             if fake is not None:
                 keys = jax.vmap(jax.random.fold_in, (None, 0))(key, 1 + jnp.arange(c.distillation.fake_steps))
-                fake, found = update.scan(lambda carry, key: fake_step(carry, key, trained, pieces), fake, keys)
-                found = reduce_metrics(found)
-                loss = lambda params, *given: self.objective(params, whole(fake.trained), reference, *given)
-            else:
-                loss = lambda params, *given: self.objective(params, reference, *given)
-            grads, metrics = gradient(loss, trained, pieces, jax.random.fold_in(key, 0))
-            transform = parameters.optimizer(c, labels)
-            trained, moments, updates, finite = _stepped(transform, trained, moments, grads, metrics, signal, share)
-            metrics |= update.group_norms(grads, labels, "grad_norm") | update.group_norms(updates, labels, "update_norm")
-            dropped = jnp.maximum(1.0 - finite, jnp.float32(found.pop("update/skipped", 0.0) > 0))
+                student = tree.unflatten(frozen | trained)
+                fake, found = learned(self.objective, fake, labels, student, reference, pieces, keys, signal, share)
+                others = (fake.params(reference),)
+            loss = lambda flat, *given: self.objective(tree.unflatten(frozen | flat), *others, reference, *given)
+            of, key = jax.grad(loss, has_aux=True), jax.random.fold_in(key, 0)
+            once = lambda piece: of(trained, piece[0], randomness.sample_keys(key, piece[1]))
+            grads, metrics = stepping.accumulate(once, pieces)
+            trained, moments, updates, finite = stepping.stepped(transform, trained, moments, grads, metrics, signal, share)
+            metrics |= stepping.group_norms(grads, labels, "grad_norm")
+            metrics |= stepping.group_norms(updates, labels, "update_norm")
+            dropped = jnp.maximum(1.0 - finite, jnp.float32(found.pop("fake/skipped", 0.0) > 0))
             return (trained, moments, fake), metrics | found | {"update/skipped": dropped}
 
         def epoch(carry, number):
-            return update.scan(optimizer_step, carry, (number * c.minibatches + jnp.arange(c.minibatches), by_step))
+            return stepping.scan(optimizer_step, carry, (number * c.minibatches + jnp.arange(c.minibatches), by_step))
 
-        carry, metrics = update.scan(epoch, (state.trained, state.opt_state, state.fake), jnp.arange(c.ppo_epochs))
+        carry, metrics = stepping.scan(epoch, (state.trained, state.opt_state, state.fake), jnp.arange(c.ppo_epochs))
         trained, opt_state, fake = carry
         metrics = jax.tree.map(lambda x: x.reshape(-1), metrics)
         skipped = jnp.sum(metrics["update/skipped"])
         counts = {"update/skipped": skipped, "update/without_signal": 1.0 - signal.astype(jnp.float32)}
-        ema = None if state.ema is None else update.mixed(c.ema_decay, state.ema, trained, signal)
+        ema = None if state.ema is None else mixed(c.ema_decay, state.ema, trained, signal)
         in_row = jnp.where(skipped > 0, state.skipped_in_row + 1, 0).astype(jnp.int32)
         state = TrainState(trained=trained, opt_state=opt_state, ema=ema, step=state.step + 1, skipped_in_row=in_row,
                            fake=fake)  # fmt: skip
         return state, reduce_metrics(metrics) | counts
-
-
-def _stepped(transform, flat, moments, grads, metrics, signal, share) -> tuple[dict, Any, dict, jax.Array]:
-    """Parameters and moments after a step, the step itself, and whether it was finite, float32 []; the old bits else."""
-    finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(optax.tree.norm(grads))
-    taken = finite & signal
-    updates, new = transform.update(grads, moments, flat)
-    updates = jax.tree.map(lambda u: jnp.where(taken, share * u, 0.0), updates)
-    moments = jax.tree.map(lambda a, b: jnp.where(taken, a, b), new, moments)
-    return optax.apply_updates(flat, updates), moments, updates, finite.astype(jnp.float32)

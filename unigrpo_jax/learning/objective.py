@@ -97,7 +97,7 @@ class Objective:
         nothing = (None,) * len(episodes.segments)
         window = dataclasses.replace(self.policy, leash_times=())  # nothing is held to the start
         start = nothing if recorded or own_start else window.view(params, episodes)
-        frozen = nothing if self.config.reference == "none" else self.policy.view(reference, episodes)
+        frozen = self.policy.view(reference, episodes) if self.config.keeps_start else nothing
         out = []
         for segment, old, ref in zip(episodes.segments, start, frozen, strict=True):
             if isinstance(segment, Thinking):

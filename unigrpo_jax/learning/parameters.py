@@ -1,6 +1,5 @@
 """Which parameter is trained by what: every parameter belongs to exactly one group, by its path."""
 
-import dataclasses
 import re
 from collections.abc import Mapping
 
@@ -77,8 +76,3 @@ def optimizer(config: LearningConfig, labels: dict[str, str]) -> optax.GradientT
         optax.clip_by_global_norm(config.max_grad_norm),
         optax.partition({REASONING: adam(config.reasoning_lr), DENOISING: adam(config.denoising_lr)}, trained),
     )
-
-
-def fake_optimizer(config: LearningConfig, labels: dict[str, str]) -> optax.GradientTransformation:
-    """That of the fake score of `dmd2`, for the same parameters at a rate of its own."""
-    return optimizer(dataclasses.replace(config, denoising_lr=config.distillation.fake_lr), labels)

@@ -15,23 +15,12 @@ import optax
 
 from unigrpo_jax.config import LearningConfig
 from unigrpo_jax.episode import Episodes
-from unigrpo_jax.learning import parameters
+from unigrpo_jax.learning import parameters, stepping
+from unigrpo_jax.learning.fake_score import FakeScore, Matching, begun, learned
 from unigrpo_jax.learning.objective import Objective, reduce_metrics, with_ratio_std
 from unigrpo_jax.models import tree
 from unigrpo_jax.models.building.lora import is_second
-
-
-@flax.struct.dataclass
-class FakeScore:
-    """What `dmd2` learns of the student's own drawings: a network of the same kind, which begins as the teacher.
-
-    Attributes:
-      trained: {path: float32 master weight}, as the student's.
-      opt_state: Adam's moments of them.
-    """
-
-    trained: dict[str, jax.Array]
-    opt_state: optax.OptState
+from unigrpo_jax.rollout import randomness
 
 
 @flax.struct.dataclass
@@ -45,7 +34,7 @@ class TrainState:
       step: int32 [], iterations done, skipped ones included.
       skipped_in_row: int32 [], iterations in a row whose update was dropped because it was not finite.
       old: {path: weight} of the policy that samples, where it is another one than the trained one; else None.
-      fake: the fake score of `dmd2`; else None.
+      fake: the fake score, where drawings are matched with a teacher's; else None.
     """
 
     trained: dict[str, jax.Array]
@@ -69,14 +58,17 @@ class TrainState:
         return tree.unflatten(frozen | (self.trained if self.ema is None else self.ema))
 
 
-def new_state(params: dict, config: LearningConfig, trained_by: Mapping[str, str]) -> TrainState:
-    """The state before the first update; the trained parameters are the given arrays themselves."""
+def new_state(
+    params: dict, config: LearningConfig, trained_by: Mapping[str, str], teacher: Mapping[str, jax.Array] | None = None
+) -> TrainState:
+    """The state before the first update; the trained parameters are the given arrays themselves.
+
+    `teacher` has those of a fake score at its start, which are the given ones where it has none.
+    """
     labels = parameters.groups(params, config, trained_by)
     trained, _ = parameters.split(params, labels)
     copy = lambda wanted: jax.tree.map(jnp.copy, trained) if wanted else None
-    fake = None
-    if config.method == "dmd2":
-        fake = FakeScore(copy(True), parameters.fake_optimizer(config, labels).init(trained))
+    scored = {path: (teacher or {}).get(path, x) for path, x in trained.items()}
     return TrainState(
         trained=trained,
         opt_state=parameters.optimizer(config, labels).init(trained),
@@ -84,24 +76,13 @@ def new_state(params: dict, config: LearningConfig, trained_by: Mapping[str, str
         step=jnp.int32(0),  # an array of its own, as each is: all are donated
         skipped_in_row=jnp.int32(0),
         old=copy(config.keeps_old),
-        fake=fake,
+        fake=begun(scored, config, labels) if config.matches else None,
     )
-
-
-def rate_share(config: LearningConfig, step):
-    """What share of its rates iteration `step`, from 0 on, learns with, float32 []: 1, then a line towards 0 at the end."""
-    first, end = config.cooldown
-    return jnp.clip((end - step) / (end - first), 0.0, 1.0)
 
 
 def mixed(decay, kept: dict[str, jax.Array], new: dict[str, jax.Array], taken) -> dict[str, jax.Array]:
     """A moving average, decay kept + (1 - decay) new; the old bits where nothing is `taken`."""
     return jax.tree.map(lambda a, b: jnp.where(taken, decay * a + (1 - decay) * b, a), kept, new)
-
-
-def pieces(tree, count: int):
-    """[B, ...] arrays to [count, B / count, ...], interleaved."""
-    return jax.tree.map(lambda x: x.reshape(x.shape[0] // count, count, *x.shape[1:]).swapaxes(0, 1), tree)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -111,10 +92,12 @@ class UpdateProgram:
     Attributes:
       objective: loss and metrics of a batch.
       config: epochs, minibatches, optimizer.
+      matching: what holds a student to its teacher, which is then the reference; None where nothing does.
     """
 
     objective: Objective
     config: LearningConfig
+    matching: Matching | None = None
 
     def __call__(
         self, state: TrainState, frozen: dict, reference: dict, episodes: Episodes, advantage_B
@@ -143,41 +126,50 @@ class UpdateProgram:
         trained, signal = state.trained, self.objective.signal(episodes, advantage_B)
         whole = lambda flat: tree.unflatten(frozen | flat)
         episodes = self.objective.prepare(episodes, state.step)
-        data = pieces((episodes, advantage_B), c.minibatches * c.micro_batches)
+        data = stepping.pieces((episodes, advantage_B), c.minibatches * c.micro_batches)
         own_start = c.ppo_epochs * c.minibatches == 1 and state.old is None
         same = jnp.bool_(True) if state.old is None else ~differs(trained, start)
         anchor = lambda piece: self.objective.anchors(start, reference, piece[0], own_start)
         anchors = _map(anchor, data)
-        by_step = jax.tree.map(lambda x: x.reshape(c.minibatches, c.micro_batches, *x.shape[1:]), (*data, anchors))
-        loss = lambda flat, *args: self.objective(whole(flat), *args)
-        gradient = jax.grad(loss, has_aux=True)
+        numbers = stepping.pieces(jnp.arange(len(episodes.drawing.finite)), c.minibatches * c.micro_batches)
+        by_step = lambda x: x.reshape(c.minibatches, c.micro_batches, *x.shape[1:])
+        by_step = jax.tree.map(by_step, (*data, anchors, numbers))
+        share = stepping.rate_share(c, state.step)  # Adam's step is proportional to its rate, weight decay included
 
         def optimizer_step(carry, step):
-            trained, opt_state = carry
-            (epoch, index), (batch, advantages, anchors) = step
+            (trained, opt_state, fake), ((epoch, index), pieces) = carry, step
             on_policy, moved = (epoch == 0) & (index == 0) & same, differs(trained, reference)
-            grads, metrics = accumulate(
-                lambda piece: gradient(trained, piece[0], piece[2], piece[1], on_policy, moved),
-                (batch, advantages, anchors),
+            found, keys = {}, None
+            if self.matching is not None:
+                keys, (batch, _, _, numbers) = self.matching.keys(state.step, epoch * c.minibatches + index), pieces
+                given = (whole(trained), reference, (batch, numbers), keys[1:], signal, share)
+                fake, found = learned(self.matching.objective, fake, labels, *given)
+
+            def loss(flat, batch, advantages, anchors, numbers):
+                params = whole(flat)
+                total, metrics = self.objective(params, batch, anchors, advantages, on_policy, moved)
+                if self.matching is None:
+                    return total, metrics
+                keys_B = randomness.sample_keys(keys[0], numbers)
+                held, measured = self.matching(params, fake, reference, batch, keys_B)
+                return total + held, metrics | measured | {"loss": total + held}
+
+            gradient = jax.grad(loss, has_aux=True)
+            grads, metrics = stepping.accumulate(lambda piece: gradient(trained, *piece), pieces)
+            trained, opt_state, updates, finite = stepping.stepped(
+                transform, trained, opt_state, grads, metrics, signal, share
             )
-            norms = group_norms(grads, labels, "grad_norm")
-            finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(optax.tree.norm(grads))
-            updates, moments = transform.update(grads, opt_state, trained)
-            taken = finite & signal
-            if c.cooldown != (0, 0):  # Adam's step is proportional to its rate, weight decay included
-                updates = jax.tree.map(lambda u: u * rate_share(c, state.step), updates)
-            updates = jax.tree.map(lambda u: jnp.where(taken, u, 0.0), updates)
-            opt_state = jax.tree.map(lambda new, old: jnp.where(taken, new, old), moments, opt_state)
-            metrics |= norms | group_norms(updates, labels, "update_norm")
-            metrics["update/skipped"] = 1.0 - finite.astype(jnp.float32)
-            return (optax.apply_updates(trained, updates), opt_state), metrics
+            metrics |= stepping.group_norms(grads, labels, "grad_norm")
+            metrics |= stepping.group_norms(updates, labels, "update_norm")
+            dropped = jnp.maximum(1.0 - finite, jnp.float32(found.pop("fake/skipped", 0.0) > 0))
+            return (trained, opt_state, fake), metrics | found | {"update/skipped": dropped}
 
         def epoch(carry, number):
             at = (jnp.full(c.minibatches, number), jnp.arange(c.minibatches))
-            return scan(optimizer_step, carry, (at, by_step))
+            return stepping.scan(optimizer_step, carry, (at, by_step))
 
-        carry, metrics = scan(epoch, (trained, state.opt_state), jnp.arange(c.ppo_epochs))
-        trained, opt_state = carry
+        carry, metrics = stepping.scan(epoch, (trained, state.opt_state, state.fake), jnp.arange(c.ppo_epochs))
+        trained, opt_state, fake = carry
         metrics = jax.tree.map(lambda x: x.reshape(-1), metrics)
         # Before the first step the trained policy is the one that sampled: only there do the two log-probabilities
         # of an action measure numerics.
@@ -190,7 +182,7 @@ class UpdateProgram:
         old = None if state.old is None else mixed(decay, state.old, trained, signal)
         in_row = jnp.where(skipped > 0, state.skipped_in_row + 1, 0).astype(jnp.int32)
         state = TrainState(trained=trained, opt_state=opt_state, ema=ema, step=state.step + 1, skipped_in_row=in_row,
-                           old=old)  # fmt: skip
+                           old=old, fake=fake)  # fmt: skip
         return state, metrics
 
 
@@ -206,33 +198,5 @@ def differs(trained: dict[str, jax.Array], reference: dict) -> jax.Array:
     return jnp.any(jnp.stack([*other, *adapted])) if other or adapted else jnp.bool_(True)
 
 
-def group_norms(flat: dict[str, jax.Array], labels: dict[str, str], name: str) -> dict[str, jax.Array]:
-    """Euclidean norm [] of each trained group of a flat tree, as {"name/group": norm}."""
-    members = {g: [x for path, x in flat.items() if labels[path] == g] for g in parameters.GROUPS}
-    return {f"{name}/{group}": optax.tree.norm(arrays) for group, arrays in members.items() if arrays}
-
-
-def scan(body, carry, xs):
-    """`lax.scan`; a single iteration is inlined, which compiles and runs faster."""
-    if jax.tree.leaves(xs)[0].shape[0] > 1:
-        return jax.lax.scan(body, carry, xs)
-    carry, out = body(carry, jax.tree.map(lambda x: x[0], xs))
-    return carry, jax.tree.map(lambda x: x[None], out)
-
-
 def _map(function, xs):
-    return scan(lambda carry, x: (carry, function(x)), None, xs)[1]
-
-
-def accumulate(function, xs):
-    """Mean of the gradients, and reduced metrics, over the leading axis of xs."""
-    count = jax.tree.leaves(xs)[0].shape[0]
-
-    def body(total, x):
-        grads, metrics = function(x)
-        return jax.tree.map(jnp.add, total, grads), metrics
-
-    shapes = jax.eval_shape(lambda x: function(jax.tree.map(lambda a: a[0], x))[0], xs)
-    zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
-    total, metrics = scan(body, zeros, xs)
-    return jax.tree.map(lambda g: g / count, total), reduce_metrics(metrics)
+    return stepping.scan(lambda carry, x: (carry, function(x)), None, xs)[1]

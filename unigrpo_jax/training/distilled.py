@@ -12,25 +12,23 @@ from typing import Any
 import jax
 import numpy as np
 
-from unigrpo_jax.config import DistillationConfig, RunConfig, require
+from unigrpo_jax.config import RunConfig, require
 from unigrpo_jax.learning.distillation import Distillation
 from unigrpo_jax.learning.distribution_matching import DistributionMatching
 from unigrpo_jax.learning.mean_flow import MeanFlow
 from unigrpo_jax.learning.policy import Policy
 from unigrpo_jax.learning.update import TrainState
 from unigrpo_jax.models import tree
-from unigrpo_jax.models.building.guidance import Guidance
 from unigrpo_jax.models.folders.student import Student
 from unigrpo_jax.models.loaded import Loaded
 from unigrpo_jax.models.paths import RECTIFIED
-from unigrpo_jax.models.verbs import Painter
 from unigrpo_jax.parallel import kernels
 from unigrpo_jax.rollout.program import RolloutProgram, flow_sampler
 from unigrpo_jax.rollout.step_rules import ODE
 from unigrpo_jax.rollout.windows import Window
 from unigrpo_jax.training import trainer
 from unigrpo_jax.training.evaluation import Evaluator, Judged, check_schedule
-from unigrpo_jax.training.programs import Inputs, Programs
+from unigrpo_jax.training.programs import Inputs, Programs, guidance_of
 from unigrpo_jax.training.trainer import OwnEpisodes, Parts, Trainer
 
 PLAIN = "xla"  # the attention that has a forward-mode derivative
@@ -71,14 +69,6 @@ def notes(parts: Parts) -> list[str]:
     if config.learning.method != "mean_flow" or chosen == PLAIN:
         return []
     return [f"The student's derivative is computed with plain attention, since {chosen} has no forward-mode derivative."]
-
-
-def guidance_of(d: DistillationConfig, network: Painter) -> Guidance | None:
-    """The teacher's; None where it has none."""
-    if d.guidance <= 1:
-        return None
-    renorm = network.guidance_renorm if d.guidance_renorm == "model" else d.guidance_renorm
-    return Guidance(text=d.guidance, interval=d.guidance_interval, renorm=renorm, renorm_min=d.guidance_renorm_min)
 
 
 class DistilledPrograms(Programs):

@@ -93,7 +93,7 @@ def run(config: RunConfig, run_dir: storage.Place, resume: bool = False, allow_c
         trainer.compile()
         loaded = parts.loaded
         labels = parameters.groups(loaded.abstract_params(), config.learning, loaded.network.trained_by)
-        places = placement(trainer.inputs(), labels)
+        places = placement(trainer.inputs(), labels, shared=config.learning.distillation.teacher is None)
         title = f"{'Supervised' if taught else 'Distillation' if distils else 'UniGRPO'}: {config.name}"
         console.card(title, card(parts, run_dir, sum(row.bytes for row in places)))
         if parts.layout.mesh.size > 1:

@@ -36,12 +36,13 @@ class Placed:
         return [self.group, self.names[0] + more, shape, self.placement, shown_bytes(self.bytes)]
 
 
-def placement(inputs: Inputs, labels: dict[str, str]) -> list[Placed]:
+def placement(inputs: Inputs, labels: dict[str, str], shared: bool = True) -> list[Placed]:
     """All that lies on the devices between two iterations.
 
     Args:
       inputs: shapes and shardings of an iteration's inputs.
       labels: {path: group} of all parameters.
+      shared: whether what is frozen of the reference is that of the trained policy.
     """
     own = inputs.state.trained | inputs.frozen
     rows: dict[tuple, list[str]] = {}
@@ -51,14 +52,14 @@ def placement(inputs: Inputs, labels: dict[str, str]) -> list[Placed]:
         Placed(group, tuple(paths), shape, where, sum(device_bytes(own[path]) for path in paths))
         for (group, shape, where), paths in sorted(rows.items(), key=lambda row: (row[0][0], row[1]))
     ]
-    reference = [x for path, x in tree.flatten(inputs.reference).items() if path not in inputs.frozen]
+    reference = [x for path, x in tree.flatten(inputs.reference).items() if not shared or path not in inputs.frozen]
     like = "as the parameters"
     others = (
         ("optimizer", "two moments of what is trained", inputs.state.opt_state, like),
         ("average", "moving average of what is trained", inputs.state.ema, like),
         ("average", "the policy that samples", inputs.state.old, like),
         ("fake score", "its parameters, and two moments of them", inputs.state.fake, like),
-        ("reference", "copy of what is trained", reference, like),
+        ("reference", "copy of what is trained" if shared else "the teacher", reference, like),
         ("autoencoder", "its tensors", inputs.autoencoder, "-"),
     )
     for group, name, arrays, where in others:

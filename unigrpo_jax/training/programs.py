@@ -12,10 +12,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from unigrpo_jax.config import RunConfig, require
+from unigrpo_jax.config import DistillationConfig, RunConfig, require
 from unigrpo_jax.episode import Drawing, Episodes, Picture
 from unigrpo_jax.learning import modalities, parameters
 from unigrpo_jax.learning.credit import advantage_shape
+from unigrpo_jax.learning.distribution_matching import DistributionMatching
+from unigrpo_jax.learning.fake_score import Matching
 from unigrpo_jax.learning.fpo import FlowPolicyOptimization
 from unigrpo_jax.learning.imitation import Imitation
 from unigrpo_jax.learning.nft import DiffusionNFT
@@ -25,6 +27,8 @@ from unigrpo_jax.learning.refl import RewardGradient
 from unigrpo_jax.learning.update import TrainState, UpdateProgram, new_state
 from unigrpo_jax.models import tree
 from unigrpo_jax.models.autoencoders.pixels import PixelAutoencoder
+from unigrpo_jax.models.building.guidance import Guidance
+from unigrpo_jax.models.building.second_time import is_second_time
 from unigrpo_jax.models.verbs import Painter
 from unigrpo_jax.parallel import mesh as meshes
 from unigrpo_jax.parallel.rules import Layout, check_cuts
@@ -86,6 +90,14 @@ def groups_of(episodes, others, groups_P, size: int):
         return jnp.concatenate([groups(a), groups(b)])[groups_P].reshape(a.shape)
 
     return jax.tree.map(pick, episodes, others)
+
+
+def guidance_of(d: DistillationConfig, network: Painter) -> Guidance | None:
+    """A teacher's; None where it has none."""
+    if d.guidance <= 1:
+        return None
+    renorm = network.guidance_renorm if d.guidance_renorm == "model" else d.guidance_renorm
+    return Guidance(text=d.guidance, interval=d.guidance_interval, renorm=renorm, renorm_min=d.guidance_renorm_min)
 
 
 class Programs:
@@ -169,7 +181,16 @@ class Programs:
 
     def _learning(self, policy: Policy, autoencoder: Any) -> Callable[..., tuple[TrainState, dict]]:
         """(state, frozen, reference, episodes, advantages) -> (state, metrics)."""
-        return UpdateProgram(objective=self._objective(policy, autoencoder), config=self.config.learning)
+        learning, matching = self.config.learning, None
+        if learning.matching_weight:
+            guidance = guidance_of(learning.distillation, policy.model)
+            flow = dataclasses.replace(policy.flow, guidance=guidance)
+            teacher = dataclasses.replace(policy, flow=flow, model=policy.model.one_time)
+            whole = dataclasses.replace(learning, flow_weight=1.0)  # whatever the rewards' side weighs
+            shift = self.config.rollout.timestep_shift
+            matched = DistributionMatching(student=policy, teacher=teacher, config=whole, shift=shift)
+            matching = Matching(objective=matched, seed=self.config.seed)
+        return UpdateProgram(objective=self._objective(policy, autoencoder), config=learning, matching=matching)
 
     def _objective(self, policy: Policy, autoencoder: Any) -> Objective:
         learning = self.config.learning
@@ -236,13 +257,17 @@ class Programs:
     def reference_places(self, stored: dict) -> dict[str, tuple[np.dtype, jax.sharding.NamedSharding]]:
         """{path: dtype and place} of the reference policy's parameters.
 
-        What is frozen is shared with the trained policy.  A copy of what is trained is kept in the compute dtype, to which
-        the network would cast it: the numbers are the same, and bfloat16 takes half the memory.  {} where none is kept.
+        What is frozen is shared with the trained policy, but by a teacher that was named.  A copy of what is trained is kept
+        in the compute dtype, to which the network would cast it: the numbers are the same, and bfloat16 takes half the
+        memory.  {} where none is kept.
         """
         trained, learning, out = self._state.trained, self.config.learning, {}
         if learning.reference == "none":
             return out
-        for path, x in tree.flatten(stored).items():
+        flat = tree.flatten(stored)
+        if learning.distillation.teacher is not None:  # whose network has one time
+            flat = {path: x for path, x in flat.items() if not is_second_time(path)}
+        for path, x in flat.items():
             place = self.layout.parameter(path, x.shape)
             if path in trained and learning.reference == "host":
                 place = place.with_memory_kind("pinned_host")

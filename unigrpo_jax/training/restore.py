@@ -119,7 +119,7 @@ def restore(path: str, bare: RunConfig, devices: int = 1, mesh: MeshConfig = Mes
         first = flatten(loaded.params(layout.parameter, lambda path: path in like.trained))
         return unflatten({path: first.get(path, x) for path, x in flatten(params).items() if path in there})
 
-    held = None if config.learning.reference == "none" else reference
+    held = reference if config.learning.keeps_start else None
     name = f"{run_dir.resolve().name}-{step}"
     return Restored(config, _placed(loaded, layout), layout, read, name, run_dir, False, held)
 

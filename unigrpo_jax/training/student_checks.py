@@ -1,6 +1,11 @@
 """Whether settings fit a student, a model that was distilled to draw in few steps (`models.folders.student`)."""
 
-from unigrpo_jax.config import EvaluationConfig, RolloutConfig, RunConfig, require
+import dataclasses
+
+from unigrpo_jax.config import ConfigError, EvaluationConfig, RolloutConfig, RunConfig, require
+from unigrpo_jax.models import tree
+from unigrpo_jax.models.building.second_time import is_second_time
+from unigrpo_jax.models.families import load_model
 from unigrpo_jax.models.loaded import Loaded
 from unigrpo_jax.training.programs import FORWARD
 
@@ -13,6 +18,30 @@ def check_method(config: RunConfig, loaded: Loaded) -> None:
             f"{loaded.folder} draws by average ones, which that would leave as they are; use grpo or refl.")  # fmt: skip
     require(not network.fresh_time or method not in ("grpo", "refl"), f"model.second_time gives the network an input, which "
             f"learning.method = {method!r} does not teach; leave it out, or distil a student first.")  # fmt: skip
+
+
+def teacher_of(config: RunConfig, loaded: Loaded) -> Loaded | None:
+    """The teacher that a student is held to while it learns from rewards; ConfigError where it is none of this student."""
+    d = config.learning.distillation
+    if d.teacher is None:
+        return None
+    try:
+        path = None if d.teacher == "base" else d.teacher
+        teacher = load_model(dataclasses.replace(config.model, path=path, second_time=False))
+    except ConfigError as error:
+        raise ConfigError(f"learning.distillation.teacher: {error}") from None
+    name = f"learning.distillation.teacher = {d.teacher!r}"
+    require(teacher.student is None, f"{name} is a student itself; name the model that it was made of.")
+    own, others = (
+        {path: x.shape for path, x in tree.flatten(model.stored_params()).items() if not is_second_time(path)}
+        for model in (loaded, teacher)
+    )
+    require(teacher.family == loaded.family and own == others, f"{name} ({teacher.family}) has other parameters than "
+            f"{loaded.folder} ({loaded.family}); name the model that this student was made of.")  # fmt: skip
+    require(d.guidance <= 1 or teacher.codec.guided, f"learning.distillation.guidance = {d.guidance:g}, but "
+            f"{teacher.folder} is not guided by a second pass; use 1.")  # fmt: skip
+    teacher.check_weights()
+    return teacher
 
 
 def warnings(

@@ -53,6 +53,7 @@ class Parts:
       order: training prompts by position.
       judging: the rewards.
       followed: the one whose gradient the method `refl` follows, else None.
+      teacher: the model that a student is held to while it learns from rewards, without its weights, else None.
     """
 
     config: RunConfig
@@ -62,6 +63,7 @@ class Parts:
     order: Order
     judging: Judging
     followed: DifferentiableReward | None = None
+    teacher: Loaded | None = None
 
 
 def build(config: RunConfig, world: World | None = None) -> Parts:
@@ -104,6 +106,7 @@ def build(config: RunConfig, world: World | None = None) -> Parts:
                 missing = isinstance(error, ModuleNotFoundError) and error.name == module
                 why = "" if missing else f", whose import fails ({clause(error)})"
                 raise ConfigError(f"logging.{name} needs {module}{why}: pip install 'unigrpo_jax[{name}]'.") from error
+    teacher = student_checks.teacher_of(config, loaded)
     loaded.check_weights()
     layout = Layout(mesh, loaded.network.axes)
     tokens = layout.sequence(loaded.network.cuts())
@@ -120,7 +123,7 @@ def build(config: RunConfig, world: World | None = None) -> Parts:
     check_pictures(world.longest, loaded.network, config.rollout)
     if config.learning.method == "grpo":
         check_window(flow_sampler(config.rollout, loaded.network), config.rollout)
-    return Parts(config, layout, loaded, world, world.train(config.seed), judging, followed)
+    return Parts(config, layout, loaded, world, world.train(config.seed), judging, followed, teacher)
 
 
 def token_size(network: Painter, rollout: RolloutConfig) -> tuple[int, int]:
@@ -263,7 +266,8 @@ class Trainer:
         """Reads the weights; the state before the first iteration.
 
         What is not trained lies in `frozen` once.  The reference is made of the same arrays, and of a copy of what is
-        trained; adapters are trained instead of weights, so it needs no copy then.
+        trained; adapters are trained instead of weights, so it needs no copy then.  A teacher that was named is read
+        beside them, and is what its fake score begins as.
         """
         loaded, learning, place = self.parts.loaded, self.parts.config.learning, self.parts.layout.parameter
         stored = loaded.params(place)
@@ -272,7 +276,8 @@ class Trainer:
         flat = tree.flatten(stored) | self.fresh()
         trained_by = loaded.network.trained_by
         trained, self.frozen = parameters.split(tree.unflatten(flat), parameters.groups(shapes, learning, trained_by))
-        flat = tree.flatten(stored)
+        teacher = self.parts.teacher
+        flat = tree.flatten(stored if teacher is None else teacher.params(place))
         places = self.programs.reference_places(stored)
         kept = {path: at for path, at in places.items() if path in trained}
         copied = jax.jit(lambda own: {path: jnp.array(x, kept[path][0], copy=True) for path, x in own.items()})
@@ -281,8 +286,10 @@ class Trainer:
             self._imitated = tree.unflatten(self.frozen | {path: jnp.copy(x) for path, x in trained.items()})
         own = {path: jax.device_put(x, kept[path][1]) for path, x in own.items()}
         self.reference = tree.unflatten({path: x for path, x in (flat | own).items() if path in places})
-        begin = lambda trained: new_state(tree.unflatten(tree.flatten(shapes) | trained), learning, trained_by)
-        return jax.jit(begin, out_shardings=self.programs.state_shardings, donate_argnums=0)(trained)
+        whole = lambda trained: tree.unflatten(tree.flatten(shapes) | trained)
+        begin = lambda trained, score: new_state(whole(trained), learning, trained_by, score)
+        score = {} if teacher is None else {path: flat[path] for path in kept}
+        return jax.jit(begin, out_shardings=self.programs.state_shardings, donate_argnums=0)(trained, score)
 
     def fresh(self) -> dict[str, jax.Array]:
         """{path: parameter} of those that no file holds, as they are at the start: adapters, a second time."""
@@ -302,7 +309,7 @@ class Trainer:
 
     def first_params(self) -> dict:
         """The parameters that the run started from, on the devices; read again where no reference is kept."""
-        if self.parts.config.learning.reference == "none":
+        if not self.parts.config.learning.keeps_start:
             return self.parts.loaded.params(self.parts.layout.parameter)
         if self.parts.config.learning.reference == "device":
             return self.reference
@@ -310,8 +317,8 @@ class Trainer:
         return jax.tree.map(place, self.reference)
 
     def kept_reference(self) -> Callable[[], dict] | None:
-        """What gives the reference's parameters for an evaluation to compare with; None where none is kept."""
-        return None if self.parts.config.learning.reference == "none" else self.first_params
+        """What gives the start's parameters for an evaluation to compare with; None where they are not kept."""
+        return self.first_params if self.parts.config.learning.keeps_start else None
 
     def sample(self, state: TrainState, step: int, number: int = 0) -> tuple[Episodes, OwnEpisodes, dict[str, float]]:
         """The episodes of rollout `number` of iteration `step`, those that this process judges, and metrics."""
