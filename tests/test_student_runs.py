@@ -16,9 +16,12 @@ from unigrpo_jax.config import ConfigError, ModelConfig, RolloutConfig, RunConfi
 from unigrpo_jax.config_checks import check
 from unigrpo_jax.models.building.second_time import is_second_time
 from unigrpo_jax.models.families import load_model
+from unigrpo_jax.models.flux.config import read_transformer
 from unigrpo_jax.models.flux.tiny import make_tiny
+from unigrpo_jax.models.folders import component
 from unigrpo_jax.models.folders import student as students
 from unigrpo_jax.models.folders.student import Student
+from unigrpo_jax.models.folders.toys import save_weights
 from unigrpo_jax.models.stable_diffusion.tiny import make_tiny as make_sd
 from unigrpo_jax.models.tree import flatten
 from unigrpo_jax.rollout.program import check_window, flow_sampler
@@ -128,6 +131,7 @@ def test_a_teacher_that_is_none_of_this_student_is_refused(folder, teacher, tmp_
     smaller, other = shutil.copytree(teacher, tmp_path / "smaller"), tmp_path / "sd"
     sizes = smaller / "transformer" / "config.json"
     sizes.write_text(json.dumps(json.loads(sizes.read_text()) | {"num_single_layers": 1}))
+    save_weights(sizes.parent, component.DIFFUSERS, component.wanted(read_transformer(sizes)), 0)
     other.mkdir()
     make_sd(other)
     wrong = {folder: "is a student itself", smaller: "has other parameters than", other: "teacher: "}
