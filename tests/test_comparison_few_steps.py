@@ -33,6 +33,9 @@ def test_arms_can_run_and_students_are_judged_without_guidance(base):
         assert guided == ({2.0} if name in ("teacher", "rl", "rl_few") and base.rollout.thinking else set())
     methods = {name: [c.learning.method for c in arm.stages] for name, arm in arms.items()}
     assert methods["rl_mean_flow"] == ["grpo", "mean_flow"] and methods["mean_flow_rl"] == ["mean_flow", "grpo"]
+    assert methods["rl_dmd2"] == ["grpo", "dmd2"] and methods["dmd2_rl"] == methods["dmd2_held"] == ["dmd2", "grpo"]
+    held = arms["dmd2_held"].stages[1].learning
+    assert held.matching_weight > 0 == held.mse_weight and held.distillation.teacher == (base.model.path or "base")
     assert arms["mean_flow_rl"].stages[1] == arms["rl_few"].stages[0]
     assert arms["rl_few"].stages[0].rollout.flow_steps == few_steps.ROLLED
 

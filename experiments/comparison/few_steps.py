@@ -14,7 +14,7 @@ from experiments import distill
 from experiments.comparison.arms import GUIDANCE, Arm, changed
 from experiments.comparison.page import gallery, grid_of, html_table, markdown, provenance, series, write, write_figure
 from experiments.comparison.records import Record, read_records, score, spread
-from unigrpo_jax.config import EvaluationConfig, RunConfig
+from unigrpo_jax.config import EvaluationConfig, LearningConfig, RunConfig
 from unigrpo_jax.foreign_text import for_html
 from unigrpo_jax.training.page_shell import page
 
@@ -23,6 +23,7 @@ QUICK = ("teacher", "mean_flow")
 STEPS = (8, 4, 2, 1)
 ROLLED = 4  # transitions of a student's rollouts
 IMAGES = 4  # of each prompt
+MATCHING = 0.01  # weight of the teacher's hold on a student that learns from rewards
 OWN_PROMPTS = 96  # that a run itself judges, before and after
 # Of a distillation: few iterations of several steps each, which the average of a long run would lag behind; `mean_flow`
 # looks nearer to the noise, where the sampler's shifted times lie, and more often at long strides than its paper does.
@@ -34,7 +35,10 @@ TAUGHT = {"mean_flow": {"time_mean": 0.4, "time_std": 1.4, "equal_share": 0.5}, 
 # What is shown together: a title, and the arms.
 QUESTIONS = (
     ("Students against their teacher", ("teacher", "mean_flow", "dmd2")),
-    ("Reinforcement learning and distillation", ("rl", "rl_few", "rl_mean_flow", "mean_flow_rl")),
+    (
+        "Reinforcement learning and distillation",
+        ("rl", "rl_few", "rl_mean_flow", "mean_flow_rl", "rl_dmd2", "dmd2_rl", "dmd2_held"),
+    ),
 )
 COLUMNS = {"exact": "exact", "graded": "graded", "thinking right": "plan_exact", "follows plan": "drawing_follows_plan",
            "diversity": "diversity"}  # fmt: skip
@@ -76,6 +80,12 @@ def arms(base: RunConfig) -> list[FewSteps]:
            "noise_range": (0, min(r.noise_range[1], ROLLED))}  # fmt: skip
     rolled = changed(base, rollout=few, evaluation={"flow_steps": ROLLED})
     mean_flow, dmd2 = student("mean_flow"), student("dmd2")
+    # A student of DMD2 draws the noise anew at each transition but the last.
+    anew = {"step_rule": "cps", "noise_level": 1.0, "noise_range": (0, ROLLED - 1)}
+    renoised = changed(rolled, rollout=anew, evaluation={"sampler": "sde"})
+    teacher_of = dataclasses.replace(dmd2.learning.distillation, teacher=base.model.path or "base")
+    place = {"mse_weight": 0.0, "leash_times": (), "leash_weight": LearningConfig.leash_weight, "latent_kl_weight": 0.0}
+    held = changed(renoised, learning=place | {"matching_weight": MATCHING, "distillation": teacher_of})
     told = lambda n: (f"{n}, guided" if scale > 1 else f"{n}", (n, scale, "ode"))
     teacher = dict([told(usual), (f"{usual}", (usual, 1.0, "ode"))])
     fewer = dict(told(n) for n in STEPS if n < usual)
@@ -88,6 +98,9 @@ def arms(base: RunConfig) -> list[FewSteps]:
         ("rl_few", f"RL alone, at {ROLLED}", (rolled,), teacher | of("ode")),
         ("rl_mean_flow", "RL, then MeanFlow", (base, mean_flow), of("ode")),
         ("mean_flow_rl", f"MeanFlow, then RL at {ROLLED}", (mean_flow, rolled), of("ode")),
+        ("rl_dmd2", "RL, then DMD2", (base, dmd2), of("sde")),
+        ("dmd2_rl", f"DMD2, then RL at {ROLLED}", (dmd2, renoised), of("sde")),
+        ("dmd2_held", f"DMD2, then RL at {ROLLED}, held to the teacher", (dmd2, held), of("sde")),
     )
     return [FewSteps(name=name, title=title, stages=stages, asked=tuple(asked.items()))
             for name, title, stages, asked in found]  # fmt: skip
