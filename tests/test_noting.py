@@ -66,6 +66,15 @@ def test_a_reward_gets_the_same_batch():
     np.testing.assert_array_equal(dataclasses.replace(seen[0], prompts=["c", "d"]).images, BATCH.images)
 
 
+def test_an_average_that_still_holds_much_of_the_start_is_warned_of():
+    """0.97^40 = 0.296; a run of few iterations is not judged."""
+    of = lambda n, decay: warnings(dataclasses.replace(CONFIG, iterations=n, learning=LearningConfig(ema_decay=decay)))
+    assert of(100, 0.97) == of(40, 0.9) == of(40, 0.0) == of(3, 0.97) == []
+    (words,) = of(40, 0.97)
+    assert words.startswith("Warning: learning.ema_decay = 0.97: after 40 iterations") and "to 30 % the start's" in words
+    assert of(40, float(words.removesuffix(" or less.").rsplit(" ", 1)[1])) == []
+
+
 def test_small_groups_are_warned_of():
     of = lambda **learning: warnings(dataclasses.replace(CONFIG, learning=LearningConfig(**learning)))
     assert of() == of(group_size=8) == of(group_size=1, method="sft") == []

@@ -15,6 +15,7 @@ from unigrpo_jax.training.placement import shown_bytes
 from unigrpo_jax.training.programs import FORWARD
 from unigrpo_jax.training.trainer import Parts
 
+SHORTEST, MUCH = 20, 0.1  # iterations of a run that is to learn something, and a share of the start
 LEAST_GROUP = 8  # episodes of a group, fewer of which are warned of
 COLUMNS = 10
 
@@ -70,6 +71,11 @@ def warnings(config: RunConfig) -> list[str]:
     if learn.rewarded and learn.group_size < LEAST_GROUP:
         found.append(f"Warning: learning.group_size = {learn.group_size}: an advantage compares an episode with its group, "
                      f"whose mean and spread so few show badly; use {LEAST_GROUP} or more (the paper: 24).")  # fmt: skip
+    start = learn.ema_decay**config.iterations
+    if config.iterations >= SHORTEST and start > MUCH:
+        found.append(f"Warning: learning.ema_decay = {learn.ema_decay:g}: after {config.iterations} iterations the average "
+                     f"of the weights, which is judged and exported, is to {100 * start:.0f} % the start's; use "
+                     f"{0.01 ** (1 / config.iterations):.2g} or less.")  # fmt: skip
     return found
 
 
