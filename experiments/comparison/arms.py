@@ -113,7 +113,9 @@ class Ablation:
 
 
 def _guidance(base: RunConfig) -> dict[str, RunConfig]:
-    return {"no guidance": base, f"guidance {GUIDANCE:g}": changed(base, rollout={"guidance": GUIDANCE})}
+    """A guided rollout's second optimizer step is refused, so each takes one."""
+    one = changed(base, learning={"minibatches": 1})
+    return {"no guidance": one, f"guidance {GUIDANCE:g}": changed(one, rollout={"guidance": GUIDANCE})}
 
 
 def _regulariser(base: RunConfig) -> dict[str, RunConfig]:
@@ -158,7 +160,8 @@ def _clips(base: RunConfig) -> dict[str, RunConfig]:
 
 def _off_policy(base: RunConfig) -> dict[str, RunConfig]:
     """One, two and four optimizer steps on an iteration's episodes, and two passes over them."""
-    steps = {"1 step": {}, "2 steps": {"minibatches": 2}, "4 steps": {"minibatches": 4}, "2 epochs": {"ppo_epochs": 2}}
+    steps = {f"{n} step{'s'[: n - 1]}": {"minibatches": n} for n in (1, 2, 4)}
+    steps |= {"2 epochs": {"minibatches": 1, "ppo_epochs": 2}}
     norms = {"RatioNorm": True, "plain": False}
     return {f"{label}, {norm}": changed(base, learning=more | {"ratio_norm": on})
             for label, more in steps.items() for norm, on in norms.items()}  # fmt: skip

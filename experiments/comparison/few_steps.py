@@ -74,7 +74,8 @@ def arms(base: RunConfig) -> list[FewSteps]:
         found = distill.settings(base, method)
         taught = dataclasses.replace(found.learning.distillation, guidance=scale, **TAUGHT[method])
         falling = {"cooldown": (base.iterations // 2, base.iterations)}
-        return changed(found, learning=STUDENT[method] | falling | {"distillation": taught})
+        drawings = {"prompts_per_iteration": base.trained_episodes}  # as many as reinforcement learning takes
+        return changed(found, rollout=drawings, learning=STUDENT[method] | falling | {"distillation": taught})
 
     few = {"flow_steps": ROLLED, "window_range": (0, ROLLED - 1), "window_size": min(r.window_size, ROLLED - 1),
            "noise_range": (0, min(r.noise_range[1], ROLLED))}  # fmt: skip
