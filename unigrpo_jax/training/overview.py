@@ -72,7 +72,7 @@ def warnings(config: RunConfig) -> list[str]:
         found.append(f"Warning: learning.group_size = {learn.group_size}: an advantage compares an episode with its group, "
                      f"whose mean and spread so few show badly; use {LEAST_GROUP} or more (the paper: 24).")  # fmt: skip
     start = learn.ema_decay**config.iterations
-    if config.iterations >= SHORTEST and start > MUCH:
+    if learn.rewarded and config.iterations >= SHORTEST and start > MUCH:
         found.append(f"Warning: learning.ema_decay = {learn.ema_decay:g}: after {config.iterations} iterations the average "
                      f"of the weights, which is judged and exported, is to {100 * start:.0f} % the start's; use "
                      f"{0.01 ** (1 / config.iterations):.2g} or less.")  # fmt: skip
