@@ -39,13 +39,13 @@ def config() -> RunConfig:
     """The main job."""
     return RunConfig(
         name="shapes",
-        iterations=200,
+        iterations=170,
         model=ModelConfig(family="bagel", unroll=4),
         rollout=RolloutConfig(
             prompts_per_iteration=12, step_rule="cps", noise_level=0.8, window_size=1, window_range=(1, 6)
         ),
         learning=LearningConfig(
             group_size=8, reasoning_lr=3e-4, denoising_lr=2.5e-4, mse_weight=0.005, minibatches=2, flow_clip=1.2e-4,
-            ema_decay=0.9, cooldown=(130, 200), leash_times=(0.3,),
+            ema_decay=0.9, cooldown=(110, 170), leash_times=(0.3,),
         ),
     )

@@ -32,6 +32,6 @@ def config() -> RunConfig:
         rollout=dataclasses.replace(full.rollout, rounds=2),
         learning=dataclasses.replace(
             full.learning, round_reward="each", credit="round", denoising_lr=2e-4, cooldown=(30, 90), minibatches=1,
-            flow_clip=LearningConfig.flow_clip, ema_decay=0.97,
+            flow_clip=LearningConfig.flow_clip, ema_decay=0.97, leash_times=(),
         ),  # fmt: skip
     )
