@@ -27,11 +27,11 @@ def main() -> None:
     train(PROGRAM, __doc__, functools.partial(settings, method=asked_method(given_arguments())), write_model)
 
 
-def asked_method(arguments: list[str]) -> str:
-    """The method that a command line names, on which other defaults depend; `mean_flow` where it names none of them."""
+def asked_method(arguments: list[str], unnamed: str = "mean_flow") -> str:
+    """The method that a command line names, on which other defaults depend; `unnamed` where it names none of them."""
     words = [word for argument in arguments for word in argument.split("=", 1)]
     named = [after for word, after in zip(words, words[1:], strict=False) if word == "--learning.method"]
-    return named[-1] if named and named[-1] in STEPS else "mean_flow"
+    return named[-1] if named and named[-1] in STEPS else unnamed
 
 
 def settings(preset: RunConfig, method: str = "mean_flow") -> RunConfig:

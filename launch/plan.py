@@ -4,7 +4,8 @@
     JAX_PLATFORMS=cpu python -m launch.plan bagel_7b --topology v5p:4x4x4 --mesh.fsdp 64 [--json FILE] [--html FILE]
 
 TPUs are compiled for by libtpu.  For GPUs (h100:8x4, 4 nodes of 8) the program is lowered for CUDA, and compiled for as many
-TPU chips, which stand in for temporaries and collectives.
+TPU chips, which stand in for temporaries and collectives.  With --learning.method mean_flow or dmd2 it plans what
+experiments.distill would run.
 """
 
 import dataclasses
@@ -242,6 +243,14 @@ def show(numbers: dict[str, Any]) -> list[str]:
     return lines
 
 
+def distilled(preset: RunConfig, arguments: list[str]) -> RunConfig:
+    """A preset's settings, or those that experiments.distill makes of them where the command line names its method."""
+    from experiments.distill import asked_method, settings
+
+    method = asked_method(arguments, "")
+    return settings(preset, method) if method else preset
+
+
 def main() -> None:
     """Parses, compiles, prints, writes."""
     try:
@@ -249,7 +258,7 @@ def main() -> None:
         arguments = tyro.cli(
             Arguments,
             args=rest,
-            default=Arguments(file.config(), ""),
+            default=Arguments(distilled(file.config(), rest), ""),
             prog="python -m launch.plan [PRESET]",
             description=f"{__doc__}\nPresets: {', '.join(presets())}.",
         )

@@ -29,13 +29,14 @@ from unigrpo_jax.parallel import kernels
 from unigrpo_jax.parallel import mesh as meshes
 from unigrpo_jax.parallel.chips import CHIPS
 from unigrpo_jax.parallel.rules import Layout
+from unigrpo_jax.training.distilled import DistilledPrograms
 from unigrpo_jax.training.placement import device_bytes
 from unigrpo_jax.training.programs import Inputs, Programs
 
 ROLLOUT, UPDATE = "rollout", "update"
 ProgramName = Literal["rollout", "update"]
-# Classes of memory, in the order of a bar; the first five lie on a device all the time.
-STATE = ("trained", "optimizer", "average", "frozen", "reference")
+# Classes of memory, in the order of a bar; those of `STATE` lie on a device all the time.
+STATE = ("trained", "optimizer", "average", "frozen", "reference", "fake score")
 CLASSES = (*STATE, "inputs", "cache", "episodes", "temporaries", "results")
 # Named scopes of the rollout, and what is neither.
 PHASES = ("looking", "thinking", "drawing", "images")
@@ -119,6 +120,9 @@ def find_model(config: ModelConfig) -> Loaded:
 
 def find_work(config: RunConfig, model: Loaded, given: Given) -> Work:
     """What the episodes of a run cost."""
+    if config.learning.method == "dmd2":  # which draws in the steps that its student is made for
+        rollout = dataclasses.replace(config.rollout, flow_steps=config.learning.distillation.steps[0])
+        config = dataclasses.replace(config, rollout=rollout)
     config = with_texts(config, model.codec.shapes(1, config.rollout.prompt_tokens))
     return model.network.work(config, len(model.codec.system(config.rollout)), given.pictures, given.turns)
 
@@ -161,7 +165,8 @@ def _prepare(config: RunConfig, target: Target, model: Loaded, given: Given) -> 
         layout.activations, kernels.attend(config.model, mesh), tokens=layout.sequence(model.network.cuts())
     )
     system = model.codec.system(config.rollout)
-    programs = Programs(config, model.network, model.autoencoder, system, layout, model.abstract_params())
+    kind = DistilledPrograms if config.learning.distils else Programs
+    programs = kind(config, model.network, model.autoencoder, system, layout, model.abstract_params())
     text = model.codec.shapes(config.rollout.prompts_per_iteration, config.rollout.prompt_tokens)
     inputs = programs.inputs(model.stored_params(), model.autoencoder.shapes(), text, given.turns, given.pictures)
     return Setting(config, target, mesh, model, find_work(config, model, given), programs, inputs, given)
@@ -195,13 +200,14 @@ def _own(part: Any) -> int:
 
 def state_bytes(setting: Setting) -> dict[str, int]:
     """Bytes of what lies on a device all the time, by class: exact arithmetic."""
-    i = setting.inputs
+    i, named = setting.inputs, setting.config.learning.distillation.teacher is not None
     return {
         "trained": _own(i.state.trained),
         "optimizer": _own(i.state.opt_state),
         "average": _own((i.state.ema, i.state.old)),
         "frozen": _own(i.frozen) + _own(i.autoencoder),
-        "reference": _own({path: x for path, x in tree.flatten(i.reference).items() if path not in i.frozen}),
+        "reference": _own({path: x for path, x in tree.flatten(i.reference).items() if named or path not in i.frozen}),
+        "fake score": _own(i.state.fake),
     }
 
 
@@ -232,7 +238,8 @@ def compile_program(setting: Setting, name: ProgramName) -> Compiled:
     traced = rollout if name == ROLLOUT else update
     state, cache = state_bytes(setting), cache_bytes(setting) if name == ROLLOUT else 0
     episodes = _episode_bytes(setting, setting.config.episodes if name == ROLLOUT else setting.config.trained_episodes)
-    given = ("trained", "frozen") if name == ROLLOUT else STATE
+    sampling = "reference" if setting.config.learning.method == "mean_flow" else "trained"
+    given = (sampling, "frozen") if name == ROLLOUT else STATE
     arguments = sum(state[part] for part in given) + (0 if name == ROLLOUT else episodes)
     try:
         if setting.target.chip.kind == "gpu":

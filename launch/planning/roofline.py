@@ -13,7 +13,8 @@ import dataclasses
 from collections.abc import Sequence
 
 from unigrpo_jax.config import RunConfig
-from unigrpo_jax.models.work import Split, Work
+from unigrpo_jax.models.building.guidance import Guidance
+from unigrpo_jax.models.work import Split, Work, distilled
 from unigrpo_jax.parallel.chips import Chip
 
 
@@ -57,8 +58,10 @@ def phases(run: RunConfig, work: Work, split: Split, optimizer_bytes: float) -> 
       split: how the work lies on the chips.
       optimizer_bytes: trained weights and moments on one device.
     """
-    operations = work.rollout(executed=True) | {"update": sum(work.update(executed=True).values())}
-    read, small = dict(work.read(split)), work.int8()
+    operations, small = _operations(run, work, executed=True), work.int8()
+    read, rewarded = dict(work.read(split)), sum(work.update(executed=True).values())
+    read["update"] *= operations["update"] / rewarded  # a pass of a distillation reads what one of any update does
+    read["drawing"] *= _passes(run) or 1
     # Adam reads and writes weights and both moments.
     read["update"] += run.learning.ppo_epochs * run.learning.minibatches * 2 * optimizer_bytes
     return [
@@ -66,6 +69,17 @@ def phases(run: RunConfig, work: Work, split: Split, optimizer_bytes: float) -> 
               int8=small.get(name, 0) / split.chips)
         for name in read
     ]  # fmt: skip
+
+
+def _passes(run: RunConfig) -> int | None:
+    """Evaluations in a transition where another one draws than what is trained: the guided teacher of `mean_flow`."""
+    return Guidance(text=run.learning.distillation.guidance).passes if run.learning.method == "mean_flow" else None
+
+
+def _operations(run: RunConfig, work: Work, executed: bool = False) -> dict[str, float]:
+    """Operations of an iteration by phase; what a teacher or a fake score is asked for counts to the update."""
+    update = 0.0 if run.learning.distils else sum(work.update(executed).values())
+    return work.rollout(executed, _passes(run)) | {"update": update + distilled(run, work, executed)}
 
 
 def with_collectives(found: Sequence[Phase], rows: dict[str, Sequence[dict]], per_chip: int = 1) -> list[Phase]:
@@ -108,5 +122,5 @@ class Estimate:
 def estimate(run: RunConfig, work: Work, chip: Chip, chips: int, found: Sequence[Phase]) -> Estimate:
     """Seconds, throughput and the utilisation that goes with them."""
     seconds = sum(phase.seconds(chip) for phase in found)
-    model = sum(work.rollout().values()) + sum(work.update().values())
+    model = sum(_operations(run, work).values())
     return Estimate(seconds, run.episodes / seconds / chips * 3600, model, model / (seconds * chips * chip.flops))
