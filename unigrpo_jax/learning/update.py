@@ -131,7 +131,9 @@ class UpdateProgram:
         same = jnp.bool_(True) if state.old is None else ~differs(trained, start)
         anchor = lambda piece: self.objective.anchors(start, reference, piece[0], own_start)
         anchors = _map(anchor, data)
-        numbers = stepping.pieces(jnp.arange(len(episodes.drawing.finite)), c.minibatches * c.micro_batches)
+        numbers = None  # of the episodes
+        if self.matching is not None:
+            numbers = stepping.pieces(jnp.arange(len(episodes.drawing.finite)), c.minibatches * c.micro_batches)
         by_step = lambda x: x.reshape(c.minibatches, c.micro_batches, *x.shape[1:])
         by_step = jax.tree.map(by_step, (*data, anchors, numbers))
         share = stepping.rate_share(c, state.step)  # Adam's step is proportional to its rate, weight decay included
