@@ -19,7 +19,6 @@ from unigrpo_jax.config import LearningConfig, RunConfig, require
 from unigrpo_jax.foreign_text import tell
 
 PROGRAM = "experiments.sft"
-AVERAGE = 0.97  # examples are followed at the rates of rewards, and the weights scatter more
 MODEL = "model"  # the folder in a finished run that holds what it learned, as `--model.path` takes it
 
 
@@ -31,7 +30,7 @@ def main() -> None:
 def settings(preset: RunConfig) -> RunConfig:
     """A preset's settings for the method `sft`: its machine and model, and pieces of an update as large as they were.
 
-    Nothing holds what is learned to the start, of which no copy is kept; where an average is judged it is a long one.
+    Nothing holds what is learned to the start, of which no copy is kept.
     """
     batch = preset.trained_episodes // preset.learning.minibatches
     rollout = dataclasses.replace(preset.rollout, prompts_per_iteration=batch, micro_batches=1)
@@ -39,7 +38,6 @@ def settings(preset: RunConfig) -> RunConfig:
         preset.learning, method="sft", group_size=1, best=0, worst=0, ppo_epochs=1, minibatches=1, credit="shared",
         thought_rewards=(), round_reward="last", reference="none", mse_weight=0.0, latent_kl_weight=0.0, text_kl_weight=0.0,
         leash_times=(), leash_weight=LearningConfig.leash_weight, credit_by={},
-        ema_decay=max(preset.learning.ema_decay, AVERAGE) if preset.learning.ema_decay else 0.0,
     )  # fmt: skip
     return dataclasses.replace(preset, name=f"{preset.name}_sft", rollout=rollout, learning=learning)
 

@@ -17,7 +17,7 @@ seed 0).
 import dataclasses
 
 from experiments.presets import shapes
-from unigrpo_jax.config import LearningConfig, RunConfig
+from unigrpo_jax.config import RunConfig
 
 
 def config() -> RunConfig:
@@ -31,7 +31,6 @@ def config() -> RunConfig:
         model=dataclasses.replace(full.model, path="rounds_base", unroll=1),
         rollout=dataclasses.replace(full.rollout, rounds=2),
         learning=dataclasses.replace(
-            full.learning, round_reward="each", credit="round", denoising_lr=2e-4, cooldown=(30, 90), minibatches=1,
-            flow_clip=LearningConfig.flow_clip, ema_decay=0.97, leash_times=(),
-        ),  # fmt: skip
+            full.learning, round_reward="each", credit="round", denoising_lr=2e-4, cooldown=(30, 90)
+        ),
     )

@@ -18,7 +18,7 @@ def config() -> RunConfig:
         iterations=3,
         model=dataclasses.replace(full.model, unroll=1),
         rollout=dataclasses.replace(full.rollout, prompts_per_iteration=6),
-        learning=dataclasses.replace(full.learning, group_size=4, minibatches=1, cooldown=(0, 0), leash_times=()),
+        learning=dataclasses.replace(full.learning, group_size=4, cooldown=(0, 0)),
         evaluation=dataclasses.replace(full.evaluation, prompts=24, batch=24),
         logging=dataclasses.replace(full.logging, samples_every=2, samples=6),
         checkpoint=dataclasses.replace(full.checkpoint, every=2),
