@@ -8,7 +8,10 @@ METHODS = ("mean_flow", "dmd2")  # of LearningConfig.method, those that distil
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DistillationConfig:
-    """Methods `mean_flow` (arXiv 2505.13447) and `dmd2` (arXiv 2405.14867); their teacher is what a run begins with."""
+    """Methods `mean_flow` (arXiv 2505.13447) and `dmd2` (arXiv 2405.14867), whose teacher is what a run begins with.
+
+    What `dmd2` reads of a teacher and a fake score serves a student that learns from rewards, too (learning.matching_weight).
+    """
 
     guidance: float = 1.0
     """The teacher's text guidance, which the student takes over and draws without; 1 is none."""
