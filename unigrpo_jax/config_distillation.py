@@ -10,7 +10,7 @@ METHODS = ("mean_flow", "dmd2")  # of LearningConfig.method, those that distil
 class DistillationConfig:
     """Methods `mean_flow` (arXiv 2505.13447) and `dmd2` (arXiv 2405.14867), whose teacher is what a run begins with.
 
-    What `dmd2` reads of a teacher and a fake score serves a student that learns from rewards, too (learning.matching_weight).
+    What `dmd2` reads of teacher and fake score serves a student that learns from rewards, too (learning.matching_weight).
     """
 
     guidance: float = 1.0
