@@ -59,21 +59,19 @@ class Distillation:
         labels = parameters.groups(state.params(frozen), c, self.objective.student.model.trained_by)
         transform = parameters.optimizer(c, labels)
         signal, share = jnp.any(episodes.drawing.finite), stepping.rate_share(c, state.step)
-        start = randomness.stream_key(self.seed, state.step, randomness.FORWARD)
         data = stepping.pieces((episodes, jnp.arange(len(episodes.drawing.finite))), c.minibatches * c.micro_batches)
         by_step = jax.tree.map(lambda x: x.reshape(c.minibatches, c.micro_batches, *x.shape[1:]), data)
 
         def optimizer_step(carry, given):
             (trained, moments, fake), (number, pieces), found = carry, given, {}
-            key, others = jax.random.fold_in(start, number), ()
+            keys, others = stepping.keys(self.seed, state.step, number, 1 + c.distillation.fake_steps), ()
             if fake is not None:
-                keys = jax.vmap(jax.random.fold_in, (None, 0))(key, 1 + jnp.arange(c.distillation.fake_steps))
                 student = tree.unflatten(frozen | trained)
-                fake, found = learned(self.objective, fake, labels, student, reference, pieces, keys, signal, share)
+                fake, found = learned(self.objective, fake, labels, student, reference, pieces, keys[1:], signal, share)
                 others = (fake.params(reference),)
             loss = lambda flat, *given: self.objective(tree.unflatten(frozen | flat), *others, reference, *given)
-            of, key = jax.grad(loss, has_aux=True), jax.random.fold_in(key, 0)
-            once = lambda piece: of(trained, piece[0], randomness.sample_keys(key, piece[1]))
+            of = jax.grad(loss, has_aux=True)
+            once = lambda piece: of(trained, piece[0], randomness.sample_keys(keys[0], piece[1]))
             grads, metrics = stepping.accumulate(once, pieces)
             trained, moments, updates, finite = stepping.stepped(transform, trained, moments, grads, metrics, signal, share)
             metrics |= stepping.group_norms(grads, labels, "grad_norm")

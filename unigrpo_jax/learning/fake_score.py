@@ -101,9 +101,8 @@ class Matching:
     seed: int
 
     def keys(self, iteration, number) -> jax.Array:
-        """Keys of an optimizer step, its number within the iteration counted from 0: of the loss, then of the fake score."""
-        start = jax.random.fold_in(randomness.stream_key(self.seed, iteration, randomness.FORWARD), number)
-        return jax.vmap(jax.random.fold_in, (None, 0))(start, jnp.arange(1 + self.objective.config.distillation.fake_steps))
+        """Keys of an optimizer step, as `stepping.keys`: that of the loss, then one for each step of the fake score."""
+        return stepping.keys(self.seed, iteration, number, 1 + self.objective.config.distillation.fake_steps)
 
     def __call__(self, params, fake: FakeScore, teacher: dict, episodes: Episodes, keys_B) -> tuple[jax.Array, dict]:
         """The weighted loss [] of the student's parameters, and metrics."""

@@ -9,6 +9,7 @@ import optax
 from unigrpo_jax.config import LearningConfig
 from unigrpo_jax.learning import parameters
 from unigrpo_jax.learning.objective import reduce_metrics
+from unigrpo_jax.rollout import randomness
 
 
 def rate_share(config: LearningConfig, step):
@@ -17,6 +18,12 @@ def rate_share(config: LearningConfig, step):
     if not end:
         return jnp.float32(1.0)
     return jnp.clip((end - step) / (end - first), 0.0, 1.0)
+
+
+def keys(seed: int, iteration, number, count: int) -> jax.Array:
+    """`count` keys of what an optimizer step looks through, its number within the iteration counted from 0."""
+    own = jax.random.fold_in(randomness.stream_key(seed, iteration, randomness.FORWARD), number)
+    return jax.vmap(jax.random.fold_in, (None, 0))(own, jnp.arange(count))
 
 
 def pieces(tree, count: int):
