@@ -266,7 +266,7 @@ def test_what_a_decoder_of_clips_gives_is_a_video():
         hold=None,
         begins=False,
         two_times=False,
-        predict=lambda params, x, t, grid, condition: x,
+        predict=lambda params, x, t, grid, condition, to: x,
         to_latent=lambda tokens, grid: tokens.reshape(-1, 4, 5, 3),
     )
     flow = FlowSampler(schedule=(1.0, 0.5, 0.0), rule=ODE(), grid=(4, 5))
