@@ -106,7 +106,8 @@ def held(folder, run_dir, texts, *own):
 
 
 def test_a_student_that_is_held_to_its_teacher_goes_on_after_a_resume_with_the_same_bits(folder, teacher, trained, tmp_path):
-    """Its fake score begins as the teacher, is in the checkpoints, and has no second time."""
+    """Its fake score begins as the teacher, is in the checkpoints, and has no second time; another teacher is refused."""
+    teacher = shutil.copytree(teacher, tmp_path / "teacher")
     texts, run_dir, named = trained.parent / "texts", tmp_path / "run", ("--learning.distillation.teacher", teacher)
     outcome = held(folder, run_dir, texts, *named, "--checkpoint.keep", 3)
     assert outcome.code == 0 and "drift" not in json.loads((run_dir / "summary.json").read_text()), outcome
@@ -125,6 +126,10 @@ def test_a_student_that_is_held_to_its_teacher_goes_on_after_a_resume_with_the_s
     assert outcome.code == 0 and "Resuming after iteration 1" in outcome.out, outcome
     for a, b in zip(jax.tree.leaves(second), jax.tree.leaves(state_at(copy, 2)), strict=True):
         assert np.asarray(a).tobytes() == np.asarray(b).tobytes()
+    sizes = teacher / "transformer" / "config.json"
+    save_weights(sizes.parent, component.DIFFUSERS, component.wanted(read_transformer(sizes)), seed=1)
+    outcome = held(folder, copy, texts, *named, "--iterations", 3, "--resume")
+    assert outcome.code != 0 and "needs as the teacher" in outcome.err and outcome.err.count("\n") == 1, outcome
 
 
 def test_a_teacher_that_is_none_of_this_student_is_refused(folder, teacher, tmp_path):

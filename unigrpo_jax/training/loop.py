@@ -20,7 +20,7 @@ from unigrpo_jax.training.iterations import Iterations
 from unigrpo_jax.training.metrics import MetricsWriter
 from unigrpo_jax.training.overview import card, warnings
 from unigrpo_jax.training.placement import HEADER, placement
-from unigrpo_jax.training.run_folder import check_folder, check_same_weights, flat, versions, write_json
+from unigrpo_jax.training.run_folder import check_folder, check_same_weights, flat, origin, versions, write_json
 from unigrpo_jax.training.stopping import Preempted, RunStopped, StorageFailed
 from unigrpo_jax.training.supervised import SupervisedEvaluator, SupervisedTrainer
 from unigrpo_jax.training.trainer import Parts, Trainer, build
@@ -69,8 +69,8 @@ def run(config: RunConfig, run_dir: storage.Place, resume: bool = False, allow_c
     judge = SupervisedEvaluator if taught else DistilledEvaluator if distils else usual
     evaluator = processes.agree_on_errors((ConfigError,), lambda: judge(parts))
     trainer = (SupervisedTrainer if taught else DistilledTrainer if distils else Trainer)(parts)
-    checksum = parts.loaded.checksum()
-    facts = {"seed": config.seed, "model_sha256": checksum, "versions": versions(), "config": to_dict(config)}
+    began = origin(parts) | {"versions": versions()}
+    facts = {"seed": config.seed, "config": to_dict(config)} | began
     checkpoints = Checkpoints(run_dir / "checkpoints", config.checkpoint, facts)
     done, troubles = checkpoints.newest()
     require(done is None or config.iterations >= done,
@@ -83,7 +83,7 @@ def run(config: RunConfig, run_dir: storage.Place, resume: bool = False, allow_c
         with _nothing_left(run_dir):
             processes.agree_on_errors((ConfigError,), lambda: _prepare(run_dir, checkpoints))
             checkpoints.probe()
-            records = lambda: _records(run_dir, config, checksum, known, done or 0, console.message)
+            records = lambda: _records(run_dir, config, began, known, done or 0, console.message)
             writer = processes.agree_on_errors((ConfigError,), records)
         if writer is not None:
             opened.enter_context(writer)
@@ -134,14 +134,14 @@ def _prepare(run_dir: epath.Path, checkpoints: Checkpoints) -> None:
 
 
 def _records(
-    run_dir: epath.Path, config: RunConfig, checksum: str, known: bool, done: int, say: Callable[[str], None]
+    run_dir: epath.Path, config: RunConfig, began: dict, known: bool, done: int, say: Callable[[str], None]
 ) -> MetricsWriter | None:
     """In the first process: says in the run folder what the run is, and opens its metrics and the loggers."""
     if not processes.is_first():
         return None
 
     def describe() -> None:
-        write_json(run_dir / "provenance.json", {"model_sha256": checksum, "versions": versions()})
+        write_json(run_dir / "provenance.json", began)
         write_json(run_dir / "config.json", to_dict(config))
 
     there = {path.name for path in run_dir.iterdir()}

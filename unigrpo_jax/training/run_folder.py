@@ -104,7 +104,10 @@ def check_folder(run_dir: epath.Path, parts: Parts, resume: bool, allow_changed:
         lines = ", ".join(f"{name} = {now[name]} (was {earlier.get(name)})" for name in changed)
         raise ConfigError(f"{run_dir} was made with another config: {lines}; use its settings, another --run-dir, or "
                           f"--allow-changed {' '.join(changed)}.")  # fmt: skip
-    check_same_weights(run_dir, first_weights(run_dir), parts.loaded)
+    known = provenance(run_dir)
+    check_same_weights(run_dir, known["model_sha256"], parts.loaded)
+    if parts.teacher is not None:  # which is none in a run that began before its checksum was kept
+        check_same_weights(run_dir, known.get("teacher_sha256"), parts.teacher, "as the teacher")
     try:
         read_metrics(run_dir / "metrics.jsonl")
     except ValueError as error:
@@ -139,20 +142,39 @@ def _hardly_begun(run_dir: epath.Path) -> bool:
     )
 
 
-def first_weights(run_dir: epath.Path) -> str:
-    """Checksum of the weights that a run started from."""
+def origin(parts: Parts) -> dict[str, str]:
+    """Checksums of the weights that a run starts from, and of those of a teacher that was named."""
+    taught = {} if parts.teacher is None else {"teacher_sha256": parts.teacher.checksum()}
+    return {"model_sha256": parts.loaded.checksum()} | taught
+
+
+def provenance(run_dir: epath.Path) -> dict[str, Any]:
+    """What a run started from: `origin`, and versions."""
+    path = run_dir / "provenance.json"
     try:
-        return read_json(run_dir / "provenance.json")["model_sha256"]
+        found = read_json(path)
+        found["model_sha256"]
+        return found
     except (OSError, ValueError, KeyError, TypeError):
-        raise ConfigError(f"{run_dir / 'provenance.json'} is missing or damaged; restore it, or use another run.") from None
+        raise ConfigError(f"{path} is missing or damaged; restore it, or use another run.") from None
 
 
-def check_same_weights(place: epath.Path, checksum: str, loaded: Loaded) -> None:
-    """ConfigError where the model folder no longer holds the weights that the run or checkpoint at `place` started from."""
-    if checksum != loaded.checksum():
+USE = "for all that is not trained and as the reference"
+
+
+def check_same_weights(place: epath.Path, checksum: str | None, loaded: Loaded, use: str = USE) -> None:
+    """ConfigError where a folder no longer holds the weights that the run or checkpoint at `place` started with.
+
+    Args:
+      place: for the message.
+      checksum: of the weights then; None where it was not kept, which passes.
+      loaded: the folder now.
+      use: what they are needed for.
+    """
+    if checksum is not None and checksum != loaded.checksum():
         raise ConfigError(
-            f"{place} started from other weights than those in {loaded.folder} now, which it needs for all that is not "
-            "trained and as the reference; restore them or use another run folder."
+            f"{place} started from other weights than those in {loaded.folder} now, which it needs {use}; restore them or "
+            "use another run folder."
         )
 
 

@@ -33,7 +33,7 @@ IMPORTANT = (
     r"image/.+", r"video/.+", r"time/iteration",
 )  # fmt: skip
 # Where the files of a run folder differ without being settings.
-FACTS = ("model_sha256", "versions")
+FACTS = ("model_sha256", "teacher_sha256", "versions")
 
 _STYLE = """
 .by-run { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 230px), 1fr)); gap: 14px 26px; }
