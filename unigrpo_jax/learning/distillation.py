@@ -18,7 +18,7 @@ from unigrpo_jax.learning.distribution_matching import DistributionMatching
 from unigrpo_jax.learning.fake_score import learned
 from unigrpo_jax.learning.mean_flow import MeanFlow
 from unigrpo_jax.learning.objective import reduce_metrics
-from unigrpo_jax.learning.update import TrainState, mixed
+from unigrpo_jax.learning.update import TrainState
 from unigrpo_jax.models import tree
 from unigrpo_jax.rollout import randomness
 
@@ -83,12 +83,6 @@ class Distillation:
             return stepping.scan(optimizer_step, carry, (number * c.minibatches + jnp.arange(c.minibatches), by_step))
 
         carry, metrics = stepping.scan(epoch, (state.trained, state.opt_state, state.fake), jnp.arange(c.ppo_epochs))
-        trained, opt_state, fake = carry
         metrics = jax.tree.map(lambda x: x.reshape(-1), metrics)
-        skipped = jnp.sum(metrics["update/skipped"])
-        counts = {"update/skipped": skipped, "update/without_signal": 1.0 - signal.astype(jnp.float32)}
-        ema = None if state.ema is None else mixed(c.ema_decay, state.ema, trained, signal)
-        in_row = jnp.where(skipped > 0, state.skipped_in_row + 1, 0).astype(jnp.int32)
-        state = TrainState(trained=trained, opt_state=opt_state, ema=ema, step=state.step + 1, skipped_in_row=in_row,
-                           fake=fake)  # fmt: skip
+        state, counts = state.after(c, carry, metrics["update/skipped"], signal)
         return state, reduce_metrics(metrics) | counts

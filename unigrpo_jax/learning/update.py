@@ -57,6 +57,28 @@ class TrainState:
         """The parameters that are judged: with the moving average where there is one."""
         return tree.unflatten(frozen | (self.trained if self.ema is None else self.ema))
 
+    def after(self, config: LearningConfig, carry: tuple, dropped, signal) -> tuple["TrainState", dict[str, jax.Array]]:
+        """The state after an iteration, and counts of what it dropped.
+
+        Args:
+          config: decays of the averages.
+          carry: trained parameters, optimizer state and fake score after its optimizer steps.
+          dropped: float32 [steps], 1 for each that was not finite.
+          signal: bool [], whether there was anything to learn from; else the averages stay.
+        """
+        (trained, opt_state, fake), skipped = carry, jnp.sum(dropped)
+        decay = jnp.minimum(config.nft.old_growth * self.step, config.nft.old_decay)
+        new = TrainState(
+            trained=trained,
+            opt_state=opt_state,
+            ema=None if self.ema is None else _mixed(config.ema_decay, self.ema, trained, signal),
+            step=self.step + 1,
+            skipped_in_row=jnp.where(skipped > 0, self.skipped_in_row + 1, 0).astype(jnp.int32),
+            old=None if self.old is None else _mixed(decay, self.old, trained, signal),
+            fake=fake,
+        )
+        return new, {"update/skipped": skipped, "update/without_signal": 1.0 - signal.astype(jnp.float32)}
+
 
 def new_state(
     params: dict, config: LearningConfig, trained_by: Mapping[str, str], teacher: Mapping[str, jax.Array] | None = None
@@ -80,7 +102,7 @@ def new_state(
     )
 
 
-def mixed(decay, kept: dict[str, jax.Array], new: dict[str, jax.Array], taken) -> dict[str, jax.Array]:
+def _mixed(decay, kept: dict[str, jax.Array], new: dict[str, jax.Array], taken) -> dict[str, jax.Array]:
     """A moving average, decay kept + (1 - decay) new; the old bits where nothing is `taken`."""
     return jax.tree.map(lambda a, b: jnp.where(taken, decay * a + (1 - decay) * b, a), kept, new)
 
@@ -171,21 +193,12 @@ class UpdateProgram:
             return stepping.scan(optimizer_step, carry, (at, by_step))
 
         carry, metrics = stepping.scan(epoch, (trained, state.opt_state, state.fake), jnp.arange(c.ppo_epochs))
-        trained, opt_state, fake = carry
         metrics = jax.tree.map(lambda x: x.reshape(-1), metrics)
         # Before the first step the trained policy is the one that sampled: only there do the two log-probabilities
         # of an action measure numerics.
         first = {name: value[0] for name, value in metrics.items() if "/log_prob_gap" in name}
-        skipped = jnp.sum(metrics["update/skipped"])
-        counts = {"update/skipped": skipped, "update/without_signal": 1.0 - signal.astype(jnp.float32)}
-        metrics = with_ratio_std(reduce_metrics(metrics)) | first | counts
-        ema = None if state.ema is None else mixed(c.ema_decay, state.ema, trained, signal)
-        decay = jnp.minimum(c.nft.old_growth * state.step, c.nft.old_decay)
-        old = None if state.old is None else mixed(decay, state.old, trained, signal)
-        in_row = jnp.where(skipped > 0, state.skipped_in_row + 1, 0).astype(jnp.int32)
-        state = TrainState(trained=trained, opt_state=opt_state, ema=ema, step=state.step + 1, skipped_in_row=in_row,
-                           old=old, fake=fake)  # fmt: skip
-        return state, metrics
+        state, counts = state.after(c, carry, metrics["update/skipped"], signal)
+        return state, with_ratio_std(reduce_metrics(metrics)) | first | counts
 
 
 def differs(trained: dict[str, jax.Array], reference: dict) -> jax.Array:
