@@ -54,7 +54,7 @@ def settings(preset: RunConfig, method: str = "mean_flow") -> RunConfig:
         learn, method=method, distillation=teacher, group_size=1, best=0, worst=0, credit="shared", credit_by={},
         thought_rewards=(), round_reward="last", reference="host" if learn.reference == "host" else "device", mse_weight=0.0,
         latent_kl_weight=0.0, text_kl_weight=0.0, leash_times=(), leash_weight=type(learn).leash_weight, ratio_norm=True,
-        nft=type(learn.nft)(), ppo_epochs=EPOCHS[method], minibatches=1, old_log_probs="recompute",
+        nft=type(learn.nft)(), ppo_epochs=EPOCHS[method], minibatches=1, old_log_probs="recompute", advantage_limit=0.0,
     )  # fmt: skip
     evaluation = dataclasses.replace(
         e, flow_steps=max(STEPS[method]), guidance=1.0, guidance_image=1.0, passes=type(e.passes)(), rounds=0, drift=0,

@@ -1,6 +1,6 @@
 """Writes a trained model in the layout that its family is published in, for PyTorch and for `--model.path`.
 
-    python -m experiments.export CHECKPOINT OUT_DIR [--dtype bfloat16]
+    python -m experiments.export CHECKPOINT OUT_DIR [--dtype bfloat16] [--devices 8 --mesh.fsdp 8]
 
 CHECKPOINT is a run folder (its newest checkpoint), RUN/checkpoints/N, or a model folder.  OUT_DIR gets the trained weights
 (shards and an index above 5 GB) under the original names and shapes, adapters folded in, and copies of all other parts.  In
@@ -15,6 +15,7 @@ import tyro
 
 from experiments.command_line import command_line, preset
 from experiments.destination import folder_to_write
+from unigrpo_jax.config import MeshConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,6 +30,9 @@ class Arguments:
     """Of the written weights; `stored` is that of the weights that the run started from."""
     shard_gb: float = 5.0
     """Largest file, in 10^9 bytes."""
+    devices: int = 1
+    """Devices that hold the weights meanwhile, and what else the checkpoint holds; 0 is all."""
+    mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
 
 
 @command_line
@@ -43,7 +47,7 @@ def main(arguments: Arguments) -> None:
     require(arguments.shard_gb > 0, f"shard_gb = {arguments.shard_gb}, but it must be above 0.")
     require(not out.exists() or (out.is_dir() and not any(out.iterdir())), f"{out} is not empty; name a new folder.")
     folder_to_write(out, "OUT")
-    restored = restore(arguments.checkpoint, preset([], "shapes")[0])
+    restored = restore(arguments.checkpoint, preset([], "shapes")[0], arguments.devices, arguments.mesh)
     dtype = restored.loaded.stored_dtype if arguments.dtype == "stored" else arguments.dtype
     try:
         student = student_of(restored.config, restored.loaded)

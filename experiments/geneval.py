@@ -70,7 +70,7 @@ def write(arguments: Write) -> None:
     from unigrpo_jax.parallel import mesh as meshes
     from unigrpo_jax.training import student_checks
     from unigrpo_jax.training.console import Console
-    from unigrpo_jax.training.evaluation import evaluation_rollout, on_mesh
+    from unigrpo_jax.training.evaluation import evaluation_rollout, on_mesh, whole_prompts
     from unigrpo_jax.training.restore import restore
     from unigrpo_jax.worlds import geneval, lines
 
@@ -94,10 +94,10 @@ def write(arguments: Write) -> None:
     # The bucket changes no image, so it is made to fit.
     bucket = max(loaded.codec.bucket(p.text for p in prompts), rollout.prompt_tokens)
     loaded.codec.prepare(p.text for p in prompts)
-    program, place = on_mesh(evaluation_rollout(e, rollout, loaded), restored.layout, e.batch)
+    program, place = on_mesh(evaluation_rollout(e, rollout, loaded), restored.layout)
     program = jax.jit(program.__call__, out_shardings=place)
     params, autoencoder_params = restored.read(), loaded.autoencoder_params(meshes.replicated(restored.layout.mesh))
-    per_call = e.batch // e.images_per_prompt
+    per_call = whole_prompts(e.batch // e.images_per_prompt, e.images_per_prompt, restored.layout.mesh)
     with Console() as console:
         for words in student_checks.warnings(loaded, rollout, e):
             console.message(words)

@@ -37,7 +37,7 @@ def settings(preset: RunConfig) -> RunConfig:
     learning = dataclasses.replace(
         preset.learning, method="sft", group_size=1, best=0, worst=0, ppo_epochs=1, minibatches=1, credit="shared",
         thought_rewards=(), round_reward="last", reference="none", mse_weight=0.0, latent_kl_weight=0.0, text_kl_weight=0.0,
-        leash_times=(), leash_weight=LearningConfig.leash_weight, credit_by={},
+        leash_times=(), leash_weight=LearningConfig.leash_weight, credit_by={}, advantage_limit=0.0,
     )  # fmt: skip
     return dataclasses.replace(preset, name=f"{preset.name}_sft", rollout=rollout, learning=learning)
 
@@ -46,7 +46,7 @@ def write_model(run_dir: str) -> None:
     """Writes what a finished run learned into a model folder in its run folder; where that cannot be, says what can."""
     import jax
 
-    from experiments.command_line import preset
+    from unigrpo_jax.config_json import load_run_config
     from unigrpo_jax.parallel import processes
     from unigrpo_jax.training import storage
     from unigrpo_jax.training.distilled import student_of
@@ -57,7 +57,8 @@ def write_model(run_dir: str) -> None:
             tell(f"`python -m experiments.export {run_dir} FOLDER` writes what was learned for --model.path FOLDER.")
         return
     out = pathlib.Path(run_dir) / MODEL
-    restored = restore(run_dir, preset([], "shapes")[0])
+    config = load_run_config(storage.path(run_dir) / "config.json")
+    restored = restore(run_dir, config, config.devices, config.mesh)  # where it was trained it also fits
     try:
         if out.exists():  # of this run, before it was continued
             shutil.rmtree(out)

@@ -393,3 +393,21 @@ def test_a_write_that_ends_after_its_save_failed_is_passed_over_and_nothing_else
     other = Other()
     del other
     assert told == ["another"]
+
+
+def test_scores_that_come_after_a_state_was_saved_are_written_beside_it(tmp_path):
+    """The last state of a run is judged when it is saved already; the older best one goes then."""
+    checkpoints = open_(tmp_path, keep=1, keep_best=1)
+    checkpoints.save(state_of(2), {"exact": 0.5})
+    checkpoints.save(state_of(4))
+    checkpoints.wait()
+    assert checkpoints.steps() == [2, 4] and checkpoints.facts(4)["evaluation"] == {}
+    place = tmp_path / "checkpoints" / "4"
+    before = {path: path.stat().st_mtime_ns for path in place.rglob("*") if path.is_file() and path.name != "manifest.json"}
+    checkpoints.save(state_of(4), {"exact": 0.7})
+    checkpoints.close()
+    assert checkpoints.failure() is None and checkpoints.steps() == [4]
+    assert checkpoints.facts(4)["evaluation"] == {"exact": 0.7}
+    assert checkpoints.facts(4)["best"] == {"metric": "exact", "value": 0.7, "step": 4}
+    assert before == {path: path.stat().st_mtime_ns for path in before}  # the arrays were not written again
+    assert_is(open_(tmp_path).load(4, abstract(state_of(4))), 4)

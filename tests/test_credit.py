@@ -231,3 +231,15 @@ def test_a_component_that_goes_nowhere_is_refused():
         credit.rewarded([{"content": FIRST, "fidelity": FIRST, "motion": FIRST}], learning)
     looked_at = dataclasses.replace(learning, reward_weights={"motion": 0.0})
     assert list(credit.rewarded([{"content": FIRST, "motion": FIRST}], looked_at)[0]) == ["content"]
+
+
+def test_advantages_are_clipped_after_those_of_all_components_were_added():
+    """One success among 16, twice: sqrt(15) = 3.873 each, 7.746 together, and the others' -0.516."""
+    one = np.zeros((1, 16))
+    one[0, 3] = 1.0
+    rounds = [{"a": one, "b": one}]
+    free, _ = credit.advantages(rounds, np.ones(1, bool), settings(group_size=16))
+    np.testing.assert_allclose(free[3], 2 * np.sqrt(15), rtol=1e-5)
+    held, _ = credit.advantages(rounds, np.ones(1, bool), settings(group_size=16, advantage_limit=5.0))
+    np.testing.assert_array_equal(held, np.clip(free, -5, 5))
+    assert held[3] == 5 and held[0] == free[0] == pytest.approx(-2 / np.sqrt(15), rel=1e-5)

@@ -20,6 +20,7 @@ from unigrpo_jax.models.building import lora
 from unigrpo_jax.parallel import mesh as meshes
 from unigrpo_jax.parallel.rules import Layout
 from unigrpo_jax.rollout import drawing
+from unigrpo_jax.training import evaluation
 
 START = tiny.params()
 REFERENCE = tiny.nearby(START, 0.01, seed=8)
@@ -188,3 +189,14 @@ def test_slices_are_the_outermost_axis_and_are_counted_by_themselves():
         meshes.make_mesh(0, MeshConfig(slice=4), devices)
     with pytest.raises(ConfigError, match=r"mesh.slice = 2 \* mesh.data = 3"):
         meshes.make_mesh(0, MeshConfig(slice=2, data=3))
+
+
+@pytest.mark.parametrize(
+    ("devices", "prompts", "images", "expected"),
+    [(1, 5, 3, 5), (8, 6, 1, 8), (8, 8, 1, 8), (8, 3, 4, 4), (4, 5, 6, 6), (8, 1, 8, 1), (6, 5, 4, 6)],
+)
+def test_an_evaluation_is_filled_up_to_what_divides_over_the_devices(devices, prompts, images, expected):
+    mesh = meshes.make_mesh(devices, MeshConfig())
+    found = evaluation.whole_prompts(prompts, images, mesh)
+    assert found == expected and found * images % devices == 0
+    assert all(count * images % devices for count in range(prompts, found))

@@ -309,7 +309,9 @@ def test_a_process_that_is_killed_ends_the_other_which_asks_for_a_restart(tiny_m
 
 
 def test_a_step_that_hangs_prints_stacks_and_ends(tiny_model, tmp_path):
-    (tmp_path / "hanging_reward.py").write_text("import time\n\ndef score(batch):\n    time.sleep(600)\n")
+    """A reward on the devices, which has no limit of its own."""
+    code = "import time\n\ndef score(batch):\n    time.sleep(600)\n\nscore.cost = 'device'\n"
+    (tmp_path / "hanging_reward.py").write_text(code)
     with Processes(tmp_path, tiny_model, *DRAWN, count=1) as one:
         one.begin_last(tmp_path / "run", "--rewards", "hanging_reward:score", "--processes.hang-seconds", "20")
         ((code, _, err),) = one.wait()

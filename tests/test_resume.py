@@ -437,3 +437,25 @@ def test_a_best_metric_that_no_evaluation_reports_is_one_sentence(tiny_model, at
     arguments = ["--checkpoint.best-metric", "eval/nothing", "--evaluation.every", 2]
     outcome = run_small(tiny_model, tmp_path / "run", *arguments)
     assert_one_sentence(outcome, 2, "'eval/nothing'", "the evaluation reports eval/")
+
+
+def test_a_config_that_the_checkpoint_does_not_fit_leaves_the_run_as_it_was(tiny_model, copy):
+    before = {name: (copy / name).read_bytes() for name in ("config.json", "provenance.json", "metrics.jsonl")}
+    changed = ["--learning.ema-decay", "0.9", "--iterations", "7", "--allow-changed", "learning"]
+    outcome = run_small(tiny_model, copy, "--resume", *changed)
+    assert_one_sentence(outcome, 2, "does not fit this config", "ema")
+    assert before == {name: (copy / name).read_bytes() for name in before}
+
+
+def test_prompts_that_changed_since_the_run_began_are_not_learned_from_unawares(tiny_model, at, tmp_path):
+    prompts, run_dir = tmp_path / "prompts.txt", tmp_path / "run"
+    prompts.write_text("".join(f"a {colour} circle\n" for colour in ("red", "blue", "green", "grey", "black", "white")))
+    words = ("--prompts", prompts, "--evaluation.every", 0)
+    assert run_small(tiny_model, run_dir, *words, "--iterations", 1).code == 0
+    assert len(json.loads((run_dir / "provenance.json").read_text())["files"]["prompts"][str(prompts)]) == 64
+    prompts.write_text(prompts.read_text() + "a yellow circle\n")
+    outcome = run_small(tiny_model, run_dir, *words, "--iterations", 2, "--resume")
+    assert_one_sentence(outcome, 2, f"began with another {prompts} (prompts)", "--allow-changed prompts")
+    outcome = run_small(tiny_model, run_dir, *words, "--iterations", 2, "--resume", "--allow-changed", "prompts")
+    assert outcome.code == 0, outcome
+    assert run_small(tiny_model, run_dir, *words, "--iterations", 3, "--resume").code == 0  # known by now

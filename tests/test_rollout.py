@@ -1,5 +1,6 @@
 """The rollout program: an episode depends on its prompt, seed, step and global id, and on nothing else."""
 
+import dataclasses
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +10,7 @@ import pytest
 from tests import tiny
 from unigrpo_jax.config import RunConfig
 from unigrpo_jax.rollout import randomness
+from unigrpo_jax.training import trainer
 
 
 def part(tree, rows):
@@ -115,3 +117,23 @@ def test_training_is_not_guided_unless_asked():
     """The default episode is linear: one context per transition."""
     assert tiny.rollout_program().flow.guidance is None
     assert RunConfig().rollout.guidance == 1
+
+
+def test_each_thinking_and_each_drawing_before_another_thinking_is_told():
+    """Of two micro-batches: thought, drawn, thought, drawn; the seconds of a stopwatch by hand are those of the thinking."""
+    told = []
+    program = tiny.rollout_program(micro_batches=2)
+    program = dataclasses.replace(program, thought=lambda _, thinking: told.append(bool(thinking)))
+    jax.block_until_ready(jax.jit(program.__call__)(tiny.params(), {}, tiny.prompts(), 0, 0, 0))
+    jax.effects_barrier()
+    assert told == [True, False, True, False]
+
+
+def test_a_stopwatch_adds_the_seconds_of_thinking(monkeypatch):
+    now = iter([10.0, 11.0, 11.5, 14.0, 16.0, 17.0])
+    monkeypatch.setattr(trainer.time, "monotonic", lambda: next(now))
+    watch = trainer.Stopwatch()
+    assert watch.start() == 10.0
+    for thinking in (True, True, False, True, False):  # the first one told by two devices
+        watch(None, thinking)
+    assert watch.seconds == pytest.approx(1.0 + 2.0)  # 10 to 11, 14 to 16

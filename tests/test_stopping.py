@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import json
 import os
 import pathlib
 import signal
@@ -20,7 +21,8 @@ from unigrpo_jax.training.evaluation import Evaluator
 from unigrpo_jax.training.health import Watch
 from unigrpo_jax.training.metrics import MetricsWriter, read_metrics
 from unigrpo_jax.training.stopping import RunStopped, Signals, clause
-from unigrpo_jax.training.trainer import Moment, Trainer
+from unigrpo_jax.training.trainer import Stopwatch, Trainer
+from unigrpo_jax.training.watchdog import Watchdog
 
 
 @pytest.fixture
@@ -72,7 +74,7 @@ def saved(run_dir: pathlib.Path) -> list[int]:
 
 PARTS = {  # who, what, which call, and the iterations that are done and saved
     "prompts": (Trainer, "_prompts", 2, 1),
-    "rollout's callback": (Moment, "__call__", 2, 1),
+    "rollout's callback": (Stopwatch, "__call__", 2, 1),
     "metrics": (trainer, "statistics", 2, 1),
     "advantages": (trainer.credit, "advantages", 2, 1),
     "update": (Trainer, "learn", 2, 1),
@@ -232,3 +234,25 @@ def test_a_terminal_that_goes_away_is_not_written_to_again(closed):
         console.iteration(2, 3, {"reward/mean": 0.5})
         console.message("x")
         assert console._quiet
+
+
+def test_while_rewards_judge_the_watchdog_waits_for_their_retries_too(small, monkeypatch):
+    """7 s three times and waits of 1 and 2 s between: the run's own end for a judge that hangs comes first."""
+    told = []
+    monkeypatch.setattr(Watchdog, "step", lambda self, more=0.0: told.append(more))
+    judge = Trainer.judge
+    monkeypatch.setattr(Trainer, "judge", lambda *given: told.append("judge") or judge(*given))
+    outcome = small("--iterations", 1, "--judging.timeout-seconds", 7, "--judging.retries", 2)
+    assert outcome.code == 0, outcome
+    (at,) = [place for place, what in enumerate(told) if what == "judge"]
+    assert told[at - 1 : at + 2] == [24, "judge", 0] and told.count(24) >= 3  # evaluations before and after, too
+
+
+def test_the_last_evaluation_stands_beside_the_last_checkpoint(small, tmp_path):
+    outcome = small("--iterations", 2)
+    assert outcome.code == 0, outcome
+    after = json.loads((tmp_path / "run" / "summary.json").read_text())["after"]
+    facts = Checkpoints(tmp_path / "run" / "checkpoints").facts(2)
+    assert facts["evaluation"] and facts["evaluation"] == {
+        f"eval/{name}" if f"eval/{name}" in facts["evaluation"] else name: row["overall"] for name, row in after.items()
+    }

@@ -75,7 +75,7 @@ def test_words_that_are_encoded_as_they_were_sampled_change_nothing_on_any_mesh(
         settings = EvaluationConfig(flow_steps=2, thinking_as_text=as_text, temperature=0.0)
         rollout = RolloutConfig(thinking_tokens=4, image_height=8, image_width=8)
         layout = Layout(meshes.make_mesh(devices), Bagel.axes)
-        program, place = on_mesh(evaluation_rollout(settings, rollout, loaded), layout, 2)
+        program, place = on_mesh(evaluation_rollout(settings, rollout, loaded), layout)
         params = jax.device_put(loaded.params(), meshes.replicated(layout.mesh))
         episodes = jax.jit(program.__call__, out_shardings=place)(params, {}, block, 0, 0)
         latents.append(np.asarray(episodes.drawing.latent))

@@ -187,6 +187,8 @@ class LearningConfig:
     """Episodes G per prompt; an episode's advantage is relative to its group."""
     advantage: Literal["group_std", "global_std", "none"] = "group_std"
     """What the centred reward is divided by: the group's std, the batch's std, or nothing."""
+    advantage_limit: float = 0.0
+    """Advantages, those of several components once they are added, are clipped to +- this (DanceGRPO: 5); 0 leaves them."""
     reward_weights: dict[str, float] = dataclasses.field(default_factory=dict)
     """Weight of each reward component's advantage; a component that is not named has weight 1."""
     reward_thresholds: dict[str, float] = dataclasses.field(default_factory=dict)

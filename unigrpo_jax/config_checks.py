@@ -34,7 +34,8 @@ _POSITIVE = {
 _NOT_NEGATIVE = {
     "rollout": ("timestep_shift", "temperature", "top_k", "noise_level", "resample"),
     "learning": ("flow_weight", "text_weight", "mse_weight", "leash_weight", "matching_weight", "latent_kl_weight",
-                 "text_kl_weight", "reasoning_lr", "denoising_lr", "weight_decay", "ema_decay", "best", "worst"),
+                 "text_kl_weight", "reasoning_lr", "denoising_lr", "weight_decay", "ema_decay", "best", "worst",
+                 "advantage_limit"),
     "evaluation": ("temperature", "every", "seed", "rounds", "drift"),
     "checkpoint": ("keep_best", "keep_every"),
     "logging": ("samples_every",),
@@ -311,13 +312,19 @@ def _check_method(config: RunConfig) -> None:
     most = config.episodes * (1 + r.resample)
     require(most < 2**31, f"rollout.resample = {r.resample} lets an iteration sample {most} episodes, but that must be "
                           "below 2^31; use fewer.")  # fmt: skip
+    known = "; use learning.method = 'grpo', or"
+    require(learn.latent_kl_weight == 0 or learn.method == "grpo", f"learning.latent_kl_weight = {learn.latent_kl_weight:g} "
+            f"is that of transitions, of which {method} looks at none{known} mse_weight.")  # fmt: skip
+    require(learn.text_kl_weight == 0 or learn.method != "best_of_n", f"learning.text_kl_weight = {learn.text_kl_weight:g} "
+            f"holds to the start, and {method} imitates{known} 0.")  # fmt: skip
+    require(learn.advantage_limit == 0 or learn.method in _WITH_ADVANTAGES, f"learning.advantage_limit = "
+            f"{learn.advantage_limit:g} clips advantages, and {method} has none; use 0.")  # fmt: skip
+    require(r.rounds == 1 or learn.method != "refl", f"rollout.rounds = {r.rounds}, but {method} follows what the reward "
+            f"says of a single drawing{known} 1.")  # fmt: skip
     if learn.method not in ("fpo", "diffusion_nft"):
         return
-    known = "; use learning.method = 'grpo', or"
     require(r.guidance <= 1, f"rollout.guidance = {r.guidance:g}, but {method} learns the flow that draws without guidance"
                              f"{known} 1.")  # fmt: skip
-    require(learn.latent_kl_weight == 0, f"learning.latent_kl_weight = {learn.latent_kl_weight:g} is that of transitions, "
-                                         f"of which {method} looks at none{known} mse_weight.")  # fmt: skip
     require(learn.ratio_norm, f"learning.ratio_norm is off, but {method} has no ratio of transitions to regulate{known} "
                               "leave it on.")  # fmt: skip
     require(learn.old_log_probs == "recompute", f"learning.old_log_probs = {learn.old_log_probs!r}, but a rollout records "

@@ -33,4 +33,5 @@ class ProcessConfig:
     wait_seconds: int = 600
     """How long the others are waited for at the start."""
     hang_seconds: int = 3600
-    """A step that takes longer prints the stacks of all threads, and the process ends; 0 never does."""
+    """A step that takes longer prints the stacks of all threads, and the process ends; 0 never does.  While rewards judge,
+    what `judging` allows them is added."""

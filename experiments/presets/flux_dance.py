@@ -65,6 +65,7 @@ def config() -> RunConfig:
         ),
         learning=LearningConfig(
             group_size=12,
+            advantage_limit=5.0,
             ratio_norm=False,
             flow_clip=1e-4,
             mse_weight=0.0,

@@ -125,7 +125,8 @@ def advantages(
             out[judged_P] = group_advantages(sum(w * found[name] for name, w in own.items()), learning.advantage)
         else:
             out[judged_P] = combine(found, own, learning.advantage, applies=seen)
-        return out.reshape(-1)
+        limit = learning.advantage_limit or np.inf
+        return np.clip(out, -limit, limit).reshape(-1)
 
     if learning.credit_by:
         own = lambda modality: [name for name in weights if modality in learning.credited[name]]

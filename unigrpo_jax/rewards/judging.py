@@ -100,6 +100,17 @@ class Judging:
         self._noted: dict[str, set[str]] = {}  # what of `noting.ASKED` each reward that was called has looked at
         self._components: dict[str, set[str]] = {}
 
+    @property
+    def longest_seconds(self) -> float:
+        """How long one batch may be judged before what takes longer has failed, retries and the waits between included.
+
+        0 where all rewards compute on the devices, which have no limit.
+        """
+        s = self.settings
+        if all(map(_on_device, self._rewards.values())):
+            return 0.0
+        return (s.retries + 1) * s.timeout_seconds + s.backoff_seconds * (2.0**s.retries - 1)
+
     def blind(self, weights: Mapping[str, float]) -> list[str]:
         """The rewards that are trained by, where none of them has looked at prompts or what comes with them so far; else [].
 

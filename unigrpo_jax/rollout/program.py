@@ -52,7 +52,8 @@ class RolloutProgram:
       fps: frames per second at which clips are meant, where such are drawn.
       lay: applied to the episodes of a micro-batch, to lay them over devices; None lays them by the network's `hold`.
       quantised: "int8" samples with the network's weights `in_int8`, made once a call; "none" with them as they are.
-      thought: called on the host when the thinking is done, to tell the two phases' seconds apart; None for no call.
+      thought: called on the host with `thinking=True` when a thinking is done, and with False when a drawing is that another
+        thinking comes after, to tell the two phases' seconds apart; None for no call.
     """
 
     model: Painter | Thinker
@@ -72,7 +73,7 @@ class RolloutProgram:
     fps: float = 24.0
     lay: Callable[[Episodes], Episodes] | None = None
     quantised: Literal["none", "int8"] = "none"
-    thought: Callable[[Any], None] | None = None
+    thought: Callable[..., None] | None = None
 
     def __call__(
         self, params, autoencoder_params, prompt: Any, seed, step, first_id=0, picture: Picture | None = None,
@@ -213,8 +214,10 @@ class RolloutProgram:
             dialogue = dialogue.replace(full=full)
             done.append(thinking)
             if self.thought is not None:
-                jax.debug.callback(self.thought, jnp.any(thinking.mask))
+                jax.debug.callback(self.thought, jnp.any(thinking.mask), thinking=True)
         done.append(self._drawing(params, autoencoder_params, dialogue, ids_B, keys, window_W))
+        if self.thinking_tokens and self.thought is not None and self.micro_batches * self.rounds > 1:
+            jax.debug.callback(self.thought, jnp.any(done[-1].finite), thinking=False)
         return dialogue, done
 
     def _read_as_text(self, params, context: Context, thinking: Thinking) -> Context:

@@ -10,12 +10,13 @@ import logging
 import os
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import jax
 import numpy as np
+from etils import epath
 from orbax.checkpoint import v1 as ocp
 
 from unigrpo_jax.config import CheckpointConfig, ConfigError
@@ -128,17 +129,21 @@ class Checkpoints:
         """Starts to write a checkpoint named after the iterations done; waits only for the one before.
 
         All processes call it.  The arrays have been copied when it returns, so that they may be donated.  `scores` are those
-        of an evaluation of this state.  What goes wrong is told by `failure`; a state that is saved already is not again.
+        of an evaluation of this state.  What goes wrong is told by `failure`; of a state that is saved already, scores alone
+        are written.
         """
         step, scores = int(state.step), dict(scores or {})
         self.wait()
         self._failure = next(filter(None, processes.gather(self._failure)), None)  # else some would wait in orbax for others
-        if step == self._saved or self._failure:
+        if self._failure or (step == self._saved and not scores):
             return
         if self.improves(scores):
             metric = self._metric(scores)
             self.best = {"metric": metric, "value": scores[metric], "step": step}
         facts = {"step": step, **self._facts, "evaluation": scores, "best": self.best}
+        if step == self._saved:
+            self._describe(step, facts, again=True)
+            return
         try:
             self._check_folder()
             response = ocp.save_async(self.folder / str(step), state, overwrite=True)
@@ -159,25 +164,36 @@ class Checkpoints:
             self._writing.result()
             self._writing = None
 
+    def check_fits(self, step: int, like: TrainState) -> None:
+        """ConfigError where a checkpoint has not the arrays of `like`; nothing but its description is read."""
+        with self._readable(step) as place:
+            stored, wanted = _shapes(ocp.metadata(place).metadata), _shapes(like)
+        other = [name for name in sorted(stored | wanted) if stored.get(name) != wanted.get(name)]
+        words = lambda shapes: f"has shape {list(shapes[other[0]])}" if other[0] in shapes else "does not exist"
+        if other:
+            raise ConfigError(
+                f"the checkpoint {place} does not fit this config: {len(other)} arrays differ; {other[0]} {words(stored)} "
+                f"in the checkpoint and {words(wanted)} in the config. Use the config and model that the run was made with."
+            )
+
     def load(self, step: int, like: TrainState) -> TrainState:
         """Reads a checkpoint into the shapes, dtypes and shardings of `like`; ConfigError where it does not fit."""
+        self.check_fits(step, like)
+        with self._readable(step) as place:
+            # A checkpoint from before a state had some part that may be None lacks that part's name.
+            parts = ocp.metadata(place).metadata
+            own = {name: getattr(like, name) for name in like.__dataclass_fields__ if name in parts}
+            return like.replace(**ocp.load(place, own))
+
+    @contextlib.contextmanager
+    def _readable(self, step: int) -> Iterator[epath.Path]:
+        """The place of a checkpoint; ConfigError where reading it fails."""
         place = self.folder / str(step)
         try:
-            parts = ocp.metadata(place).metadata
-            stored, wanted = _shapes(parts), _shapes(like)
-            other = [name for name in sorted(stored | wanted) if stored.get(name) != wanted.get(name)]
-            if not other:
-                # A checkpoint from before a state had some part that may be None lacks that part's name.
-                own = {name: getattr(like, name) for name in like.__dataclass_fields__ if name in parts}
-                return like.replace(**ocp.load(place, own))
+            yield place
         except (ValueError, KeyError, OSError) as error:
             first = next(iter(str(error).strip().splitlines()), type(error).__name__)[:200]
             raise ConfigError(f"the checkpoint {place} cannot be read ({first}); use an earlier one.") from None
-        words = lambda shapes: f"has shape {list(shapes[other[0]])}" if other[0] in shapes else "does not exist"
-        raise ConfigError(
-            f"the checkpoint {place} does not fit this config: {len(other)} arrays differ; {other[0]} {words(stored)} "
-            f"in the checkpoint and {words(wanted)} in the config. Use the config and model that the run was made with."
-        )
 
     def close(self) -> None:
         """Waits for what is being written."""
@@ -190,17 +206,30 @@ class Checkpoints:
         """Waits for orbax's files, describes them, and removes what need not be kept."""
         try:
             response.result()
-            if processes.is_first():
-                self._check_folder()
-                manifest.write(self.folder / str(step), facts)
-                self._damaged.discard(step)
-                self._remove_all_but(kept(self._scores(), self._config))
         except Exception as error:  # as in `save`
-            self._failure = self._words(step, error)
-            if processes.is_first():
-                with contextlib.suppress(OSError):
-                    self._remove_unfinished()  # on a full disk they would be in the way
-                    self._remove_debris()
+            self._failed(step, error)
+        else:
+            self._describe(step, facts)
+
+    def _describe(self, step: int, facts: dict[str, Any], again: bool = False) -> None:
+        """Says in the first process what a checkpoint is, `again` of the same files; removes what is no longer kept."""
+        if not processes.is_first():
+            return
+        try:
+            self._check_folder()
+            place = self.folder / str(step)
+            manifest.write(place, facts, manifest.read(place)["files"] if again else None)
+            self._damaged.discard(step)
+            self._remove_all_but(kept(self._scores(), self._config))
+        except Exception as error:  # as in `save`
+            self._failed(step, error)
+
+    def _failed(self, step: int, error: Exception) -> None:
+        self._failure = self._words(step, error)
+        if processes.is_first():
+            with contextlib.suppress(OSError):
+                self._remove_unfinished()  # on a full disk they would be in the way
+                self._remove_debris()
 
     def _numbered(self) -> list[int]:
         if not self.folder.is_dir():

@@ -5,6 +5,7 @@ The same prompts, tokens' randomness and noises are used for every checkpoint, s
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -113,11 +114,20 @@ def check_schedule(setting: str, steps: int, rollout: RolloutConfig, loaded: Loa
         raise ConfigError(f"{setting}, rollout.timestep_shift: {error}") from None
 
 
-def on_mesh(program: RolloutProgram, layout: Layout, batch: int) -> tuple[RolloutProgram, jax.sharding.NamedSharding]:
-    """The program with its episodes spread over the devices, or whole on each where `batch` does not divide; and where."""
-    if batch % meshes.batch_size(layout.mesh):
-        return program, meshes.replicated(layout.mesh)
-    return dataclasses.replace(program, place=layout.condition), meshes.spread(layout.mesh)
+def whole_prompts(count: int, images: int, mesh: jax.sharding.Mesh) -> int:
+    """`count` prompts or a few more, so that `images` episodes of each divide over the devices.
+
+    The prompts themselves divide over the processes, so that one process has all episodes of each of its own.
+    """
+    devices = meshes.batch_size(mesh)
+    step = math.lcm(devices // math.gcd(devices, images), jax.process_count())
+    return -(-count // step) * step
+
+
+def on_mesh(program: RolloutProgram, layout: Layout) -> tuple[RolloutProgram, jax.sharding.NamedSharding]:
+    """The program with its episodes spread over the devices, among which they divide; and where these are."""
+    program = dataclasses.replace(program, place=layout.condition, parts=meshes.batch_size(layout.mesh))
+    return program, meshes.spread(layout.mesh)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -159,6 +169,7 @@ class Evaluator:
 
     Attributes:
       prompts: the prompts it judges on.
+      alive: called before each call of its program.
     """
 
     def __init__(
@@ -173,14 +184,19 @@ class Evaluator:
     ):
         """`layout` is that of the weights; `samples` images are kept to be looked at.
 
+        A batch is filled up to what divides over the devices, and over the processes by whole prompts.
+
         Reads all prompts and pictures once; ConfigError where one does not fit.  Pictures are read again for each call.
         """
         rollout = dataclasses.replace(rollout, rounds=evaluation.rounds or rollout.rounds)
         self.prompts = world.judged_on(evaluation.split, evaluation.prompts)
         judging.check([p.text for p in self.prompts], [p.metadata for p in self.prompts])
         judging.check_drawn(self.prompts[0].text, self.prompts[0].metadata, rollout, sound_rate(loaded))
-        self._per_call = evaluation.batch // evaluation.images_per_prompt
-        self._count = min(samples, evaluation.batch, len(self.prompts) * evaluation.images_per_prompt)
+        images = evaluation.images_per_prompt
+        self._per_call = whole_prompts(evaluation.batch // images, images, layout.mesh)
+        batch = self._per_call * images
+        self._count = min(samples, batch, len(self.prompts) * images)
+        self.alive: Callable[[], None] = lambda: None
         self._config, self._world = evaluation, world
         self._judging = judging
         self._codec = loaded.codec
@@ -195,7 +211,7 @@ class Evaluator:
             self._see([prompt])
         world.check_size(rollout)
         world.check_sound(sound_rate(loaded))
-        program, place = on_mesh(evaluation_rollout(evaluation, rollout, loaded), layout, evaluation.batch)
+        program, place = on_mesh(evaluation_rollout(evaluation, rollout, loaded), layout)
 
         def run(*given):
             episodes = program(*given)
@@ -203,9 +219,9 @@ class Evaluator:
 
         self._run = jax.jit(run, out_shardings=(place, meshes.replicated(layout.mesh)))
         policy = Policy(model=program.model, system=program.system, tokens=program.tokens, flow=program.flow)
-        count = min(evaluation.drift, evaluation.batch, len(self.prompts) * evaluation.images_per_prompt)
-        # As many as divide over the devices, where all of a batch do: what does not divide would be whole on each of them.
-        parts = 1 if evaluation.batch % meshes.batch_size(layout.mesh) else meshes.batch_size(layout.mesh)
+        count = min(evaluation.drift, batch, len(self.prompts) * images)
+        # As many as divide over the devices: what does not would be whole on each of them.
+        parts = meshes.batch_size(layout.mesh)
         self._compared, compared = count, -(-count // parts) * parts
         self._times = program.flow.schedule[:-1]
 
@@ -237,6 +253,7 @@ class Evaluator:
         """
         found, wrong, calls = {}, {}, []
         for start in range(0, len(self.prompts), self._per_call):
+            self.alive()
             call, episodes = self._call(params, autoencoder_params, start)
             if not start and reference is not None and self._drift is not None:
                 found = self._rounded(self._drift(params, reference(), episodes, np.int32(self._config.seed)))
@@ -248,6 +265,7 @@ class Evaluator:
 
     def samples(self, params, autoencoder_params) -> list[Sample]:
         """The samples only."""
+        self.alive()
         return self._judge([self._call(params, autoencoder_params, 0)[0]]).samples
 
     def _call(self, params, autoencoder_params, start: int) -> tuple[_Call, Episodes]:
@@ -283,7 +301,9 @@ class Evaluator:
         columns = processes.share_rows(np.concatenate([c.rows for c in calls]), columns, total)
         asked = [p for p in self.prompts for _ in range(self._config.images_per_prompt)][:total]
         thinkings = tuple(columns[f"thinking{turn}"] for turn in range(len(joined)))
-        moments = [_moments(columns, asked, turn, media, joined[turn]) for turn, media in enumerate(calls[0].shown)]
+        shown = list(enumerate(calls[0].shown))
+        looked = lambda: [_moments(columns, asked, turn, media, joined[turn]) for turn, media in shown]
+        moments = processes.agree_on_errors((ConfigError,), looked)  # it reads pictures of prompts again
         columns = {name: np.asarray(values, np.float64) for name, values in columns.items()}
         rewards = [x for name, x in columns.items() if name.startswith("reward/")]
         if rewards:  # supervised training needs none

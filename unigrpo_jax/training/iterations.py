@@ -78,6 +78,9 @@ class Iterations:
         self._config, self._run_dir, self._trainer, self._evaluator = config, run_dir, trainer, evaluator
         self._checkpoints, self._console, self._writer = checkpoints, console, writer
         self._watchdog = Watchdog(config.processes.hang_seconds)
+        rounds = max(config.rollout.rounds, config.evaluation.rounds)
+        self._patience = rounds * trainer.parts.judging.longest_seconds
+        evaluator.alive = lambda: self._watchdog.step(self._patience)
         self._signals = Signals(lambda words: self._show(console.message, words))
         self._state: TrainState | None = None  # the newest
         self._done: Done | None = None
@@ -112,7 +115,7 @@ class Iterations:
                 self._write_samples(total, after.samples)
                 self._log_table(total, after.table)
                 self._alone(write_json, self._run_dir / "summary.json", self._summary)
-                self._save_now()
+                self._save_now(evaluated(after.table) if self._config.evaluation.every else {})
         header, rows = summary_table(self._summary["before"], self._summary["after"])
         if rows:
             self._show(self._console.table, SPLITS[self._config.evaluation.split], header, rows)
@@ -156,8 +159,11 @@ class Iterations:
         self._note = ""
 
         def judge(own, times):
+            self._watchdog.step(self._patience)
             try:
-                return self._trainer.judge(own, times)
+                found = self._trainer.judge(own, times)
+                self._watchdog.step()
+                return found
             except (Exception, SystemExit):
                 folder = self._written(save_episodes, self._run_dir, step + 1, own)
                 self._note = f"; the episodes of iteration {step + 1} are in {folder}" if folder else ""
@@ -245,7 +251,9 @@ class Iterations:
         """What `judge` says of the newest weights, or of others."""
         params = self._trainer.judged_params(self._state) if params is None else params
         with self._kept(lambda: f"while held-out prompts were judged after iteration {int(self._state.step)}"):
-            return judge(params, self._trainer.autoencoder_params)
+            found = judge(params, self._trainer.autoencoder_params)
+        self._watchdog.step()
+        return found
 
     def _held_out(self) -> Judged:
         """What the evaluation finds of the newest weights; how far they drifted is noted in the summary."""
@@ -307,9 +315,9 @@ class Iterations:
             raise processes.FailedTogether(errors) from cause
         return signals
 
-    def _save_now(self) -> None:
-        """Saves the state, where that is not done yet, and waits until the checkpoint is whole."""
-        self._checkpoints.save(self._state)
+    def _save_now(self, scores: dict[str, float] | None = None) -> None:
+        """Saves the state, or its scores alone where it is saved, and waits until the checkpoint is whole."""
+        self._checkpoints.save(self._state, scores)
         self._checkpoints.wait()
         self._agreed()
 

@@ -80,6 +80,9 @@ def run(config: RunConfig, run_dir: storage.Place, resume: bool = False, allow_c
     with contextlib.ExitStack() as opened:
         console = opened.enter_context(Console(quiet=not processes.is_first()))
         processes.agree_on_errors((ConfigError,), trainer.prepare)
+        if done is not None:
+            fits = lambda: checkpoints.check_fits(done, trainer.inputs().state)
+            processes.agree_on_errors((ConfigError,), fits)
         with _nothing_left(run_dir):
             processes.agree_on_errors((ConfigError,), lambda: _prepare(run_dir, checkpoints))
             checkpoints.probe()
@@ -89,7 +92,9 @@ def run(config: RunConfig, run_dir: storage.Place, resume: bool = False, allow_c
             opened.enter_context(writer)
         state = trainer.start()
         if done is not None:
-            state = checkpoints.load(done, abstract(state))
+            like = abstract(state)
+            jax.tree.map(lambda x: x.delete(), state)  # else both would lie there while one is read
+            state = checkpoints.load(done, like)
         trainer.compile()
         loaded = parts.loaded
         labels = parameters.groups(loaded.abstract_params(), config.learning, loaded.network.trained_by)

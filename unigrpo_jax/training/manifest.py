@@ -26,12 +26,16 @@ class Damaged(ValueError):
     """A checkpoint cannot be used; the message says what is wrong with it."""
 
 
-def write(folder: epath.Path, facts: dict[str, Any]) -> None:
-    """Describes the files of a folder, and with them `facts`, in one step; Damaged where one is not there that must be."""
-    paths = dict(sorted(_files(folder)))
-    _require(paths)
-    with ThreadPoolExecutor(_THREADS) as pool:
-        files = dict(zip(paths, pool.map(_digest, paths.values()), strict=True))
+def write(folder: epath.Path, facts: dict[str, Any], files: dict[str, list] | None = None) -> None:
+    """Describes the files of a folder, and with them `facts`, in one step; Damaged where one is not there that must be.
+
+    `files` is how an earlier description told them, and saves reading them.
+    """
+    if files is None:
+        paths = dict(sorted(_files(folder)))
+        _require(paths)
+        with ThreadPoolExecutor(_THREADS) as pool:
+            files = dict(zip(paths, pool.map(_digest, paths.values()), strict=True))
     record = {"format": FORMAT, **facts, "files": files}
     text = json.dumps(record | {"sha256": _own_digest(record)}, indent=1) + "\n"
     write_atomically(folder / FILE_NAME, text.encode())

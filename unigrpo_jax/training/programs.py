@@ -115,7 +115,7 @@ class Programs:
 
     def __init__(
         self, config: RunConfig, network: Painter, autoencoder: Any, system: tuple[int, ...], layout: Layout, params: dict,
-        thought: Callable[[Any], None] | None = None, followed: Followed | None = None,
+        thought: Callable[..., None] | None = None, followed: Followed | None = None,
     ):  # fmt: skip
         """`params` are the shapes of all parameters, adapters included; `thought` as in `RolloutProgram`; `followed` is
         the reward of the method `refl`."""

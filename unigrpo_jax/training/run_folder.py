@@ -17,9 +17,9 @@ import numpy as np
 from etils import epath
 
 import unigrpo_jax
-from unigrpo_jax.config import ConfigError, LearningConfig, require
+from unigrpo_jax.config import ConfigError, LearningConfig, RunConfig, require
 from unigrpo_jax.config_json import load_run_config, to_dict
-from unigrpo_jax.foreign_files import read_json
+from unigrpo_jax.foreign_files import named, read_json
 from unigrpo_jax.models.loaded import Loaded
 from unigrpo_jax.training import storage
 from unigrpo_jax.training.checkpoint import PROBE
@@ -27,6 +27,8 @@ from unigrpo_jax.training.metrics import read_metrics
 from unigrpo_jax.training.storage import write_atomically
 from unigrpo_jax.training.summary import read_summary
 from unigrpo_jax.training.trainer import OwnEpisodes, Parts
+from unigrpo_jax.worlds.source import file_of
+from unigrpo_jax.worlds.world import SHAPES
 
 # Fields and whole sections that a resume may change: they decide how long, how closely and where, not what is learned.
 FREE_FIELDS = (
@@ -106,6 +108,12 @@ def check_folder(run_dir: epath.Path, parts: Parts, resume: bool, allow_changed:
                           f"--allow-changed {' '.join(changed)}.")  # fmt: skip
     known = provenance(run_dir)
     check_same_weights(run_dir, known["model_sha256"], parts.loaded)
+    for field, files in read_files(config).items():
+        before = known.get("files", {}).get(field, {})  # {} in a run that began before they were kept
+        others = [name for name, digest in files.items() if before.get(name, digest) != digest]
+        require(not others or field in fields,
+                f"{run_dir} began with another {' and '.join(others)} ({field}) than there is now; restore it, use another "
+                f"--run-dir, or --allow-changed {field}.")  # fmt: skip
     if parts.teacher is not None:  # which is none in a run that began before its checksum was kept
         check_same_weights(run_dir, known.get("teacher_sha256"), parts.teacher, "as the teacher")
     try:
@@ -143,9 +151,23 @@ def _hardly_begun(run_dir: epath.Path) -> bool:
 
 
 def origin(parts: Parts) -> dict[str, str]:
-    """Checksums of the weights that a run starts from, and of those of a teacher that was named."""
+    """Checksums of what a run starts from: its weights, those of a teacher that was named, and the files it learns from."""
     taught = {} if parts.teacher is None else {"teacher_sha256": parts.teacher.checksum()}
-    return {"model_sha256": parts.loaded.checksum()} | taught
+    files = {field: found for field, found in read_files(parts.config).items() if found}
+    return {"model_sha256": parts.loaded.checksum()} | taught | ({"files": files} if files else {})
+
+
+def read_files(config: RunConfig) -> dict[str, dict[str, str]]:
+    """{field: {name: SHA-256}} of the files of prompts and examples that a config learns from."""
+    prompts = () if config.learning.method == "sft" else config.prompts  # which are judged on alone
+    paths = {"prompts": {name: file_of(name) for name in prompts if name not in SHAPES}}
+    paths["data"] = {config.data: named(config.data, "--data")} if config.data else {}
+    return {field: {name: _sha256(path) for name, path in own.items() if path} for field, own in paths.items()}
+
+
+def _sha256(path: pathlib.Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def provenance(run_dir: epath.Path) -> dict[str, Any]:

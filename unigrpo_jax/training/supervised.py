@@ -25,7 +25,7 @@ from unigrpo_jax.parallel.rules import Layout
 from unigrpo_jax.rollout.program import flow_sampler
 from unigrpo_jax.rollout.thinking import TokenSampler
 from unigrpo_jax.training import trainer
-from unigrpo_jax.training.evaluation import Evaluator, Judged, by_category
+from unigrpo_jax.training.evaluation import Evaluator, Judged, by_category, whole_prompts
 from unigrpo_jax.training.programs import Inputs, Programs
 from unigrpo_jax.training.taught import Pictures, check_examples, dropped, texts_of
 from unigrpo_jax.training.trainer import Parts, Trainer
@@ -240,11 +240,9 @@ class SupervisedEvaluator(Evaluator):
         self._held_out, self._settings, self._loaded = parts.held_out, config, loaded
         if parts.held_out is None:
             return
-        devices = meshes.batch_size(layout.mesh)
-        whole = evaluation.batch % devices
-        self._at = meshes.replicated(layout.mesh) if whole else meshes.spread(layout.mesh)
-        self._pictures = _pictures(parts, parts.held_out, evaluation.batch, self._at)
-        lessons = lessons_of(config, loaded.network, loaded.autoencoder, 0 if whole else devices)
+        self._size, self._at = whole_prompts(evaluation.batch, 1, layout.mesh), meshes.spread(layout.mesh)
+        self._pictures = _pictures(parts, parts.held_out, self._size, self._at)
+        lessons = lessons_of(config, loaded.network, loaded.autoencoder, meshes.batch_size(layout.mesh))
         flow = flow_sampler(config.rollout, loaded.network)
         system = loaded.codec.system(config.rollout)
         policy = Policy(model=loaded.network, system=system, tokens=TokenSampler(), flow=flow, window_steps="scanned")
@@ -266,7 +264,7 @@ class SupervisedEvaluator(Evaluator):
         return dataclasses.replace(judged, table=judged.table | self._table(params, autoencoder_params))
 
     def _table(self, params, autoencoder_params) -> dict[str, dict[str, float]]:
-        config, size = self._settings, self._settings.evaluation.batch
+        config, size = self._settings, self._size
         count = min(config.evaluation.prompts, len(self._held_out.prompts))
         found: dict[str, list] = {"text_loss": [], "flow_loss": [], "tokens": []}
         categories = []

@@ -203,17 +203,24 @@ class OwnEpisodes:
         return self.batches[-1]
 
 
-class Moment:
-    """When it was last called, in seconds of `time.monotonic`.
+class Stopwatch:
+    """The seconds of a rollout in which its model thinks, before each of its drawings: of every micro-batch and round.
 
     JAX keeps a callback of a compiled program for ever; this one holds nothing, no programs and no weights.
     """
 
-    time = 0.0
+    def start(self) -> float:
+        """Begins anew; seconds of `time.monotonic`."""
+        self.seconds, self._since = 0.0, time.monotonic()
+        return self._since
 
-    def __call__(self, _) -> None:
-        """Notes the time."""
-        self.time = time.monotonic()
+    def __call__(self, _, thinking) -> None:
+        """A thinking is done, or else a drawing; said again by another device it counts once."""
+        now = time.monotonic()
+        if not thinking:
+            self._since = now
+        elif self._since is not None:
+            self.seconds, self._since = self.seconds + now - self._since, None
 
 
 class Trainer:
@@ -224,7 +231,7 @@ class Trainer:
     def __init__(self, parts: Parts):
         loaded = parts.loaded
         self._token = token_size(loaded.network, parts.config.rollout)
-        self.parts, self._thought = parts, Moment()
+        self.parts, self._thought = parts, Stopwatch()
         system = loaded.codec.system(parts.config.rollout)
         follow = parts.followed and Followed.of(parts.followed, parts.order.batch(0, 1)[0].metadata)
         self.programs = self.programs_of(
@@ -326,7 +333,7 @@ class Trainer:
         at = step * (1 + config.rollout.resample) + number
         prompts, block, picture, turns = processes.agree_on_errors((ConfigError,), lambda: self._prompts(at))
         rollout, _ = self._compiled.result()
-        self._thought.time = begin = time.monotonic()
+        begin = self._thought.start()
         whole = lambda tree: jax.tree.map(lambda x: processes.to_global(x, self.programs.everywhere), tree)
         params = self.params(state) if self._imitated is None else self._imitated
         numbers = (np.int32(config.seed), np.int32(step), np.int32(number * config.episodes))
@@ -338,7 +345,8 @@ class Trainer:
             goals = self.parts.followed.goals([p.metadata for p in prompts for _ in range(config.learning.group_size)])
             place = lambda x: processes.to_global(np.asarray(x), self.programs.spread)
             episodes = episodes.replace(goals=jax.tree.map(place, goals))
-        times = {"time/rollout_text": self._thought.time - begin, "time/rollout_flow": end - self._thought.time}
+        thought = self._thought.seconds
+        times = {"time/rollout_text": thought, "time/rollout_flow": end - begin - thought}
         return episodes, processes.agree_on_errors((), lambda: self._own(episodes, prompts, picture)), times
 
     def _own(self, episodes: Episodes, prompts: list[Prompt], picture: Picture | None) -> OwnEpisodes:

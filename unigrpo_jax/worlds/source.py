@@ -26,12 +26,23 @@ def read_source(name: str, option: str = "--prompts", rounds: Mapping[str, int] 
     Raises:
       ConfigError: nothing of that kind is there, or a line of it is no prompt.
     """
-    kind, _, rest = name.partition(":")
-    if kind == "tfds" and rest:
+    path = file_of(name, option)
+    if path is None:
         from unigrpo_jax.worlds.dataset import read_dataset
 
-        return read_dataset(rest)
-    is_geneval = kind == "geneval" and bool(rest)
-    path = INSIDE[name] if name in INSIDE else named(rest if is_geneval else name, option)
+        return read_dataset(name.partition(":")[2])
+    is_geneval = _is_geneval(name)
     plain = lines.text_prompt if path.suffix == ".txt" else lines.json_prompt
     return lines.read_file(path, lines.geneval_prompt if is_geneval else plain, option, rounds)
+
+
+def file_of(name: str, option: str = "--prompts") -> pathlib.Path | None:
+    """The file that prompts of a name, as in `read_source`, are read from; None where it is a dataset's."""
+    kind, _, rest = name.partition(":")
+    if kind == "tfds" and rest:
+        return None
+    return INSIDE[name] if name in INSIDE else named(rest if _is_geneval(name) else name, option)
+
+
+def _is_geneval(name: str) -> bool:
+    return name.startswith("geneval:") and name != "geneval:"

@@ -28,7 +28,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from unigrpo_jax.config import RunConfig, require
+from unigrpo_jax.config import ConfigError, RunConfig, require
 from unigrpo_jax.models.folders.stored import StoredTensors, checksum
 from unigrpo_jax.rewards.protocol import RewardBatch, RewardFunction
 from unigrpo_jax.worlds.shapes.drawing import CELL, SIDE, check_size
@@ -177,6 +177,15 @@ class ShapesScorer:
     def identity(self) -> str:
         """Name and a checksum of the weights."""
         return f"shapes_scorer {checksum([FILE])}"
+
+    def check(self, prompts: Sequence[str], metadata: Sequence[Mapping[str, Any]]) -> None:
+        """ConfigError where the shapes world's requirement is missing; prompts of several rounds say it in each."""
+        try:
+            for facts in metadata:
+                if "rounds" not in facts:
+                    _goal(facts)
+        except ValueError as error:
+            raise ConfigError(f"rewards: {error}") from None
 
     def goals(self, metadata: Sequence[Mapping[str, Any]]) -> Goal:
         """What the prompts require."""
