@@ -20,6 +20,7 @@ from unigrpo_jax.training.console import Console
 from unigrpo_jax.training.evaluation import Evaluator
 from unigrpo_jax.training.health import Watch
 from unigrpo_jax.training.metrics import MetricsWriter, read_metrics
+from unigrpo_jax.training.overview import evaluated
 from unigrpo_jax.training.stopping import RunStopped, Signals, clause
 from unigrpo_jax.training.trainer import Stopwatch, Trainer
 from unigrpo_jax.training.watchdog import Watchdog
@@ -253,6 +254,4 @@ def test_the_last_evaluation_stands_beside_the_last_checkpoint(small, tmp_path):
     assert outcome.code == 0, outcome
     after = json.loads((tmp_path / "run" / "summary.json").read_text())["after"]
     facts = Checkpoints(tmp_path / "run" / "checkpoints").facts(2)
-    assert facts["evaluation"] and facts["evaluation"] == {
-        f"eval/{name}" if f"eval/{name}" in facts["evaluation"] else name: row["overall"] for name, row in after.items()
-    }
+    assert facts["evaluation"] and facts["evaluation"] == evaluated(after)
