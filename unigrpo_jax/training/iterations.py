@@ -145,7 +145,8 @@ class Iterations:
             self._alone(self._show, write_report, self._run_dir)
         wanted, names = self._config.checkpoint.best_metric, list(evaluated(summary["before"]))
         require(not wanted or wanted in names,
-                f"checkpoint.best_metric = {wanted!r}, but the evaluation reports {', '.join(names)}.")  # fmt: skip
+                f"checkpoint.best_metric = {wanted!r}, but the evaluation reports {', '.join(names)}; name one of "
+                "them, and --resume.")  # fmt: skip
         self._summary = summary
         self._seconds = lambda: round((previous if done else 0.0) + time.monotonic() - began, 1)
         lines = read_metrics(self._run_dir / FILE_NAME) if self._writer else []
