@@ -102,6 +102,16 @@ def test_the_folder_says_what_its_student_is_and_draws(distilled, tmp_path):
     assert outcome.code == 0 and picture.is_file(), outcome
 
 
+def test_its_run_folder_is_judged_beside_its_start(distilled, tmp_path):
+    """Whose second time no file holds."""
+    _, run_dir, _ = distilled
+    asked = ("--evaluation.no-thinking", "--evaluation.prompts", 4, "--evaluation.batch", 4, "--evaluation.drift", 4)
+    outcome = command("experiments.evaluate", run_dir, *asked, "--out", tmp_path / "table.json")
+    assert outcome.code == 0 and "Warning" not in outcome.out, outcome
+    found = json.loads((tmp_path / "table.json").read_text())
+    assert min(found["drift"]["flow"]["squared"]) > 0
+
+
 def test_a_student_is_distilled_again_only_where_that_is_said(distilled, tmp_path):
     method, run_dir, _ = distilled
     words = (*JOBS[method], *SMALL, "--model.path", run_dir / "model", "--run-dir", tmp_path / "run")
