@@ -21,6 +21,7 @@ from unigrpo_jax.parallel.frozen import on_own_devices
 from unigrpo_jax.parallel.rules import Layout
 from unigrpo_jax.training import storage
 from unigrpo_jax.training.checkpoint import Checkpoints
+from unigrpo_jax.training.distilled import student_of
 from unigrpo_jax.training.run_folder import check_same_weights
 
 EXPECTED = (f"expected `base`, {', '.join(f'`{name}`' for name in BASES)}, a model folder, a run folder such as "
@@ -33,7 +34,7 @@ class Restored:
 
     Attributes:
       config: of the run it comes from; defaults where it is a bare model folder.
-      loaded: its folder, tokenizer and network.
+      loaded: its folder, tokenizer and network; of a distillation's run the student is what that makes.
       layout: the devices, and where every array lies on them.
       read: reads the weights onto them; to be called when all else is checked.  ConfigError where they do not fit.
       name: for titles and file names.
@@ -109,6 +110,8 @@ def restore(path: str, bare: RunConfig, devices: int = 1, mesh: MeshConfig = Mes
 
     fresh = lambda params: new_state(params, config.learning, loaded.network.trained_by)
     like = jax.eval_shape(fresh, loaded.abstract_params())
+    if config.learning.distils:  # what the run made draws otherwise than what it began with
+        loaded = dataclasses.replace(loaded, student=student_of(config, loaded))
 
     def read() -> dict:
         at = lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place)
