@@ -28,7 +28,7 @@ class DistillationConfig:
     """Numbers of transitions that the student is made for, each of which an evaluation judges.  Method `dmd2` trains at the
     states of one number."""
     again: bool = False
-    """Distil a model that is a student already."""
+    """Distil a model that is a student already, one of `dmd2`."""
     time_mean: float = -0.4
     """Times of `mean_flow` are sigmoid(time_mean + time_std * normal): its mean; more is nearer to the noise."""
     time_std: float = 1.0
