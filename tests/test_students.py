@@ -491,16 +491,21 @@ def test_a_student_of_matched_distributions_is_warned_of_another_sampler_than_it
         assert of(still, trains=True, **other) == ["evaluation.sampler", "rollout.step_rule"]
 
 
-def test_methods_that_would_not_teach_an_average_velocity_are_refused():
+def test_plain_flow_matching_of_a_student_is_refused_and_what_does_not_teach_a_new_second_time():
     run = lambda method: RunConfig(learning=LearningConfig(method=method))
+    matched = dataclasses.replace(STUDENT, method="dmd2", second_time=False)
     for method in ("fpo", "diffusion_nft", "best_of_n", "sft"):
-        with pytest.raises(ConfigError, match="use grpo or refl"):
-            student_checks.check_method(run(method), model())
-        student_checks.check_method(run(method), model(two_times=False))
-    student_checks.check_method(run("grpo"), model())
-    student_checks.check_method(run("refl"), model())
-    with pytest.raises(ConfigError, match="does not teach"):
-        student_checks.check_method(run("grpo"), model(None, fresh_time=True))
+        for student in (model(), model(matched, two_times=False)):
+            with pytest.raises(ConfigError, match="blurs what a student such as FOLDER draws .* use grpo or refl"):
+                student_checks.check_method(run(method), student)
+        student_checks.check_method(run(method), model(None, two_times=False))
+    for method in ("grpo", "refl"):
+        for student in (model(), model(matched, two_times=False)):
+            student_checks.check_method(run(method), student)
+    for method in ("grpo", "refl", "sft", "fpo"):
+        with pytest.raises(ConfigError, match="does not teach"):
+            student_checks.check_method(run(method), model(None, fresh_time=True))
+    student_checks.check_method(run("mean_flow"), model(None, fresh_time=True))
 
 
 def test_adapters_leave_a_students_second_time_alone():

@@ -11,12 +11,12 @@ from unigrpo_jax.training.programs import FORWARD
 
 
 def check_method(config: RunConfig, loaded: Loaded) -> None:
-    """ConfigError where a run's method has no use for a second time, or needs one that has been learned."""
-    method, network = config.learning.method, loaded.network
+    """ConfigError where a run's method would blur what a student draws, or does not teach a second time that is new."""
+    method = config.learning.method
     plain = method in FORWARD or method == "sft"
-    require(not (network.two_times and plain), f"learning.method = {method!r} teaches the velocity at a time, and "
-            f"{loaded.folder} draws by average ones, which that would leave as they are; use grpo or refl.")  # fmt: skip
-    require(not network.fresh_time or method not in ("grpo", "refl"), f"model.second_time gives the network an input, which "
+    require(loaded.student is None or not plain, f"learning.method = {method!r} is plain flow matching, which blurs what a "
+            f"student such as {loaded.folder} draws in few steps; use grpo or refl.")  # fmt: skip
+    require(not loaded.network.fresh_time or config.learning.distils, f"model.second_time gives the network an input, which "
             f"learning.method = {method!r} does not teach; leave it out, or distil a student first.")  # fmt: skip
 
 
