@@ -231,7 +231,7 @@ def _check(jobs: list) -> None:
     from unigrpo_jax.config_checks import check
 
     for job in jobs:
-        for config in job.stages:
+        for config in () if job.record.exists() else job.stages:
             try:
                 check(config)
             except ConfigError as error:

@@ -130,6 +130,15 @@ def test_its_run_folder_draws_what_the_folder_of_its_student_draws(distilled, tm
     assert pictures[0] == pictures[1]
 
 
+def test_its_run_folder_draws_for_geneval_as_its_student_does(distilled, tmp_path):
+    _, run_dir, _ = distilled
+    metadata = tmp_path / "metadata.jsonl"
+    metadata.write_text(json.dumps({"tag": "single_object", "include": [], "prompt": "a circle"}))
+    asked = ("--evaluation.batch", 2, "--evaluation.images-per-prompt", 2, "--evaluation.no-thinking", "--devices", 1)
+    outcome = command("experiments.geneval", "write", run_dir, tmp_path / "out", "--metadata", metadata, *asked)
+    assert outcome.code == 0 and "Warning" not in outcome.out and "Wrote 1 prompts" in outcome.out, outcome
+
+
 def test_a_student_is_distilled_again_only_where_that_is_said_and_never_one_of_average_velocities(distilled, tmp_path):
     method, run_dir, _ = distilled
     words = (*JOBS[method], *SMALL, "--model.path", run_dir / "model", "--run-dir", tmp_path / "run")
