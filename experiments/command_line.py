@@ -116,6 +116,16 @@ def preset_file(arguments: Sequence[str], default: str) -> tuple[types.ModuleTyp
     return importlib.import_module(f"experiments.presets.{name}"), list(arguments[1:] if named else arguments)
 
 
+def read_again(kind: Any, known: Any) -> Any:
+    """The command line's arguments, where what was read of them at first says what else is usual.
+
+    `known` are those arguments, and what is usual in the place of what was; what the command line names is as named.
+    """
+    import tyro
+
+    return tyro.cli(kind, args=given_arguments(), default=known)
+
+
 def command_line(main: Callable[..., Any]) -> Callable[[], Any]:
     """Turns `main(config)` into a program: tyro reads its arguments, a ConfigError becomes one sentence."""
 

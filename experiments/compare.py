@@ -101,7 +101,9 @@ def compare(what: str, arguments: Arguments, with_settings: Callable[[RunConfig]
         base, arms, pages = _rounds(arguments, updates, out, with_settings)
     else:
         base, arms, pages = MADE[what](arguments, updates, out)
-    missing = 0 if arguments.pages else _run(_jobs(what, arms, base, seeds, out), arguments.jobs, out)
+    jobs = [] if arguments.pages else _jobs(what, arms, base, seeds, out)
+    _check(jobs)
+    missing = _run(jobs, arguments.jobs, out) if jobs else 0
     pages()
     tell(f"Wrote {out / (what + '.md')} and {out / (what + '.html')}")
     return 1 if missing else 0
@@ -222,6 +224,18 @@ def _jobs(what: str, arms, base: RunConfig, seeds: tuple[int, ...], out: pathlib
             )
         )
     return jobs
+
+
+def _check(jobs: list) -> None:
+    """ConfigError where settings of an arm cannot work, before the first of all is trained."""
+    from unigrpo_jax.config_checks import check
+
+    for job in jobs:
+        for config in () if job.record.exists() else job.stages:
+            try:
+                check(config)
+            except ConfigError as error:
+                raise ConfigError(f"the arm {job.arm}, which --arms can leave out: {error}") from None
 
 
 def _run(jobs: list, beside: int, out: pathlib.Path) -> int:

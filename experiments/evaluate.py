@@ -3,7 +3,8 @@
 python -m experiments.evaluate CHECKPOINT [--evaluation.sampler sde] [--evaluation.guidance 2] ...
 
 CHECKPOINT is a run folder (its newest checkpoint), RUN/checkpoints/N, a model folder, or one in the package: `base`, the
-shapes base, `rounds_base`, that of several rounds, `shapes_flux_base` or `shapes_sd_base`.
+shapes base, `rounds_base`, that of several rounds, `shapes_flux_base` or `shapes_sd_base`.  A student of few steps draws as
+it learned to where nothing else is named: in its steps, by its sampler, without guidance.
 """
 
 import dataclasses
@@ -14,7 +15,7 @@ from typing import Any
 
 import tyro
 
-from experiments.command_line import command_line, preset
+from experiments.command_line import command_line, preset, read_again
 from experiments.destination import file_to_write
 from unigrpo_jax.config import EvaluationConfig, MeshConfig
 from unigrpo_jax.foreign_text import tell
@@ -98,6 +99,9 @@ def main(arguments: Arguments) -> None:
         host = urllib.parse.urlsplit(source.judge.url).hostname
         require(arguments.judge_host == host, f"{restored.folder} names {source.judge.url} as the judge, which gets the "
                 f"images and the key in {source.judge.key_variable}; add --judge-host {host} if you trust it.")  # fmt: skip
+    if restored.loaded.student is not None:
+        usual = dataclasses.replace(arguments.evaluation, **restored.loaded.published.evaluation)
+        arguments = read_again(Arguments, dataclasses.replace(arguments, evaluation=usual))
     e = arguments.evaluation
     judging = Judging(load_rewards(source), source.judging)
     held_out = e.source or held_out

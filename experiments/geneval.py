@@ -13,7 +13,7 @@ import pathlib
 
 import tyro
 
-from experiments.command_line import command_line, preset
+from experiments.command_line import command_line, preset, read_again
 from experiments.destination import file_to_write, folder_to_write
 from unigrpo_jax.config import EvaluationConfig, MeshConfig
 
@@ -87,6 +87,9 @@ def write(arguments: Write) -> None:
     restored = restore(arguments.checkpoint, bare, arguments.devices, arguments.mesh)
     restored = restored if arguments.preset else restored.as_published
     loaded, rollout = restored.loaded, dataclasses.replace(restored.config.rollout, frames=1)
+    if loaded.student is not None:
+        usual = dataclasses.replace(e, **loaded.published.evaluation)
+        e = read_again(Write | Read, dataclasses.replace(arguments, evaluation=usual)).evaluation
     require(not loaded.network.needs_picture, f"GenEval's prompts come without pictures, but {restored.name} goes on from "
             "one; name another model.")  # fmt: skip
     loaded.check_image_size(rollout)

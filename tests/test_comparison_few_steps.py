@@ -7,7 +7,9 @@ import types
 import pytest
 
 from experiments import compare, distill
+from experiments.command_line import preset, presets
 from experiments.comparison import few_steps
+from experiments.comparison.arms import changed
 from experiments.comparison.execute import Job
 from experiments.presets import shapes, shapes_flux
 from tests.command import JobHere, command
@@ -38,6 +40,26 @@ def test_arms_can_run_and_students_are_judged_without_guidance(base):
     assert held.matching_weight > 0 == held.mse_weight and held.distillation.teacher == (base.model.path or "base")
     assert arms["mean_flow_rl"].stages[1] == arms["rl_few"].stages[0]
     assert arms["rl_few"].stages[0].rollout.flow_steps == few_steps.ROLLED
+
+
+@pytest.mark.parametrize("name", presets())
+def test_arms_of_every_world_of_single_drawings_can_run_and_students_learn_without_guidance(name):
+    """Whatever a preset keeps of the start, holds to it, and guides its policy by."""
+    base = preset([name], "shapes")[0]
+    held = {"text_kl_weight": 0.1} if base.rollout.thinking and base.learning.reference != "none" else {}
+    base = changed(base, rollout={"rounds": 1}, learning=held)
+    for arm in few_steps.arms(base):
+        for config in arm.stages:
+            check(config)
+        if len(arm.stages) == 2 and arm.stages[0].learning.distils:
+            assert arm.stages[1].rollout.guidance == arm.stages[1].evaluation.guidance == 1
+
+
+def test_settings_that_an_arm_cannot_have_are_told_before_the_first_is_trained(tmp_path, monkeypatch):
+    monkeypatch.setattr(compare, "_run", lambda *_: pytest.fail("a job began"))
+    done = command("experiments.compare", "few_steps", "shapes_story", "--arms", "rl", "dmd2_held", "--out", tmp_path / "c")
+    assert done.code == 2 and "the arm dmd2_held, which --arms can leave out: rollout.rounds = 3" in done.err, done
+    assert done.err.count("\n") == 1 and not (tmp_path / "c" / "records").exists()
 
 
 def test_the_page_has_a_row_for_each_number_of_transitions(tmp_path):

@@ -49,6 +49,7 @@ def distilled(request, tiny_model, tmp_path_factory):
 def test_the_student_is_judged_in_each_number_of_steps_and_its_drawing_alone_is_trained(distilled):
     method, run_dir, out = distilled
     assert "Distillation: " in out and "What was learned: " in out
+    assert ("rollout.flow_steps = 4 is not read" in " ".join(out.split())) == (method == "dmd2")
     summary = json.loads((run_dir / "summary.json").read_text())
     scores = {"exact", "exact_1"} if method == "mean_flow" else {"colourfulness"}
     assert scores <= summary["after"].keys() and scores <= summary["before"].keys()
@@ -64,7 +65,8 @@ def test_the_student_is_judged_in_each_number_of_steps_and_its_drawing_alone_is_
         assert [path for path in first.trained if "gap_embedder" in path] and loaded.network.two_times
         assert first.fake is None
     else:
-        fakes = [np.any(np.asarray(x) != np.asarray(first.trained[path])) for path, x in first.fake.trained.items()]
+        began = flatten(load_model(preset(["flux_tiny"], "shapes")[0].model).params())  # the teacher, as which it begins
+        fakes = [np.any(np.asarray(x) != np.asarray(began[path])) for path, x in first.fake.trained.items()]
         assert first.fake.trained.keys() == first.trained.keys() and np.mean(fakes) > 0.9
 
 
@@ -83,7 +85,7 @@ def test_the_next_update_after_a_resume_has_the_same_bits(distilled, tiny_model,
     assert metrics(copy)[1] == metrics(run_dir)[1]
 
 
-def test_the_folder_says_what_its_student_is_and_draws(distilled, tmp_path):
+def test_the_folder_says_what_its_student_is(distilled):
     method, run_dir, _ = distilled
     config = preset([JOBS[method][0]], "shapes")[0]
     loaded = load_model(dataclasses.replace(config.model, path=str(run_dir / "model")))
@@ -97,17 +99,54 @@ def test_the_folder_says_what_its_student_is_and_draws(distilled, tmp_path):
     assert kept.keys() <= read.keys()
     for path, x in kept.items():
         np.testing.assert_array_equal(np.asarray(read[path]), np.asarray(x), err_msg=path)
-    picture = tmp_path / "drawn.png"
-    outcome = command("experiments.generate", run_dir / "model", "two red circles", "--out", picture, "--flow-steps", 2)
-    assert outcome.code == 0 and picture.is_file(), outcome
 
 
-def test_a_student_is_distilled_again_only_where_that_is_said(distilled, tmp_path):
+def test_its_run_folder_is_judged_as_its_student_draws_and_beside_its_start(distilled, tmp_path):
+    """Whose second time no file holds; what is asked for goes before what a student draws with."""
+    method, run_dir, _ = distilled
+    out = tmp_path / "table.json"
+    asked = ("--evaluation.no-thinking", "--evaluation.prompts", 4, "--evaluation.batch", 4, "--out", out)
+    outcome = command("experiments.evaluate", run_dir, *asked, "--evaluation.drift", 4)
+    assert outcome.code == 0 and "Warning" not in outcome.out, outcome
+    found = json.loads(out.read_text())
+    assert min(found["drift"]["flow"]["squared"]) > 0
+    drawn = {"flow_steps": 2, "guidance": 1.0, "sampler": "ode" if method == "mean_flow" else "sde"}
+    assert {name: found["evaluation"][name] for name in drawn} == drawn
+    other = ("--evaluation.flow-steps", 3, "--evaluation.sampler", "ode", "--evaluation.drift", 0)
+    outcome = command("experiments.evaluate", run_dir, *asked, *other)
+    assert outcome.code == 0 and outcome.out.count("Warning") == 1 + (method == "dmd2"), outcome
+    assert json.loads(out.read_text())["evaluation"]["sampler"] == "ode"
+
+
+def test_its_run_folder_draws_what_the_folder_of_its_student_draws(distilled, tmp_path):
+    _, run_dir, _ = distilled
+    pictures = []
+    for number, folder in enumerate((run_dir, run_dir / "model")):
+        picture = tmp_path / f"{number}.png"
+        asked = ("--no-thinking", "--thinking-tokens", 4, "--height", 16, "--width", 16, "--out", picture)
+        outcome = command("experiments.generate", folder, "two red circles", *asked)
+        assert outcome.code == 0 and "Warning" not in outcome.out, outcome
+        pictures.append(picture.read_bytes())
+    assert pictures[0] == pictures[1]
+
+
+def test_its_run_folder_draws_for_geneval_as_its_student_does(distilled, tmp_path):
+    _, run_dir, _ = distilled
+    metadata = tmp_path / "metadata.jsonl"
+    metadata.write_text(json.dumps({"tag": "single_object", "include": [], "prompt": "a circle"}))
+    asked = ("--evaluation.batch", 2, "--evaluation.images-per-prompt", 2, "--evaluation.no-thinking", "--devices", 1)
+    outcome = command("experiments.geneval", "write", run_dir, tmp_path / "out", "--metadata", metadata, *asked)
+    assert outcome.code == 0 and "Warning" not in outcome.out and "Wrote 1 prompts" in outcome.out, outcome
+
+
+def test_a_student_is_distilled_again_only_where_that_is_said_and_never_one_of_average_velocities(distilled, tmp_path):
     method, run_dir, _ = distilled
     words = (*JOBS[method], *SMALL, "--model.path", run_dir / "model", "--run-dir", tmp_path / "run")
-    outcome = command("experiments.distill", *words)
-    assert outcome.code == 2 and "is a student already; give the model that it was made of" in outcome.err, outcome
-    assert outcome.err.count("\n") == 1 and "--learning.distillation.again" in outcome.err
+    again = "--learning.distillation.again"
+    outcome = command("experiments.distill", *words, *([again] if method == "mean_flow" else []))
+    said = "a student of average velocities" if method == "mean_flow" else "is a student already; give the model that it"
+    assert outcome.code == 2 and said in outcome.err and outcome.err.count("\n") == 1, outcome
+    assert (again in outcome.err) == (method == "dmd2")
 
 
 @pytest.mark.parametrize("method", ["mean_flow", "dmd2"])
@@ -148,6 +187,22 @@ def of(method="mean_flow", **changes):
     (of(d={"time_std": 0.0}), "distillation.time_std = 0, but it must be above 0"),
     (of("dmd2", d={"fake_steps": 0}), "distillation.fake_steps = 0, but it must be at least 1"),
     (of("dmd2", d={"fake_lr": -1.0}), "distillation.fake_lr = -1, but it must be 0 or more"),
+    (of("dmd2", d={"steps": (2,)}), "evaluation.flow_steps = 4, but the student is made for learning.distillation.steps"),
+    (of("dmd2", d={"steps": (2,)}), "judge it as it draws, by --evaluation.flow-steps 2"),
+    (of(learning={"mse_weight": 0.1}), "learning.mse_weight = 0.1 holds to the start of the run, which learning.method"),
+    (of("dmd2", learning={"latent_kl_weight": 0.1}), "learning.latent_kl_weight = 0.1 holds to the start"),
+    (of(learning={"text_kl_weight": 0.1}), "learning.text_kl_weight = 0.1 holds to the start"),
+    (of(rollout={"noise_range": (0, 2)}), "rollout.noise_range = [0, 2), but the teacher of learning.method = 'mean_flow'"),
+    (of("dmd2", rollout={"noise_range": (0, 2)}), "'dmd2' draws noise at each transition; use 0 0"),
+    (of("dmd2", rollout={"step_rule": "flow_sde"}), "rollout.step_rule = 'flow_sde' and rollout.noise_level = 1, but"),
+    (of("dmd2", rollout={"noise_level": 0.8}), "draws its noise anew at each transition; use 'cps' and 1"),
+    (of("dmd2", rollout={"window_range": (0, 3)}), "rollout.window_size = 1 and rollout.window_range = [0, 3), but"),
+    (of("dmd2", rollout={"window_size": 2, "window_range": (0, 2)}), "learns at the states of all transitions"),
+    (of("dmd2", d={"time_mean": 0.3}), "learning.distillation.time_mean = 0.3 is not read by learning.method = 'dmd2',"),
+    (of("dmd2", d={"equal_share": 0.5}), "learning.distillation.equal_share = 0.5 is not read"),
+    (of("dmd2", d={"weight_power": 0.5}), "learning.distillation.weight_power = 0.5 is not read"),
+    (of(d={"fake_lr": 1e-3}), "learning.distillation.fake_lr = 0.001 is not read by learning.method = 'mean_flow', which"),
+    (of(d={"noise_range": (0.1, 0.9)}), "learning.distillation.noise_range = 0.1 0.9 is not read"),
     (of(learning={"reference": "none"}), "learning.reference = 'none' keeps nothing of the start, which is the teacher"),
     (of(learning={"group_size": 2}), "learning.group_size = 2, learning.best = 0 and learning.worst = 0, but nothing is"),
     (of(learning={"flow_weight": 0.0}), "learning.flow_weight = 0, but learning.method = 'mean_flow' learns nothing else"),
@@ -172,8 +227,8 @@ def test_settings_of_a_distillation_are_not_read_elsewhere():
 @pytest.mark.parametrize(("words", "said"), [
     (("flux_tiny", "--learning.distillation.guidance", 2), "is not guided by a second pass; use 1."),
     (("sd_tiny",), "is a model of stable_diffusion; leave it out, and distil with --learning.method dmd2."),
-    (("sd_tiny", "--learning.method", "dmd2", "--learning.distillation.steps", 3), "steps, rollout.timestep_shift: "
-     "steps = 3: it must divide the 1000"),
+    (("sd_tiny", "--learning.method", "dmd2", "--learning.distillation.steps", 3, "--evaluation.flow-steps", 3),
+     "steps, rollout.timestep_shift: steps = 3: it must divide the 1000"),
 ])  # fmt: skip
 def test_what_a_family_cannot_do_is_one_sentence(words, said, tmp_path):
     outcome = command("experiments.distill", *words, "--run-dir", tmp_path / "run")

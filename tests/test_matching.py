@@ -152,6 +152,9 @@ def refused(learning: LearningConfig, **rollout) -> str:
     (of(reference="none"), "learning.reference = 'none' keeps no teacher"),
     (of(flow_weight=0.0), "trains no drawing"),
     (of(d={"fake_steps": 0}), "it must be at least 1"),
+    (of(d={"time_std": 2.0}), "learning.distillation.time_std = 2.0 is not read by learning.matching_weight = 0.3, which"),
+    (of(d={"steps": (4,)}), "learning.distillation.steps = 4 is not read by learning.matching_weight = 0.3, whose student"),
+    (of(d={"again": True}), "learning.distillation.again = True is not read"),
 ])  # fmt: skip
 def test_what_cannot_be_is_one_sentence(learning, said):
     assert said in refused(learning)

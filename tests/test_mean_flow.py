@@ -10,7 +10,8 @@ import pytest
 
 from tests import distilling, tiny
 from unigrpo_jax.config import DistillationConfig, LearningConfig
-from unigrpo_jax.learning.mean_flow import MeanFlow, averaged
+from unigrpo_jax.learning.mean_flow import MeanFlow, averaged, with_errors
+from unigrpo_jax.learning.update import new_state
 from unigrpo_jax.models.building.guidance import Guidance
 from unigrpo_jax.rollout import randomness
 
@@ -120,6 +121,7 @@ def by_hand(w: float, targets_of: float = W_STUDENT):
 def test_the_loss_by_hand():
     """Guidance inside its interval alone, a weight of each state and modality, and nothing of an episode that is blank."""
     (loss, metrics), _ = found()
+    metrics = with_errors(metrics)
     expected, errors, equal = by_hand(W_STUDENT)
     np.testing.assert_allclose(loss, expected, rtol=1e-4)
     known = np.array([True, False, True])[:, None]
@@ -139,6 +141,19 @@ def test_the_gradient_is_that_of_u_alone():
 def test_states_one_after_the_other_are_learned_as_together():
     np.testing.assert_allclose(found("scanned")[0][0], found()[0][0], rtol=1e-5)
     np.testing.assert_allclose(found("scanned")[1], found()[1], rtol=1e-4)
+
+
+def test_micro_batches_change_nothing_that_is_measured():
+    """Pieces of two states, with as many of each kind as it happens."""
+    episodes, measured = distilling.episodes(distilling.drawing(jnp.asarray(RNG.normal(size=(8, 1, 2)), jnp.float32))), []
+    student = distilling.fresh() | {"out": RNG.normal(size=(distilling.HIDDEN, 2)).astype(np.float32)}
+    for micro in (1, 4):
+        config = dataclasses.replace(distilling.settings("mean_flow", equal_share=0.5), micro_batches=micro)
+        state = new_state(jax.tree.map(jnp.asarray, student), config, distilling.Plane.trained_by)
+        measured.append(tiny.jit(distilling.program(config).__call__)(state, {}, {}, episodes, None)[1])
+    assert measured[0].keys() == measured[1].keys() >= {"flow/velocity_error", "flow/average_error", "flow/loss"}
+    for name, value in measured[0].items():
+        np.testing.assert_allclose(measured[1][name], value, rtol=1e-4, atol=1e-6, err_msg=name)
 
 
 @pytest.mark.parametrize("share", [0.0, 0.25, 1.0])

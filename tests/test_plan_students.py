@@ -36,7 +36,10 @@ def evaluations(config: RunConfig) -> tuple[float, float]:
 
 
 def test_a_distillations_evaluations_are_counted():
-    """The student's: one, one along the times, and a backward pass of two, or of one where adapters are trained."""
+    """The student's: one, one along the times, and a backward pass of two, or of one where adapters are trained.
+
+    Several versions that follow one another are computed again in the backward pass; of one the compiler keeps what it has.
+    """
     base = dataclasses.replace(flux_dance.config(), model=dataclasses.replace(flux_dance.config().model, remat="none"))
     many = settings(base, "mean_flow")
     many = dataclasses.replace(many, model=dataclasses.replace(many.model, lora=LoraConfig()))
@@ -47,6 +50,12 @@ def test_a_distillations_evaluations_are_counted():
     assert many.model.lora.rank == 0 and many.rollout.window_size == 1
     assert math.isclose(drawn, 2 * count * many.rollout.flow_steps, rel_tol=1e-6)
     assert math.isclose(update, count * steps * (2 + 1 + 3), rel_tol=1e-6)
+    two = dataclasses.replace(many, rollout=dataclasses.replace(many.rollout, window_size=2, window_range=(0, 2)))
+    together = dataclasses.replace(two, learning=dataclasses.replace(two.learning, window_steps="batched"))
+    assert two.learning.window_steps == "scanned"
+    for config, backward in ((two, 3), (together, 2)):
+        _, update = evaluations(of(config, guidance=3.0))
+        assert math.isclose(update, 2 * count * steps * (2 + 1 + 1 + backward), rel_tol=1e-6)
     few = settings(base, "dmd2")
     back = 1 if few.model.lora.rank else 2
     drawn, update = evaluations(of(few, guidance=1.0, fake_steps=3))

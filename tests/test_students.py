@@ -474,21 +474,38 @@ def test_what_a_student_was_not_made_for_is_warned_of():
     assert student_checks.warnings(model(None), RolloutConfig(flow_steps=7), evaluation, trains=True) == []
     trained = student_checks.warnings(model(), RolloutConfig(flow_steps=3, guidance=2.0), fits, trains=True)
     assert [words.split()[1] for words in trained] == ["rollout.flow_steps", "rollout.guidance"]
-    matched = dataclasses.replace(STUDENT, method="dmd2", steps=(2,))
-    (shifted,) = student_checks.warnings(model(matched), RolloutConfig(timestep_shift=3.0), fits)
-    assert "timestep_shift = 3" in shifted and "states of 2" in shifted
 
 
-def test_methods_that_would_not_teach_an_average_velocity_are_refused():
+def test_a_student_of_matched_distributions_is_warned_of_another_sampler_than_its_own():
+    matched = model(dataclasses.replace(STUDENT, method="dmd2", steps=(2,)))
+    drawn = RolloutConfig(flow_steps=2, timestep_shift=2.0, step_rule="cps", noise_level=1.0)
+    anew = EvaluationConfig(flow_steps=2, sampler="sde")
+    found = lambda *given: [words.split()[1] for words in student_checks.warnings(matched, *given)]
+    of = lambda evaluation, trains=False, **changes: found(dataclasses.replace(drawn, **changes), evaluation, trains)
+    assert of(anew) == of(anew, trains=True) == []
+    assert of(anew, timestep_shift=3.0) == ["rollout.timestep_shift"]
+    still = dataclasses.replace(anew, sampler="ode")
+    assert of(still) == of(still, noise_level=0.8) == ["evaluation.sampler"]
+    for other in ({"step_rule": "flow_sde"}, {"noise_level": 0.8}):
+        assert of(anew, **other) == of(anew, trains=True, **other) == ["rollout.step_rule"]
+        assert of(still, trains=True, **other) == ["evaluation.sampler", "rollout.step_rule"]
+
+
+def test_plain_flow_matching_of_a_student_is_refused_and_what_does_not_teach_a_new_second_time():
     run = lambda method: RunConfig(learning=LearningConfig(method=method))
+    matched = dataclasses.replace(STUDENT, method="dmd2", second_time=False)
     for method in ("fpo", "diffusion_nft", "best_of_n", "sft"):
-        with pytest.raises(ConfigError, match="use grpo or refl"):
-            student_checks.check_method(run(method), model())
-        student_checks.check_method(run(method), model(two_times=False))
-    student_checks.check_method(run("grpo"), model())
-    student_checks.check_method(run("refl"), model())
-    with pytest.raises(ConfigError, match="does not teach"):
-        student_checks.check_method(run("grpo"), model(None, fresh_time=True))
+        for student in (model(), model(matched, two_times=False)):
+            with pytest.raises(ConfigError, match="blurs what a student such as FOLDER draws .* use grpo or refl"):
+                student_checks.check_method(run(method), student)
+        student_checks.check_method(run(method), model(None, two_times=False))
+    for method in ("grpo", "refl"):
+        for student in (model(), model(matched, two_times=False)):
+            student_checks.check_method(run(method), student)
+    for method in ("grpo", "refl", "sft", "fpo"):
+        with pytest.raises(ConfigError, match="does not teach"):
+            student_checks.check_method(run(method), model(None, fresh_time=True))
+    student_checks.check_method(run("mean_flow"), model(None, fresh_time=True))
 
 
 def test_adapters_leave_a_students_second_time_alone():

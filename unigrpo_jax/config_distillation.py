@@ -25,10 +25,10 @@ class DistillationConfig:
     """Where the start is not the teacher, but a student that learns from rewards (learning.matching_weight): its folder, or
     what else model.path takes, of the family and the sizes of the student."""
     steps: tuple[int, ...] = (1, 2, 4, 8)
-    """Numbers of transitions that the student is made for, each of which an evaluation judges.  Method `dmd2` trains at the
-    states of one number."""
+    """Numbers of transitions that the student is made for, each of which an evaluation judges; evaluation.flow_steps is one
+    of them.  Method `dmd2` trains at the states of one number."""
     again: bool = False
-    """Distil a model that is a student already."""
+    """Distil a model that is a student already, one of `dmd2`."""
     time_mean: float = -0.4
     """Times of `mean_flow` are sigmoid(time_mean + time_std * normal): its mean; more is nearer to the noise."""
     time_std: float = 1.0

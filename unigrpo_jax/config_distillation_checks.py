@@ -1,6 +1,11 @@
 """Whether the settings of a distillation can work together, from the numbers alone."""
 
+from collections.abc import Sequence
+
 from unigrpo_jax.config import DistillationConfig, RunConfig, require
+
+_OF_TIMES = ("time_mean", "time_std", "equal_share", "weight_power", "weight_floor")  # what `mean_flow` alone reads
+_OF_FAKE = ("noise_range", "fake_lr", "fake_steps")  # and what it does not
 
 
 def check_distillation(config: RunConfig) -> None:
@@ -25,6 +30,9 @@ def check_distillation(config: RunConfig) -> None:
                                                "twice; name each once.")  # fmt: skip
     require(learn.method != "dmd2" or len(d.steps) == 1, f"learning.distillation.steps = {' '.join(map(str, d.steps))}, but "
             f"{method} trains at the states of one number of transitions; use one, such as 4.")  # fmt: skip
+    judged, made = config.evaluation.flow_steps, " ".join(map(str, d.steps))
+    require(judged in d.steps, f"evaluation.flow_steps = {judged}, but the student is made for learning.distillation.steps "
+            f"= {made}; judge it as it draws, by --evaluation.flow-steps {max(d.steps)}.")  # fmt: skip
     require(learn.reference != "none", f"learning.reference = 'none' keeps nothing of the start, which is the teacher of "
                                        f"{method}; use 'device' or 'host'.")  # fmt: skip
     require(learn.group_size == 1 and not learn.best + learn.worst, f"learning.group_size = {learn.group_size}, "
@@ -40,6 +48,39 @@ def check_distillation(config: RunConfig) -> None:
             f"which adapters leave out, and model.lora.rank = {config.model.lora.rank}; use 0, or 'dmd2'.")  # fmt: skip
     require(learn.method != "mean_flow" or not config.model.floor_time, "model.floor_time makes steps of the time, along "
             f"which {method} takes a derivative; turn it off, or use 'dmd2'.")  # fmt: skip
+    _check_read(config)
+
+
+def _check_read(config: RunConfig) -> None:
+    """ConfigError where a distillation does not read what somebody set, with what is read instead."""
+    learn, r = config.learning, config.rollout
+    method = f"learning.method = {learn.method!r}"
+    for name in ("mse_weight", "latent_kl_weight", "text_kl_weight"):
+        require(getattr(learn, name) == 0, f"learning.{name} = {getattr(learn, name):g} holds to the start of the run, "
+                f"which {method} has as its teacher; use 0.")  # fmt: skip
+    noisy = f"rollout.noise_range = [{r.noise_range[0]}, {r.noise_range[1]})"
+    if learn.method == "mean_flow":
+        require(r.noise_range == (0, 0), f"{noisy}, but the teacher of {method} draws without noise; use 0 0.")
+        _check_unset(config, _OF_FAKE, method, "which has no fake score, and looks at times by time_mean and time_std")
+        return
+    require(r.noise_range == (0, 0), f"{noisy}, but {method} draws noise at each transition; use 0 0.")
+    require((r.step_rule, r.noise_level) == ("cps", 1), f"rollout.step_rule = {r.step_rule!r} and rollout.noise_level = "
+            f"{r.noise_level:g}, but a student of {method} draws its noise anew at each transition; use 'cps' and "
+            "1.")  # fmt: skip
+    low, high = r.window_range
+    require((r.window_size, low, high) == (1, 0, 1), f"rollout.window_size = {r.window_size} and rollout.window_range = "
+            f"[{low}, {high}), but {method} learns at the states of all transitions, which learning.distillation.steps "
+            "counts; use 1 and 0 1.")  # fmt: skip
+    _check_unset(config, _OF_TIMES, method, "which looks at noise levels by noise_range")
+
+
+def _check_unset(config: RunConfig, names: Sequence[str], by: str, instead: str) -> None:
+    """ConfigError where one of these settings of `learning.distillation`, which `by` does not read, is not its default."""
+    for name in names:
+        value = getattr(config.learning.distillation, name)
+        words = " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
+        require(value == getattr(DistillationConfig, name), f"learning.distillation.{name} = {words} is not read by {by}, "
+                f"{instead}; leave it out.")  # fmt: skip
 
 
 def _check_matching(config: RunConfig) -> None:
@@ -64,6 +105,8 @@ def _check_matching(config: RunConfig) -> None:
     require(r.guidance <= 1, f"rollout.guidance = {r.guidance:g}, but a student draws without guidance; use 1, and "
                              f"learning.distillation.guidance {r.guidance:g} for the teacher.")  # fmt: skip
     _check_numbers(d)
+    _check_unset(config, _OF_TIMES, weight, "which looks at noise levels by noise_range")
+    _check_unset(config, ("steps", "again"), weight, "whose student draws in rollout.flow_steps")
 
 
 def _check_numbers(d: DistillationConfig) -> None:

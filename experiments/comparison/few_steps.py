@@ -80,12 +80,15 @@ def arms(base: RunConfig) -> list[FewSteps]:
     few = {"flow_steps": ROLLED, "window_range": (0, ROLLED - 1), "window_size": min(r.window_size, ROLLED - 1),
            "noise_range": (0, min(r.noise_range[1], ROLLED))}  # fmt: skip
     rolled = changed(base, rollout=few, evaluation={"flow_steps": ROLLED})
+    of_student = changed(rolled, rollout={"guidance": 1.0}, evaluation={"guidance": 1.0})
     mean_flow, dmd2 = student("mean_flow"), student("dmd2")
     # A student of DMD2 draws the noise anew at each transition but the last.
     anew = {"step_rule": "cps", "noise_level": 1.0, "noise_range": (0, ROLLED - 1)}
-    renoised = changed(rolled, rollout=anew, evaluation={"sampler": "sde"})
-    teacher_of = dataclasses.replace(dmd2.learning.distillation, teacher=base.model.path or "base")
-    place = {"mse_weight": 0.0, "leash_times": (), "leash_weight": LearningConfig.leash_weight, "latent_kl_weight": 0.0}
+    renoised = changed(of_student, rollout=anew, evaluation={"sampler": "sde"})
+    guided = dmd2.learning.distillation
+    teacher_of = dataclasses.replace(guided, steps=type(guided).steps, teacher=base.model.path or "base")
+    place = {"mse_weight": 0.0, "leash_times": (), "leash_weight": LearningConfig.leash_weight, "latent_kl_weight": 0.0,
+             "text_kl_weight": 0.0, "reference": dmd2.learning.reference}  # fmt: skip
     held = changed(renoised, learning=place | {"matching_weight": MATCHING, "distillation": teacher_of})
     told = lambda n: (f"{n}, guided" if scale > 1 else f"{n}", (n, scale, "ode"))
     teacher = dict([told(usual), (f"{usual}", (usual, 1.0, "ode"))])
@@ -98,7 +101,7 @@ def arms(base: RunConfig) -> list[FewSteps]:
         ("rl", "RL alone", (base,), teacher | of("ode")),
         ("rl_few", f"RL alone, at {ROLLED}", (rolled,), teacher | of("ode")),
         ("rl_mean_flow", "RL, then MeanFlow", (base, mean_flow), of("ode")),
-        ("mean_flow_rl", f"MeanFlow, then RL at {ROLLED}", (mean_flow, rolled), of("ode")),
+        ("mean_flow_rl", f"MeanFlow, then RL at {ROLLED}", (mean_flow, of_student), of("ode")),
         ("rl_dmd2", "RL, then DMD2", (base, dmd2), of("sde")),
         ("dmd2_rl", f"DMD2, then RL at {ROLLED}", (dmd2, renoised), of("sde")),
         ("dmd2_held", f"DMD2, then RL at {ROLLED}, held to the teacher", (dmd2, held), of("sde")),

@@ -16,7 +16,7 @@ from unigrpo_jax.episode import Episodes
 from unigrpo_jax.learning import parameters, stepping
 from unigrpo_jax.learning.distribution_matching import DistributionMatching
 from unigrpo_jax.learning.fake_score import learned
-from unigrpo_jax.learning.mean_flow import MeanFlow
+from unigrpo_jax.learning.mean_flow import MeanFlow, with_errors
 from unigrpo_jax.learning.objective import reduce_metrics
 from unigrpo_jax.learning.update import TrainState
 from unigrpo_jax.models import tree
@@ -85,4 +85,4 @@ class Distillation:
         carry, metrics = stepping.scan(epoch, (state.trained, state.opt_state, state.fake), jnp.arange(c.ppo_epochs))
         metrics = jax.tree.map(lambda x: x.reshape(-1), metrics)
         state, counts = state.after(c, carry, metrics["update/skipped"], signal)
-        return state, reduce_metrics(metrics) | counts
+        return state, with_errors(reduce_metrics(metrics)) | counts

@@ -25,6 +25,8 @@ from unigrpo_jax.learning.policy import Policy
 from unigrpo_jax.rollout import randomness
 from unigrpo_jax.rollout.dialogue import Dialogue
 
+SHARE = "/share"  # of all states those that an error is of
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MeanFlow:
@@ -43,7 +45,7 @@ class MeanFlow:
     versions: int
 
     def __call__(self, params, reference, episodes: Episodes, keys_B) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """Loss [] and metrics.
+        """Loss [] and metrics, as `with_errors` takes them.
 
         Args:
           params: the student's.
@@ -92,7 +94,8 @@ class MeanFlow:
     def _weighed(self, drawing: Drawing, u, target, equal_BW) -> tuple[jax.Array, dict[str, jax.Array]]:
         c, total, metrics = self.config.distillation, jnp.zeros(()), {}
         known_B1 = drawing.finite[:, None]
-        share = lambda error, of: jnp.sum(jnp.where(of & known_B1, error, 0.0)) / jnp.maximum(jnp.sum(of & known_B1), 1)
+        share = lambda of: jnp.mean((of & known_B1).astype(jnp.float32))
+        mean = lambda error, of: jnp.mean(jnp.where(of & known_B1, error, 0.0))
         weights = modalities.weights(u, self.config)
         for name, (weight, u_BWNC, wanted) in modalities.by_modality(u, weights, u, target).items():
             error_BW = jnp.mean((u_BWNC - wanted) ** 2, axis=(2, 3))
@@ -100,10 +103,17 @@ class MeanFlow:
             loss = jnp.mean(jnp.where(known_B1, error_BW / scale, 0.0))
             total = total + weight * loss
             metrics[f"{name}/loss"] = loss
-            metrics[f"{name}/velocity_error"] = share(error_BW, equal_BW)
-            metrics[f"{name}/average_error"] = share(error_BW, ~equal_BW)
+            for error, of in (("velocity_error", equal_BW), ("average_error", ~equal_BW)):
+                metrics |= {f"{name}/{error}": mean(error_BW, of), f"{name}/{error}{SHARE}": share(of)}
         total = self.config.flow_weight * total
         return total, metrics | {"loss": total}
+
+
+def with_errors(metrics: dict[str, jax.Array]) -> dict[str, jax.Array]:
+    """Replaces means over all states, which average over pieces, by those over the states that an error is of."""
+    shares = {name.removesuffix(SHARE): x for name, x in metrics.items() if name.endswith(SHARE)}
+    own = {name: metrics[name] / jnp.where(x > 0, x, 1.0) for name, x in shares.items()}
+    return {name: x for name, x in (metrics | own).items() if not name.endswith(SHARE)}
 
 
 def averaged(average: Callable[..., Any], x, t_B, s_B, v) -> tuple[Any, Any]:

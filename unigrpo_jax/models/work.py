@@ -55,13 +55,15 @@ def distilled(run: RunConfig, work: "Work", executed: bool = False) -> float:
 
     A backward pass counts as two evaluations, with adapters as one.  For each drawing and optimizer step `mean_flow` asks
     the guided teacher once and the student three times, one of them backwards and one along the times, at each of its
-    versions; `dmd2` asks student and fake score (and its gradient) in each of its steps, then student and gradient, fake
-    score and guided teacher.  What an episode reads before it is drawn is left out.
+    versions, and once more where several follow one another (`learning.window_steps`); `dmd2` asks student and fake score
+    (and its gradient) in each of its steps, then student and gradient, fake score and guided teacher.  What an episode reads
+    before it is drawn is left out.
     """
     learning, d = run.learning, run.learning.distillation
     back, again = (1 if run.model.lora.rank else 2), int(executed and run.model.remat == "full")
     teacher, trained = Guidance(text=d.guidance).passes, 1 + back + again
     if learning.method == "mean_flow":
+        trained += executed and learning.window_steps == "scanned" and run.rollout.window_size > 1
         each = run.rollout.window_size * (teacher + 1 + trained)
     elif learning.matches:
         each = d.fake_steps * (1 + trained) + trained + 1 + teacher

@@ -39,6 +39,8 @@ def build(config: RunConfig) -> Parts:
     parts = trainer.build(config)
     loaded, d = parts.loaded, config.learning.distillation
     network, words = loaded.network, f"{loaded.folder} ({loaded.family})"
+    require(loaded.student is None or not loaded.student.second_time, f"{words} is a student of average velocities, and a "
+            "teacher is asked for the velocity at a time; give the model that it was made of.")  # fmt: skip
     require(loaded.student is None or d.again, f"{words} is a student already; give the model that it was made of, or "
             "--learning.distillation.again to distil it once more.")  # fmt: skip
     if config.learning.method == "mean_flow":
@@ -65,8 +67,12 @@ def student_of(config: RunConfig, loaded: Loaded) -> Student | None:
 def notes(parts: Parts) -> list[str]:
     """What a run of these parts does that its settings do not say, in sentences."""
     config = parts.config
+    if config.learning.method == "dmd2":
+        (steps,), other = config.learning.distillation.steps, config.rollout.flow_steps
+        return [] if steps == other else [f"Drawings have the {steps} transitions of learning.distillation.steps; "
+                                          f"rollout.flow_steps = {other} is not read."]  # fmt: skip
     chosen = kernels.choose(config.model, parts.layout.mesh.devices.flat[0])
-    if config.learning.method != "mean_flow" or chosen == PLAIN:
+    if chosen == PLAIN:
         return []
     return [f"The student's derivative is computed with plain attention, since {chosen} has no forward-mode derivative."]
 

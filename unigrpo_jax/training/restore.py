@@ -11,6 +11,7 @@ from unigrpo_jax.config import ConfigError, MeshConfig, RunConfig
 from unigrpo_jax.config_checks import check
 from unigrpo_jax.config_json import load_run_config
 from unigrpo_jax.learning.update import new_state
+from unigrpo_jax.models.building.second_time import is_second_time
 from unigrpo_jax.models.families import BASES, HUB_PATTERN, NoModel, is_named, load_model
 from unigrpo_jax.models.loaded import Loaded
 from unigrpo_jax.models.tree import flatten, unflatten
@@ -20,6 +21,7 @@ from unigrpo_jax.parallel.frozen import on_own_devices
 from unigrpo_jax.parallel.rules import Layout
 from unigrpo_jax.training import storage
 from unigrpo_jax.training.checkpoint import Checkpoints
+from unigrpo_jax.training.distilled import student_of
 from unigrpo_jax.training.run_folder import check_same_weights
 
 EXPECTED = (f"expected `base`, {', '.join(f'`{name}`' for name in BASES)}, a model folder, a run folder such as "
@@ -32,7 +34,7 @@ class Restored:
 
     Attributes:
       config: of the run it comes from; defaults where it is a bare model folder.
-      loaded: its folder, tokenizer and network.
+      loaded: its folder, tokenizer and network; of a distillation's run the student is what that makes.
       layout: the devices, and where every array lies on them.
       read: reads the weights onto them; to be called when all else is checked.  ConfigError where they do not fit.
       name: for titles and file names.
@@ -108,6 +110,8 @@ def restore(path: str, bare: RunConfig, devices: int = 1, mesh: MeshConfig = Mes
 
     fresh = lambda params: new_state(params, config.learning, loaded.network.trained_by)
     like = jax.eval_shape(fresh, loaded.abstract_params())
+    if config.learning.distils:  # what the run made draws otherwise than what it began with
+        loaded = dataclasses.replace(loaded, student=student_of(config, loaded))
 
     def read() -> dict:
         at = lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place)
@@ -115,13 +119,22 @@ def restore(path: str, bare: RunConfig, devices: int = 1, mesh: MeshConfig = Mes
         return state.averaged(flatten(loaded.params(layout.parameter, lambda path: path not in like.trained)))
 
     def reference(params: dict) -> dict:
-        there = flatten(loaded.stored_params())
-        first = flatten(loaded.params(layout.parameter, lambda path: path in like.trained))
-        return unflatten({path: first.get(path, x) for path, x in flatten(params).items() if path in there})
+        there, new = flatten(loaded.stored_params()), _second_time(loaded, layout)
+        first = flatten(loaded.params(layout.parameter, lambda path: path in like.trained)) | new
+        return unflatten({path: first.get(path, x) for path, x in flatten(params).items() if path in there | new})
 
     held = reference if config.learning.keeps_start else None
     name = f"{run_dir.resolve().name}-{step}"
     return Restored(config, _placed(loaded, layout), layout, read, name, run_dir, False, held)
+
+
+def _second_time(loaded: Loaded, layout: Layout) -> dict[str, jax.Array]:
+    """{path: parameter} of a second time that no file holds, as it is at the start of a run; {} where there is none."""
+    own = lambda params: {path: x for path, x in flatten(params).items() if is_second_time(path)}
+    if not loaded.network.fresh_time:
+        return {}
+    places = {path: layout.parameter(path, x.shape) for path, x in own(loaded.abstract_params()).items()}
+    return jax.jit(lambda: own(loaded.with_fresh(loaded.stored_params())), out_shardings=places)()
 
 
 def _placed(loaded: Loaded, layout: Layout) -> Loaded:

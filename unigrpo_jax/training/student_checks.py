@@ -11,12 +11,12 @@ from unigrpo_jax.training.programs import FORWARD
 
 
 def check_method(config: RunConfig, loaded: Loaded) -> None:
-    """ConfigError where a run's method has no use for a second time, or needs one that has been learned."""
-    method, network = config.learning.method, loaded.network
+    """ConfigError where a run's method would blur what a student draws, or does not teach a second time that is new."""
+    method = config.learning.method
     plain = method in FORWARD or method == "sft"
-    require(not (network.two_times and plain), f"learning.method = {method!r} teaches the velocity at a time, and "
-            f"{loaded.folder} draws by average ones, which that would leave as they are; use grpo or refl.")  # fmt: skip
-    require(not network.fresh_time or method not in ("grpo", "refl"), f"model.second_time gives the network an input, which "
+    require(loaded.student is None or not plain, f"learning.method = {method!r} is plain flow matching, which blurs what a "
+            f"student such as {loaded.folder} draws in few steps; use grpo or refl.")  # fmt: skip
+    require(not loaded.network.fresh_time or config.learning.distils, f"model.second_time gives the network an input, which "
             f"learning.method = {method!r} does not teach; leave it out, or distil a student first.")  # fmt: skip
 
 
@@ -55,7 +55,7 @@ def warnings(
     guided = {"evaluation.guidance": evaluation.guidance}
     if trains:
         steps, guided = {"rollout.flow_steps": rollout.flow_steps} | steps, {"rollout.guidance": rollout.guidance} | guided
-    made = f"{loaded.folder} is a student ({student.method})"
+    made = f"the model is a student ({student.method})"
     for name, value in steps.items():
         if value not in student.steps:
             found.append(f"Warning: {name} = {value}, but {made} that was made for {_listed(student.steps)} steps.")
@@ -63,9 +63,17 @@ def warnings(
         if value > 1:
             found.append(f"Warning: {name} = {value:g}, but {made} that draws without, as its teacher did with "
                          f"{student.guidance:g}; use 1.")  # fmt: skip
-    if student.method == "dmd2" and rollout.timestep_shift != student.timestep_shift:  # which knows some states alone
-        found.append(f"Warning: rollout.timestep_shift = {rollout.timestep_shift:g}, but {made} that was made for the "
-                     f"states of {student.timestep_shift:g}.")  # fmt: skip
+    if student.method == "dmd2":  # which knows some states alone
+        if rollout.timestep_shift != student.timestep_shift:
+            found.append(f"Warning: rollout.timestep_shift = {rollout.timestep_shift:g}, but {made} that was made for the "
+                         f"states of {student.timestep_shift:g}.")  # fmt: skip
+        if evaluation.sampler != "sde":
+            found.append(f"Warning: evaluation.sampler = {evaluation.sampler!r}, but {made} that draws its noise anew at "
+                         "each step; use 'sde'.")  # fmt: skip
+        noise, rule = rollout.noise_level, rollout.step_rule
+        if (trains or evaluation.sampler == "sde") and (rule, noise) != ("cps", 1):
+            found.append(f"Warning: rollout.step_rule = {rule!r} and rollout.noise_level = {noise:g}, but {made} that draws "
+                         "its noise anew at each step; use 'cps' and 1.")  # fmt: skip
     return found
 
 
