@@ -147,5 +147,6 @@ class DistilledEvaluator(Evaluator):
         judged = super().__call__(params, autoencoder_params, reference)
         table = dict(judged.table)
         for steps, other in self._others.items():
+            other.alive = self.alive
             table |= {f"{name}_{steps}": row for name, row in other(params, autoencoder_params).table.items()}
         return dataclasses.replace(judged, table=table)
