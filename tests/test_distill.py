@@ -18,6 +18,7 @@ from unigrpo_jax.config_checks import check, check_devices
 from unigrpo_jax.models.families import load_model
 from unigrpo_jax.models.folders.student import Student
 from unigrpo_jax.models.tree import flatten
+from unigrpo_jax.training.distilled import build
 
 SMALL = ("--devices", 1, "--iterations", 2, "--rollout.prompts-per-iteration", 4, "--rollout.flow-steps", 4,
          "--evaluation.prompts", 4, "--evaluation.batch", 4, "--evaluation.flow-steps", 2, "--evaluation.no-thinking",
@@ -128,6 +129,8 @@ def test_its_run_folder_draws_what_the_folder_of_its_student_draws(distilled, tm
         assert outcome.code == 0 and "Warning" not in outcome.out, outcome
         pictures.append(picture.read_bytes())
     assert pictures[0] == pictures[1]
+    outcome = command("experiments.generate", run_dir, "two red circles", *asked, "--flow-steps", 3)
+    assert outcome.code == 0 and "Warning: evaluation.flow_steps = 3" in outcome.out, outcome
 
 
 def test_its_run_folder_draws_for_geneval_as_its_student_does(distilled, tmp_path):
@@ -187,8 +190,6 @@ def of(method="mean_flow", **changes):
     (of(d={"time_std": 0.0}), "distillation.time_std = 0, but it must be above 0"),
     (of("dmd2", d={"fake_steps": 0}), "distillation.fake_steps = 0, but it must be at least 1"),
     (of("dmd2", d={"fake_lr": -1.0}), "distillation.fake_lr = -1, but it must be 0 or more"),
-    (of("dmd2", d={"steps": (2,)}), "evaluation.flow_steps = 4, but the student is made for learning.distillation.steps"),
-    (of("dmd2", d={"steps": (2,)}), "judge it as it draws, by --evaluation.flow-steps 2"),
     (of(learning={"mse_weight": 0.1}), "learning.mse_weight = 0.1 holds to the start of the run, which learning.method"),
     (of("dmd2", learning={"latent_kl_weight": 0.1}), "learning.latent_kl_weight = 0.1 holds to the start"),
     (of(learning={"text_kl_weight": 0.1}), "learning.text_kl_weight = 0.1 holds to the start"),
@@ -222,6 +223,14 @@ def test_settings_of_a_distillation_are_not_read_elsewhere():
     check(config)
     learning = dataclasses.replace(config.learning, distillation=DistillationConfig(guidance=2.0))
     assert "use experiments.distill, or leave it out" in refusal(check, dataclasses.replace(config, learning=learning))
+
+
+def test_a_run_judges_its_student_in_steps_that_it_is_made_for_and_its_folder_may_be_asked_for_others():
+    config = of("dmd2", d={"steps": (2,)})
+    said = refusal(build, config)
+    assert "evaluation.flow_steps = 4, but the student is made for learning.distillation.steps = 2" in said
+    assert "by --evaluation.flow-steps 2." in said
+    check(config)
 
 
 @pytest.mark.parametrize(("words", "said"), [

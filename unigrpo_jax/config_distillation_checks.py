@@ -30,9 +30,6 @@ def check_distillation(config: RunConfig) -> None:
                                                "twice; name each once.")  # fmt: skip
     require(learn.method != "dmd2" or len(d.steps) == 1, f"learning.distillation.steps = {' '.join(map(str, d.steps))}, but "
             f"{method} trains at the states of one number of transitions; use one, such as 4.")  # fmt: skip
-    judged, made = config.evaluation.flow_steps, " ".join(map(str, d.steps))
-    require(judged in d.steps, f"evaluation.flow_steps = {judged}, but the student is made for learning.distillation.steps "
-            f"= {made}; judge it as it draws, by --evaluation.flow-steps {max(d.steps)}.")  # fmt: skip
     require(learn.reference != "none", f"learning.reference = 'none' keeps nothing of the start, which is the teacher of "
                                        f"{method}; use 'device' or 'host'.")  # fmt: skip
     require(learn.group_size == 1 and not learn.best + learn.worst, f"learning.group_size = {learn.group_size}, "

@@ -13,6 +13,7 @@ import jax
 import numpy as np
 
 from unigrpo_jax.config import RunConfig, require
+from unigrpo_jax.config_checks import check
 from unigrpo_jax.learning.distillation import Distillation
 from unigrpo_jax.learning.distribution_matching import DistributionMatching
 from unigrpo_jax.learning.mean_flow import MeanFlow
@@ -36,8 +37,13 @@ PLAIN = "xla"  # the attention that has a forward-mode derivative
 
 def build(config: RunConfig) -> Parts:
     """As `trainer.build`, of a model that can be distilled; ConfigError says what cannot work."""
+    check(config)
+    d, judged = config.learning.distillation, config.evaluation.flow_steps
+    made = " ".join(map(str, d.steps))
+    require(judged in d.steps, f"evaluation.flow_steps = {judged}, but the student is made for learning.distillation.steps "
+            f"= {made}; judge it as it draws, by --evaluation.flow-steps {max(d.steps)}.")  # fmt: skip
     parts = trainer.build(config)
-    loaded, d = parts.loaded, config.learning.distillation
+    loaded = parts.loaded
     network, words = loaded.network, f"{loaded.folder} ({loaded.family})"
     require(loaded.student is None or not loaded.student.second_time, f"{words} is a student of average velocities, and a "
             "teacher is asked for the velocity at a time; give the model that it was made of.")  # fmt: skip
