@@ -96,7 +96,7 @@ def test_a_resume_may_change_where_and_how_the_judge_is_asked_but_not_what(tmp_p
     (tmp_path / "metrics.jsonl").write_text("")
     loaded = types.SimpleNamespace(checksum=lambda: "0")
     after = lambda **change: types.SimpleNamespace(
-        config=dataclasses.replace(before, judge=dataclasses.replace(before.judge, **change)), loaded=loaded
+        config=dataclasses.replace(before, judge=dataclasses.replace(before.judge, **change)), loaded=loaded, teacher=None
     )
     assert check_folder(tmp_path, after(**INDIFFERENT, url="https://other/v1"), resume=True)
     for name, value in (DECISIVE | {"temperature": 1.0, "dimensions": ("a",)}).items():
