@@ -269,6 +269,7 @@ class SupervisedEvaluator(Evaluator):
         found: dict[str, list] = {"text_loss": [], "flow_loss": [], "tokens": []}
         categories = []
         for start in range(0, count, size):
+            self.alive()
             rows = [self._held_out.prompts[min(row, count - 1)] for row in range(start, start + size)]
             read = lambda rows=rows: (*texts_of(rows, self._loaded.codec, config.rollout), self._pictures(rows))
             text, thinking, (image, first) = processes.agree_on_errors((ConfigError,), read)
