@@ -1,6 +1,7 @@
 """Files from elsewhere: sizes are bounded, and names that stand in files stay in their folder."""
 
 import json
+import os
 import pathlib
 import shutil
 
@@ -159,20 +160,29 @@ def test_a_shard_that_is_a_link_out_of_the_folder_is_refused(tmp_path):
     assert StoredTensors(folder, "ema").names()
 
 
-def test_a_folder_of_the_hubs_cache_is_made_of_links_and_is_read(tmp_path):
-    """models--a--b/snapshots/COMMIT holds links into models--a--b/blobs."""
+@pytest.mark.parametrize("part", ["", "transformer"])
+@pytest.mark.parametrize("shared", [False, True], ids=["of-the-repository", "of-the-cache"])
+def test_a_folder_of_the_hubs_cache_is_made_of_links_and_is_read(tmp_path, part, shared):
+    """models--a--b/snapshots/COMMIT/PART holds links into models--a--b/blobs, whose files may be links into the cache's own."""
     folder = copy_of_tiny(tmp_path)
     shards(folder)
     home = tmp_path / "models--a--b"
-    blobs, snapshot = home / "blobs", home / "snapshots" / "0123"
-    blobs.mkdir(parents=True)
-    snapshot.mkdir(parents=True)
+    blobs, snapshot = home / "blobs", home / "snapshots" / "0123" / part
+    stored = tmp_path / "blobs" / "ab" if shared else blobs
+    for place in {blobs, snapshot, stored}:
+        place.mkdir(parents=True)
     for path in folder.iterdir():
-        path.rename(blobs / path.name)
-        (snapshot / path.name).symlink_to(pathlib.Path("..", "..", "blobs", path.name))
+        path.rename(stored / path.name)
+        if shared:
+            (blobs / path.name).symlink_to(os.path.relpath(stored / path.name, blobs))
+        (snapshot / path.name).symlink_to(os.path.relpath(blobs / path.name, snapshot))
     loaded = load_model(ModelConfig(path=str(snapshot)))
     loaded.check_weights()
-    assert foreign_files.is_inside(snapshot / "llm_config.json", snapshot)
+    loaded.export(loaded.params(), tmp_path / "out", "float32")
+    assert (tmp_path / "out" / "llm_config.json").exists()
+    (tmp_path / "secret").write_text("the key")
+    (snapshot / "notes.txt").symlink_to(tmp_path / "secret")
+    assert not foreign_files.is_inside(snapshot / "notes.txt", snapshot)
 
 
 def test_an_export_does_not_carry_away_what_a_link_shows(tmp_path):

@@ -111,7 +111,18 @@ def named(text: str | os.PathLike, field: str) -> pathlib.Path:
 
 
 def is_inside(path: pathlib.Path, folder: pathlib.Path) -> bool:
-    """Whether a path, links followed, lies in a folder; the Hugging Face cache's links into its own `blobs` count, too."""
+    """Whether a path, links followed, lies in a folder; where that is in a Hugging Face cache, the cache's `blobs` count, too."""
     target, home = (pathlib.Path(os.path.realpath(p)) for p in (path, folder))  # resolve() raises where links go round
-    blobs = [home.parent.parent / "blobs"] if home.parent.name == "snapshots" else []
-    return any(target.is_relative_to(place) for place in (home, *blobs))
+    return any(target.is_relative_to(place) for place in (home, *_blobs(home)))
+
+
+def _blobs(folder: pathlib.Path) -> list[pathlib.Path]:
+    """Where the files of CACHE/models--OWNER--NAME/snapshots/COMMIT, or of a folder in it, lie; none of another folder.
+
+    They are links into the repository's blobs, and those may be links into the blobs of the whole cache.
+    """
+    for place in (folder, *folder.parents):
+        if place.parent.name == "snapshots":
+            repository = place.parent.parent
+            return [repository / "blobs"] + ([repository.parent / "blobs"] if "--" in repository.name else [])
+    return []
