@@ -236,8 +236,8 @@ def test_a_run_judges_its_student_in_steps_that_it_is_made_for_and_its_folder_ma
 @pytest.mark.parametrize(("words", "said"), [
     (("flux_tiny", "--learning.distillation.guidance", 2), "is not guided by a second pass; use 1."),
     (("sd_tiny",), "is a model of stable_diffusion; leave it out, and distil with --learning.method dmd2."),
-    (("sd_tiny", "--learning.method", "dmd2", "--learning.distillation.steps", 3, "--evaluation.flow-steps", 3),
-     "steps, rollout.timestep_shift: steps = 3: it must divide the 1000"),
+    (("sd_tiny", "--learning.method", "dmd2", "--learning.distillation.steps", 2000, "--evaluation.flow-steps", 2000),
+     "steps, rollout.timestep_shift: steps = 2000: it must be from 1 to the 1000"),
 ])  # fmt: skip
 def test_what_a_family_cannot_do_is_one_sentence(words, said, tmp_path):
     outcome = command("experiments.distill", *words, "--run-dir", tmp_path / "run")

@@ -163,7 +163,7 @@ def test_a_shard_that_is_a_link_out_of_the_folder_is_refused(tmp_path):
 @pytest.mark.parametrize("part", ["", "transformer"])
 @pytest.mark.parametrize("shared", [False, True], ids=["of-the-repository", "of-the-cache"])
 def test_a_folder_of_the_hubs_cache_is_made_of_links_and_is_read(tmp_path, part, shared):
-    """models--a--b/snapshots/COMMIT/PART holds links into models--a--b/blobs, whose files may be links into the cache's own."""
+    """models--a--b/snapshots/COMMIT/PART holds links into models--a--b/blobs, and those into the cache's own."""
     folder = copy_of_tiny(tmp_path)
     shards(folder)
     home = tmp_path / "models--a--b"

@@ -146,6 +146,10 @@ def test_grids_by_hand():
     assert TOY.grid(64, 96, 121, 24.0) == (16, 2, 3, 126, 24.0)  # 121 / 24 s = 5.04 s, 126.04 latents
     assert TOY.grid(32, 32) == (1, 1, 1, 1, 24.0)
     assert TOY.grid(32, 32, 1, 60.0)[3] == 1  # 0.4 of one
+    # Halves, as diffusers' pipeline rounds them: seconds times 16000 / 160 / 4, which is 25.0.
+    found = [TOY.grid(32, 32, *clip)[3] for clip in ((49, 10.0), (201, 10.0), (153, 30.0), (537, 30.0), (249, 50.0))]
+    assert found == [round(frames / fps * 25.0) for frames, fps in ((49, 10), (201, 10), (153, 30), (537, 30), (249, 50))]
+    assert found == [123, 503, 127, 447, 125]
     assert TOY.latent_shape((16, 2, 3, 126, 24.0)) == {"video": (96, 5), "audio": (126, 3)}
     for frames, near in ((0, 1), (8, 9), (120, 121)):
         with pytest.raises(ValueError, match=f"a video of {frames} frames cannot be drawn: .* of 8; use {near}.$"):

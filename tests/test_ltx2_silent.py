@@ -1,7 +1,9 @@
 """LTX-2 without its sound: the video's branch alone draws, as if there were nothing to be heard; and passes that need it."""
 
 import dataclasses
+import json
 import re
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +26,7 @@ from unigrpo_jax.config import (
 from unigrpo_jax.config_checks import check
 from unigrpo_jax.config_evaluation import PassesConfig
 from unigrpo_jax.learning import parameters
-from unigrpo_jax.models.families import load_model
+from unigrpo_jax.models.families import find_folder, load_model
 from unigrpo_jax.models.loaded import sound_rate
 from unigrpo_jax.models.ltx2.transformer import HEARD, Without
 from unigrpo_jax.rollout.program import training_rollout
@@ -102,6 +104,19 @@ def test_episodes_hold_a_clip_and_nothing_else(silent):
         episodes = run(picture)
         assert {name: x.shape for name, x in episodes.drawing.media.items()} == {"video": (4, 9, 32, 32, 3)}
         assert episodes.drawing.x.shape == (4, 1, tokens, 8) and episodes.rate is None and episodes.fps == 24
+
+
+def test_a_folder_whose_vocoder_is_not_built_draws_without_sound(tmp_path):
+    """LTX-2.3 has another vocoder, which is all of it that is not built."""
+    folder = shutil.copytree(find_folder("ltx2_tiny"), tmp_path / "folder")
+    index = json.loads((folder / "model_index.json").read_text())
+    (folder / "model_index.json").write_text(json.dumps(index | {"vocoder": ["diffusers", "LTX2VocoderWithBWE"]}))
+    (folder / "vocoder" / "config.json").write_text(json.dumps({"_class_name": "LTX2VocoderWithBWE", "of_its_own": 1}))
+    with pytest.raises(ConfigError, match="says that vocoder is 'LTX2VocoderWithBWE', but only LTX2Vocoder is built"):
+        load_model(ModelConfig(path=str(folder)))
+    loaded = load_model(ModelConfig(path=str(folder), sound=False))
+    loaded.check_weights()
+    assert sound_rate(loaded) == 0 and not loaded.unknown_settings
 
 
 def test_clips_without_sound_can_be_learned_from_examples(silent):

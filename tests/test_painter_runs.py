@@ -101,10 +101,9 @@ def test_an_export_is_the_checkpoint_and_draws(trained, tmp_path):
     (["flux_tiny", "--rollout.image-height", 20], "both sides must be multiples of 8"),
     (["flux_tiny", "--model.lora.rank", 2, "--model.lora.targets", "layers/.*"], "model.lora.targets: "),
     (["sd_tiny", "--rollout.timestep-shift", 3], "spaced by its scheduler file, not shifted; use 0"),
-    (["sd_tiny", "--rollout.flow-steps", 7, "--rollout.window-range", 0, 5], "must divide the 1000 steps"),
-    (["sd_tiny", "--rollout.flow-steps", 1000, "--rollout.window-range", 0, 5], "below 1000 / 1000 = 1; use fewer steps"),
-    (["sd_tiny", "--evaluation.flow-steps", 7], "evaluation.flow_steps, rollout.timestep_shift: steps = 7: it must divide"),
-    (["sd_tiny", "--evaluation.flow-steps", 999], "the 1000 steps of the training; use 500 or 1000"),
+    (["sd_tiny", "--rollout.flow-steps", 1001, "--rollout.window-range", 0, 5], "from 1 to the 1000 steps"),
+    (["sd_tiny", "--rollout.flow-steps", 1000, "--rollout.window-range", 0, 5], "below 1000 // 1000 = 1; use fewer steps"),
+    (["sd_tiny", "--evaluation.flow-steps", 2000], "evaluation.flow_steps, rollout.timestep_shift: steps = 2000: it must"),
     (["sd_tiny", "--evaluation.rounds", 2], "looks at no image, but evaluation.rounds = 2; use 1"),
     (["sd_tiny", "--model.lora.rank", 2, "--model.lora.targets"], "model.lora.targets names nothing; leave it out"),
     (["sd_tiny", "--model.lora.rank", 2, "--model.lora.targets", "x"], r"down_blocks.\d+.resnets.\d+.time_emb_proj, "),
@@ -139,7 +138,7 @@ def test_what_a_family_cannot_do_is_one_sentence(words, said, tmp_path):
 
 
 @pytest.mark.parametrize("module, words, said", [
-    ("generate", ["sd_tiny", "a circle", "--flow-steps", 7], "steps = 7: it must divide the 1000 steps"),
+    ("generate", ["sd_tiny", "a circle", "--flow-steps", 2000], "steps = 2000: it must be from 1 to the 1000 steps"),
     ("generate", ["flux_tiny", "a circle", "--guidance", 2], "(flux) is not guided by a second pass"),
     ("generate", ["flux_tiny", "a circle", "--guidance-image", 2], "so it cannot be guided by one"),
     ("generate", ["hunyuan_tiny", "a circle", "--frames", 10], "rollout.frames: a video of 10 frames cannot be drawn"),
@@ -157,13 +156,13 @@ def test_what_a_family_cannot_do_is_one_sentence(words, said, tmp_path):
     ("generate", ["flux_tiny", "a circle", "--frames", 5], "draws images, not clips of 5 frames; use 1"),
     ("generate", ["skyreels_tiny", "a circle"], "goes on from a picture, the first frame of what it draws; give one with"),
     ("geneval", ["write", "skyreels_tiny", "OUT", "--evaluation.no-thinking"], "prompts come without pictures, but"),
-    ("evaluate", ["sd_tiny", *JUDGED, "--evaluation.flow-steps", 7], "steps = 7: it must divide"),
+    ("evaluate", ["sd_tiny", *JUDGED, "--evaluation.flow-steps", 2000], "steps = 2000: it must be"),
     ("evaluate", ["flux_tiny", *JUDGED, "--evaluation.rounds", 2], "but evaluation.rounds = 2; use 1"),
     ("evaluate", ["flux_tiny", *JUDGED, "--prompts", "shapes_edit"], "only draws and sees none"),
     ("evaluate", ["flux_tiny", *JUDGED, "--prompts", "shapes"], "read pictures of 24 x 24 pixels, but 32 x 32 are drawn"),
     ("evaluate", ["sd_tiny", "--preset", "shapes", "--evaluation.no-thinking"], "not shifted; use 0"),
     ("evaluate", ["flux_tiny", "--evaluation.no-thinking"], "rewards: shapes reads pictures of 24 x 24 pixels"),
-    ("geneval", ["write", "sd_tiny", "OUT", "--evaluation.no-thinking", "--evaluation.flow-steps", 7], "steps = 7: it must"),
+    ("geneval", ["write", "sd_tiny", "OUT", "--evaluation.no-thinking", "--evaluation.flow-steps", 2000], "steps = 2000"),
 ])  # fmt: skip
 def test_what_a_family_cannot_do_is_said_before_its_weights_are_read(module, words, said, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

@@ -146,9 +146,17 @@ def test_times_of_a_diffusion():
     np.testing.assert_allclose(diffusion_times(5, 20, offset=0, to_data=True), np.array([17, 13, 9, 5, 1, 0]) / 20)
     np.testing.assert_allclose(diffusion_times(5, 20, "trailing", to_data=True), np.array([20, 16, 12, 8, 4, 0]) / 20)
     np.testing.assert_allclose(diffusion_times(4, 4, "trailing"), np.array([4, 3, 2, 1, 1]) / 4)
-    for steps, offset, words in ((3, 0, "must divide the 20"), (0, 0, "must divide"), (5, 4, "below 20 / 5 = 4")):
+    np.testing.assert_allclose(diffusion_times(6, 20, offset=1), np.array([17, 14, 11, 8, 5, 2, 1]) / 20)  # 20 // 6 = 3
+    thirty = diffusion_times(30, 1000) * 1000
+    np.testing.assert_allclose(thirty[:-1] - 1, [*range(958, 0, -33)], atol=1e-3)
+    for steps, spacing, offset, words in (
+        (3, "trailing", 0, "must divide the 20 steps .* use 2 or 4"),
+        (0, "leading", 0, "from 1 to the 20 steps"),
+        (21, "leading", 0, "from 1 to the 20 steps"),
+        (5, "leading", 4, "below 20 // 5 = 4"),
+    ):
         with pytest.raises(ValueError, match=words):
-            diffusion_times(steps, 20, offset=offset)
+            diffusion_times(steps, 20, spacing, offset=offset)
 
 
 def test_fluxs_schedules(fixtures, assert_close):

@@ -54,12 +54,16 @@ def test_any_solvers_file_holds_the_same_diffusion(tmp_path, kind):
     assert read(sd, tmp_path, PNDM | {"_class_name": f"{kind}Scheduler"}) == read(sd, tmp_path, PNDM)
 
 
+def test_the_pipeline_overrules_an_offset_and_a_clipping_that_old_files_have(tmp_path):
+    """diffusers' StableDiffusionPipeline sets steps_offset to 1 and clip_sample to False, whatever the file says."""
+    assert read(sd, tmp_path, PNDM | {"steps_offset": 0, "clip_sample": True}) == read(sd, tmp_path, PNDM)
+
+
 def test_what_a_file_can_say_beside_that(tmp_path):
     asked = {"timestep_spacing": "trailing", "prediction_type": "v_prediction", "set_alpha_to_one": True}
     found = read(sd, tmp_path, PNDM | asked)
     assert (found.prediction, found.schedule.spacing, found.schedule.to_data) == ("v", "trailing", True)
     assert read(sd, tmp_path, PNDM | {"prediction_type": "sample"}).prediction == "data"
-    assert read(sd, tmp_path, PNDM | {"steps_offset": 0}).schedule.offset == 0
     linear = read(sd, tmp_path, PNDM | {"beta_schedule": "linear", "num_train_timesteps": 5, "beta_end": 0.00485})
     np.testing.assert_allclose(linear.path.betas, [0.00085, 0.00185, 0.00285, 0.00385, 0.00485])
     assert linear.schedule.train_steps == 5
@@ -82,7 +86,6 @@ def test_a_name_that_is_left_out_is_ddims_default_and_the_pipelines_offset(tmp_p
         ({"timestep_spacing": "linspace"}, "timestep_spacing = 'linspace'"),
         ({"trained_betas": [0.1]}, "trained_betas = [0.1]"),
         ({"thresholding": True}, "thresholding = True"),
-        ({"clip_sample": True}, "clip_sample = True"),
         ({"rescale_betas_zero_snr": True}, "rescale_betas_zero_snr = True"),
         ({"use_karras_sigmas": True}, "use_karras_sigmas = True"),
         ({"use_exponential_sigmas": True}, "use_exponential_sigmas = True"),
@@ -92,8 +95,6 @@ def test_a_name_that_is_left_out_is_ddims_default_and_the_pipelines_offset(tmp_p
         ({"beta_start": 0}, "beta_start = 0"),
         ({"beta_start": 1e-20}, "beta_start = 1e-20, but the first step adds no noise then; use a larger one"),
         ({"beta_end": 0.999}, "beta_end = 0.999, but nothing of the data is left after 1000 steps then; use a smaller one"),
-        ({"steps_offset": -1}, "steps_offset = -1"),
-        ({"steps_offset": True}, "steps_offset = True"),
         ({"num_train_timesteps": 10**6}, "num_train_timesteps = 1000000, but it must be at most 100000"),
         ({"set_alpha_to_one": "no"}, "set_alpha_to_one = 'no', but it must be true or false"),
     ],

@@ -14,7 +14,7 @@ from unigrpo_jax.models.building.guidance import Guidance
 from unigrpo_jax.models.folders import component
 from unigrpo_jax.models.paths import scaled_linear
 from unigrpo_jax.models.schedule import DiffusionSchedule
-from unigrpo_jax.models.stable_diffusion.config import read_unet
+from unigrpo_jax.models.stable_diffusion.config import latents_a_side, read_unet
 from unigrpo_jax.models.stable_diffusion.painter import StableDiffusion
 from unigrpo_jax.models.stable_diffusion.unet import UNet
 from unigrpo_jax.models.text_encoders.states import TextStates
@@ -197,3 +197,17 @@ def test_what_would_be_another_network_is_refused(tmp_path, changes, words):
     with pytest.raises(ValueError) as error:
         read_unet(config(tmp_path, **changes))
     assert words in str(error.value)
+
+
+@pytest.mark.parametrize("said, side", [
+    ({}, 64),
+    ({"sample_size": 96}, 96),
+    ({"sample_size": [32, 32], "_diffusers_version": "0.20.0"}, 32),
+    ({"sample_size": 32, "_diffusers_version": "0.8.0.dev0"}, 64),
+    ({"sample_size": 96, "_diffusers_version": "0.6.0"}, 96),
+])  # fmt: skip
+def test_the_side_of_what_is_drawn_is_the_pipelines(tmp_path, said, side):
+    """diffusers' StableDiffusionPipeline takes the U-Net's sample_size, and 64 where a file of before 0.9 says less."""
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(said | {"_class_name": "UNet2DConditionModel"}))
+    assert latents_a_side(path) == side

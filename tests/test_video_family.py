@@ -20,7 +20,7 @@ from unigrpo_jax.config import ConfigError, ModelConfig, RolloutConfig
 from unigrpo_jax.episode import Drawing, Episodes
 from unigrpo_jax.models.autoencoders.pixels import from_uint8
 from unigrpo_jax.models.building.guidance import Guidance
-from unigrpo_jax.models.families import load_model
+from unigrpo_jax.models.families import find_folder, load_model
 from unigrpo_jax.models.hunyuan_video.family import FROM_PICTURE
 from unigrpo_jax.models.text_encoders.states import TextStates
 from unigrpo_jax.rollout.dialogue import begin, hear, look
@@ -210,6 +210,16 @@ def rollout_shapes(loaded, frames: int, **changes):
     picture = picture_shapes(2, loaded.network, settings) if loaded.network.begins else None
     shapes = {name: jax.ShapeDtypeStruct(x, np.float32) for name, x in loaded.autoencoder.shapes().items()}
     return jax.eval_shape(program.__call__, loaded.stored_params(), shapes, loaded.codec.shapes(2, 0), 0, 0, 0, picture)
+
+
+@pytest.mark.parametrize("toy, size", [("hunyuan_tiny", (720, 1280, 129)), ("skyreels_tiny", (544, 960, 97))])
+def test_a_folder_that_does_not_say_what_it_draws_draws_what_its_pipeline_does(toy, size, tmp_path):
+    folder = shutil.copytree(find_folder(toy), tmp_path / "folder")
+    path = folder / "vae" / "config.json"
+    said = json.loads(path.read_text())
+    path.write_text(json.dumps({name: value for name, value in said.items() if not name.startswith("sample_")}))
+    assert load_model(ModelConfig(path=str(folder))).published.rollout.items() >= {
+        "image_height": size[0], "image_width": size[1], "frames": size[2]}.items()  # fmt: skip
 
 
 def test_a_clip_of_one_frame_is_an_image():

@@ -111,7 +111,7 @@ def named(text: str | os.PathLike, field: str) -> pathlib.Path:
 
 
 def is_inside(path: pathlib.Path, folder: pathlib.Path) -> bool:
-    """Whether a path, links followed, lies in a folder; where that is in a Hugging Face cache, the cache's `blobs` count, too."""
+    """Whether a path, links followed, lies in a folder; the `blobs` of a Hugging Face cache count for its folders."""
     target, home = (pathlib.Path(os.path.realpath(p)) for p in (path, folder))  # resolve() raises where links go round
     return any(target.is_relative_to(place) for place in (home, *_blobs(home)))
 

@@ -107,20 +107,22 @@ def diffusion_times(
     """The times of DDIM over a diffusion that was trained in K steps, k / K, float32 [steps + 1].
 
     Args:
-      steps: transitions T, a divisor of K.
+      steps: transitions T, of "trailing" a divisor of K.
       train_steps: K.
-      spacing: "leading" counts up from the data, k - 1 = offset, offset + K / T, ...; "trailing" down from the noise, k = K,
-        K - K / T, ...
-      offset: of "leading", Stable Diffusion's `steps_offset`; fewer than K / T.
+      spacing: "leading" counts up from the data, k - 1 = offset, offset + K // T, ...; "trailing" down from the
+        noise, k = K, K - K / T, ...
+      offset: of "leading", Stable Diffusion's `steps_offset`; fewer than K // T.
       to_data: whether the last transition ends in the data (`set_alpha_to_one`) or after the first of the K steps.
     """
-    if steps < 1 or train_steps % steps:
-        raise ValueError(f"steps = {steps}: it must divide the {train_steps} steps of the training; use "
-                         f"{nearest_divisors(train_steps, max(steps, 1))}.")  # fmt: skip
+    if not 1 <= steps <= train_steps:
+        raise ValueError(f"steps = {steps}: it must be from 1 to the {train_steps} steps of the training.")
+    if spacing == "trailing" and train_steps % steps:
+        raise ValueError(f"steps = {steps}: it must divide the {train_steps} steps of the training where times are "
+                         f"spaced down from the noise; use {nearest_divisors(train_steps, steps)}.")  # fmt: skip
     stride = train_steps // steps
     if spacing == "leading" and not 0 <= offset < stride:
         raise ValueError(f"steps = {steps}: the scheduler file's steps_offset = {offset} must be at least 0 and below "
-                         f"{train_steps} / {steps} = {stride}; use fewer steps.")  # fmt: skip
+                         f"{train_steps} // {steps} = {stride}; use fewer steps.")  # fmt: skip
     first = offset + 1 if spacing == "leading" else stride
     k = np.array([*range(first + (steps - 1) * stride, 0, -stride), 0 if to_data else 1])
     return (k / train_steps).astype(np.float32)

@@ -13,6 +13,7 @@ from unigrpo_jax.models.folders import flow_scheduler as schedulers
 from unigrpo_jax.models.folders import pipelines
 from unigrpo_jax.models.folders import student as students
 from unigrpo_jax.models.folders.pipelines import Pipeline
+from unigrpo_jax.models.folders.settings import read_settings
 from unigrpo_jax.models.folders.stored import DTYPES
 from unigrpo_jax.models.folders.student import Student
 from unigrpo_jax.models.loaded import Published
@@ -75,7 +76,7 @@ def load(config: ModelConfig, folder: pathlib.Path) -> Pipeline:
             codec=EmbeddingCodec(encoders=encoders, kept=config.embeddings),
             stored=weights,
             usual=Published(
-                rollout=pipelines.drawn_size(folder, 1024) | {"timestep_shift": 0.0},
+                rollout=_drawn_size(folder) | {"timestep_shift": 0.0},
                 evaluation={"flow_steps": 28 if transformer.guidance else 4, "guidance": 1.0},
             ),
             autoencoder_stored=pipelines.open_autoencoder(folder / "vae", autoencoder),
@@ -118,3 +119,9 @@ def _network(
             "times is learned by its derivative; leave it out.")  # fmt: skip
     own = {"guidance_scale": told, "floor_time": config.floor_time, "fresh_time": fresh}
     return Flux(transformer=transformer, shift=shift, downsample=downsample, **own, **pipelines.computing(config))
+
+
+def _drawn_size(folder: pathlib.Path) -> dict[str, int]:
+    """Settings of the square image that the autoencoder was made for."""
+    side = read_settings(folder / _VAE, FILES).whole("sample_size", 1024)
+    return {"image_height": side, "image_width": side}

@@ -251,12 +251,6 @@ def check_parts(folder: pathlib.Path, parts: Mapping[str, Sequence[str]], files:
         require((folder / part).is_dir(), f"{folder} holds no folder {part}; such a model's holds {files}.")
 
 
-def drawn_size(folder: pathlib.Path, other: int) -> dict[str, int]:
-    """Settings of the square image that the autoencoder was made for, `other` pixels a side where its file does not say."""
-    side = read_settings(folder / "vae" / "config.json", "vae").whole("sample_size", other)
-    return {"image_height": side, "image_width": side}
-
-
 def open_network(folder: pathlib.Path, network: component.Network) -> stored.StoredTensors:
     """The weights of a part; ValueError where they do not fit, or lie there in a form that is not read."""
     _check_form(folder)

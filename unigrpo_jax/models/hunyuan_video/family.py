@@ -42,8 +42,10 @@ _TRANSFORMER, _VAE, _SCHEDULER = "transformer/config.json", "vae/config.json", "
 HUB_FILES = pipelines.hub_files(*_PARTS)
 TEXT_TO_VIDEO, SKYREELS = "hunyuanvideo-community/HunyuanVideo", "Skywork/SkyReels-V1-Hunyuan-I2V"
 TOKENS = 256  # of a prompt's states, behind the template's
-# What is drawn where nobody says otherwise; a folder's vae/config.json may say other numbers.
-SIZE = {"sample_height": 720, "sample_width": 1280, "sample_frames": 129}
+# Height, width and frames of what is drawn where nobody says otherwise, by whether it goes on from a picture; a folder's
+# vae/config.json may say other numbers, under these names.
+SIZE_NAMES = ("sample_height", "sample_width", "sample_frames")
+SIZES = {False: (720, 1280, 129), True: (544, 960, 97)}
 FPS = 24.0
 TILE, STRIDE = 32, 24  # latents along the side of a tile: 256 and 192 pixels, as the class has them where it cuts frames
 
@@ -75,10 +77,10 @@ def load(config: ModelConfig, folder: pathlib.Path) -> Pipeline:
         student = students.read(folder)
         network = _network(config, transformer, shift, autoencoder.downsample, student)
         weights = pipelines.open_network(folder / PART, network.stored_network)
-        known = {_TRANSFORMER: configs.KNOWN, _VAE: autoencoders.KNOWN | set(SIZE), _SCHEDULER: schedulers.KNOWN}
+        known = {_TRANSFORMER: configs.KNOWN, _VAE: autoencoders.KNOWN | set(SIZE_NAMES), _SCHEDULER: schedulers.KNOWN}
         guided = _guided(transformer)
         vae = read_settings(folder / _VAE, FILES)
-        height, width, frames = (vae.whole(name, default) for name, default in SIZE.items())
+        height, width, frames = map(vae.whole, SIZE_NAMES, SIZES[transformer.from_picture])
         return Pipeline(
             family=NAME,
             folder=folder,

@@ -56,15 +56,17 @@ def is_here(folder: pathlib.Path) -> bool:
 def load(config: ModelConfig, folder: pathlib.Path) -> Pipeline:
     """A folder without its weights; ConfigError where a file is missing, does not fit, or asks for what is not built."""
     with pipelines.told():
-        pipelines.check_parts(folder, _PARTS, FILES)
+        parts = {name: classes for name, classes in _PARTS.items() if config.sound or name not in (AUDIO, VOCODER)}
+        pipelines.check_parts(folder, parts, FILES)
         transformer = configs.read_transformer(folder / _TRANSFORMER)
-        media = LTX2Media(
-            video=autoencoders.read_video_autoencoder(folder / VIDEO / "config.json", FILES),
-            audio=autoencoders.read_mel_autoencoder(folder / AUDIO / "config.json", FILES),
-            vocoder=autoencoders.read_vocoder(folder / VOCODER / "config.json", FILES),
-        )
+        media = LTX2Media(video=autoencoders.read_video_autoencoder(folder / VIDEO / "config.json", FILES))
+        if config.sound:
+            media = dataclasses.replace(
+                media,
+                audio=autoencoders.read_mel_autoencoder(folder / AUDIO / "config.json", FILES),
+                vocoder=autoencoders.read_vocoder(folder / VOCODER / "config.json", FILES),
+            )
         _check_media(folder, transformer, media)
-        media = _drawn(config, media)
         student = students.read(folder)
         timed, fresh = pipelines.timed(config, transformer, student)
         network = LTX2(
@@ -84,6 +86,7 @@ def load(config: ModelConfig, folder: pathlib.Path) -> Pipeline:
             f"{VOCODER}/config.json": autoencoders.VOCODER_KNOWN,
             _SCHEDULER: schedulers.KNOWN,
         }
+        known = {name: settings for name, settings in known.items() if name.split("/")[0] in parts}
         return Pipeline(
             family=NAME,
             folder=folder,
@@ -107,7 +110,7 @@ def known(config: ModelConfig) -> Pipeline | None:
     """A published model by its name on the hub, from its sizes alone; None where the name is another."""
     if config.path != release.HUB_NAME:
         return None
-    said, media = release.CONNECTORS, _drawn(config, release.MEDIA)
+    said, media = release.CONNECTORS, release.MEDIA if config.sound else LTX2Media(video=release.MEDIA.video)
     transformer, fresh = pipelines.timed(config, release.TRANSFORMER, None)
     return Pipeline(
         family=NAME,
@@ -129,11 +132,6 @@ def known(config: ModelConfig) -> Pipeline | None:
     )
 
 
-def _drawn(config: ModelConfig, media: LTX2Media) -> LTX2Media:
-    """What decodes all that is drawn."""
-    return media if config.sound else LTX2Media(video=media.video)
-
-
 def _encoders(folder: pathlib.Path, dtype: str, transformer: LTX2Transformer) -> Encoders:
     """Gemma with the connectors behind it."""
     gemma = open_gemma(folder, dtype, TOKENS)
@@ -152,17 +150,23 @@ def _encoders(folder: pathlib.Path, dtype: str, transformer: LTX2Transformer) ->
 
 
 def _check_media(folder: pathlib.Path, transformer: LTX2Transformer, media: LTX2Media) -> None:
-    """ConfigError where autoencoders, vocoder and transformer do not fit together."""
+    """ConfigError where autoencoders, vocoder and transformer do not fit together; of sound only where it is drawn."""
     own, places, video, audio = folder / _TRANSFORMER, transformer.positions, media.video, media.audio
-    for name, asked, part, found in (
+    found = [
         ("in_channels", transformer.video.channels, VIDEO, video.channels),
-        ("audio_in_channels", transformer.audio.channels, AUDIO, audio.numbers),
         ("vae_scale_factors", places.scales, VIDEO, (video.every, video.downsample, video.downsample)),
-        ("audio_sampling_rate", places.sound_rate, AUDIO, audio.rate),
-        ("audio_hop_length", places.sound_hop, AUDIO, audio.hop),
-        ("audio_scale_factor", places.sound_scale, AUDIO, EVERY),
-    ):
-        require(asked == found, f"{own}: {name} = {asked}, but that of {folder / part} is {found}.")
+    ]
+    if audio is not None:
+        found += [
+            ("audio_in_channels", transformer.audio.channels, AUDIO, audio.numbers),
+            ("audio_sampling_rate", places.sound_rate, AUDIO, audio.rate),
+            ("audio_hop_length", places.sound_hop, AUDIO, audio.hop),
+            ("audio_scale_factor", places.sound_scale, AUDIO, EVERY),
+        ]
+    for name, asked, part, stands in found:
+        require(asked == stands, f"{own}: {name} = {asked}, but that of {folder / part} is {stands}.")
+    if media.vocoder is None:
+        return
     numbers = audio.bins * audio.sides
     inputs = media.vocoder.inputs
     require(inputs == numbers, f"{folder / VOCODER / 'config.json'}: in_channels = {inputs}, but spectrograms of "

@@ -53,7 +53,7 @@ class Positions:
 
     def sounds(self, seconds: float) -> int:
         """Latents of a sound that is as long as a clip of so many seconds; at least one."""
-        return max(1, round(seconds * self.sound_rate / self.sound_hop / self.sound_scale))
+        return max(1, round(seconds * (self.sound_rate / self.sound_hop / self.sound_scale)))  # at halves the order counts
 
     def video_places(self, grid: tuple[int, int, int], fps: float) -> list[np.ndarray]:
         """For each axis, places of latents as parts of its length, for video among itself."""

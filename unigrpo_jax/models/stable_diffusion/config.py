@@ -1,6 +1,7 @@
 """What `unet/config.json` says, as diffusers' UNet2DConditionModel writes it: sizes, and what would be another network."""
 
 import pathlib
+import re
 
 from unigrpo_jax.models.folders.settings import Settings, read_settings
 from unigrpo_jax.models.stable_diffusion.unet import LAYER_EPS, UNet
@@ -83,6 +84,16 @@ def read_unet(path: pathlib.Path) -> UNet:
         text_width=found.whole("cross_attention_dim", 1280),
         groups=groups,
     )
+
+
+def latents_a_side(path: pathlib.Path) -> int:
+    """Of the square picture that diffusers' `StableDiffusionPipeline` draws where nobody says which; ValueError as above.
+
+    A file of before its version 0.9 may say fewer than the 64 that its network is for, and is not believed there either.
+    """
+    found = read_settings(path, FILES)
+    side = found.side("sample_size", 64)
+    return max(side, 64) if re.match(r"0\.[0-8]\b", found.text("_diffusers_version", "")) else side
 
 
 def _scales(found: Settings, way: str, widths: tuple[int, ...]) -> tuple[bool, ...]:

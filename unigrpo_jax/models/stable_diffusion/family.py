@@ -50,6 +50,7 @@ def load(config: ModelConfig, folder: pathlib.Path) -> Pipeline:
         scheduler = schedulers.read_scheduler(folder / _SCHEDULER, FILES)
         require(unet.channels == autoencoder.channels, f"{folder / _UNET}: in_channels = {unet.channels}, but latents of "
                 f"{folder / 'vae'} have {autoencoder.channels} channels.")  # fmt: skip
+        side = configs.latents_a_side(folder / _UNET) * autoencoder.downsample
         encoders = open_stable_diffusion(folder, config.dtype)
         width = encoders.shapes()["states"].shape[-1]
         require(unet.text_width == width, f"{folder / _UNET}: cross_attention_dim = {unet.text_width}, but states of "
@@ -66,7 +67,7 @@ def load(config: ModelConfig, folder: pathlib.Path) -> Pipeline:
             codec=EmbeddingCodec(encoders=encoders, kept=config.embeddings, guided=True),
             stored=weights,
             usual=Published(
-                rollout=pipelines.drawn_size(folder, 512) | {"timestep_shift": 0.0},
+                rollout={"image_height": side, "image_width": side, "timestep_shift": 0.0},
                 evaluation={"flow_steps": 50, "guidance": 7.5},
             ),
             autoencoder_stored=pipelines.open_autoencoder(folder / "vae", autoencoder),

@@ -23,22 +23,23 @@ _PREDICTIONS: dict[str, Prediction] = {"epsilon": "noise", "v_prediction": "v", 
 _ONLY = {
     "_class_name": CLASSES,
     "trained_betas": (),
-    "clip_sample": (False,),
     "thresholding": (False,),
     "rescale_betas_zero_snr": (False,),
     "timestep_type": ("discrete",),
     **dict.fromkeys((f"use_{kind}_sigmas" for kind in ("karras", "exponential", "beta", "flow")), (False,)),
     "use_lu_lambdas": (False,),
 }
-# Of solvers that are not run here, and of what is refused above.
+# Of solvers that are not run here, and of what is refused above; two that Stable Diffusion's pipeline overrules, whose steps
+# have an offset of 1 and whose data estimates are not clipped, whatever its file says.
 _NO_MATTER = {
-    "_diffusers_version", "algorithm_type", "clip_sample_range", "disable_corrector", "dynamic_thresholding_ratio",
-    "dynamic_thresholding", "euler_at_final", "final_sigmas_type", "flow_shift", "interpolation_type", "lambda_min_clipped",
-    "lower_order_final", "predict_x0", "sample_max_value", "sigma_max", "sigma_min", "skip_prk_steps", "solver_order",
-    "solver_p", "solver_type", "variance_type", "time_shift_type", "use_dynamic_shifting",
+    "_diffusers_version", "algorithm_type", "clip_sample", "clip_sample_range", "disable_corrector",
+    "dynamic_thresholding", "dynamic_thresholding_ratio", "euler_at_final", "final_sigmas_type", "flow_shift",
+    "interpolation_type", "lambda_min_clipped", "lower_order_final", "predict_x0", "sample_max_value", "sigma_max",
+    "sigma_min", "skip_prk_steps", "solver_order", "solver_p", "solver_type", "steps_offset", "time_shift_type",
+    "use_dynamic_shifting", "variance_type",
 }  # fmt: skip
 KNOWN = {*_ONLY, *_NO_MATTER, "beta_start", "beta_end", "beta_schedule", "num_train_timesteps", "prediction_type",
-          "timestep_spacing", "steps_offset", "set_alpha_to_one"}  # fmt: skip
+          "timestep_spacing", "set_alpha_to_one"}  # fmt: skip
 _LEAST = 1e-12  # of alpha^2 and sigma^2; their roots are float32
 
 
@@ -60,7 +61,7 @@ class Scheduler:
 def read_scheduler(path: pathlib.Path, files: str) -> Scheduler:
     """What a file says; ValueError, in one sentence, where it is none or asks for what is not built.
 
-    A name that is left out has DDIM's default, but for `steps_offset`: Stable Diffusion's pipeline sets it to 1.
+    A name that is left out has DDIM's default.
     """
     found = read_settings(path, files)
     for name, values in _ONLY.items():
@@ -85,7 +86,6 @@ def read_scheduler(path: pathlib.Path, files: str) -> Scheduler:
         schedule=DiffusionSchedule(
             train_steps=steps,
             spacing=found.word("timestep_spacing", "leading", "leading", "trailing"),
-            offset=found.count("steps_offset", 1),
             to_data=found.flag("set_alpha_to_one", True),
         ),
     )
