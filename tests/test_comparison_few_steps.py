@@ -23,16 +23,18 @@ PRESETS = [shapes.config(), shapes_flux.config()]
 def test_arms_can_run_and_students_are_judged_without_guidance(base):
     base = dataclasses.replace(base, iterations=5)
     arms = {arm.name: arm for arm in few_steps.arms(base)}
-    assert set(arms) == {name for _, names in few_steps.QUESTIONS for name in names}
+    assert set(arms) == {name for _, names in few_steps.QUESTIONS for name in names} | set(few_steps.LONG_ONES)
+    assert [c.iterations for c in arms["dmd2_rl_long"].stages] == [2, 12] and arms["rl_long"].stages[0].iterations == 25
     for name, arm in arms.items():
         for config in arm.stages:
             check(config)
-            assert config.iterations == 5 and config.prompts == base.prompts and config.model.path == base.model.path
+            assert name in few_steps.LONG_ONES or config.iterations == 5
+            assert config.prompts == base.prompts and config.model.path == base.model.path
         judged = arm.evaluations(base.evaluation)
         assert {e.images_per_prompt * e.prompts for e in judged.values()} == {base.evaluation.prompts}
         assert {e.flow_steps for e in judged.values()} >= set(few_steps.STEPS)
         guided = {e.guidance for e in judged.values()} - {1.0}
-        assert guided == ({2.0} if name in ("teacher", "rl", "rl_few") and base.rollout.thinking else set())
+        assert guided == ({2.0} if name in ("teacher", "rl", "rl_few", "rl_long") and base.rollout.thinking else set())
     methods = {name: [c.learning.method for c in arm.stages] for name, arm in arms.items()}
     assert methods["rl_mean_flow"] == ["grpo", "mean_flow"] and methods["mean_flow_rl"] == ["mean_flow", "grpo"]
     assert methods["rl_dmd2"] == ["grpo", "dmd2"] and methods["dmd2_rl"] == methods["dmd2_held"] == ["dmd2", "grpo"]
@@ -78,6 +80,22 @@ def test_the_page_has_a_row_for_each_number_of_transitions(tmp_path):
     ]  # fmt: skip
     assert rows[0][-1] == "0.250" and page.count("missing") and "RL, then MeanFlow" in page
     assert "The same prompts" in (tmp_path / "few_steps.html").read_text()
+
+
+def test_the_page_tells_when_a_long_run_is_right_often_enough(tmp_path):
+    """Seed 0 after 30 s and seed 1 after 50 s; the student never."""
+    (tmp_path / "records").mkdir()
+    for arm, seed, exacts in (("rl_long", 0, (0.4, 0.8, 0.86, 0.9)), ("rl_long", 1, (0.4, 0.7, 0.8, 0.85)),
+                              ("dmd2_rl_long", 0, (0.7, 0.8, 0.84, 0.83))):  # fmt: skip
+        seen = [{"update": n, "seconds": 10.0 + 20 * n, "exact": exact} for n, exact in enumerate(exacts)]
+        seen = seen if seed else [point | {"seconds": point["seconds"] - 20 * (n > 1)} for n, point in enumerate(seen)]
+        found = record(arm, seed, 0.6, title=arm) | {"held_out": seen, "curve": []}
+        (tmp_path / "records" / f"{arm}-seed{seed}.json").write_text(json.dumps(found))
+    few_steps.write_few_steps(tmp_path, [arm for arm in few_steps.arms(PRESETS[0]) if arm.name in few_steps.LONG_ONES])
+    page = (tmp_path / "few_steps.md").read_text()
+    assert "| RL alone, long | 2 | 50 ± 28 | 60 ± 14 | 0.875 ± 0.035 |" in page, page
+    assert "| DMD2 for a short time, then RL at 4 | 1 | – | 50 | 0.830 |" in page
+    assert "Sooner right" in (tmp_path / "figures" / "few_steps.svg").read_text()
 
 
 def test_jobs_come_back_from_their_files(tmp_path):

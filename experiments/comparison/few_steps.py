@@ -3,7 +3,8 @@
 Teacher and students draw several times for each held-out prompt, so that what becomes of diversity is seen.  What an arm
 costs for a sample is told in evaluations of the network; seconds, measured in turn, are those of `experiments.bench --tables
 students`.  Where reinforcement learning and distillation follow each other each has as many iterations as in the arms that
-have it alone.  Runs judge few prompts themselves, since the whole judgement follows them.
+have it alone.  Runs judge few prompts themselves, since the whole judgement follows them; but for two long ones, the preset
+and a student that a short distillation makes, whose held-out curves say which of them is sooner right.
 """
 
 import dataclasses
@@ -13,7 +14,7 @@ from collections.abc import Sequence
 from experiments import distill
 from experiments.comparison.arms import GUIDANCE, Arm, changed
 from experiments.comparison.page import gallery, grid_of, html_table, markdown, provenance, series, write, write_figure
-from experiments.comparison.records import Record, read_records, score, spread
+from experiments.comparison.records import Record, first_at_least, read_records, score, spread
 from unigrpo_jax.config import EvaluationConfig, LearningConfig, RunConfig
 from unigrpo_jax.foreign_text import for_html
 from unigrpo_jax.training.page_shell import page
@@ -25,6 +26,9 @@ ROLLED = 4  # transitions of a student's rollouts
 IMAGES = 4  # of each prompt
 MATCHING = 0.01  # weight of the teacher's hold on a student that learns from rewards
 OWN_PROMPTS = 96  # that a run itself judges, before and after
+ENOUGH = 0.85  # exact of held-out prompts, until which seconds are counted
+# Iterations, for each of `--updates`: of reinforcement learning alone, of a distillation and of what follows it.
+LONG, SHORT, SOONER = 5.0, 0.3, 2.5
 # Of a distillation: few iterations of several steps each, which the average of a long run would lag behind; `mean_flow`
 # looks nearer to the noise, where the sampler's shifted times lie, and more often at long strides than its paper does.
 STUDENT = {
@@ -40,6 +44,8 @@ QUESTIONS = (
         ("rl", "rl_few", "rl_mean_flow", "mean_flow_rl", "rl_dmd2", "dmd2_rl", "dmd2_held"),
     ),
 )
+LONG_ONES = ("rl_long", "dmd2_rl_long")
+SOONER_TITLE, SOON_HEADER = "Sooner right", ["", "seeds", f"seconds until {ENOUGH}", "seconds in all", "exact then"]
 COLUMNS = {"exact": "exact", "graded": "graded", "thinking right": "plan_exact", "follows plan": "drawing_follows_plan",
            "diversity": "diversity"}  # fmt: skip
 
@@ -68,14 +74,20 @@ def arms(base: RunConfig) -> list[FewSteps]:
     """The arms; `base` is what reinforcement learning runs with, its evaluation's transitions are the teacher's."""
     usual, r = base.evaluation.flow_steps, base.rollout
     scale = max(base.evaluation.guidance, r.guidance, GUIDANCE if r.thinking else 1.0)
-    base = changed(base, evaluation={"prompts": min(OWN_PROMPTS, base.evaluation.prompts)})
+    whole, base = base, changed(base, evaluation={"prompts": min(OWN_PROMPTS, base.evaluation.prompts)})
+    share = lambda part: max(round(part * base.iterations), 2)
 
-    def student(method: str) -> RunConfig:
-        found = distill.settings(base, method)
+    def student(method: str, part: float = 1.0) -> RunConfig:
+        found = dataclasses.replace(distill.settings(base, method), iterations=share(part))
         taught = dataclasses.replace(found.learning.distillation, guidance=scale, **TAUGHT[method])
-        falling = {"cooldown": (base.iterations // 2, base.iterations)}
+        falling = {"cooldown": (found.iterations // 2, found.iterations)}
         drawings = {"prompts_per_iteration": base.trained_episodes}  # as many as reinforcement learning takes
         return changed(found, rollout=drawings, learning=STUDENT[method] | falling | {"distillation": taught})
+
+    def seen(config: RunConfig, part: float) -> RunConfig:
+        """Longer, and judged by all prompts as it goes."""
+        judged = {"prompts": whole.evaluation.prompts, "every": max(share(part) // 10, 1), "drift": 0}
+        return dataclasses.replace(changed(config, evaluation=judged), iterations=share(part))
 
     few = {"flow_steps": ROLLED, "window_range": (0, ROLLED - 1), "window_size": min(r.window_size, ROLLED - 1),
            "noise_range": (0, min(r.noise_range[1], ROLLED))}  # fmt: skip
@@ -105,6 +117,9 @@ def arms(base: RunConfig) -> list[FewSteps]:
         ("rl_dmd2", "RL, then DMD2", (base, dmd2), of("sde")),
         ("dmd2_rl", f"DMD2, then RL at {ROLLED}", (dmd2, renoised), of("sde")),
         ("dmd2_held", f"DMD2, then RL at {ROLLED}, held to the teacher", (dmd2, held), of("sde")),
+        ("rl_long", "RL alone, long", (seen(base, LONG),), teacher | of("ode")),
+        ("dmd2_rl_long", f"DMD2 for a short time, then RL at {ROLLED}",
+         (student("dmd2", SHORT), seen(changed(renoised, learning={"ema_decay": 0.9}), SOONER)), of("sde")),
     )
     return [FewSteps(name=name, title=title, stages=stages, asked=tuple(asked.items()))
             for name, title, stages, asked in found]  # fmt: skip
@@ -126,6 +141,13 @@ def write_few_steps(out: pathlib.Path, wanted: Sequence[FewSteps]) -> None:
         lines = [series(records[arm.name], "curve", "seconds", "judge/exact", arm.title) for arm in known]
         lines = [line for line in lines if line.points]
         panels += [(f"{question}: exact of training drawings, by seconds", lines)] if lines else []
+    if long_ones := [by_name[name] for name in LONG_ONES if name in by_name]:
+        rows = [SOON_HEADER, *(_soon(arm, records.get(arm.name, ())) for arm in long_ones)]
+        more = [header, *(row for arm in long_ones for row in _rows(arm, records.get(arm.name)))]
+        body += ["", f"## {SOONER_TITLE}", "", *markdown(rows), "", *markdown(more)]
+        html += f"<h2>{for_html(SOONER_TITLE)}</h2>{html_table(rows)}{html_table(more)}"
+        lines = [series(records[a.name], "held_out", "seconds", "exact", a.title) for a in long_ones if a.name in records]
+        panels += [(f"{SOONER_TITLE}: exact of held-out prompts, by seconds", lines)] if lines else []
     if panels:
         html += write_figure(out, "few_steps", panels)
         body += ["", "![Curves](figures/few_steps.svg)"]
@@ -135,6 +157,15 @@ def write_few_steps(out: pathlib.Path, wanted: Sequence[FewSteps]) -> None:
         html += f"<h2>The same prompts</h2>{gallery(shown)}"
     write(out / "few_steps.md", "\n".join(body) + "\n")
     write(out / "few_steps.html", page(TITLE, html))
+
+
+def _soon(arm: FewSteps, found: Sequence[Record]) -> list[str]:
+    """When an arm is right often enough, and how right it is in the end, of held-out prompts that its run judged."""
+    if not found:
+        return [arm.title, "0", *["missing"] * 3]
+    ends, whens = [record["held_out"][-1] for record in found], [first_at_least(r, "exact", ENOUGH) for r in found]
+    seconds, exact = spread([end["seconds"] for end in ends]), spread([end.get("exact") for end in ends])
+    return [arm.title, f"{len(found)}", spread(whens).words(0), seconds.words(0), exact.words()]
 
 
 def _rows(arm: FewSteps, found: Sequence[Record] | None) -> list[list[str]]:

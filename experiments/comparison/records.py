@@ -42,11 +42,11 @@ class Spread:
     mean: float
     std: float | None
 
-    def words(self) -> str:
+    def words(self, digits: int = 3) -> str:
         """Such as `0.713 ± 0.021`; a dash where there is nothing."""
         if math.isnan(self.mean):
             return "–"
-        return f"{self.mean:.3f}" if self.std is None else f"{self.mean:.3f} ± {self.std:.3f}"
+        return f"{self.mean:.{digits}f}" + ("" if self.std is None else f" ± {self.std:.{digits}f}")
 
 
 def spread(values: Sequence[float | None]) -> Spread:
@@ -88,3 +88,9 @@ def last(metric: str, count: int = 10) -> Callable[[Record], float | None]:
         return statistics.fmean(known) if known else None
 
     return read
+
+
+def first_at_least(record: Record, metric: str, value: float) -> float | None:
+    """Seconds of training until a held-out metric is first that large; None where it never is."""
+    enough = [p["seconds"] for p in record["held_out"] if isinstance(p.get(metric), int | float) and p[metric] >= value]
+    return enough[0] if enough else None
