@@ -91,7 +91,10 @@ def test_padding_on_either_side_and_what_stands_in_it_change_no_state_of_a_token
 
 
 def test_bfloat16_states_are_near(gemma, recorded):
-    """PyTorch's own in bfloat16 are as far: the last by 0.014 of its length, its largest number by 0.031."""
+    """PyTorch's own in bfloat16 are as far: with six layers the last by 0.014 of its length, its largest number by 0.031.
+
+    Of 15 encoders with random weights, of 4 to 8 layers, the farthest is away by 0.0195.
+    """
     said, kept = recorded.said, recorded.said["attention_mask"] != 0
     params = component.read(gemma.weights, gemma.network, jnp.bfloat16)
     found = jax.jit(gemma.network.__call__)(params, said["input_ids"], said["attention_mask"])
@@ -99,7 +102,7 @@ def test_bfloat16_states_are_near(gemma, recorded):
     for layer in range(found.shape[-1]):
         exact = said["hidden_states"][kept, :, layer]
         away = np.linalg.norm(np.asarray(found, np.float32)[kept, :, layer] - exact)
-        assert away < 0.02 * np.linalg.norm(exact), f"after {layer} layers"
+        assert away < 0.03 * np.linalg.norm(exact), f"after {layer} layers"
 
 
 # Sizes that nothing binds to each other; one layer of each kind, texts four times as long as the window.
