@@ -52,7 +52,7 @@ def few_programs_held():
 
 @pytest.fixture(scope="session")
 def fixtures() -> pathlib.Path:
-    """The folder of recorded reference numbers (bagel/, peers/, clip/)."""
+    """The folder of recorded reference numbers, one folder for each source; other sets of them have other sizes."""
     folder = pathlib.Path(os.environ.get("UNIGRPO_FIXTURES", ROOT.parent / "shared" / "fixtures"))
     if not folder.is_dir():
         pytest.skip(f"no reference numbers in {folder}; set UNIGRPO_FIXTURES to their folder")

@@ -8,6 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 
 
+def step_of(folder: pathlib.Path, which: str, log_prob_TB) -> int:
+    """The transition of a recorded run whose log-probabilities, summed over the batch, are the loss of `which`.npz."""
+    away = np.abs(np.sum(log_prob_TB, axis=1) - np.load(folder / f"{which}.npz")["loss"])
+    assert away.min() < 1e-4 < np.sort(away)[1]
+    return int(away.argmin())
+
+
 def check(loss, params, names, folder: pathlib.Path, which: str, assert_close) -> None:
     """`loss` of the parameters, and its gradient under the file's names, against `which`.npz and `which`_norms.json.
 

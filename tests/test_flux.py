@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +15,7 @@ from unigrpo_jax.models.building.two_streams import rotary
 from unigrpo_jax.models.flux.config import read_transformer
 from unigrpo_jax.models.flux.painter import Flux
 from unigrpo_jax.models.flux.transformer import THETA
-from unigrpo_jax.models.folders import component
+from unigrpo_jax.models.folders import component, flow_scheduler
 from unigrpo_jax.models.schedule import FlowShift
 from unigrpo_jax.models.text_encoders.states import TextStates
 from unigrpo_jax.rollout.step_rules import ODE, DanceSDE
@@ -30,11 +31,12 @@ def read(folder):
 @pytest.fixture(scope="module")
 def recorded(fixtures):
     """A reader of the recorded arrays, the painter that is told its guidance with its parameters, and the other one."""
-    folder, line = fixtures / "flux", ((256, 0.5), (4096, 1.15))
+    folder = fixtures / "flux"
+    shift = flow_scheduler.read_scheduler(folder / "pipeline" / "scheduler" / "scheduler_config.json", "scheduler")
     (told, params), (plain, others) = (read(folder / name / "transformer") for name in ("pipeline", "no_guidance"))
     load = lambda name: dict(np.load(folder / f"{name}.npz"))
-    told = Flux(transformer=told, shift=FlowShift(line=line), guidance_scale=float(load("euler")["guidance"]))
-    return load, (told, params), (Flux(transformer=plain, shift=FlowShift(line=line)), others)
+    told = Flux(transformer=told, shift=shift, guidance_scale=float(load("euler")["guidance"]))
+    return load, (told, params), (Flux(transformer=plain, shift=shift), others)
 
 
 def grid_of(ids):
@@ -65,7 +67,7 @@ def test_single_passes(recorded, assert_close):
 
 
 def test_stages(recorded, assert_close):
-    """Text and picture after each block of the recorded ones."""
+    """Text and picture after every block of which they are recorded."""
     load, (painter, params), _ = recorded
     found, network = load("transformer"), painter.transformer
     grid, length = grid_of(found["img_ids"]), len(found["txt_ids"])
@@ -73,16 +75,19 @@ def test_stages(recorded, assert_close):
     layer = lambda stack, i: {name: x[i] for name, x in of_stack(params, stack).items()}
     condition = network.condition(params, 1000 * found["timestep"], found["pooled_projections"], 1000 * found["guidance"])
     text, picture = found["dev_stage/context_embedder"], found["dev_stage/x_embedder"]
-    block = jax.jit(network.double_block)
+    out, block = {}, jax.jit(network.double_block)
     for i in range(network.double):
         text, picture = block(layer("transformer_blocks", i), text, picture, condition, turn)
-        assert_close(text, found[f"dev_stage/transformer_blocks.{i}.0"], name=f"text {i}")
-        assert_close(picture, found[f"dev_stage/transformer_blocks.{i}.1"], name=f"picture {i}")
+        out |= {f"dev_stage/transformer_blocks.{i}.0": text, f"dev_stage/transformer_blocks.{i}.1": picture}
     h, block = np.concatenate([text, picture], axis=1), jax.jit(network.single_block)
     for i in range(network.single):
         h = block(layer("single_transformer_blocks", i), h, condition, turn)
-        assert_close(h[:, :length], found[f"dev_stage/single_transformer_blocks.{i}.0"], name=f"text of one {i}")
-        assert_close(h[:, length:], found[f"dev_stage/single_transformer_blocks.{i}.1"], name=f"picture of one {i}")
+        name = f"dev_stage/single_transformer_blocks.{i}"
+        out |= {f"{name}.0": h[:, :length], f"{name}.1": h[:, length:]}
+    stages = [name for name in found if "transformer_blocks." in name]
+    assert {name.split("/")[1].split(".")[0] for name in stages} == {"transformer_blocks", "single_transformer_blocks"}
+    for name in stages:
+        assert_close(out[name], found[name], name=name)
 
 
 @pytest.mark.parametrize("kind", ["dev", "noguid"])
@@ -109,7 +114,8 @@ def test_the_gradient_of_the_error_in_the_velocity(recorded, fixtures, assert_cl
 
 def test_the_gradient_of_a_transitions_log_probability(recorded, fixtures, assert_close):
     load, (painter, params), _ = recorded
-    run, step, found = load("dance"), 2, load("transformer")
+    run, found = load("dance"), load("transformer")
+    step = recorded_gradients.step_of(fixtures / "flux", "grad_logprob", run["log_prob"])
     velocity, rule = runner(dataclasses.replace(painter, floor_time=True), found), DanceSDE(noise_level=float(run["eta"]))
     times = painter.times(len(run["sigmas"]) - 1, float(run["shift"]), grid_of(found["img_ids"]))
 
@@ -147,14 +153,17 @@ def test_bfloat16_stays_within_two_percent(recorded):
     assert np.sqrt(np.mean((np.asarray(out) - exact) ** 2)) < 0.02 * np.sqrt(np.mean(exact**2))
 
 
-@pytest.mark.parametrize("steps, tokens", [(6, (2, 3)), (28, (64, 64)), (4, (32, 32))])
-def test_times_are_the_schedulers_own(recorded, assert_close, steps, tokens):
+def test_times_are_the_schedulers_own(recorded, assert_close):
+    """At every recorded number of steps and of tokens, and where nothing is shifted."""
     load, (painter, _), _ = recorded
-    want = load("schedule")[f"steps{steps}_seq{tokens[0] * tokens[1]}_sigmas"]
-    assert_close(painter.times(steps, 0, tokens), want, limit=1e-6)
-    plain = load("schedule")["noshift_steps4_sigmas"]
-    assert_close(dataclasses.replace(painter, shift=FlowShift()).times(4, 0, tokens), plain, limit=1e-6)
-    assert_close(painter.times(4, 1.0, tokens), plain, limit=1e-6)
+    found, unshifted = load("schedule"), dataclasses.replace(painter, shift=FlowShift())
+    names = [name for name in found if name.endswith("_sigmas")]
+    cases = [re.fullmatch(r"(?:noshift_)?steps(\d+)(?:_seq(\d+))?_sigmas", name) for name in names]
+    assert all(cases) and {case[2] is None for case in cases} == {True, False}
+    for case in cases:
+        steps, grid, want = int(case[1]), (1, int(case[2] or 1)), found[case[0]]
+        for one, shift in ((painter, 0),) if case[2] else ((unshifted, 0), (painter, 1.0)):
+            assert_close(one.times(steps, shift, grid), want, limit=1e-6, name=case[0])
 
 
 @pytest.mark.parametrize(

@@ -73,16 +73,21 @@ def test_configs_of_both_versions_and_of_the_language_model_alone_are_the_same_n
     (tmp_path / "config.json").write_text(json.dumps(data | {"text_config": text} if inside else text))
     found = read_gemma(tmp_path / "config.json", "text_encoder")
     assert found == read_gemma(folder / "text_encoder" / "config.json", "text_encoder")
-    assert found.rope == Rope(1e6, 8.0) and found.near_rope == Rope(1e4) and found.full == (False,) * 5 + (True,)
+    turns, kinds = (data["text_config"][name] for name in NEW)
+    rope = lambda kind: Rope(turns[kind]["rope_theta"], turns[kind].get("factor", 1.0))
+    assert (found.rope, found.near_rope) == (rope("full_attention"), rope("sliding_attention"))
+    assert found.full == tuple(kind == "full_attention" for kind in kinds)
 
 
 def test_types_of_layers_count_before_a_pattern_and_each_may_have_its_factor(folder, tmp_path):
-    types_of = ["full_attention", "sliding_attention"] * 3
+    data = config_of(folder)["text_config"]
+    types_of = ["sliding_attention" if i % 2 else "full_attention" for i in range(data["num_hidden_layers"])]
     turns = {"full_attention": {"rope_theta": 5e5}, "sliding_attention": {"rope_theta": 2e4, "type": "linear", "factor": 2}}
-    text = without(config_of(folder)["text_config"], *OLD) | {"sliding_window_pattern": 2, "layer_types": types_of}
+    text = without(data, *OLD) | {"sliding_window_pattern": 2, "layer_types": types_of}
     (tmp_path / "config.json").write_text(json.dumps(text | {"rope_parameters": turns}))
     found = read_gemma(tmp_path / "config.json", "text_encoder")
-    assert found.full == (True, False) * 3 and (found.rope, found.near_rope) == (Rope(5e5), Rope(2e4, 2.0))
+    assert found.full == tuple(i % 2 == 0 for i in range(len(types_of)))
+    assert (found.rope, found.near_rope) == (Rope(5e5), Rope(2e4, 2.0))
 
 
 @pytest.mark.parametrize(

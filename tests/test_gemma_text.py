@@ -91,7 +91,10 @@ def test_padding_on_either_side_and_what_stands_in_it_change_no_state_of_a_token
 
 
 def test_bfloat16_states_are_near(gemma, recorded):
-    """PyTorch's own in bfloat16 are as far: the last by 0.014 of its length, its largest number by 0.031."""
+    """PyTorch's own in bfloat16 are as far: with six layers the last by 0.014 of its length, its largest number by 0.031.
+
+    Of 15 encoders with random weights, of 4 to 8 layers, the farthest is away by 0.0195.
+    """
     said, kept = recorded.said, recorded.said["attention_mask"] != 0
     params = component.read(gemma.weights, gemma.network, jnp.bfloat16)
     found = jax.jit(gemma.network.__call__)(params, said["input_ids"], said["attention_mask"])
@@ -99,7 +102,7 @@ def test_bfloat16_states_are_near(gemma, recorded):
     for layer in range(found.shape[-1]):
         exact = said["hidden_states"][kept, :, layer]
         away = np.linalg.norm(np.asarray(found, np.float32)[kept, :, layer] - exact)
-        assert away < 0.02 * np.linalg.norm(exact), f"after {layer} layers"
+        assert away < 0.03 * np.linalg.norm(exact), f"after {layer} layers"
 
 
 # Sizes that nothing binds to each other; one layer of each kind, texts four times as long as the window.
@@ -203,13 +206,13 @@ def test_the_recorded_file_s_eyes_are_said_to_be_unread(gemma):
 def test_tensors_that_are_missing_unknown_or_misshaped_are_named(gemma, copy):
     path = copy / "text_encoder" / "model.safetensors"
     tensors = load_file(path)
-    norm = f"{PREFIXES[0]}layers.2.self_attn.q_norm.weight"
+    norm = f"{PREFIXES[0]}layers.{len(gemma.network.full) - 1}.self_attn.q_norm.weight"
     tensors[norm] = np.ones(3, np.float32)
     tensors[f"{PREFIXES[0]}layers.0.self_attn.q_proj.bias"] = np.ones(3, np.float32)
-    del tensors[f"{PREFIXES[0]}layers.1.mlp.up_proj.weight"]
+    del tensors[f"{PREFIXES[0]}layers.0.mlp.up_proj.weight"]
     save_file(tensors, path)
     words = refusal(lambda: open_gemma(copy, "float32", 8))
-    assert "missing language_model.model.layers.1.mlp.up_proj.weight" in words
+    assert "missing language_model.model.layers.0.mlp.up_proj.weight" in words
     assert "unknown language_model.model.layers.0.self_attn.q_proj.bias" in words
     assert f"{norm} has shape [3], the config asks for [{gemma.network.head_dim}]" in words
     save_file({f"other.{name}": x for name, x in tensors.items()}, path)
@@ -257,7 +260,8 @@ def test_control_tokens_that_a_prompt_names_are_its_letters(gemma):
     coder, said = gemma.coder, "a<bos>b<eos>"
     ids, mask = coder([said])
     letters = [coder.tokenizer.convert_tokens_to_ids(letter) for letter in said]
-    assert ids[0, mask[0] != 0].tolist() == [coder.tokenizer.bos_token_id, *letters] and mask[0, -1] == 1
+    row = [coder.tokenizer.bos_token_id, *letters][: coder.tokens]
+    assert ids[0, mask[0] != 0].tolist() == row and mask[0, -1] == 1
 
 
 @pytest.mark.parametrize(
@@ -285,13 +289,13 @@ def test_a_tokenizer_that_does_not_fit_is_a_sentence(copy):
     path.write_text(json.dumps(data))
     own = copy / "text_encoder" / "config.json"
     config = json.loads(own.read_text())
-    config["text_config"]["vocab_size"] = 300
+    fewer = config["text_config"]["vocab_size"] = max(data["model"]["vocab"].values())
     own.write_text(json.dumps(config))
     weights = copy / "text_encoder" / "model.safetensors"
     name = f"{PREFIXES[0]}embed_tokens.weight"
     tensors = load_file(weights)
-    save_file(tensors | {name: np.ascontiguousarray(tensors[name][:300])}, weights)
-    assert "but config.json says vocab_size = 300" in refusal(lambda: open_gemma(copy, "float32", 8))
+    save_file(tensors | {name: np.ascontiguousarray(tensors[name][:fewer])}, weights)
+    assert f"but config.json says vocab_size = {fewer}" in refusal(lambda: open_gemma(copy, "float32", 8))
     path.unlink()
     assert "holds no tokenizer (tokenizer.json)" in refusal(lambda: open_gemma(copy, "float32", 8))
     own.unlink()
@@ -324,7 +328,8 @@ class Sums:
 def projected(gemma, recorded, tmp_path_factory):
     """Gemma with `Sums` of two widths behind it, and their matrices."""
     path, rng = tmp_path_factory.mktemp("sums") / "model.safetensors", np.random.default_rng(0)
-    maps = {name: rng.standard_normal((24, width), np.float32) for name, width in (("states", 5), ("audio", 3))}
+    draw = lambda width: rng.standard_normal((gemma.network.width, width), np.float32)
+    maps = {"states": draw(5), "audio": draw(3)}
     save_file(maps, path)
     return Encoders((Projected(gemma, Sums((path,), recorded.tokens)),), "float32", rows=2), maps
 
@@ -336,19 +341,19 @@ def test_only_what_a_projection_says_of_the_states_is_fetched_and_kept(projected
                                   notice=lambda words: None)  # fmt: skip
     gc.collect()
     before = len(jax.live_arrays())
-    text, said = make().prompts(recorded.prompts, 0), recorded.said
+    text, said, count = make().prompts(recorded.prompts, 0), recorded.said, len(recorded.prompts)
     assert len(jax.live_arrays()) == before
     summed = np.where(said["attention_mask"][..., None] != 0, said["hidden_states"].astype(np.float64).sum(axis=-1), 0)
-    assert text.pooled is None and text.mask is None and recorded.prompts[-1] == ""
+    assert text.pooled is None and text.mask is None
     for found, name in ((text.states, "states"), (text.audio, "audio")):
         assert_close(found, summed @ maps[name], name=name)
         empty = getattr(text.empty, name)
-        assert (empty == found[-1]).all() and empty.shape == found.shape
+        assert (empty == found[recorded.prompts.index("")]).all() and empty.shape == found.shape
     sizes = lambda tree: jax.tree.map(lambda x: (x.shape, x.dtype), tree)
     known = KnownTexts(states=(recorded.tokens, 5), audio=3, dtype="float32", guided=True)
-    assert sizes(text) == sizes(make().shapes(3, 0)) == sizes(known.shapes(3, 0))
+    assert sizes(text) == sizes(make().shapes(count, 0)) == sizes(known.shapes(count, 0))
     files = list(tmp_path.rglob("*.states"))
-    assert {path.stat().st_size for path in files} == {32 + 4 * recorded.tokens * (5 + 3)} and len(files) == 3
+    assert {path.stat().st_size for path in files} == {32 + 4 * recorded.tokens * (5 + 3)} and len(files) == count
     again = make().prompts(recorded.prompts, 0)
     assert jax.tree.all(jax.tree.map(lambda a, b: a.tobytes() == b.tobytes(), again, text))
 

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import re
 
 import jax
 import jax.numpy as jnp
@@ -47,8 +48,8 @@ class Recorded:
         shift = json.loads((own / "scheduler" / "scheduler_config.json").read_text())["shift"]
         self.told = float(self.load("run")["guidance"]) if kind == "t2v" else 1.0
         self.painter = HunyuanVideo(transformer=network, shift=FlowShift(shift=shift), guidance_scale=self.told)
-        _, _, frames, height, width = self.load("transformer")["latents"].shape
-        self.grid = self.painter.grid(8 * height, 8 * width, 4 * (frames - 1) + 1)
+        settings = json.loads((folder / "settings.json").read_text())
+        self.grid = self.painter.grid(*settings["image_hw"], settings["frames"])
         self.passes = jax.jit(lambda p, x, time, text, scale: network(p, x, time, *text, self.grid, scale))
 
     @property
@@ -110,7 +111,7 @@ def test_single_passes(recorded, assert_close):
 
 
 def test_stages(recorded, assert_close):
-    """What comes before the blocks, then video and text after each of them; of a text, its tokens that are no padding."""
+    """What comes before the blocks, then video and text after every recorded one; of a text, what is no padding."""
     one = recorded["t2v"]
     network, params, found = one.network, one.params, one.load("transformer")
     stage = {name.removeprefix("t2v_stage/"): x for name, x in found.items() if name.startswith("t2v_stage/")}
@@ -134,18 +135,21 @@ def test_stages(recorded, assert_close):
     real(jax.jit(network.refined)(params, states, valid, time), "context_embedder")
 
     seen = np.concatenate([valid, np.ones((len(valid), math.prod(one.grid)), bool)], axis=1)
-    text, video = stage["context_embedder"], stage["x_embedder"]
+    text, video, out = stage["context_embedder"], stage["x_embedder"], {}
     block = jax.jit(lambda p, text, video: network.double_block(p, text, video, condition, turn, PLAIN, seen))
     for i in range(network.double):
         text, video = block(layer("transformer_blocks", i), text, video)
-        close(video, f"transformer_blocks.{i}.0")
-        real(text, f"transformer_blocks.{i}.1")
+        out[f"transformer_blocks.{i}"] = video, text
     h = np.concatenate([text, video], axis=1)
     block = jax.jit(lambda p, h: network.single_block(p, h, condition, turn, PLAIN, seen))
     for i in range(network.single):
         h = block(layer("single_transformer_blocks", i), h)
-        close(h[:, length:], f"single_transformer_blocks.{i}.0")
-        real(h[:, :length], f"single_transformer_blocks.{i}.1")
+        out[f"single_transformer_blocks.{i}"] = h[:, length:], h[:, :length]
+    blocks = {name.rpartition(".")[0] for name in stage if re.match("(single_)?transformer_blocks", name)}
+    assert {name.split(".")[0] for name in blocks} == {"transformer_blocks", "single_transformer_blocks"}
+    for name in blocks:
+        close(out[name][0], f"{name}.0")
+        real(out[name][1], f"{name}.1")
     factor, shift = modulation(params, "norm_out.linear", condition, 2, PLAIN)
     plain = {"n.weight": np.ones(network.width, np.float32), "n.bias": np.zeros(network.width, np.float32)}
     close(layer_norm(plain, "n", h[:, length:], 1e-6) * (1 + factor) + shift, "norm_out")
@@ -202,8 +206,9 @@ def test_the_gradient_of_the_error_in_the_velocity(recorded, assert_close):
 
 @both
 def test_the_gradient_of_a_transitions_log_probability(recorded, assert_close, kind):
-    one, step = recorded[kind], 1
+    one = recorded[kind]
     run = one.load(f"dance_{kind}")
+    step = recorded_gradients.step_of(one.folder, f"grad_logprob_{kind}", run["log_prob"])
     rule, (x, x_next) = DanceSDE(noise_level=float(run["eta"])), map(one.tokens, run["x"][step : step + 2])
     times = one.painter.times(len(run["sigmas"]) - 1, float(run["shift"]), one.grid)
 

@@ -25,7 +25,7 @@ from unigrpo_jax.models.schedule import stretched
 from unigrpo_jax.rollout.step_rules import ODE, DanceSDE
 
 BOTH = ("video", "audio")
-PASSES = (None, "text", "unmixed", "alone")  # rows of a batch in the recorded runs
+PASSES = (None, "text", "unmixed", "alone")  # in the recorded runs, one after the other in a batch
 
 
 class Recorded:
@@ -72,23 +72,31 @@ class Recorded:
             self._passes[key] = jax.jit(self.network(which, reading))
         return self._passes[key](self.params[which], *given, **more)
 
-    def without(self, alone=(), unmixed=(), samples=2):
-        """`Without`, of these samples."""
-        rows = np.arange(samples)
-        mixing = self.networks["main"].mixing(self.settings["stg_blocks"], np.isin(rows, unmixed))
+    def without(self, alone=(), unmixed=(), samples=None, blocks=None):
+        """`Without`, of these samples; where nobody says otherwise, of those of single passes and in the runs' blocks."""
+        rows = np.arange(len(self.load("transformer")["video"]) if samples is None else samples)
+        blocks = self.settings["stg_blocks"] if blocks is None else blocks
+        mixing = self.networks["main"].mixing(blocks, np.isin(rows, unmixed))
         return Without(other=np.isin(rows, alone), mixing=mixing)
 
+    def unmixed(self):
+        """Of the recorded single pass without mixing its name, which says in which block, and that block."""
+        (case,) = (re.fullmatch(r"(stg(\d+))_video_out", name) for name in self.load("transformer") if name.startswith("stg")
+                   and "video" in name)  # fmt: skip
+        return case[1], [int(case[2])]
+
     def passes(self, x, t):
-        """Velocities at one state of a recorded run, {pass: {modality: [1, N, C]}}, all from one batch."""
-        run, rows = self.load("run"), len(PASSES)
-        repeated = {name: np.repeat(np.asarray(own), rows, axis=0) for name, own in x.items()}
+        """Velocities at one state of a recorded run, {pass: {modality: [B, N, C]}}, all from one batch."""
+        run, count = self.load("run"), len(x["video"])
+        rows = {row: range(i * count, (i + 1) * count) for i, row in enumerate(PASSES)}
+        repeated = {name: np.concatenate([own] * len(PASSES)) for name, own in x.items()}
         texts = {name: np.concatenate([run[f"{'neg_' if row == 'text' else ''}{name}_text"] for row in PASSES])
                  for name in BOTH}  # fmt: skip
-        seen = dict.fromkeys(BOTH, np.repeat(run["text_mask"] > 0, rows, axis=0))
-        times = dict.fromkeys(BOTH, np.full(rows, 1000 * np.float32(t), np.float32))
-        without = self.without([PASSES.index("alone")], [PASSES.index("unmixed")], rows)
+        seen = dict.fromkeys(BOTH, np.concatenate([run["text_mask"] > 0] * len(PASSES)))
+        times = dict.fromkeys(BOTH, np.full(len(PASSES) * count, 1000 * np.float32(t), np.float32))
+        without = self.without(rows["alone"], rows["unmixed"], len(PASSES) * count)
         out = self.run(repeated, times, texts, seen, without=without, reading="other")
-        return {row: {name: v[i : i + 1] for name, v in out.items()} for i, row in enumerate(PASSES)}
+        return {row: {name: v[own.start : own.stop] for name, v in out.items()} for row, own in rows.items()}
 
 
 @pytest.fixture(scope="module")
@@ -112,13 +120,15 @@ def close(recorded, assert_close):
 
 def test_single_passes(recorded, close):
     x, times, texts, seen = recorded.case()
-    everything, nothing = recorded.without([0, 1], [0, 1]), recorded.without()
+    unmixed, blocks = recorded.unmixed()
+    rows, nothing = range(len(x["video"])), recorded.without()
+    everything = recorded.without(rows, rows, blocks=blocks)
     close(recorded.run(x, times, texts, seen, without=nothing), "diff")
     close(recorded.run(x, recorded.case(("t_same", "t_same"))[1], texts, seen, without=nothing), "same")
     whole = {name: np.ones_like(mask) for name, mask in seen.items()}
     close(recorded.run(x, times, texts, whole, without=nothing), "nomask")
     close(recorded.run(x, times, texts, seen, without=dataclasses.replace(nothing, other=everything.other)), "isolated")
-    close(recorded.run(x, times, texts, seen, without=dataclasses.replace(nothing, mixing=everything.mixing)), "stg1")
+    close(recorded.run(x, times, texts, seen, without=dataclasses.replace(nothing, mixing=everything.mixing)), unmixed)
 
 
 def test_a_time_for_each_token(recorded, close):
@@ -132,17 +142,18 @@ def test_the_time_of_the_other_modality(recorded, close):
 
 
 def test_each_sample_goes_without_its_own(recorded, assert_close):
-    """The first hears nothing of the other modality, the second does not mix."""
+    """The first hears nothing of the other modality, the others do not mix."""
     found, (x, times, texts, seen) = recorded.load("transformer"), recorded.case()
-    out = recorded.run(x, times, texts, seen, without=recorded.without([0], [1]))
+    (unmixed, blocks), rows = recorded.unmixed(), range(len(x["video"]))
+    out = recorded.run(x, times, texts, seen, without=recorded.without([0], rows[1:], blocks=blocks))
     for name, v in out.items():
-        want = np.stack([found[f"isolated_{name}_out"][0], found[f"stg1_{name}_out"][1]])
+        want = np.concatenate([found[f"isolated_{name}_out"][:1], found[f"{unmixed}_{name}_out"][1:]])
         assert_close(v, want, name=name)
 
 
 def test_one_modality_alone_is_the_network_that_hears_nothing_of_the_other(recorded):
     given = recorded.case()
-    apart = recorded.run(*given, without=recorded.without([0, 1]))
+    apart = recorded.run(*given, without=recorded.without(range(len(given[0]["video"]))))
     for name in BOTH:
         x, times, texts, seen = ({name: own[name]} for own in given)
         out = recorded.run(x, times, texts, seen, without=recorded.without())
@@ -161,7 +172,7 @@ def test_what_ltx_2_3_has(recorded, close, reading, case):
 
 
 def test_stages(recorded, assert_close):
-    """What comes before the blocks, every attention of the first, and what leaves each block."""
+    """What comes before the blocks, the attentions of the first, and what leaves each block: all that is recorded."""
     network, params, found = recorded.networks["main"], recorded.params["main"], recorded.load("transformer")
     x, times, texts, seen = recorded.case()
     close = lambda got, name: assert_close(got, found[f"diff_stage/{name}"], name=name)
@@ -204,10 +215,10 @@ def test_stages(recorded, assert_close):
         return out
 
     out = jax.jit(stages)(params)
-    del out["transformer_blocks.0.audio_attn2"]  # is not recorded
-    for name, got in out.items():
-        close(got, name)
-    assert {name.removeprefix("diff_stage/") for name in found if name.startswith("diff_stage/")} == set(out)
+    stages = [name.removeprefix("diff_stage/") for name in found if name.startswith("diff_stage/")]
+    assert stages
+    for name in stages:
+        close(out[name], name)
 
 
 def test_places_and_angles(recorded, assert_close):
@@ -352,14 +363,15 @@ def test_the_gradient_of_the_error_in_the_velocities(recorded, assert_close):
 
 def test_the_gradient_of_a_transitions_log_probabilities(recorded, assert_close):
     """Blocks are computed again in the backward pass, which changes nothing."""
-    found, run, step = recorded.load("dance"), recorded.load("run"), 1
+    found, run = recorded.load("dance"), recorded.load("run")
+    step = recorded_gradients.step_of(recorded.folder, "grad_logprob", sum(found[f"log_prob_{name}"] for name in BOTH))
     rule, network = DanceSDE(noise_level=float(found["eta"])), recorded.network(reading="other", remat="full")
     t, t_next, t_second = *found["sigmas"][step : step + 2], found["sigmas"][1]
     x, x_next = ({name: found[f"x_{name}"][i] for name in BOTH} for i in (step, step + 1))
     texts = {name: run[f"{name}_text"] for name in BOTH}
 
     def loss(params):
-        v = network(params, x, dict.fromkeys(BOTH, jnp.full(1, 1000 * t)), texts)
+        v = network(params, x, dict.fromkeys(BOTH, jnp.full(len(x["video"]), 1000 * t)), texts)
         stepped = {name: rule.transition(x[name], v[name], t, t_next, t_second) for name in BOTH}
         return sum(jnp.sum(rule.log_prob(x_next[name], *stepped[name])) for name in BOTH)
 

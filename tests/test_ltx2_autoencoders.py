@@ -95,10 +95,13 @@ def test_clips_of_latents(found, recorded, assert_close):
     (autoencoder, params), arrays = found["vae"], recorded["video_vae"]
     clip = decode(autoencoder, params, arrays["normalized"])
     assert_close(clip, arrays["decoded"], name="clip")
-    half = normalised(params, arrays["mean"][:, :, :, :2], autoencoder.scale)
+    columns = arrays["decoded_causal_crop"].shape[3] // autoencoder.downsample
+    half = normalised(params, arrays["mean"][:, :, :, :columns], autoencoder.scale)
     causal = dataclasses.replace(autoencoder, decoder=dataclasses.replace(autoencoder.decoder, causal=True))
     assert_close(decode(causal, params, half), arrays["decoded_causal_crop"], name="decoded looking at no later frame")
-    drawn = recorded["run"]["full_video"][-1].reshape(arrays["normalized"].shape)  # tokens: frame, row, column
+    frames, rows, columns = autoencoder.latent_size(*recorded["run"]["full_clip"].shape[1:4])
+    drawn = recorded["run"]["full_video"][-1]  # tokens: frame, row, column
+    drawn = drawn.reshape(len(drawn), frames, rows, columns, -1)
     assert_close(decode(autoencoder, params, drawn), recorded["run"]["full_clip"], name="clip of a run")
 
 

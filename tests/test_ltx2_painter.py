@@ -42,6 +42,7 @@ class Recorded:
     def __init__(self, folder):
         self.load = lambda name: dict(np.load(folder / f"{name}.npz"))
         own, settings = folder / "pipeline", json.loads((folder / "settings.json").read_text())
+        self.settings = settings
         network = read_transformer(own / "transformer" / "config.json")
         weights = component.open_weights(own / "transformer", component.DIFFUSERS, network)
         self.params = component.read(weights, network, np.float32)
@@ -49,6 +50,16 @@ class Recorded:
         self.painter = LTX2(transformer=network, shift=shift, downsample=network.positions.scales[1])
         self.grid = self.painter.grid(*settings["image_hw"], settings["frames"], settings["fps"])
         assert self.grid == (*settings["latent_grid"], settings["audio_latents"], settings["fps"])
+
+    def guidance(self):
+        """Of the run with all passes."""
+        own, blocks = self.settings["runs"]["full"], tuple(self.settings["stg_blocks"])
+        names = {"mixing": "stg_scale", "other": "modality_scale", "rescale": "guidance_rescale"}
+        both, sound = ({name: own[f"{pre}{said}"] for name, said in names.items()} for pre in ("", "audio_"))
+        passes = PassesConfig(sound=own["audio_guidance_scale"], blocks=blocks, **both)
+        found = self.painter.guided_by(own["guidance_scale"], (0.0, 1.0), passes)
+        assert found.passes == ("text", "unmixed", "alone")
+        return dataclasses.replace(found, audio=dataclasses.replace(found.audio, **sound))
 
     def text(self):
         run = self.load("run")
@@ -67,14 +78,13 @@ def test_a_recorded_run_by_the_houses_sampler(recorded, assert_close, name):
     run, painter = recorded.load("run"), recorded.painter
     times = painter.times(len(run["sigmas"]) - 1, 0.0, recorded.grid)
     assert_close(times, run["sigmas"], 1e-6, "times")
-    passes = PassesConfig(sound=7.0, mixing=1.0, blocks=(1,), other=3.0, rescale=0.7)
-    guidance = painter.guided_by(3.0, (0.0, 1.0), passes) if name == "full" else None
+    guidance = recorded.guidance() if name == "full" else None
     sampler = FlowSampler(schedule=tuple(times.tolist()), rule=ODE(), grid=recorded.grid, guidance=guidance)
     x = {each: run[f"{each}_init"] for each in BOTH}
     assert {each: own.shape[1:] for each, own in x.items()} == painter.latent_shape(recorded.grid)
     text = recorded.text()
     empty = text.replace(states=run["neg_video_text"], audio=run["neg_audio_text"])
-    read = lambda text: painter.read({}, text, painter.empty(1))
+    read = lambda text: painter.read({}, text, painter.empty(len(x["video"])))
     draw = lambda params, x: denoise(painter, params, read(text), x, None, jnp.zeros(0, int), sampler, (read(empty),))[0]
     for each, end in tiny.jit(draw)(recorded.params, x).items():
         assert_close(end, run[f"{name}_{each}"][-1], 2e-4, each)
@@ -112,14 +122,14 @@ def test_a_guided_clip_without_sound_goes_without_mixing_alone():
 def test_a_policys_view_of_recorded_transitions(recorded, assert_close):
     """All of them at once, as an update sees them: means, deviations and log-probabilities of each modality."""
     found, rule = recorded.load("dance"), DanceSDE(noise_level=float(recorded.load("dance")["eta"]))
-    steps = len(found["sigmas"]) - 1
+    steps, count = len(found["sigmas"]) - 1, found["x_video"].shape[1]
     sampler = FlowSampler(schedule=tuple(found["sigmas"].tolist()), rule=rule, grid=recorded.grid)
     window = lambda kind, count: {name: found[f"{kind}_{name}"][:count].swapaxes(0, 1) for name in BOTH}
-    drawing = Drawing(steps=np.arange(steps)[None], x=window("x", steps), noise=window("noise", steps), mean=None,
-                      latent=None, media={}, finite=np.ones(1, bool))  # fmt: skip
+    drawing = Drawing(steps=np.tile(np.arange(steps), (count, 1)), x=window("x", steps), noise=window("noise", steps),
+                      mean=None, latent=None, media={}, finite=np.ones(count, bool))  # fmt: skip
     policy = Policy(model=recorded.painter, tokens=TokenSampler(), flow=sampler)
     (view,) = tiny.jit(policy.view)(recorded.params, Episodes(prompt=recorded.text(), segments=(drawing,)))
-    assert_close(view.std, found["std"][None], name="deviation")
+    assert_close(view.std, np.tile(found["std"], (count, 1)), name="deviation")
     for name in BOTH:
         assert_close(view.output[name], window("v", steps)[name], name=f"velocity of {name}")
         assert_close(view.mean[name], window("mean", steps)[name], name=f"mean of {name}")

@@ -59,7 +59,7 @@ def test_every_name_and_shape_of_the_published_size(fixtures, tmp_path):
 
 
 def test_the_released_model_is_known_by_its_name(fixtures, tmp_path):
-    """Every name and shape of its parts, and the recorded times of a clip of 6144 tokens; no file is needed for it."""
+    """Every name and shape of its parts, and the recorded times by tokens of a clip; no file is needed for it."""
     shapes = json.loads((fixtures / "ltx2" / "param_shapes_full.json").read_text())["shapes"]
     model = family.known(ModelConfig(path="Lightricks/LTX-2", param_dtype="bfloat16"))
     assert model.network.transformer == published(tmp_path)
@@ -72,8 +72,12 @@ def test_the_released_model_is_known_by_its_name(fixtures, tmp_path):
     assert (decoder.causal, decoder.edges, model.autoencoder.rate) == (False, "reflect", 24000)
     grid = model.network.grid(512, 768, 121, 24.0)
     assert model.network.latent_shape(grid) == {"video": (6144, 128), "audio": (126, 128)}
-    times = np.load(fixtures / "ltx2" / "schedule.npz")["steps30_seq6144_sigmas"]
-    np.testing.assert_allclose(model.network.times(30, 0.0, grid), times, rtol=0, atol=1e-6)
+    found = np.load(fixtures / "ltx2" / "schedule.npz")
+    schedules = [re.fullmatch(r"steps(\d+)_seq(\d+)_sigmas", name) for name in found.files if name.endswith("_sigmas")]
+    assert schedules
+    for case in schedules:
+        times = model.network.times(int(case[1]), 0.0, (1, 1, int(case[2]), *grid[3:]))
+        np.testing.assert_allclose(times, found[case[0]], rtol=0, atol=1e-6)
     text = model.codec.shapes(2, 0)
     assert text.states.shape == text.audio.shape == text.empty.audio.shape == (2, 1024, 3840) and text.mask is None
     silent = family.known(ModelConfig(path="Lightricks/LTX-2", sound=False))

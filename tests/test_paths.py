@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests.recorded_ddim import runs
 from unigrpo_jax.models.paths import RECTIFIED, VariancePreserving, estimates, scaled_linear, target
 from unigrpo_jax.models.schedule import diffusion_times, resolution_shift, timesteps
 from unigrpo_jax.rollout.step_rules import CPS, DDIM, ODE, DanceSDE, FlowSDE, StepRule
@@ -201,9 +202,8 @@ def test_ddim_of_stable_diffusion(fixtures, assert_close):
         np.testing.assert_array_equal(np.round(times[:-1] * count).astype(int) - 1, found["timesteps"])
         assert_close(path.coefficients(times[:-1])[0] ** 2, found[f"{kind}_alpha_t"])
         assert_close(path.coefficients(times[1:])[0] ** 2, found[f"{kind}_alpha_prev"])
-        for name in [n for n in found if n.startswith(kind) and n.endswith("_std")]:
-            run = name.removesuffix("_std")
-            rule = DDIM(eta=float(run.split("_eta")[1].split("_")[0]))
+        for run, _, eta, _ in (run for run in runs(found) if run.to_data == to_data and run.eta):
+            rule = DDIM(eta=eta)
             states = np.concatenate([found["init_latents"][None], found[f"{run}_latents"]])
             for i in range(steps):
                 t, t_next = times[i], times[i + 1]
@@ -212,7 +212,7 @@ def test_ddim_of_stable_diffusion(fixtures, assert_close):
                     assert_close(mean, found[f"{run}_mean"][i], name=f"{run} mean {i}")
                     checked += 1
                 _, std = rule.transition(states[i], states[i], t, t_next, t, path, "noise")
-                np.testing.assert_allclose(std, found[name][i], rtol=1e-4, atol=1e-7)
+                np.testing.assert_allclose(std, found[f"{run}_std"][i], rtol=1e-4, atol=1e-7)
                 if i < len(found[f"{run}_log_prob"]):
                     log_prob = rule.log_prob(states[i + 1], found[f"{run}_mean"][i], std)
                     np.testing.assert_allclose(log_prob, found[f"{run}_log_prob"][i], atol=1e-3)

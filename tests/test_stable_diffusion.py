@@ -10,12 +10,13 @@ import numpy as np
 import pytest
 
 from tests import recorded_gradients, verbs
+from tests.recorded_ddim import runs
 from unigrpo_jax.models.building.guidance import Guidance
 from unigrpo_jax.models.folders import component
 from unigrpo_jax.models.paths import scaled_linear
-from unigrpo_jax.models.schedule import DiffusionSchedule
 from unigrpo_jax.models.stable_diffusion.config import latents_a_side, read_unet
 from unigrpo_jax.models.stable_diffusion.painter import StableDiffusion
+from unigrpo_jax.models.stable_diffusion.scheduler import read_scheduler
 from unigrpo_jax.models.stable_diffusion.unet import UNet
 from unigrpo_jax.models.text_encoders.states import TextStates
 from unigrpo_jax.rollout.drawing import FlowSampler
@@ -32,8 +33,9 @@ def recorded(fixtures):
     unet = read_unet(folder / "pipeline" / "unet" / "config.json")
     weights = component.open_weights(folder / "pipeline" / "unet", component.DIFFUSERS, unet)
     params = component.read(weights, unet, np.float32)
-    path = scaled_linear(0.00085, 0.012, 1000)
-    return lambda name: dict(np.load(folder / f"{name}.npz")), StableDiffusion(unet=unet, path=path), params
+    found = read_scheduler(folder / "pipeline" / "scheduler" / "scheduler_config.json", "scheduler")
+    painter = StableDiffusion(unet=unet, path=found.path, prediction=found.prediction, schedule=found.schedule)
+    return lambda name: dict(np.load(folder / f"{name}.npz")), painter, params
 
 
 def test_every_name_and_shape_of_the_published_size(fixtures):
@@ -71,10 +73,13 @@ def test_single_passes(recorded, assert_close):
     out, said = run(params, pixels(found["sample"]), found["timestep"], found["encoder_hidden_states"])
     assert_close(out, np.moveaxis(found["out"], 1, -1), name="out")
     first, last, scales = unet.attends[0], unet.attends[-1], len(unet.widths) - 1
-    same = {name: name for name in ("time_embedding", "down_blocks.0.resnets.0")}
-    same |= {"mid_block": "mid_block.resnets.1", "down_blocks.0.attentions.0.0": "down_blocks.0.attentions.0"}
-    same[f"down_blocks.{scales}.0"] = f"down_blocks.{scales}.{'attentions' if last else 'resnets'}.{unet.blocks - 1}"
-    same[f"up_blocks.{scales}"] = f"up_blocks.{scales}.{'attentions' if first else 'resnets'}.{unet.blocks}"
+    parts = [re.fullmatch(r"stage/((?:down|up)_blocks\.\d+\.(?:resnets\.\d+|(attentions\.\d+)\.0))", name) for name in found]
+    same = {part[1]: part[1].removesuffix(".0") if part[2] else part[1] for part in parts if part}
+    assert any("attentions" in name for name in same) and any("resnets" in name for name in same)
+    same |= {"time_embedding": "time_embedding", "mid_block": "mid_block.resnets.1"}
+    ends = {f"down_blocks.{scales}.0": f"down_blocks.{scales}.{'attentions' if last else 'resnets'}.{unet.blocks - 1}",
+            f"up_blocks.{scales}": f"up_blocks.{scales}.{'attentions' if first else 'resnets'}.{unet.blocks}"}  # fmt: skip
+    same |= {name: ours for name, ours in ends.items() if f"stage/{name}" in found}
     for name, ours in same.items():
         there = found[f"stage/{name}"]
         assert_close(said[ours], there if there.ndim == 2 else np.moveaxis(there, 1, -1), name=name)
@@ -82,7 +87,7 @@ def test_single_passes(recorded, assert_close):
 
 def noise_of(painter, params, x_BHWC, step_B, text_BLD):
     """The predicted noise in latents at steps of the diffusion, counted from 0 as the file does."""
-    t_B = (jnp.asarray(step_B, jnp.float32) + 1) / 1000
+    t_B = (jnp.asarray(step_B, jnp.float32) + 1) / painter.schedule.train_steps
     grid = x_BHWC.shape[1:3]
     return painter.to_latent(painter.predict(params, painter.to_tokens(x_BHWC), t_B, grid, TextStates(text_BLD)), grid)
 
@@ -100,19 +105,24 @@ def test_a_guided_run_and_the_gradient_of_a_transitions_log_probability(recorded
     """Conditional and unconditional pass are both part of the policy."""
     read, painter, params = recorded
     run, settings = read("ddim"), json.loads((fixtures / "sd" / "settings.json").read_text())
-    name, step, rule = "a1F_eta1_cfg5", settings["grad_logprob_step"], DDIM(eta=1.0)
+    ((name, to_data, eta, scale),) = (one for one in runs(run) if f"{one.name}_eps" in run)
+    assert scale > 1
+    step, rule = settings["grad_logprob_step"], DDIM(eta=eta)
+    painter = dataclasses.replace(painter, schedule=dataclasses.replace(painter.schedule, to_data=to_data))
     states = [pixels(x) for x in (run["init_latents"], *run[f"{name}_latents"])]
     grid = states[0].shape[1:3]
     times = painter.times(len(run["timesteps"]), 0, grid)
-    np.testing.assert_allclose(times, np.append(run["timesteps"] + 1, 1) / 1000, rtol=1e-6)
+    counted = np.append(run["timesteps"] + 1, 0 if to_data else 1) / painter.schedule.train_steps
+    np.testing.assert_allclose(times, counted, rtol=1e-6)
     text = TextStates(run["encoder_hidden_states"], empty=TextStates(run["uncond_hidden_states"]))
-    upon = [read(params, text, painter.empty(2)) for read in (painter.read, painter.unread)]
+    upon = [read(params, text, painter.empty(len(states[0]))) for read in (painter.read, painter.unread)]
     both = jax.tree.map(lambda *c: jnp.concatenate(c), *upon)
 
     def guided(p, x, index):
-        tokens = painter.predict(p, painter.to_tokens(jnp.concatenate([x, x])), jnp.full(4, times[index]), grid, both)
+        twice = painter.to_tokens(jnp.concatenate([x, x]))
+        tokens = painter.predict(p, twice, jnp.full(len(twice), times[index]), grid, both)
         asked, plain = jnp.split(painter.to_latent(tokens, grid), 2)
-        return plain + 5 * (asked - plain)
+        return plain + scale * (asked - plain)
 
     assert_close(jax.jit(guided, static_argnums=2)(params, states[step], step), np.moveaxis(run[f"{name}_eps"][step], 1, -1))
 
@@ -124,24 +134,27 @@ def test_a_guided_run_and_the_gradient_of_a_transitions_log_probability(recorded
     recorded_gradients.check(loss, params, painter.network.stored_names, fixtures / "sd", "grad_logprob", assert_close)
 
 
-@pytest.mark.parametrize(("name", "to_data"), [("a1F_eta0_cfg1", False), ("a1F_eta0_cfg5", False), ("a1T_eta0_cfg5", True)])
-def test_whole_runs_of_the_sampler(recorded, assert_close, name, to_data):
+def test_whole_runs_of_the_sampler(recorded, assert_close):
     """DDIM without noise, without guidance and with it, up to the first of the diffusion's steps and up to the data."""
     read, painter, params = recorded
-    run, schedule = read("ddim"), DiffusionSchedule(to_data=to_data)
-    x, painter = pixels(run["init_latents"]), dataclasses.replace(painter, schedule=schedule)
-    grid, scale = x.shape[1:3], float(name[-1])
+    run = read("ddim")
+    plain = [one for one in runs(run) if not one.eta]
+    assert {one.to_data for one in plain} == {one.scale > 1 for one in plain} == {True, False}
+    x, nothing = pixels(run["init_latents"]), jnp.zeros(0, jnp.int32)
+    grid = x.shape[1:3]
     text, empty = (TextStates(run[f"{which}_hidden_states"]) for which in ("encoder", "uncond"))
-    times = tuple(painter.times(len(run["timesteps"]), 0, grid).tolist())
-    guidance = Guidance(text=scale, renorm_min=1.0)  # which is no renormalisation
-    sampler = FlowSampler(schedule=times, rule=ODE(), grid=grid, guidance=guidance, path=painter.path, prediction="noise")
-    nothing = jnp.zeros(0, jnp.int32)
-    found, _ = verbs.denoise(painter, params, text, painter.to_tokens(x), None, nothing, sampler, (empty, empty))
-    assert_close(painter.to_latent(found, grid), pixels(run[f"{name}_latents"][-1]), limit=2e-4)
+    for name, to_data, _, scale in plain:
+        painter = dataclasses.replace(painter, schedule=dataclasses.replace(painter.schedule, to_data=to_data))
+        times = tuple(painter.times(len(run["timesteps"]), 0, grid).tolist())
+        guidance = Guidance(text=scale, renorm_min=1.0)  # which is no renormalisation
+        sampler = FlowSampler(schedule=times, rule=ODE(), grid=grid, guidance=guidance, path=painter.path,
+                              prediction=painter.prediction)  # fmt: skip
+        found, _ = verbs.denoise(painter, params, text, painter.to_tokens(x), None, nothing, sampler, (empty, empty))
+        assert_close(painter.to_latent(found, grid), pixels(run[f"{name}_latents"][-1]), limit=2e-4, name=name)
 
 
-def test_bfloat16_stays_within_two_percent(recorded):
-    """Computed from float32 parameters."""
+def test_bfloat16_stays_within_three_percent(recorded):
+    """Computed from float32 parameters; with other random weights up to 0.020 was seen, of three scales 0.026."""
     read, painter, params = recorded
     found, rough = read("unet"), dataclasses.replace(painter, dtype="bfloat16")
     out = jax.jit(lambda p, *given: noise_of(rough, p, *given))(
@@ -149,7 +162,7 @@ def test_bfloat16_stays_within_two_percent(recorded):
     )
     exact = np.moveaxis(found["out"], 1, -1)
     assert out.dtype == jnp.float32
-    assert np.sqrt(np.mean((np.asarray(out) - exact) ** 2)) < 0.02 * np.sqrt(np.mean(exact**2))
+    assert np.sqrt(np.mean((np.asarray(out) - exact) ** 2)) < 0.03 * np.sqrt(np.mean(exact**2))
 
 
 def test_times_are_not_shifted():

@@ -3,6 +3,7 @@
 import contextlib
 import gc
 import json
+import math
 import shutil
 import weakref
 
@@ -18,8 +19,6 @@ from unigrpo_jax.models.text_encoders.codec import PART, EmbeddingCodec, in_turn
 from unigrpo_jax.models.text_encoders.encoder import ROWS, Encoders, open_flux, open_stable_diffusion
 from unigrpo_jax.parallel.frozen import on_own_devices
 from unigrpo_jax.parallel.mesh import make_mesh
-
-T5_TOKENS = 14
 
 
 class Counted(Encoders):
@@ -53,11 +52,6 @@ def sd(fixtures):
 
 
 @pytest.fixture(scope="module")
-def flux(fixtures):
-    return open_flux(fixtures / "flux" / "pipeline", "float32", T5_TOKENS)
-
-
-@pytest.fixture(scope="module")
 def recorded(fixtures):
     """Prompts and arrays of a family."""
 
@@ -66,6 +60,17 @@ def recorded(fixtures):
         return prompts, dict(np.load(fixtures / family / "text.npz"))
 
     return read
+
+
+@pytest.fixture(scope="module")
+def t5_tokens(recorded):
+    """Of each recorded text."""
+    return recorded("flux")[1]["t5_input_ids"].shape[1]
+
+
+@pytest.fixture(scope="module")
+def flux(fixtures, t5_tokens):
+    return open_flux(fixtures / "flux" / "pipeline", "float32", t5_tokens)
 
 
 @pytest.fixture
@@ -90,8 +95,9 @@ def test_stable_diffusion_s_recorded_states_with_those_of_the_empty_prompt(codec
     prompts, found = recorded("sd")
     text = codec(guided=True).prompts(prompts, 77)
     assert_close(text.states, found["last_hidden_state"])
-    assert text.pooled is None and text.empty.pooled is None and prompts[2] == ""
-    assert_close(text.empty.states, np.broadcast_to(found["last_hidden_state"][2:], text.states.shape))
+    assert text.pooled is None and text.empty.pooled is None
+    empty = found["last_hidden_state"][prompts.index("")]
+    assert_close(text.empty.states, np.broadcast_to(empty, text.states.shape))
     assert codec().prompts(prompts, 77).empty is None
 
 
@@ -102,7 +108,7 @@ def test_flux_s_recorded_states_and_pooled(flux, tmp_path, recorded, assert_clos
     assert_close(text.states, found["t5_last_hidden_state"])
     assert_close(text.pooled, found["clip_pooled"])
     sizes = lambda tree: jax.tree.map(lambda x: (x.shape, x.dtype), tree)
-    assert sizes(text) == sizes(codec.shapes(2, 77))
+    assert sizes(text) == sizes(codec.shapes(len(prompts), 77))
     same(codec.prompts(prompts[::-1], 77), jax.tree.map(lambda x: x[::-1], text))
 
 
@@ -194,8 +200,8 @@ CHANGES = ["weights", "stored dtype", "config", "tokenizer", "length", "dtype"]
 
 
 @pytest.mark.parametrize("change", CHANGES)
-def test_another_encoder_s_states_are_never_used(fixtures, tmp_path, flux, change):
-    folder, tokens, dtype = tmp_path / "model", T5_TOKENS, "float32"
+def test_another_encoder_s_states_are_never_used(fixtures, tmp_path, flux, t5_tokens, change):
+    folder, tokens, dtype = tmp_path / "model", t5_tokens, "float32"
     for name in ("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2"):
         shutil.copytree(fixtures / "flux" / "pipeline" / name, folder / name, copy_function=shutil.copyfile)
         (folder / name).chmod(0o755)
@@ -209,12 +215,13 @@ def test_another_encoder_s_states_are_never_used(fixtures, tmp_path, flux, chang
         save_file({name: x.astype(ml_dtypes.bfloat16) for name, x in tensors.items()}, weights)
     elif change == "config":
         path = folder / "text_encoder" / "config.json"
-        path.write_text(path.read_text().replace("quick_gelu", "gelu"))
+        data = json.loads(path.read_text())
+        path.write_text(json.dumps(data | {"hidden_act": {"gelu": "quick_gelu"}.get(data["hidden_act"], "gelu")}))
     elif change == "tokenizer":
         path = folder / "tokenizer" / "merges.txt"
         path.write_text("\n".join(path.read_text().splitlines()[:-1]) + "\n")
     elif change == "length":
-        tokens = 13
+        tokens -= 1
     else:
         dtype = "bfloat16"
     changed = open_flux(folder, dtype, tokens)
@@ -239,13 +246,14 @@ def test_weights_of_other_dtypes_in_shards_give_the_states(fixtures, tmp_path, s
     assert_close(text.states, found["last_hidden_state"], limit=0.05)
 
 
-def test_bfloat16_states_are_kept_as_such_and_are_near(fixtures, tmp_path, recorded, assert_close):
+def test_bfloat16_states_are_kept_as_such_and_are_near(fixtures, tmp_path, recorded, t5_tokens, assert_close):
     prompts, found = recorded("flux")
-    short = open_flux(fixtures / "flux" / "pipeline", "bfloat16", T5_TOKENS)
+    short = open_flux(fixtures / "flux" / "pipeline", "bfloat16", t5_tokens)
     codec = EmbeddingCodec(encoders=short, kept=EmbeddingsConfig(folder=str(tmp_path)), notice=lambda words: None)
     text = codec.prompts(prompts, 77)
     assert text.states.dtype == text.pooled.dtype == ml_dtypes.bfloat16
-    assert_close(text.states, found["t5_last_hidden_state"], limit=0.05)
+    # Of 18 encoders with random weights, of 2 to 4 layers, the farthest is away by 0.064: T5 does not scale its scores.
+    assert_close(text.states, found["t5_last_hidden_state"], limit=0.1)
     assert_close(text.pooled, found["clip_pooled"], limit=0.01)
     same(codec.prompts(prompts, 77), text)
 
@@ -253,8 +261,9 @@ def test_bfloat16_states_are_kept_as_such_and_are_near(fixtures, tmp_path, recor
 def test_an_encoder_over_a_mesh_is_cut_and_says_the_same(flux, tmp_path, recorded, assert_close):
     prompts, found = recorded("flux")
     place = on_own_devices(make_mesh(4, MeshConfig(data=2, fsdp=2)))
-    parts = {name: x.size // x.addressable_shards[0].data.size for name, x in flux.parts[0].read(place).items()}
-    assert {name for name, count in parts.items() if count != 4} == {"encoder.final_layer_norm.weight"}
+    for name, x in flux.parts[0].read(place).items():
+        divides = x.ndim > 1 and any(size % 4 == 0 for size in x.shape)
+        assert x.size // x.addressable_shards[0].data.size == (4 if divides else 1), name
     codec = EmbeddingCodec(encoders=flux, kept=EmbeddingsConfig(folder=str(tmp_path)), place=place,
                            notice=lambda words: None)  # fmt: skip
     text = codec.prompts(prompts, 77)
@@ -282,9 +291,9 @@ def test_processes_that_share_a_folder_begin_at_different_texts_and_skip_what_ot
     assert slow.encoders.calls == (ROWS,) and sum(fast.encoders.calls) == 3 * ROWS - 1
 
 
-def test_more_than_the_limit_is_not_kept_and_is_said_with_what_would_do(codec, sd):
+def test_more_than_the_limit_is_not_kept_and_is_said_with_what_would_do(codec, recorded):
     said, texts = [], [f"{i} cats" for i in range(3 * ROWS)]
-    size = 32 + 20 * 24 * 4
+    size = 32 + recorded("sd")[1]["last_hidden_state"][0].nbytes
     small = codec(gigabytes=1.5 * ROWS * size / 1e9, notice=said.append)
     small.prepare(texts)
     assert small.encoders.calls == (ROWS,) and len(said) == 1 and "\n" not in said[0]
@@ -307,19 +316,22 @@ def test_a_disk_that_cannot_be_written_stops_preparing_but_no_run(codec):
 
 
 def test_a_prompt_that_is_cut_is_said_once_of_each_encoder(flux, recorded):
-    said, prompts = [], recorded("flux")[0]
+    said, found = [], recorded("flux")[1]
+    t5_tokens, clip_tokens = (found[f"{which}_input_ids"].shape[1] for which in ("t5", "clip"))
+    long = "the cat " * max(t5_tokens, clip_tokens)
     codec = EmbeddingCodec(encoders=flux, kept=EmbeddingsConfig(), notice=said.append)
-    codec.check_lengths(["a", prompts[0]], 1)
+    codec.check_lengths(["a", ""], 1)
     assert said == []
     for _ in range(2):
-        codec.check_lengths([prompts[0], prompts[1], "a"], 1, lambda row: f"line {row}")
+        codec.check_lengths(["", long, "a"], 1, lambda row: f"line {row}")
     t5, clip = said
-    assert "(line 1)" in t5 and "T5 reads the first 14" in t5 and "CLIP reads the first 20" in clip and prompts[1][:60] in t5
+    assert "(line 1)" in t5 and f"T5 reads the first {t5_tokens}," in t5 and f"CLIP reads the first {clip_tokens}," in clip
+    assert long[:60] in t5
 
 
-def test_what_a_codec_of_embeddings_has_no_part_in(codec):
-    one = codec()
-    assert one.system(RolloutConfig()) == () and one.thoughts(None, 2) == ["", ""] and one.bucket(["a"] * 3) == 20
+def test_what_a_codec_of_embeddings_has_no_part_in(codec, recorded):
+    one, tokens = codec(), recorded("sd")[1]["input_ids"].shape[1]
+    assert one.system(RolloutConfig()) == () and one.thoughts(None, 2) == ["", ""] and one.bucket(["a"] * 3) == tokens
 
 
 def test_words_that_an_encoder_does_not_know_are_named(flux):
@@ -327,12 +339,13 @@ def test_words_that_an_encoder_does_not_know_are_named(flux):
     assert codec.unknown_words(["the RED cat", "the 猫 cat", "</s> the"]) == ["猫"]
 
 
-def test_names_of_tokens_in_a_prompt_are_its_letters(flux):
+def test_names_of_tokens_in_a_prompt_are_its_letters(flux, t5_tokens):
     """T5's tokenizer knows <extra_id_3>, whose id lies beyond the tiny encoder's embeddings, and </s>, which ends a text."""
     coder = flux.parts[0].coder
-    assert coder.tokenizer.encode("<extra_id_3>", add_special_tokens=False) == [111] and coder.vocabulary == 108
+    (named,), end = coder.tokenizer.encode("<extra_id_3>", add_special_tokens=False), coder.tokenizer.eos_token_id
     ids = coder(["a <extra_id_3> cat", "a </s> cat"])[0]
-    assert ids.max() < 108 and (ids == 1).sum(axis=1).tolist() == [1, 1] and ids.shape == (2, T5_TOKENS)
+    assert ids.max() < coder.vocabulary <= named and (ids == end).sum(axis=1).tolist() == [1, 1]
+    assert ids.shape == (2, t5_tokens)
 
 
 @pytest.mark.parametrize(
@@ -351,22 +364,26 @@ def test_a_file_that_is_missing_is_a_sentence(fixtures, tmp_path, lost, words):
     (folder / lost).parent.chmod(0o755)
     (folder / lost).unlink()
     with pytest.raises(ConfigError) as error:
-        open_flux(folder, "float32", T5_TOKENS)
+        open_flux(folder, "float32", 14)
     assert words in str(error.value) and "\n" not in str(error.value)
 
 
+ALL = -1  # that the encoder has places for
+
+
 @pytest.mark.parametrize(
-    "longest, tokens", [(10, 10), (None, 20), (1e30, 20), (77, 20), (2, 0), (2.5, 0), ("10", 0), ([9], 0), (float("inf"), 0)]
+    "longest, tokens", [(5, 5), (None, ALL), (1e30, ALL), (1000, ALL), (2, 0), (2.5, 0), ("10", 0), ([9], 0), (math.inf, 0)]
 )
 def test_clip_s_rows_are_as_long_as_the_tokenizer_says(fixtures, tmp_path, longest, tokens):
-    folder = tmp_path / "sd"
+    folder, data = tmp_path / "sd", json.loads((fixtures / "sd" / "pipeline" / "text_encoder" / "config.json").read_text())
     for name in ("text_encoder", "tokenizer"):
         shutil.copytree(fixtures / "sd" / "pipeline" / name, folder / name, copy_function=shutil.copyfile)
     path = folder / "tokenizer" / "tokenizer_config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"model_max_length": longest}))
     if tokens:
         found = open_stable_diffusion(folder, "float32")
-        assert found.shapes()["states"].shape == (tokens, 24)
+        tokens = data["max_position_embeddings"] if tokens == ALL else tokens
+        assert found.shapes()["states"].shape == (tokens, data["hidden_size"])
         assert found.parts[0].coder(["a cat"])[0].shape == (1, tokens)
         return
     with pytest.raises(ConfigError) as error:

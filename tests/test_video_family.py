@@ -32,12 +32,10 @@ from unigrpo_jax.training.given import given_pictures, picture_shapes
 from unigrpo_jax.training.restore import restore
 from unigrpo_jax.worlds.prompt import Prompt
 
-SIZE = (32, 48, 9)  # of what was recorded
-
 
 @pytest.fixture(scope="module")
 def recorded(fixtures, tmp_path_factory):
-    """The recorded arrays by file, and both models as folders of their pipelines."""
+    """The recorded arrays by file, their size in pixels and frames, and both models as folders of their pipelines."""
     own, folder = fixtures / "hunyuan_video", tmp_path_factory.mktemp("skyreels") / "folder"
     load = lambda name: dict(np.load(own / f"{name}.npz"))
     shutil.copytree(own / "pipeline", folder, copy_function=shutil.copyfile)
@@ -45,20 +43,22 @@ def recorded(fixtures, tmp_path_factory):
         shutil.copytree(own / "pipeline_i2v" / part, folder / part, copy_function=shutil.copyfile, dirs_exist_ok=True)
     index = folder / "model_index.json"
     index.write_text(json.dumps(json.loads(index.read_text()) | {"_class_name": FROM_PICTURE}))
-    models = {"t2v": own / "pipeline", "i2v": folder}
-    return load, {kind: load_model(ModelConfig(path=str(path))) for kind, path in models.items()}
+    settings = json.loads((own / "settings.json").read_text())
+    told = {"t2v": (own / "pipeline", settings["guidance"]), "i2v": (folder, None)}  # the latter as it is where none is said
+    models = {kind: load_model(ModelConfig(path=str(path), told_guidance=scale)) for kind, (path, scale) in told.items()}
+    return load, (*settings["image_hw"], settings["frames"]), models
 
 
 def drawn(recorded, kind: str, guidance: float = 1.0):
     """Times, the last latent [B, frames, h, w, C] by the house's sampler, and the autoencoder's parameters."""
-    load, models = recorded
+    load, size, models = recorded
     loaded, run, text = models[kind], load("run"), load("text")
     network, params, autoencoder = loaded.network, loaded.params(), loaded.autoencoder_params()
-    grid = network.grid(*SIZE)
+    grid = network.grid(*size)
     said = lambda before: TextStates(text[f"{before}prompt_embeds"], text[f"{before}clip_pooled"],
                                      text[f"{before}prompt_mask"] > 0)  # fmt: skip
     text = said("").replace(empty=said("neg_"))
-    times = network.times(4, 0, grid)
+    times = network.times(len(run[f"{kind}_sigmas"]) - 1, 0, grid)
     own = Guidance(text=guidance, renorm=network.guidance_renorm) if guidance > 1 else None
     sampler = FlowSampler(schedule=tuple(times.tolist()), rule=ODE(), grid=grid, guidance=own)
 
@@ -78,7 +78,7 @@ def drawn(recorded, kind: str, guidance: float = 1.0):
 
 
 def test_a_recorded_clip_from_text(recorded, assert_close):
-    load, models = recorded
+    load, _, models = recorded
     run, loaded = load("run"), models["t2v"]
     assert loaded.network.guidance_scale == run["guidance"] and not loaded.codec.guided
     times, latent, params = drawn(recorded, "t2v")
@@ -91,7 +91,7 @@ def test_a_recorded_clip_from_text(recorded, assert_close):
 @pytest.mark.parametrize("name, guided", [("i2v", True), ("i2v_nocfg", False)])
 def test_a_recorded_clip_from_a_picture(recorded, assert_close, name, guided):
     """The picture's latents are the posterior's mean, as recorded; guidance compares with the empty text."""
-    load, models = recorded
+    load, _, models = recorded
     run = load("run")
     assert models["i2v"].codec.guided and models["i2v"].network.guidance_scale == 1
     times, latent, _ = drawn(recorded, "i2v", float(run["true_cfg"]) if guided else 1.0)
