@@ -4,6 +4,8 @@ import contextlib
 import json
 import os
 import pathlib
+import re
+import signal
 import socket
 import subprocess
 import sys
@@ -22,6 +24,7 @@ from unigrpo_jax.config import ConfigError, ProcessConfig
 from unigrpo_jax.parallel import mesh as meshes
 from unigrpo_jax.parallel import processes
 from unigrpo_jax.parallel.processes import Place, find
+from unigrpo_jax.parallel.roll_call import PeersMissing
 
 SLURM = {"SLURM_JOB_ID": "5000", "SLURM_NTASKS": "4", "SLURM_PROCID": "3", "SLURM_LOCALID": "1",
          "SLURM_STEP_NUM_NODES": "2", "SLURM_STEP_NODELIST": "gpu[012-013]"}  # fmt: skip
@@ -74,7 +77,12 @@ def test_a_place_that_cannot_be_is_one_sentence(config, environment, words):
     ],
 )  # fmt: skip
 def test_a_host_of_a_tpu_slice_finds_its_place(monkeypatch, more, place):
-    """By the variables that GKE sets, read by JAX."""
+    in_slices(monkeypatch, more)
+    assert find(ProcessConfig()) == place
+
+
+def in_slices(monkeypatch, more):
+    """This process as a host of TPUs, by the variables that GKE sets and JAX reads."""
     from jax._src.clusters import cloud_tpu_cluster
 
     monkeypatch.setattr(cloud_tpu_cluster, "running_in_cloud_tpu_vm", True)
@@ -82,7 +90,16 @@ def test_a_host_of_a_tpu_slice_finds_its_place(monkeypatch, more, place):
                  "MEGASCALE_NUM_SLICES": "", "MEGASCALE_SLICE_ID": "", "MEGASCALE_COORDINATOR_ADDRESS": ""}  # fmt: skip
     for name, value in (variables | more).items():
         monkeypatch.setenv(name, value)
-    assert find(ProcessConfig()) == place
+
+
+def test_a_slice_whose_coordinator_does_not_come_is_missed(monkeypatch):
+    from jax._src.clusters import cloud_tpu_cluster
+
+    second = {"MEGASCALE_NUM_SLICES": "2", "MEGASCALE_SLICE_ID": "1"}
+    in_slices(monkeypatch, second | {"MEGASCALE_COORDINATOR_ADDRESS": "x.invalid"})
+    monkeypatch.setattr(cloud_tpu_cluster.time, "sleep", lambda seconds: None)
+    with pytest.raises(PeersMissing, match=r"^the other processes were not found within 1 s \(.* x.invalid\)$"):
+        find(ProcessConfig(wait_seconds=1))
 
 
 def test_every_row_belongs_to_one_shard():
@@ -115,7 +132,10 @@ def free_port() -> int:
 
 
 class Processes:
-    """Processes with one CPU device each that do the same runs of `experiments.run`, one after the other."""
+    """Processes with one CPU device each that do the same runs of `experiments.run`, one after the other.
+
+    Each works in a folder of its own, `process-I`.
+    """
 
     def __init__(self, folder: pathlib.Path, model: pathlib.Path, *arguments, count=2):
         (folder / "tiny_reward.py").write_text(REWARD)
@@ -131,7 +151,8 @@ class Processes:
             place = ["--processes.count", count, "--processes.index", i, "--processes.coordinator", coordinator]
             words = ["smoke", "--model.path", model, *SMALL, "--devices", 0, *OTHERWISE, *arguments]
             self._words.append(words + (place if count > 1 else []))
-            self.children.append(subprocess.Popen([sys.executable, "-m", "tests.runs_of_a_process"], cwd=folder,
+            (own := folder / f"process-{i}").mkdir()
+            self.children.append(subprocess.Popen([sys.executable, "-m", "tests.runs_of_a_process"], cwd=own,
                                  env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
                                  text=True))  # fmt: skip
 
@@ -257,6 +278,32 @@ def test_processes_with_other_settings_do_not_start(living):
     assert not (two.folder / "run").exists()
 
 
+def test_processes_with_other_prompts_under_one_name_do_not_start(living, tmp_path):
+    """Each reads the file of its own working folder."""
+    two = living()
+    for index in range(2):
+        prompt = json.dumps({"prompt": ("a red circle", "a blue square")[index]})
+        (two.folder / f"process-{index}" / "mine.jsonl").write_text(prompt)
+    for code, out, err in two.run(tmp_path / "run", "--prompts", "mine.jsonl"):
+        assert code == 2 and out == "" and err.count("\n") == 1, (out, err)
+        assert "process 1 and process 0 differ in mine.jsonl (prompts); give all" in err
+    assert not (tmp_path / "run").exists()
+
+
+def test_messages_of_any_length_are_gathered_by_few_programs(living, tmp_path):
+    """Of sixty lengths; where the module that sends them is imported, processes stand where all gather."""
+    two = living()
+    (two.folder / "sending.py").write_text(
+        "import jax\nfrom unigrpo_jax.parallel import processes\n\ncompiled = []\n"
+        "jax.monitoring.register_event_duration_secs_listener(lambda name, *_, **__: compiled.append(name))\n"
+        "for length in range(100, 9100, 150):\n"
+        "    own = length + jax.process_index()\n"
+        "    assert list(map(len, processes.gather('x' * own))) == [length, length + 1]\n"
+        "raise RuntimeError(f'{sum(\"backend_compile\" in name for name in compiled)} programs')\n")  # fmt: skip
+    for code, _, err in two.run(tmp_path / "run", "--rewards", "sending:score"):
+        assert code == 2 and int(re.search(r"RuntimeError: (\d+) programs", err)[1]) <= 3, err
+
+
 def test_a_reward_that_fails_in_one_process_stops_both_in_one_sentence(living, tmp_path):
     two = living()
     (two.folder / "failing.py").write_text(
@@ -295,6 +342,18 @@ def test_a_signal_to_one_process_saves_in_both_and_asks_for_a_restart(living, tm
     outcomes = two.wait()
     assert [code for code, _, _ in outcomes] == [75, 75], outcomes
     assert len(steps(run_dir)) == 1 and steps(run_dir)[0] == len(metrics(run_dir)) >= 1
+
+
+def test_a_signal_before_the_iterations_ends_that_process_and_the_other_asks_for_a_restart(tiny_model, tmp_path):
+    """SIGTERM where the reward is imported; the other waits for what both must have."""
+    (tmp_path / "ending.py").write_text(
+        "import jax, os, signal, time\nif jax.process_index() == 1:\n    os.kill(os.getpid(), signal.SIGTERM)\n"
+        "    time.sleep(20)\n\ndef score(batch):\n    return [0.5] * len(batch.prompts)\n")  # fmt: skip
+    with Processes(tmp_path, tiny_model, *DRAWN) as two:
+        two.begin_last(tmp_path / "run", "--rewards", "ending:score")
+        (code, _, err), (other, _, _) = two.wait()
+    assert other == -signal.SIGTERM and code == 75 and "another process was lost" in err, (other, code, err)
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_process_that_is_killed_ends_the_other_which_asks_for_a_restart(tiny_model, tmp_path):

@@ -23,6 +23,7 @@ from unigrpo_jax.parallel.roll_call import PeersMissing, roll_call
 
 VARIABLES = ("UNIGRPO_COORDINATOR", "UNIGRPO_PROCESSES", "UNIGRPO_PROCESS")
 
+SHORTEST = 4096  # bytes of a message between processes
 # How the messages of a collective or of the coordination service begin when somebody is gone.
 _GONE = "UNKNOWN|UNAVAILABLE|INTERNAL|ABORTED|CANCELLED|DEADLINE_EXCEEDED|FAILED_PRECONDITION"
 
@@ -49,6 +50,7 @@ def find(config: ProcessConfig, environment: Mapping[str, str] | None = None) ->
 
     Raises:
       ConfigError: what is said is incomplete or contradicts itself.
+      PeersMissing: the host of process 0 did not come in time.
     """
     environment = os.environ if environment is None else environment
     if config.count == 1:
@@ -98,7 +100,11 @@ def _known_to_jax(wait: int) -> Place | None:
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that a package is missing which would ask Kubernetes
-        address, count, index, devices = ClusterEnv.auto_detect_unset_distributed_params(None, None, None, None, None, wait)
+        try:
+            found = ClusterEnv.auto_detect_unset_distributed_params(None, None, None, None, None, wait)
+        except RuntimeError as error:  # the slice of process 0 has no name or address yet
+            raise PeersMissing(f"the other processes were not found within {wait} s ({said(error)})") from error
+    address, count, index, devices = found
     if not address or not count or count == 1:
         return None
     return Place(address, count, index, None if devices is None else tuple(devices))
@@ -120,6 +126,8 @@ def start(config: ProcessConfig, facts: Mapping[str, Any]) -> None:
         return
     tell = lambda words: print(words, file=sys.stderr, flush=True)
     roll_call(place.coordinator, place.count, place.index, facts, config.wait_seconds, tell)
+    if hasattr(jax.config, "jax_enable_preemption_service"):  # it would swallow SIGTERM until the run listens itself
+        jax.config.update("jax_enable_preemption_service", False)
     jax.distributed.initialize(
         place.coordinator, place.count, place.index, None if place.devices is None else list(place.devices),
         cluster_detection_method="deactivate", initialization_timeout=config.wait_seconds,
@@ -132,12 +140,15 @@ def is_first() -> bool:
 
 
 def gather(value: Any) -> list[Any]:
-    """Every process's JSON value, in order; all processes must call it.  Floats come back bit for bit."""
+    """Every process's JSON value, in order; all processes must call it.  Floats come back bit for bit.
+
+    Messages are filled up to a power of two, since each other length would compile a program of its own.
+    """
     if jax.process_count() == 1:
         return [value]
     data = np.frombuffer(json.dumps(value).encode(), np.uint8)
     sizes = multihost_utils.process_allgather(np.array([data.size]))
-    padded = np.zeros(int(sizes.max()), np.uint8)
+    padded = np.zeros(max(SHORTEST, 1 << int(sizes.max() - 1).bit_length()), np.uint8)
     padded[: data.size] = data
     rows = multihost_utils.process_allgather(padded)
     return [json.loads(row[:size].tobytes()) for row, size in zip(rows, sizes.reshape(-1), strict=True)]

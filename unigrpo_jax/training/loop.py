@@ -20,7 +20,15 @@ from unigrpo_jax.training.iterations import Iterations
 from unigrpo_jax.training.metrics import MetricsWriter
 from unigrpo_jax.training.overview import card, warnings
 from unigrpo_jax.training.placement import HEADER, placement
-from unigrpo_jax.training.run_folder import check_folder, check_same_weights, flat, origin, versions, write_json
+from unigrpo_jax.training.run_folder import (
+    check_folder,
+    check_same_origin,
+    check_same_weights,
+    flat,
+    origin,
+    versions,
+    write_json,
+)
 from unigrpo_jax.training.stopping import Preempted, RunStopped, StorageFailed
 from unigrpo_jax.training.supervised import SupervisedEvaluator, SupervisedTrainer
 from unigrpo_jax.training.trainer import Parts, Trainer, build
@@ -52,24 +60,30 @@ def run(config: RunConfig, run_dir: storage.Place, resume: bool = False, allow_c
     told = {"--run-dir": str(run_dir), "--resume": resume, "--allow-changed": list(allow_changed)}
     processes.start(config.processes, settings | versions() | told)
     require(resume or not allow_changed, "--allow-changed is for --resume; a new run takes any settings.")
+    with processes.joined():
+        return _run(config, run_dir, resume, allow_changed)
 
+
+def _run(config: RunConfig, run_dir: epath.Path, resume: bool, allow_changed: Sequence[str]) -> dict:
+    """What `run` does once the processes have met."""
     taught, distils = config.learning.method == "sft", config.learning.distils
     made = supervised.build if taught else distilled.build if distils else build
 
-    def begin() -> tuple[Parts, bool]:
+    def begin() -> tuple[Parts, bool, dict]:
         parts = made(config)
-        return parts, check_folder(run_dir, parts, resume, allow_changed)
+        return parts, check_folder(run_dir, parts, resume, allow_changed), origin(parts)
 
-    parts, known = processes.agree_on_errors((ConfigError,), begin)
+    parts, known, began = processes.agree_on_errors((ConfigError,), begin)
     seen = processes.gather(known)
     require(len(set(seen)) == 1, f"only process {seen.index(True) if True in seen else 0} of {len(seen)} finds a run in "
                                  f"{run_dir}; put the run folder on storage that all of them share.")  # fmt: skip
+    check_same_origin(processes.gather(began))
     what = (parts.loaded, parts.world, parts.judging, parts.layout, config.logging.samples)
     usual = lambda parts: Evaluator(config.evaluation, config.rollout, *what)
     judge = SupervisedEvaluator if taught else DistilledEvaluator if distils else usual
     evaluator = processes.agree_on_errors((ConfigError,), lambda: judge(parts))
     trainer = (SupervisedTrainer if taught else DistilledTrainer if distils else Trainer)(parts)
-    began = origin(parts) | {"versions": versions()}
+    began |= {"versions": versions()}
     facts = {"seed": config.seed, "config": to_dict(config)} | began
     checkpoints = Checkpoints(run_dir / "checkpoints", config.checkpoint, facts)
     done, troubles = checkpoints.newest()

@@ -157,6 +157,20 @@ def origin(parts: Parts) -> dict[str, str]:
     return {"model_sha256": parts.loaded.checksum()} | taught | ({"files": files} if files else {})
 
 
+def check_same_origin(origins: Sequence[dict[str, Any]]) -> None:
+    """ConfigError where a process starts from another `origin` than process 0; they stand in the order of the processes."""
+    weights = {"model_sha256": "the weights (model.path)", "teacher_sha256": "those of learning.distillation.teacher"}
+    first, *others = (
+        {words: own.get(name) for name, words in weights.items()}
+        | {f"{name} ({field})": digest for field, files in own.get("files", {}).items() for name, digest in files.items()}
+        for own in origins
+    )
+    for index, own in enumerate(others, 1):
+        differ = [words for words in first if own.get(words) != first[words]]
+        require(not differ, f"process {index} and process 0 differ in {' and '.join(differ)}; give all processes the same "
+                            "files.")  # fmt: skip
+
+
 def read_files(config: RunConfig) -> dict[str, dict[str, str]]:
     """{field: {name: SHA-256}} of the files of prompts and examples that a config learns from."""
     prompts = () if config.learning.method == "sft" else config.prompts  # which are judged on alone
