@@ -67,7 +67,7 @@ def train(
         )
         configure_jax()
         from unigrpo_jax.parallel.roll_call import PeersMissing
-        from unigrpo_jax.training.loop import Preempted, RunStopped, StorageFailed, run
+        from unigrpo_jax.training.loop import JudgeAway, Preempted, RunStopped, StorageFailed, run
         from unigrpo_jax.training.watchdog import RESTART
 
         try:
@@ -80,7 +80,7 @@ def train(
             leave(1, f"{program}: {error}")
         except RunStopped as error:
             say(program, error)
-            sys.exit(RESTART if isinstance(error, Preempted) else 1)
+            sys.exit(RESTART if isinstance(error, (Preempted, JudgeAway)) else 1)
     except ConfigError as error:
         complain(error, program)
     except BrokenPipeError:

@@ -7,7 +7,7 @@ as it is.  `--resume` starts where there is no checkpoint and continues from the
 needs nothing else.  The program's exit code says what a launcher does:
 
     0    finished
-    75   EX_TEMPFAIL: saved after SIGTERM, or lost its peers; start again
+    75   EX_TEMPFAIL: saved after SIGTERM, or lost its peers or its judge; start again
     1    stopped for a reason that a restart does not mend, such as a reward that raises
     2    settings that cannot work
     126, 127   a shell's codes for a program that cannot be started

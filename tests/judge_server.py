@@ -45,8 +45,8 @@ class JudgeServer(http.server.ThreadingHTTPServer):
 
     daemon_threads, block_on_close, request_queue_size = True, False, 64
 
-    def __init__(self, behaviour: Behaviour):
-        super().__init__(("127.0.0.1", 0), _Handler)
+    def __init__(self, behaviour: Behaviour, port: int):
+        super().__init__(("127.0.0.1", port), _Handler)
         self.behaviour, self.requests, self.headers, self.paths = behaviour, [], [], []
         self.at_once = self.now = 0
         self.lock, self.over = threading.Lock(), threading.Event()
@@ -100,9 +100,9 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
 
 @contextlib.contextmanager
-def serving(behaviour: Behaviour) -> Iterator[JudgeServer]:
-    """A server in the background."""
-    server = JudgeServer(behaviour)
+def serving(behaviour: Behaviour, port: int = 0) -> Iterator[JudgeServer]:
+    """A server in the background, at any free port where none is named."""
+    server = JudgeServer(behaviour, port)
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
     thread.start()
     try:

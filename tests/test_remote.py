@@ -6,14 +6,15 @@ import os
 import pathlib
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
 
-from tests.command import HEADS, SMALL
+from tests.command import HEADS, SMALL, run_small
 from tests.judge_server import KEY, YES, Answer, always, batch, config, expects, image_of, judge, says, serving, text_of
 from unigrpo_jax.config import ConfigError, JudgingConfig
-from unigrpo_jax.rewards.judging import Judging
+from unigrpo_jax.rewards.judging import Away, Judging, RewardError
 from unigrpo_jax.rewards.load import load_reward
 from unigrpo_jax.rewards.protocol import Reward
 from unigrpo_jax.rewards.remote import Judge, fill
@@ -175,6 +176,74 @@ def test_what_is_late_is_given_up_so_that_the_rest_counts(caplog):
         found = Judging({"judge": load_reward("judge", made)}, made.judging)(batch("a", "slow", "b"))
     np.testing.assert_allclose(found["judge"], [0.8, np.nan, 0.8], rtol=1e-6)
     assert "judging.timeout_seconds are almost over" in caplog.text
+
+
+@pytest.fixture
+def hasty(monkeypatch):
+    """A server that is away is asked again soon."""
+    monkeypatch.setattr("unigrpo_jax.rewards.judging.PAUSE", 0.05)
+
+
+def judged_by(url, **settings) -> Judging:
+    made = config(url, judging=JudgingConfig(retries=0, **settings))
+    return Judging({"judge": load_reward("judge", made)}, made.judging)
+
+
+def test_a_judge_that_goes_away_is_waited_for_until_it_listens_again(hasty, caplog):
+    """Told once; what had been judged until then is not asked again."""
+    with serving(always(expects(YES))) as server:
+        judging = judged_by(server.url, timeout_seconds=60)
+        judging(batch("a", "b"))
+    assert judging.longest_seconds == 120, "what the watchdog allows: waiting for it, and a call"
+    waits = judging.start(batch("a", "c"))
+    time.sleep(0.5)
+    with serving(always(expects(YES)), server.server_port) as again:
+        np.testing.assert_allclose(waits()["judge"], [0.8, 0.8], rtol=1e-6)
+    assert [text_of(request).split("\n")[2] for request in again.requests] == ["c"]
+    assert caplog.text.count("is waited for, 60 s (judging.timeout_seconds) at most") == 1, caplog.text
+
+
+def test_a_judge_that_never_answered_is_no_run_s_unless_that_was_judged_before(hasty):
+    """A wrong address is told at once; a run that is continued gives its judge the time to come back."""
+    with serving(always(expects(YES))) as server:
+        url = server.url
+    begin, judging = time.monotonic(), judged_by(url, timeout_seconds=60)
+    with pytest.raises(RewardError, match="for 1 of 1 episodes, 1 times because the connection failed") as caught:
+        judging(batch("a"))
+    assert type(caught.value) is RewardError and time.monotonic() - begin < 30
+    judging = judged_by(url, timeout_seconds=0.5)
+    judging.go_on()
+    with pytest.raises(Away, match=r"failed \(ConnectError\), after 2 retries, and was waited for 0.5 s"):
+        judging(batch("a"))
+
+
+def test_what_breaks_upon_one_picture_is_no_judge_that_is_away(hasty):
+    """HTTP 500, asked alone: that server is there, and is not waited for."""
+    broken = lambda number, request, handler: Answer(status=500) if "bad" in text_of(request) else expects(YES)
+    with serving(broken) as server:
+        found = judged_by(server.url, timeout_seconds=60)
+        found(batch("good"))
+        np.testing.assert_array_equal(found(batch("bad"))["judge"], [np.nan])
+        assert len(server.requests) == 1 + 3
+
+
+def test_a_run_whose_judge_does_not_come_back_saves_and_asks_for_a_restart(hasty, tiny_model, tmp_path):
+    """A gateway stands for the judge from the second iteration on; the restart waits for it, too, and a new run does not."""
+    run_dir = tmp_path / "run"
+    lines = run_dir / "metrics.jsonl"
+    loads = lambda number, request, handler: Answer(status=503) if lines.exists() and lines.read_text() else expects(YES)
+    with serving(loads) as server:
+        flags = ["--rewards", "judge", "--judge.url", server.url, "--judge.model", "eyes", "--iterations", 3, *HEADS,
+                 "--judge.backoff-seconds", 0, "--judging.timeout-seconds", 1]  # fmt: skip
+        outcome = run_small(tiny_model, run_dir, *flags)
+        words = "the server answered HTTP 503, after 3 retries, and was waited for 1 s (judging.timeout_seconds), in "
+        assert outcome.code == 75 and words in outcome.err.replace("\n", " "), outcome
+        assert "the run stopped after iteration 1 with a checkpoint" in outcome.err
+        assert (run_dir / "checkpoints" / "1").exists()
+        again = run_small(tiny_model, run_dir, *flags, "--resume")
+        assert again.code == 75 and "waited for" in again.err and "after iteration 1 with a checkpoint" in again.err, again
+        other = run_small(tiny_model, tmp_path / "other", *flags)
+    assert other.code == 1 and "waited" not in other.err and "HTTP 503" in other.err, other
 
 
 def test_a_run_is_judged_by_the_server_and_keeps_the_key_to_itself(tiny_model, tmp_path):

@@ -9,7 +9,7 @@ class JudgingConfig:
     """How rewards are called, and what becomes of one that fails."""
 
     timeout_seconds: float = 1800.0
-    """A reward on the host or a server that takes longer has failed."""
+    """A reward on the host or a server that takes longer has failed; so long a judge that went away is waited for."""
     retries: int = 2
     """How often a failed reward is asked again, for the episodes that it did not judge."""
     backoff_seconds: float = 1.0

@@ -6,6 +6,7 @@ From here on numbers are float32: NaN where judging failed, `ABSTAINED` where a 
 import collections
 import hashlib
 import json
+import logging
 import queue
 import threading
 import time
@@ -22,11 +23,16 @@ from unigrpo_jax.rewards.protocol import ABSTAIN, CheckingReward, NoSound, NotDr
 
 Columns = dict[str, np.ndarray]
 
+PAUSE = 5.0  # seconds until a server that is away is asked again
 ABSTAINED = np.float32(-np.inf)  # `protocol.ABSTAIN` among floats; no reward's own infinity, which counts as failed
 
 
 class RewardError(RuntimeError):
     """A reward failed for good, or returned what is no reward; the message names it, without a full stop."""
+
+
+class Away(RewardError):
+    """A reward's server is away, and may come back."""
 
 
 class WrongMedium(RewardError):
@@ -99,17 +105,23 @@ class Judging:
         self._remembered: collections.OrderedDict[bytes, dict[str, float]] = collections.OrderedDict()
         self._noted: dict[str, set[str]] = {}  # what of `noting.ASKED` each reward that was called has looked at
         self._components: dict[str, set[str]] = {}
+        self._answered: set[str] = set()  # rewards that have judged something, now or before the run was continued
 
     @property
     def longest_seconds(self) -> float:
-        """How long one batch may be judged before what takes longer has failed, retries and the waits between included.
+        """How long one batch may be judged before what takes longer has failed, all retries and waits included.
 
         0 where all rewards compute on the devices, which have no limit.
         """
         s = self.settings
         if all(map(_on_device, self._rewards.values())):
             return 0.0
-        return (s.retries + 1) * s.timeout_seconds + s.backoff_seconds * (2.0**s.retries - 1)
+        waits = any(getattr(reward, "cost", "host") == "remote" for reward in self._rewards.values())
+        return (s.retries + 1 + waits) * s.timeout_seconds + s.backoff_seconds * (2.0**s.retries - 1)
+
+    def go_on(self) -> None:
+        """For a run that was judged before it was continued: a server that is away when it is first asked is waited for."""
+        self._answered.update(self._rewards)
 
     def blind(self, weights: Mapping[str, float]) -> list[str]:
         """The rewards that are trained by, where none of them has looked at prompts or what comes with them so far; else [].
@@ -267,12 +279,12 @@ class Judging:
         every = np.arange(len(batch.prompts))
         group = every if alone or batch.group is None else np.unique(batch.group, return_inverse=True)[1]
         failures = np.full(len(every), len(every))  # by group
-        rows, failure = every, None
+        rows, failure, until = every, None, time.monotonic() + self.settings.timeout_seconds
         for attempt in range(self.settings.retries + 1):
             if attempt:
                 time.sleep(self.settings.backoff_seconds * 2 ** (attempt - 1))
             try:
-                found = hold_to_protocol(self._limited(name, reward, batch.take(rows)), name, len(rows))
+                found = hold_to_protocol(self._reached(name, reward, batch.take(rows), until), name, len(rows))
             except RewardError:
                 raise
             except NotDrawn as error:
@@ -283,6 +295,8 @@ class Judging:
                 failure = error
                 continue
             failed = np.any([np.isnan(values) for values in found.values()], axis=0)
+            if not failed.all():
+                self._answered.add(name)
             count = np.bincount(group[rows], weights=failed, minlength=len(every))
             better = (count <= failures)[group[rows]]
             failures[group[rows[better]]] = count[group[rows[better]]]
@@ -299,6 +313,26 @@ class Judging:
                 words = f"raised {type(failure).__name__}{f': {words}' if words else ''}"
             raise RewardError(f"the reward function {name} {words}{again}") from failure
         return columns
+
+    def _reached(self, name: str, reward: RewardFunction, batch: RewardBatch, until: float):
+        """As `_limited`; a server that has judged before and is away is asked again until that time of `time.monotonic`.
+
+        RewardError at once where it has not; `Away` where it does not come back.
+        """
+        told = False
+        while True:
+            try:
+                return self._limited(name, reward, batch)
+            except Away as error:
+                limit = f"{self.settings.timeout_seconds:g} s (judging.timeout_seconds)"
+                if name not in self._answered:
+                    raise RewardError(said(error)) from None
+                if time.monotonic() >= until:
+                    raise Away(f"{said(error)}, and was waited for {limit}") from None
+                if not told:
+                    logging.getLogger(__name__).warning("%s; it is waited for, %s at most.", said(error), limit)
+                told = True
+                time.sleep(PAUSE)
 
     def _limited(self, name: str, reward: RewardFunction, batch: RewardBatch):
         """The reward's result; _TooLong after the time limit, when its thread is left behind.

@@ -32,9 +32,9 @@ from unigrpo_jax import clip_files
 from unigrpo_jax.config import JudgeConfig, RunConfig, require
 from unigrpo_jax.foreign_tokens import spaced
 from unigrpo_jax.rewards import judge_scale, remote_reply
-from unigrpo_jax.rewards.judging import RewardError
+from unigrpo_jax.rewards.judging import Away, RewardError
 from unigrpo_jax.rewards.protocol import Cost, RewardBatch, RewardFunction
-from unigrpo_jax.rewards.remote_chat import Chat, KeyRefused, connect, read_key
+from unigrpo_jax.rewards.remote_chat import Chat, KeyRefused, ServerAway, connect, read_key
 from unigrpo_jax.rewards.remote_media import Shown, show
 from unigrpo_jax.rewards.remote_reply import NotJudged, shown
 
@@ -134,7 +134,8 @@ class Judge:
         """{component: float64 [B]}, NaN where an episode was not judged.
 
         The commonest reason is logged.  RewardError where the key is not accepted, or where nothing at all was judged and
-        nothing has ever been: then the settings are wrong, not the episodes.
+        nothing has ever been: then the settings are wrong, not the episodes.  `Away` where nothing was judged because the
+        server is away.
         """
         scores, failures = asyncio.run(self._judge(batch))
         if failures:
@@ -144,6 +145,8 @@ class Judge:
                 f"the judge at {self._settings.url} gave no score for {len(failures)} of {len(scores)} episodes, {count} "
                 f"times because {reason}{self._quoted(said)}"
             )
+            if len(failures) == len(scores) and all(isinstance(f, ServerAway) for f in failures):
+                raise Away(words)
             if not self._worked and len(failures) == len(scores):
                 raise RewardError(words)
             logging.getLogger(__name__).warning("%s.", words)

@@ -20,6 +20,7 @@ from unigrpo_jax.config import JudgeConfig, require
 from unigrpo_jax.rewards.remote_reply import NotJudged, error_status, error_words, wait_asked_for
 
 REPLY_LIMIT = 2**20  # bytes
+GATEWAY = (502, 503, 504)  # what stands before a server that is away or loads its model
 SHOWN = 10_000  # characters of the server that are kept for a message, which shows fewer
 
 
@@ -27,12 +28,16 @@ class KeyRefused(NotJudged):
     """HTTP 401: no question will be answered."""
 
 
-class _Again(Exception):
-    """A failure that may pass: its words, those of the server, and the seconds that the server asks to wait."""
+class ServerAway(NotJudged):
+    """Nobody listens, or a gateway says so: whatever is asked."""
 
-    def __init__(self, reason: str, said: str = "", wait: float = 0.0):
+
+class _Again(Exception):
+    """A failure that may pass: its words, those of the server, the seconds that it asks to wait, and whether it is away."""
+
+    def __init__(self, reason: str, said: str = "", wait: float = 0.0, away: bool = False):
         super().__init__(reason)
-        self.said, self.wait = said, wait
+        self.said, self.wait, self.away = said, wait, away
 
 
 def read_key(settings: JudgeConfig) -> str:
@@ -79,7 +84,8 @@ class Chat:
         that break off, and time-outs.  An error in the body of HTTP 200 counts as the status that it names.
 
         Raises:
-          NotJudged: any other failure, or retries in vain; `KeyRefused` upon HTTP 401.
+          NotJudged: any other failure, or retries in vain; `KeyRefused` upon HTTP 401, `ServerAway` where the last retry
+            found no connection, or HTTP 502, 503 or 504.
         """
         body, retries = json.dumps(question).encode(), self._settings.retries
         for attempt in range(retries + 1):
@@ -94,7 +100,8 @@ class Chat:
                 asked = min(failure.wait, self._settings.retry_after_seconds)
                 own = self._settings.backoff_seconds * 2**attempt * random.uniform(0.5, 1)
                 await asyncio.sleep(max(asked, own))
-        raise NotJudged(f"{failure}{f', after {retries} retries' if retries else ''}", said=failure.said)
+        kind = ServerAway if failure.away else NotJudged
+        raise kind(f"{failure}{f', after {retries} retries' if retries else ''}", said=failure.said)
 
     async def _once(self, body: bytes) -> Any:
         """One request; `_Again` upon what may pass."""
@@ -105,7 +112,8 @@ class Chat:
                 await self._refuse(response)
                 text, whole = await _read(response)
         except httpx2.TransportError as error:  # its words may hold what the server sent
-            raise _Again(f"the connection failed ({type(error).__name__})") from None
+            away = isinstance(error, (httpx2.ConnectError, httpx2.ConnectTimeout))
+            raise _Again(f"the connection failed ({type(error).__name__})", away=away) from None
         if not whole:
             raise NotJudged(f"the reply is longer than {REPLY_LIMIT} bytes")
         try:
@@ -133,7 +141,7 @@ class Chat:
         """Raises what a status other than 200 means; `answered` says where it stood."""
         words, variable = f"the server answered {answered}", self._settings.key_variable
         if status == 429 or 500 <= status < 600:
-            raise _Again(words, said, wait_asked_for(response.headers.get("retry-after")))
+            raise _Again(words, said, wait_asked_for(response.headers.get("retry-after")), status in GATEWAY)
         if status == 401:
             state = "is not accepted" if os.environ.get(variable) else "is not set"
             raise KeyRefused(f"{words}: the API key in {variable} {state}", said)

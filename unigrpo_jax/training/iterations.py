@@ -21,7 +21,7 @@ from unigrpo_jax.foreign_text import tell
 from unigrpo_jax.learning.update import TrainState
 from unigrpo_jax.parallel import processes
 from unigrpo_jax.parallel.roll_call import PeersMissing
-from unigrpo_jax.rewards.judging import RewardError
+from unigrpo_jax.rewards.judging import Away, RewardError
 from unigrpo_jax.training import storage
 from unigrpo_jax.training.checkpoint import Checkpoints
 from unigrpo_jax.training.console import Console
@@ -34,7 +34,7 @@ from unigrpo_jax.training.report import write_report
 from unigrpo_jax.training.resampling import collect
 from unigrpo_jax.training.run_folder import save_episodes, write_json
 from unigrpo_jax.training.samples import Sample, save_samples
-from unigrpo_jax.training.stopping import Preempted, RunStopped, Signals, StorageFailed, clause
+from unigrpo_jax.training.stopping import JudgeAway, Preempted, RunStopped, Signals, StorageFailed, clause
 from unigrpo_jax.training.summary import read_summary
 from unigrpo_jax.training.trainer import Trainer
 from unigrpo_jax.training.watchdog import Watchdog
@@ -356,7 +356,8 @@ class Iterations:
                 where = f"; the traceback is in {self._run_dir / ERROR_FILE}"
                 stacks = traceback.format_exc().encode()
                 self._alone(storage.write_atomically, self._run_dir / ERROR_FILE, stacks)
-            raise RunStopped(f"{clause(error)}, {when()}{self._note}; {self._rescued()}{where}.") from error
+            kind = JudgeAway if isinstance(error, Away) else RunStopped
+            raise kind(f"{clause(error)}, {when()}{self._note}; {self._rescued()}{where}.") from error
 
     def _rescued(self) -> str:
         """Saves what there is; says what."""

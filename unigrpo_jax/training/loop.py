@@ -29,11 +29,11 @@ from unigrpo_jax.training.run_folder import (
     versions,
     write_json,
 )
-from unigrpo_jax.training.stopping import Preempted, RunStopped, StorageFailed
+from unigrpo_jax.training.stopping import JudgeAway, Preempted, RunStopped, StorageFailed
 from unigrpo_jax.training.supervised import SupervisedEvaluator, SupervisedTrainer
 from unigrpo_jax.training.trainer import Parts, Trainer, build
 
-__all__ = ["Preempted", "RunStopped", "StorageFailed", "run"]
+__all__ = ["JudgeAway", "Preempted", "RunStopped", "StorageFailed", "run"]
 
 
 def run(config: RunConfig, run_dir: storage.Place, resume: bool = False, allow_changed: Sequence[str] = ()) -> dict:
@@ -51,6 +51,7 @@ def run(config: RunConfig, run_dir: storage.Place, resume: bool = False, allow_c
       ConfigError: something cannot work; nothing was written.
       PeersMissing: other processes did not come, or went away.
       RunStopped: something failed, updates stayed non-finite or an alarm rang; a checkpoint was written.
+      JudgeAway: a judge that had answered went away for longer than is waited; a checkpoint was written.
       StorageFailed: the run folder could not be written: full, read-only, gone.
       Preempted: SIGTERM or SIGHUP; the iteration was finished and a checkpoint written.
       KeyboardInterrupt: Ctrl-C; the iteration was finished and a checkpoint written.
@@ -123,6 +124,8 @@ def _run(config: RunConfig, run_dir: epath.Path, resume: bool, allow_changed: Se
             console.message(words)
         if done is not None:
             console.message(f"Resuming after iteration {done} from {run_dir / 'checkpoints' / str(done)}.")
+            if done:
+                parts.judging.go_on()
         elif known:
             console.message("There is no checkpoint to resume from; starting.")
         iterations = Iterations(config, run_dir, trainer, evaluator, checkpoints, console, writer)

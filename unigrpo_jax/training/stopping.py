@@ -16,6 +16,10 @@ class Preempted(RunStopped):
     """The run was told to end (SIGTERM, SIGHUP); a checkpoint was written, and `resume` continues."""
 
 
+class JudgeAway(RunStopped):
+    """A server that judges went away and did not come back; a checkpoint was written, and `resume` continues."""
+
+
 class StorageFailed(RunStopped):
     """The run folder cannot be written; the newest whole checkpoint is as it was, and `resume` continues from it."""
 
