@@ -131,15 +131,24 @@ def free_port() -> int:
         return server.getsockname()[1]
 
 
-class Processes:
-    """Processes with one CPU device each that do the same runs of `experiments.run`, one after the other.
+RUNS = "from tests import runs_of_a_process\nruns_of_a_process.main()"
+# Neighbours on the mesh lie in other processes, as on a torus of chips that several hosts share.
+BY_TURNS = """
+from unigrpo_jax.parallel import mesh
+arrange = mesh.mesh_utils.create_device_mesh
+mesh.mesh_utils.create_device_mesh = lambda shape, devices, **more: arrange(shape, devices[::2] + devices[1::2], **more)
+"""
 
-    Each works in a folder of its own, `process-I`.
+
+class Processes:
+    """Processes with one CPU device each, or several, that do the same runs of `experiments.run`, one after the other.
+
+    Each works in a folder of its own, `process-I`; `first` is Python that they begin with.
     """
 
-    def __init__(self, folder: pathlib.Path, model: pathlib.Path, *arguments, count=2):
+    def __init__(self, folder: pathlib.Path, model: pathlib.Path, *arguments, count=2, devices=1, first=""):
         (folder / "tiny_reward.py").write_text(REWARD)
-        flags = f"--xla_force_host_platform_device_count=1 {FLAGS}"
+        flags = f"--xla_force_host_platform_device_count={devices} {FLAGS}"
         environment = os.environ | {
             "XLA_FLAGS": flags, "PYTHONPATH": f"{ROOT}{os.pathsep}{folder}",
             "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".cache" / "jax")}  # fmt: skip
@@ -152,7 +161,7 @@ class Processes:
             words = ["smoke", "--model.path", model, *SMALL, "--devices", 0, *OTHERWISE, *arguments]
             self._words.append(words + (place if count > 1 else []))
             (own := folder / f"process-{i}").mkdir()
-            self.children.append(subprocess.Popen([sys.executable, "-m", "tests.runs_of_a_process"], cwd=own,
+            self.children.append(subprocess.Popen([sys.executable, "-c", f"{first}\n{RUNS}"], cwd=own,
                                  env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
                                  text=True))  # fmt: skip
 
@@ -302,6 +311,25 @@ def test_messages_of_any_length_are_gathered_by_few_programs(living, tmp_path):
         "raise RuntimeError(f'{sum(\"backend_compile\" in name for name in compiled)} programs')\n")  # fmt: skip
     for code, _, err in two.run(tmp_path / "run", "--rewards", "sending:score"):
         assert code == 2 and int(re.search(r"RuntimeError: (\d+) programs", err)[1]) <= 3, err
+
+
+def test_whatever_the_order_of_the_mesh_a_process_judges_whole_groups(tiny_model, tmp_path):
+    """Of two prompts drawn four times, and in an evaluation of four drawn twice; else it would have two of each, or one."""
+    (tmp_path / "whole.py").write_text(
+        "import jax, json, numpy as np\n\nseen = []\n\ndef score(batch):\n"
+        "    seen.append(np.asarray(batch.group).tolist())\n"
+        "    open(f'groups-{jax.process_index()}.json', 'w').write(json.dumps(seen))\n"
+        "    return batch.images[..., 0].mean((1, 2)) / 255\n")  # fmt: skip
+    drawn_twice = ["--evaluation.images-per-prompt", 2, "--evaluation.prompts", 4, "--evaluation.batch", 8]
+    with Processes(tmp_path, tiny_model, *DRAWN, devices=2, first=BY_TURNS) as two:
+        outcomes = two.run(tmp_path / "run", "--iterations", 1, "--rewards", "whole:score", *drawn_twice)
+    assert [code for code, _, _ in outcomes] == [0, 0], outcomes
+    for index in range(2):
+        evaluated = [2 * index] * 2 + [2 * index + 1] * 2
+        groups = json.loads((tmp_path / f"process-{index}" / f"groups-{index}.json").read_text())
+        assert groups == [evaluated, [index] * 4, evaluated]
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["before"]["diversity"]["overall"] > 0 < summary["after"]["diversity"]["overall"]
 
 
 def test_a_reward_that_fails_in_one_process_stops_both_in_one_sentence(living, tmp_path):

@@ -158,6 +158,14 @@ class Episodes:
         return tuple(out[:-1])
 
     @property
+    def judged(self) -> "Episodes":
+        """What is judged of it: the thinkings, and the media of the drawings with whether they are finite."""
+        parts = (s for s in self.segments if isinstance(s, Thinking | Drawing))
+        unseen = dict.fromkeys(("steps", "x", "noise", "mean", "latent", "times"))
+        light = tuple(s.replace(**unseen) if isinstance(s, Drawing) else s for s in parts)
+        return self.replace(prompt=None, segments=light, goals=None, picture=None)
+
+    @property
     def drawings(self) -> tuple[Drawing, ...]:
         """The drawing of each round."""
         return tuple(s for s in self.segments if isinstance(s, Drawing))

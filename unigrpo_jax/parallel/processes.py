@@ -192,6 +192,25 @@ def joined():
         raise PeersMissing(f"another process was lost ({first}); --resume continues from the newest checkpoint") from error
 
 
+def by_process(tree: Any) -> Any:
+    """Global arrays that are cut along their first axis, cut so over the same devices in the order of their processes.
+
+    Rows that are neighbours, as those of a group, then lie in one process; neighbours on a mesh may lie in different ones by
+    turns.  All processes must call it.
+    """
+
+    def move(x: jax.Array) -> jax.Array:
+        arranged = list(x.sharding.mesh.devices.flat)
+        devices = sorted(arranged, key=lambda device: device.process_index)
+        if devices == arranged:
+            return x
+        parts = len(x) // x.sharding.shard_shape(x.shape)[0]
+        mesh = jax.sharding.Mesh(np.reshape(devices, (parts, -1)), ("part", "copy"))
+        return jax.device_put(x, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("part")))
+
+    return jax.tree.map(move, tree)
+
+
 def own_rows(array: jax.Array) -> tuple[np.ndarray, np.ndarray]:
     """Rows of a global array that this process answers for, and their numbers; every row belongs to one process.
 

@@ -52,8 +52,8 @@ class RewardBatch:
       thinking: B texts, without special tokens.
       before: uint8 [B, height, width, 3], what the round began from: the picture that came with the prompt, as the model saw
         it, or in a later round the image drawn before; None in a first round without a picture.
-      group: int [B], equal for the episodes of one prompt, which are compared with each other; None where nobody says.  A
-        process of several may hold a part of a group.
+      group: int [B], equal for the episodes of one prompt, which are compared with each other; None where nobody says.
+        Of several processes each has whole groups where these divide over the processes, else one may hold a part.
     """
 
     prompts: Sequence[str]

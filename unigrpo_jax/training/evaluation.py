@@ -277,13 +277,14 @@ class Evaluator:
         seed, first = np.int32(self._config.seed), np.int32(start * images)
         episodes, shown = self._run(params, autoencoder_params, block, seed, np.int32(0), first, picture, tuple(turns))
         keep = min(per, len(self.prompts) - start) * images
-        numbers = processes.own_rows(episodes.drawing.finite)[0]
+        judged = processes.by_process(episodes.judged)
+        numbers = processes.own_rows(judged.drawing.finite)[0]
         kept = numbers < keep
         own, numbers = lambda x: processes.own_rows(x)[1][kept], numbers[kept]
         before = None if picture is None else picture.levels[numbers // images]
         asked = [self.prompts[start + n // images] for n in numbers]
         group = (start * images + numbers) // images
-        batches = by_round(episodes, asked, self._codec, own, before, group)
+        batches = by_round(judged, asked, self._codec, own, before, group)
         shown = jax.tree.map(np.asarray, shown)
         return _Call(rows=start * images + numbers, batches=batches, total=keep, shown=shown), episodes
 

@@ -347,7 +347,8 @@ class Trainer:
             episodes = episodes.replace(goals=jax.tree.map(place, goals))
         thought = self._thought.seconds
         times = {"time/rollout_text": thought, "time/rollout_flow": end - begin - thought}
-        return episodes, processes.agree_on_errors((), lambda: self._own(episodes, prompts, picture)), times
+        judged = processes.by_process(episodes.judged)
+        return episodes, processes.agree_on_errors((), lambda: self._own(judged, prompts, picture)), times
 
     def _own(self, episodes: Episodes, prompts: list[Prompt], picture: Picture | None) -> OwnEpisodes:
         """The episodes that this process judges."""
