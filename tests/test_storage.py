@@ -1,15 +1,20 @@
 """Files of a run folder on a disk and in a bucket; the bucket is fsspec's gs:// on a folder of this machine."""
 
+import io
 import json
+import os
 import pathlib
+import types
 
 import fsspec
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from fsspec.implementations.local import LocalFileSystem
 
-from unigrpo_jax.config import ConfigError
-from unigrpo_jax.training import storage
+from unigrpo_jax.config import CheckpointConfig, ConfigError, RunConfig
+from unigrpo_jax.learning.update import TrainState
+from unigrpo_jax.training import checkpoint, loop, manifest, run_folder, storage
 from unigrpo_jax.training.metrics import MetricsWriter, read_metrics
 from unigrpo_jax.training.report import write_report
 from unigrpo_jax.training.samples import Sample, load_samples, save_samples, saved_steps
@@ -17,7 +22,7 @@ from unigrpo_jax.training.samples import Sample, load_samples, save_samples, sav
 
 @pytest.fixture
 def bucket(tmp_path, monkeypatch):
-    """gs://bucket, kept in a folder; what a bucket cannot do fails."""
+    """gs://bucket, kept in a folder; what a bucket cannot do fails, and a folder is there where a file lies below it."""
     root = tmp_path / "cloud"
     root.mkdir()
 
@@ -25,7 +30,7 @@ def bucket(tmp_path, monkeypatch):
         protocol, cachable = ("gcs", "gs"), False
 
         def __init__(self, finalize_on_close=True, **rest):
-            super().__init__(auto_mkdir=True, **rest)
+            super().__init__(**rest)
 
         @classmethod
         def _strip_protocol(cls, path):
@@ -34,7 +39,27 @@ def bucket(tmp_path, monkeypatch):
 
         def open(self, path, mode="rb", **rest):
             assert "a" not in mode and "+" not in mode, "a bucket cannot append"
-            return super().open(path, mode, **rest)
+            if "w" in mode:
+                os.makedirs(self._parent(path), exist_ok=True)
+                return super().open(path, mode, **rest)
+            return Object(pathlib.Path(self._strip_protocol(path)).read_bytes())
+
+        def makedirs(self, path, exist_ok=False):
+            pass
+
+        mkdir = makedirs
+
+        def isdir(self, path):
+            return any(files for _, _, files in os.walk(self._strip_protocol(path)))
+
+        def exists(self, path, **rest):
+            return self.isfile(path) or self.isdir(path)
+
+        def ls(self, path, detail=False, **rest):
+            if not self.exists(path):
+                raise FileNotFoundError(path)
+            found = [own for own in super().ls(path, detail=True, **rest) if self.exists(own["name"])]
+            return found if detail else [own["name"] for own in found]
 
         def glob(self, path, **rest):
             return [found.removeprefix(f"{root}/") for found in super().glob(path, **rest)]
@@ -49,6 +74,13 @@ def bucket(tmp_path, monkeypatch):
     monkeypatch.setattr(backend._FileSystemSpecBackend, "_get_filesystem", lambda self, name: Bucket())
     yield root
     fsspec.config.conf.clear()
+
+
+class Object(io.BytesIO):
+    """What a bucket's client gives to read from: it reads whole lines alone."""
+
+    def readline(self):
+        return super().readline()
 
 
 def lines(path: pathlib.Path) -> list[int]:
@@ -90,6 +122,54 @@ def test_samples_and_report_in_a_bucket(bucket):
     storage.write_atomically(run_dir / "metrics.jsonl", b'{"step": 1, "reward/mean": 0.5}\n')
     write_report(run_dir)
     assert "<html" in (bucket / "bucket/run/report.html").read_text()
+
+
+def written(place, state, overwrite):
+    """Stands for `save_async`, whose client writes to real buckets alone: the files that must be there."""
+    for name in manifest.REQUIRED:
+        (place / name).write_bytes(b"x")
+    return types.SimpleNamespace(result=lambda: None)
+
+
+def test_a_run_begins_where_no_object_of_a_bucket_lies_yet(bucket, monkeypatch):
+    """A probe that is written and removed leaves no folder, either."""
+    monkeypatch.setattr(checkpoint.ocp, "save_async", written)
+    monkeypatch.setattr(checkpoint.ocp, "load", lambda place, like: {"numbers": np.arange(16, dtype=np.float32)})
+    run_dir = storage.path("gs://bucket/runs/new")
+    checkpoints = checkpoint.Checkpoints(run_dir / "checkpoints", CheckpointConfig(keep=1), {})
+    assert checkpoints.newest() == (None, [])
+    loop._prepare(run_dir, checkpoints)
+    checkpoints.probe()
+    assert not run_dir.exists() and storage.inside(run_dir) == []
+    loop._records(run_dir, RunConfig(), {"model_sha256": "a"}, False, 0, print).close()
+    for step in (1, 2):
+        state = TrainState(trained={}, opt_state=(), ema=None, step=jnp.int32(step), skipped_in_row=jnp.int32(0))
+        checkpoints.save(state)
+    checkpoints.close()
+    assert checkpoints.failure() is None and checkpoints.steps() == [2]
+    names = {path.name for path in storage.inside(run_dir)}
+    assert names == {"checkpoints", "config.json", "metrics.jsonl", "provenance.json"}
+
+
+def test_a_loggers_failure_removes_from_a_new_bucket_what_was_written(bucket, monkeypatch):
+    def fails(*_, **__):
+        raise ConfigError("no login")
+
+    monkeypatch.setattr(loop, "MetricsWriter", fails)
+    run_dir = storage.path("gs://bucket/runs/new")
+    with pytest.raises(ConfigError, match="no login"):
+        loop._records(run_dir, RunConfig(), {"model_sha256": "a"}, False, 0, print)
+    assert not run_dir.exists()
+
+
+def test_the_empty_object_that_marks_a_folder_is_nothing_in_it(bucket, monkeypatch):
+    """A bucket's own console makes one, which the client lists under the folder's own name."""
+    run_dir = storage.path("gs://bucket/run")
+    storage.write_atomically(run_dir / "run", b"")
+    assert not run_folder._hardly_begun(run_dir)
+    (bucket / "bucket/run/run").unlink()
+    monkeypatch.setattr(type(run_dir), "iterdir", lambda self: iter([self / self.name]))
+    assert storage.inside(run_dir) == [] and run_folder._hardly_begun(run_dir)
 
 
 def test_a_disk_has_every_line_at_once(tmp_path):

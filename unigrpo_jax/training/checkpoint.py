@@ -232,9 +232,8 @@ class Checkpoints:
                 self._remove_debris()
 
     def _numbered(self) -> list[int]:
-        if not self.folder.is_dir():
-            return []
-        return sorted(int(path.name) for path in self.folder.iterdir() if path.name.isdigit() and path.is_dir())
+        found = storage.inside(self.folder)
+        return sorted(int(path.name) for path in found if path.name.isdigit() and path.is_dir())
 
     def _damage(self, step: int) -> str | None:
         """What is wrong with a checkpoint, in the words of the first process that found something."""
@@ -275,7 +274,7 @@ class Checkpoints:
 
     def _remove_unfinished(self) -> None:
         """What orbax had not yet given its name."""
-        for path in self.folder.iterdir():
+        for path in storage.inside(self.folder):
             if re.match(rf"(\d+|{PROBE})\.orbax-checkpoint-tmp", path.name):
                 path.rmtree()
 
@@ -285,6 +284,8 @@ class Checkpoints:
 
     def _check_folder(self) -> None:
         """OSError where the folder is gone, or another one is there, made by the store's client for what it still writes."""
+        if storage.is_bucket(self.folder):
+            return  # whose folders come and go with what lies in them
         if self._identity is None and not self.folder.is_dir():
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(self.folder))
         if self._identity is not None and not os.path.samestat(os.stat(self.folder), self._identity):

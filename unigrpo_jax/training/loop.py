@@ -166,7 +166,7 @@ def _records(
         write_json(run_dir / "provenance.json", began)
         write_json(run_dir / "config.json", to_dict(config))
 
-    there = {path.name for path in run_dir.iterdir()}
+    there = {path.name for path in storage.inside(run_dir)}
     try:
         with _unwritable(run_dir):
             if not known:
@@ -177,7 +177,7 @@ def _records(
                 describe()
             return writer
     except BaseException:
-        for path in run_dir.iterdir():
+        for path in storage.inside(run_dir):
             if path.name not in there:
                 path.rmtree() if path.is_dir() else path.unlink()
         raise

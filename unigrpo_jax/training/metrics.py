@@ -4,6 +4,7 @@ A line holds `step` and named numbers, `{"step": 7, "reward/mean": 0.41, "text/e
 that was not finite.  Steps strictly increase.  Only one process of a multi-host run may hold a writer.
 """
 
+import io
 import json
 import math
 import sys
@@ -162,7 +163,7 @@ def read_metrics(path: storage.Place) -> list[dict[str, Any]]:
     if not path.exists():
         return []
     by_step = {}
-    with path.open("rb") as file:
+    with path.open("rb") as opened, io.BufferedReader(opened) as file:  # a bucket's own file reads no bounded line
         number = 0
         while (text := file.readline(LONGEST_LINE)).endswith(b"\n"):
             number += 1

@@ -142,12 +142,9 @@ def known_fields(names: Sequence[str], settings: Mapping[str, Any]) -> tuple[str
 
 def _hardly_begun(run_dir: epath.Path) -> bool:
     """Whether there is nothing but what a kill leaves before a run has written its config."""
-    names = {path.name for path in run_dir.iterdir() if not re.fullmatch(r"\..*\.tmp", path.name)}
-    checkpoints = run_dir / "checkpoints"
-    probed = lambda name: name.startswith(PROBE)
-    return names <= {"checkpoints", "provenance.json"} and not (
-        checkpoints.exists() and any(not probed(path.name) for path in checkpoints.iterdir())
-    )
+    names = {path.name for path in storage.inside(run_dir) if not re.fullmatch(r"\..*\.tmp", path.name)}
+    probed = all(path.name.startswith(PROBE) for path in storage.inside(run_dir / "checkpoints"))
+    return probed and names <= {"checkpoints", "provenance.json"}
 
 
 def origin(parts: Parts) -> dict[str, str]:

@@ -69,6 +69,18 @@ def is_bucket(place: epath.Path) -> bool:
     return "://" in os.fspath(place)
 
 
+def inside(folder: epath.Path) -> list[epath.Path]:
+    """What lies in a folder; nothing where there is none, as in a bucket where no object lies below it yet.
+
+    An empty object that marks a folder of a bucket is listed there under the folder's own name, and is nothing in it.
+    """
+    try:
+        found = list(folder.iterdir())
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    return [path for path in found if path.name != folder.name or path.exists()]
+
+
 def write_atomically(place: epath.Path, data: bytes) -> None:
     """Writes a file in one step; on failure the old one stays as it was."""
     place.parent.mkdir(parents=True, exist_ok=True)
