@@ -190,16 +190,40 @@ def test_processes_that_each_read_a_share_read_everything_once(three):
 
 
 def test_without_a_whole_one_nothing_is_started_anew(three):
-    """Only a single one that was never finished is what a kill leaves behind."""
-    for step in (2, 4, 6):
+    """One that was finished and is damaged is enough, for it says that there was a state to go on from."""
+    for step in (2, 6):
         (three / "checkpoints" / str(step) / "manifest.json").unlink()
+    flip(three / "checkpoints" / "4" / "_CHECKPOINT_METADATA")
     with pytest.raises(ConfigError, match="none of the 3 checkpoints in .* is whole .*manifest.json is missing"):
         Checkpoints(three / "checkpoints").newest()
-    for step in (4, 6):
-        shutil.rmtree(three / "checkpoints" / str(step))
-    step, (words,) = Checkpoints(three / "checkpoints").newest()
-    assert step is None and "checkpoints/2: it was not finished" in words
     assert Checkpoints(three / "none").newest() == (None, [])
+
+
+def test_a_run_that_kills_ended_before_each_manifest_starts_anew(three):
+    """Between the name that orbax gives and the manifest, at any number: the best one's, or that of a signal."""
+    folder = three / "checkpoints"
+    for step in (2, 4, 6):
+        (folder / str(step) / "manifest.json").unlink()
+    checkpoints = Checkpoints(folder, CheckpointConfig(keep=10), FACTS)
+    missing = "it was not finished: manifest.json is missing."
+    assert checkpoints.newest() == (None, [f"Skipping the checkpoint {folder / str(n)}: {missing}" for n in (6, 4, 2)])
+    checkpoints.prepare()
+    assert list(folder.iterdir()) == []
+    checkpoints.save(state_of(4))
+    checkpoints.close()
+    assert checkpoints.failure() is None and Checkpoints(folder).newest() == (4, [])
+
+
+def test_the_first_process_clears_the_place_of_a_damaged_one_before_orbax_asks_who_sees_it(three, monkeypatch):
+    """Orbax waits for the others in those processes alone that still see it."""
+    flip(three / "checkpoints" / "6" / "_CHECKPOINT_METADATA")
+    checkpoints, save, seen = open_(three), checkpoint.ocp.save_async, []
+    assert checkpoints.newest()[0] == 4
+    there = lambda place, *rest, **named: (seen.append(place.exists()), save(place, *rest, **named))[1]
+    monkeypatch.setattr(checkpoint.ocp, "save_async", there)
+    checkpoints.save(state_of(6))
+    checkpoints.close()
+    assert seen == [False] and Checkpoints(three / "checkpoints").newest() == (6, [])
 
 
 def test_what_a_kill_left_goes_and_a_damaged_one_is_written_again(three):
@@ -228,6 +252,18 @@ def test_the_best_evaluation_is_kept_and_remembered(tmp_path):
     again = open_(tmp_path, keep=1, best_metric="eval/b")
     assert again.newest() == (10, []) and again.best == {"metric": "eval/b", "value": 0.7, "step": 4}
     assert again.improves({"eval/b": 0.71}) and not again.improves({"eval/b": 0.7}) and not again.improves({})
+
+
+def test_a_best_by_another_metric_is_not_compared(tmp_path):
+    """A resume may name another one; a loss of 5 would never be better than a share of 0.7."""
+    checkpoints = open_(tmp_path, best_metric="eval/exact")
+    checkpoints.save(state_of(2), {"eval/exact": 0.7, "eval/loss": 5.0})
+    checkpoints.close()
+    again = open_(tmp_path, best_metric="eval/loss")
+    assert again.newest() == (2, []) and again.improves({"eval/loss": 5.0})
+    again.save(state_of(4), {"eval/loss": 5.0})
+    again.close()
+    assert again.best == {"metric": "eval/loss", "value": 5.0, "step": 4} and not again.improves({"eval/loss": 5.5})
 
 
 def test_evaluations_of_other_settings_are_not_compared(tmp_path):

@@ -73,7 +73,7 @@ class Checkpoints:
         """Iterations done at the newest whole checkpoint, or None, and what is wrong with each newer one, in sentences.
 
         Raises:
-          ConfigError: there are checkpoints, but none of them is whole.
+          ConfigError: there are checkpoints that were finished, but none of them is whole.
         """
         troubles = []
         for step in reversed(self._numbered()):
@@ -83,8 +83,7 @@ class Checkpoints:
                 return step, troubles
             self._damaged.add(step)
             troubles.append(f"Skipping the checkpoint {self.folder / str(step)}: {words}.")
-        first_unfinished = len(troubles) == 1 and not self.steps()
-        if troubles and not first_unfinished:
+        if self.steps():  # a kill leaves any number that were not finished
             raise ConfigError(f"none of the {len(troubles)} checkpoints in {self.folder} is whole (the oldest: {words}); "
                               "put a whole one there, or use another --run-dir.")  # fmt: skip
         return None, troubles
@@ -120,10 +119,10 @@ class Checkpoints:
             raise ConfigError(f"checkpoints in {self.folder} could not be read back ({words}); use another --run-dir.")
 
     def improves(self, scores: Mapping[str, float]) -> bool:
-        """Whether an evaluation is the best so far; `save` notes it."""
+        """Whether an evaluation is the best so far; `save` notes it.  The best by another metric is none."""
         metric = self._metric(scores)
-        value = worth(metric, scores.get(metric))
-        return value is not None and (self.best is None or value > worth(metric, self.best["value"]))
+        value, best = worth(metric, scores.get(metric)), self.best
+        return value is not None and (best is None or best["metric"] != metric or value > worth(metric, best["value"]))
 
     def save(self, state: TrainState, scores: Mapping[str, float] | None = None) -> None:
         """Starts to write a checkpoint named after the iterations done; waits only for the one before.
@@ -134,6 +133,9 @@ class Checkpoints:
         """
         step, scores = int(state.step), dict(scores or {})
         self.wait()
+        if processes.is_first() and step != self._saved:
+            with contextlib.suppress(Exception):  # a damaged one; orbax says what hinders
+                (self.folder / str(step)).rmtree(missing_ok=True)
         self._failure = next(filter(None, processes.gather(self._failure)), None)  # else some would wait in orbax for others
         if self._failure or (step == self._saved and not scores):
             return
@@ -273,10 +275,14 @@ class Checkpoints:
             (self.folder / str(step)).rmtree()
 
     def _remove_unfinished(self) -> None:
-        """What orbax had not yet given its name."""
+        """What orbax had not yet given its name, and what has no manifest yet."""
         for path in storage.inside(self.folder):
             if re.match(rf"(\d+|{PROBE})\.orbax-checkpoint-tmp", path.name):
                 path.rmtree()
+        for step in self._numbered():
+            names = [path.name for path in storage.inside(self.folder / str(step))]  # raises where they cannot be told
+            if manifest.FILE_NAME not in names:
+                (self.folder / str(step)).rmtree()
 
     def _remove_probe(self) -> None:
         if (self.folder / PROBE).exists():
