@@ -189,6 +189,15 @@ def test_processes_that_each_read_a_share_read_everything_once(three):
     assert noticed == [1]  # of files 0 to 9 the process 1 reads 1, 4, 7
 
 
+def test_what_another_process_did_not_see_is_read_by_the_one_that_describes(three):
+    folder = three / "checkpoints" / "2"
+    record = manifest.read(folder)
+    assert manifest.digests(folder, [*record["files"], "none"]) == [*record["files"].values(), None]
+    (folder / "manifest.json").unlink()
+    manifest.write(folder, FACTS, record["files"] | {"state/_METADATA": None, "_CHECKPOINT_METADATA": None})
+    assert manifest.read(folder)["files"] == record["files"]
+
+
 def test_without_a_whole_one_nothing_is_started_anew(three):
     """One that was finished and is damaged is enough, for it says that there was a state to go on from."""
     for step in (2, 6):

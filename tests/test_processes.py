@@ -9,11 +9,14 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import jax
 import numpy as np
 import pytest
+from jax._src import distributed
 
 from tests.command import HEADS, REWARD, SMALL, run_small
 from tests.conftest import ROOT
@@ -118,6 +121,51 @@ def test_alone_everything_is_the_identity():
     assert processes.share_rows(rows, {"x": [0.1, float("inf"), 3]}, 3) == {"x": [float("inf"), 0.1, 3]}
     with pytest.raises(ConfigError, match="^as it was$"):
         processes.agree_on_errors((ConfigError,), lambda: (_ for _ in ()).throw(ConfigError("as it was")))
+
+
+class Board:
+    """What JAX's coordination service keeps for processes, which are threads here."""
+
+    def __init__(self):
+        self.kept, self.changed = {}, threading.Condition()
+
+    def key_value_set(self, key: str, value: str) -> None:
+        with self.changed:
+            assert key not in self.kept
+            self.kept[key] = value
+            self.changed.notify_all()
+
+    def blocking_key_value_get(self, key: str, timeout_in_ms: int) -> str:
+        with self.changed:
+            if not self.changed.wait_for(lambda: key in self.kept, timeout_in_ms / 1000):
+                raise jax.errors.JaxRuntimeError("DEADLINE_EXCEEDED")
+            return self.kept[key]
+
+    def key_value_delete(self, key: str) -> None:
+        with self.changed:
+            del self.kept[key]
+
+
+def test_a_list_is_divided_among_processes_and_nothing_stays_on_the_board(monkeypatch):
+    """Only the first one's list counts, which may be short or empty; of a process that is gone there is nothing."""
+    here, board = threading.local(), Board()
+    monkeypatch.setattr(processes.jax, "process_count", lambda: 3)
+    monkeypatch.setattr(processes.jax, "process_index", lambda: here.index)
+    monkeypatch.setattr(distributed.global_state, "client", board)
+
+    def process(index: int) -> list[list]:
+        here.index = index
+        lists = {"a/b": list(range(7)), "a/c": [5], "a/d": []}
+        act = lambda own: [[index, x] for x in own]
+        return [processes.divided(name, own if index == 0 else ["other"], act) for name, own in lists.items()]
+
+    with ThreadPoolExecutor(3) as pool:
+        first, *others = pool.map(process, range(3))
+        assert first == [[[x % 3, x] for x in range(7)], [[0, 5]], []] and others == [[[], [], []]] * 2
+        assert board.kept == {}
+        monkeypatch.setattr(processes, "PATIENCE", 0.0)
+        first, other = pool.map(process, range(2))
+    assert first == [[None if x % 3 == 2 else [x % 3, x] for x in range(7)], [[0, 5]], []]
 
 
 # An epsilon far above rounding, which Adam would otherwise blow up to whole steps.
@@ -277,6 +325,24 @@ def test_two_processes_train_as_one_and_one_goes_on_from_their_checkpoint(traine
     assert table(run_dir)["before"] == table(alone)["before"]
     for name, row in table(alone)["after"].items():
         assert row == pytest.approx(table(run_dir)["after"][name], abs=0.01)
+
+
+def test_two_processes_each_read_a_share_of_a_checkpoint_back(living, tmp_path):
+    """Every file of one that is written is read once, by one of the two."""
+    two, run_dir = living(), tmp_path / "run"
+    (two.folder / "reading.py").write_text(
+        "import jax\nfrom unigrpo_jax.training import manifest\n\ndigest = manifest._digest\n\n\ndef noted(path):\n"
+        f"    with open(f'{tmp_path}/{{jax.process_index()}}', 'a') as file:\n        print(path, file=file)\n"
+        "    return digest(path)\n\n\nmanifest._digest = noted\n\n\n"
+        "def score(batch):\n    return batch.images[..., 0].mean((1, 2)) / 255\n")  # fmt: skip
+    for code, _, err in two.run(run_dir, "--rewards", "reading:score", "--iterations", 2, "--checkpoint.every", 1):
+        assert code == 0, err
+    place = run_dir / "checkpoints" / "2"
+    read = [(tmp_path / name).read_text().splitlines() for name in ("0", "1")]
+    own = [[path for path in paths if path.startswith(f"{place}/")] for paths in read]
+    files = json.loads((place / "manifest.json").read_text())["files"]
+    assert sorted(own[0] + own[1]) == sorted(str(place / name) for name in files)
+    assert abs(len(own[0]) - len(own[1])) <= 1 and len(files) > 5
 
 
 def test_processes_with_other_settings_do_not_start(living):

@@ -422,7 +422,7 @@ def test_a_signal_while_a_checkpoint_is_written_ends_with_that_and_another_whole
 def test_the_best_checkpoint_of_a_run_is_kept(tiny_model, at, tmp_path):
     """Evaluated after iterations 1 to 5; call 2 n of the reward then is iteration n, call 2 n + 1 its evaluation."""
     for iteration, value in {1: 0.2, 2: 0.1, 3: 0.9, 4: 0.3, 5: 0.5}.items():
-        at[2 * iteration + 1] = lambda batch, value=value: np.full(len(batch.prompts), value)
+        at[2 * iteration + 1] = lambda batch, value=value: {"red": np.full(len(batch.prompts), value)}
     arguments = ["--evaluation.every", 1, "--checkpoint.every", 2, "--checkpoint.keep", 1]
     outcome = run_small(tiny_model, tmp_path / "run", *arguments)
     assert outcome.code == 0, outcome.err

@@ -9,8 +9,9 @@ import json
 import os
 import re
 import sys
+import time
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -21,6 +22,8 @@ from unigrpo_jax.config import ConfigError, ProcessConfig, require
 from unigrpo_jax.foreign_text import said
 from unigrpo_jax.parallel.roll_call import PeersMissing, roll_call
 
+PATIENCE = 20.0  # seconds beyond its own time that the first process waits for others' shares
+_DAY = 86_400.0  # seconds
 VARIABLES = ("UNIGRPO_COORDINATOR", "UNIGRPO_PROCESSES", "UNIGRPO_PROCESS")
 
 SHORTEST = 4096  # bytes of a message between processes
@@ -152,6 +155,45 @@ def gather(value: Any) -> list[Any]:
     padded[: data.size] = data
     rows = multihost_utils.process_allgather(padded)
     return [json.loads(row[:size].tobytes()) for row, size in zip(rows, sizes.reshape(-1), strict=True)]
+
+
+def divided(name: str, items: Sequence[Any], act: Callable[[list], list]) -> list[Any]:
+    """In the first process what `act` makes of each of its items, in order, every process doing each n-th; [] in others.
+
+    All processes call it, from a thread if they like: they talk through JAX's coordination service, and need no turn among
+    the programs that they share.  A process that is gone, or takes more than twice the first one's time and PATIENCE
+    seconds, leaves None for its items.
+
+    Args:
+      name: of this division; no other has it, before or after.
+      items: JSON values; only the first process's count.
+      act: gives a JSON value for each item of a list, and must not raise.
+    """
+    count, index = jax.process_count(), jax.process_index()
+    if count == 1:
+        return act(list(items))
+    from jax._src import distributed
+
+    client = distributed.global_state.client
+    give = lambda key, value: client.key_value_set(f"{name}/{key}", json.dumps(value))
+
+    def take(key: str, seconds: float) -> list:
+        value = json.loads(client.blocking_key_value_get(f"{name}/{key}", int(1000 * seconds)))
+        client.key_value_delete(f"{name}/{key}")
+        return value
+
+    if index:
+        give(f"values/{index}", act(take(f"items/{index}", _DAY)))
+        return []
+    for other in range(1, count):
+        give(f"items/{other}", list(items[other::count]))
+    values, began = [None] * len(items), time.monotonic()
+    values[::count] = act(list(items[::count]))
+    until = 2 * time.monotonic() - began + PATIENCE
+    for other in range(1, count):
+        with contextlib.suppress(jax.errors.JaxRuntimeError):
+            values[other::count] = take(f"values/{other}", max(until - time.monotonic(), 1))
+    return values
 
 
 class FailedTogether(RuntimeError):

@@ -144,7 +144,7 @@ class Checkpoints:
             self.best = {"metric": metric, "value": scores[metric], "step": step}
         facts = {"step": step, **self._facts, "evaluation": scores, "best": self.best}
         if step == self._saved:
-            self._describe(step, facts, again=True)
+            self._describe(step, facts)
             return
         try:
             self._check_folder()
@@ -205,22 +205,27 @@ class Checkpoints:
             self._executor = None
 
     def _finish(self, step: int, response: ocp.AsyncResponse, facts: dict[str, Any]) -> None:
-        """Waits for orbax's files, describes them, and removes what need not be kept."""
+        """Waits for orbax's files, describes them, each process having read a share, and removes what need not be kept."""
+        place, names = self.folder / str(step), []
         try:
             response.result()
+            if processes.is_first():
+                self._check_folder()
+                names = manifest.names(place)
         except Exception as error:  # as in `save`
             self._failed(step, error)
-        else:
-            self._describe(step, facts)
+        found = processes.divided(f"{place}", names, lambda own: manifest.digests(place, own))
+        if names:
+            self._describe(step, facts, dict(zip(names, found, strict=True)))
 
-    def _describe(self, step: int, facts: dict[str, Any], again: bool = False) -> None:
-        """Says in the first process what a checkpoint is, `again` of the same files; removes what is no longer kept."""
+    def _describe(self, step: int, facts: dict[str, Any], files: Mapping[str, list | None] | None = None) -> None:
+        """Says in the first process what a checkpoint is, with the digests that are known; removes what is not kept."""
         if not processes.is_first():
             return
         try:
             self._check_folder()
             place = self.folder / str(step)
-            manifest.write(place, facts, manifest.read(place)["files"] if again else None)
+            manifest.write(place, facts, files or manifest.read(place)["files"])
             self._damaged.discard(step)
             self._remove_all_but(kept(self._scores(), self._config))
         except Exception as error:  # as in `save`

@@ -1,13 +1,13 @@
 """What makes a checkpoint whole: `manifest.json`, written last, with the size and SHA-256 of every file beside it.
 
-The writer reads its files once more for it, in the background; a reader does so before it trusts them, several processes
-each a share.  A folder without the file was not finished; one whose files differ from it, or which lacks a file that a
+The writers read their files once more for it, in the background, several processes each a share; readers do so before they
+trust them.  A folder without the file was not finished; one whose files differ from it, or which lacks a file that a
 restore opens, is damaged.
 """
 
 import hashlib
 import json
-from collections.abc import Container, Iterator
+from collections.abc import Container, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -26,16 +26,35 @@ class Damaged(ValueError):
     """A checkpoint cannot be used; the message says what is wrong with it."""
 
 
-def write(folder: epath.Path, facts: dict[str, Any], files: dict[str, list] | None = None) -> None:
+def names(folder: epath.Path) -> list[str]:
+    """The files of a folder that its manifest describes, sorted; Damaged where one is not there that must be."""
+    found = sorted(name for name, _ in _files(folder))
+    _require(found)
+    return found
+
+
+def digests(folder: epath.Path, names: Sequence[str]) -> list[list | None]:
+    """[bytes, SHA-256] of each file; None of one that cannot be read, as where storage shows it to its writer alone."""
+
+    def of(name: str) -> list | None:
+        try:
+            return _digest(folder / name)
+        except Exception:  # whatever a bucket's client raises
+            return None
+
+    with ThreadPoolExecutor(_THREADS) as pool:
+        return list(pool.map(of, names))
+
+
+def write(folder: epath.Path, facts: dict[str, Any], files: Mapping[str, list | None] | None = None) -> None:
     """Describes the files of a folder, and with them `facts`, in one step; Damaged where one is not there that must be.
 
-    `files` is how an earlier description told them, and saves reading them.
+    `files` are the digests by name, where they are known; what is None there is read.
     """
-    if files is None:
-        paths = dict(sorted(_files(folder)))
-        _require(paths)
-        with ThreadPoolExecutor(_THREADS) as pool:
-            files = dict(zip(paths, pool.map(_digest, paths.values()), strict=True))
+    files = dict.fromkeys(names(folder)) if files is None else dict(files)
+    unread = [name for name, digest in files.items() if digest is None]
+    with ThreadPoolExecutor(_THREADS) as pool:
+        files |= zip(unread, pool.map(lambda name: _digest(folder / name), unread), strict=True)
     record = {"format": FORMAT, **facts, "files": files}
     text = json.dumps(record | {"sha256": _own_digest(record)}, indent=1) + "\n"
     write_atomically(folder / FILE_NAME, text.encode())
