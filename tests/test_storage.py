@@ -112,6 +112,27 @@ def test_metrics_in_a_bucket_are_all_there_after_a_flush_and_a_resume_goes_on(bu
     assert [line["a"] for line in read_metrics(run_dir / "metrics.jsonl")] == [1, 2, 30]
 
 
+def test_an_upload_once_a_minute_may_fail_and_one_before_a_checkpoint_may_not(bucket, monkeypatch):
+    said, write = [], storage.write_atomically
+    run_dir, there = storage.path("gs://bucket/run"), bucket / "bucket/run/metrics.jsonl"
+
+    def fails(place, data):
+        raise RuntimeError("503, after all retries")  # of the client's own kind
+
+    with MetricsWriter(run_dir, say=said.append) as writer:
+        monkeypatch.setattr(storage, "UPLOAD_EVERY", 0.0)
+        monkeypatch.setattr(storage, "write_atomically", fails)
+        writer.write(1, {"a": 1})
+        writer.write(2, {"a": 2})
+        with pytest.raises(RuntimeError, match="503"):
+            writer.flush()
+        assert said == [f"{run_dir / 'metrics.jsonl'} could not be uploaded (503, after all retries); "
+                        "that is tried again once a minute."] and lines(there) == []  # fmt: skip
+        monkeypatch.setattr(storage, "write_atomically", write)
+        writer.write(3, {"a": 3})
+        assert lines(there) == [1, 2, 3]
+
+
 def test_samples_and_report_in_a_bucket(bucket):
     run_dir = storage.path("gs://bucket/run")
     image = np.arange(48, dtype=np.uint8).reshape(4, 4, 3)

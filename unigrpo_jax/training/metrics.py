@@ -36,7 +36,7 @@ class MetricsWriter:
         later steps, which the resumed run computes anew, are dropped; -1 drops all.
       tensorboard: also write event files to `run_dir/tensorboard` (needs tensorboardX).
       wandb: also log to Weights & Biases, under the name of the folder (needs wandb).
-      say: tells a person that a logger fails, in one sentence.
+      say: tells a person that a logger or an upload fails, in one sentence.
 
     Raises:
       ConfigError: a logger cannot be opened; `metrics.jsonl` is as it was.
@@ -71,7 +71,7 @@ class MetricsWriter:
         if tensorboard_module:
             self._open(lambda: loggers.TensorBoard(tensorboard_module, run_dir, purge_step=self._last_step + 1),
                        "tensorboard", "mend that, or leave --logging.tensorboard out")  # fmt: skip
-        self._file = storage.GrowingFile(path, "".join(map(_to_json, kept)))
+        self._file = storage.GrowingFile(path, "".join(map(_to_json, kept)), say)
 
     def write(self, step: int, metrics: Mapping[str, Any]) -> None:
         """Writes the line of `step`; values are numbers, arrays of one element or None."""

@@ -8,12 +8,13 @@ import errno
 import glob
 import os
 import time
+from collections.abc import Callable
 
 from etils import epath
 
 from unigrpo_jax.config import ConfigError
 from unigrpo_jax.foreign_files import named
-from unigrpo_jax.foreign_text import quoted
+from unigrpo_jax.foreign_text import quoted, said
 
 Place = str | os.PathLike
 UPLOAD_EVERY = 60.0  # seconds between uploads of a file that grows
@@ -115,13 +116,14 @@ class GrowingFile:
     """A text file that lines are added to.
 
     On a disk every line is there when `add` returns.  To a bucket the whole is uploaded by `flush`, by `close`, and once a
-    minute, so that a kill loses what came after; a resumed run computes it again.
+    minute, so that a kill loses what came after; a resumed run computes it again.  Of the uploads once a minute one may
+    fail, since the next brings the same text and more: `say` tells of the first.
     """
 
-    def __init__(self, place: epath.Path, begin: str):
+    def __init__(self, place: epath.Path, begin: str, say: Callable[[str], None]):
         """`begin` replaces what the file holds."""
         write_atomically(place, begin.encode())
-        self._place, self._uploaded = place, time.monotonic()
+        self._place, self._tried, self._say, self._told = place, time.monotonic(), say, False
         self._text = [begin] if is_bucket(place) else None
         self._file = None if is_bucket(place) else place.open("a", encoding="utf-8")
 
@@ -139,16 +141,22 @@ class GrowingFile:
                 raise
             return
         self._text.append(line)
-        if time.monotonic() - self._uploaded > UPLOAD_EVERY:
-            self.flush()
+        if time.monotonic() - self._tried > UPLOAD_EVERY:
+            try:
+                self.flush()
+            except Exception as error:  # whatever a bucket's client raises
+                if not self._told:
+                    first = next(iter(said(error).splitlines()), type(error).__name__)[:200]
+                    self._say(f"{self._place} could not be uploaded ({first}); that is tried again once a minute.")
+                self._told = True
 
     def flush(self) -> None:
-        """Makes all lines so far visible, and on a disk durable."""
+        """Makes all lines so far visible, and on a disk durable; raises what the disk or the bucket's client does."""
         if self._file is not None:
             os.fsync(self._file.fileno())
         elif self._text is not None:
+            self._tried = time.monotonic()
             write_atomically(self._place, "".join(self._text).encode())
-            self._uploaded = time.monotonic()
 
     def close(self) -> None:
         """Flushes and closes; a second call does nothing."""
