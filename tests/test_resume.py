@@ -419,6 +419,26 @@ def test_a_signal_while_a_checkpoint_is_written_ends_with_that_and_another_whole
         Checkpoints(tmp_path / "run" / "checkpoints").facts(step)  # whole, or it raises
 
 
+def test_a_run_that_is_told_to_end_leaves_out_what_was_due_and_a_resume_makes_the_evaluation_up(
+    tiny_model, reward, at, tmp_path
+):
+    """SIGTERM while iteration 2 is judged, after which an evaluation and samples are due."""
+    due = ["--iterations", 3, *HEADS, "--evaluation.every", 2, "--logging.samples-every", 2, "--checkpoint.every", 100]
+    assert run_small(tiny_model, tmp_path / "straight", *due).code == 0
+    reward.calls, run_dir = 0, tmp_path / "told"
+    at[3] = lambda _: signal.raise_signal(signal.SIGTERM)
+    assert run_small(tiny_model, run_dir, *due).code == 75
+    assert reward.calls == 3 and steps(run_dir) == [2]
+    assert not any(name.startswith("eval/") for name in metrics(run_dir)[-1])
+    assert sorted(path.stem for path in (run_dir / "samples").glob("*.json")) == ["000000"]
+    at.clear()
+    assert run_small(tiny_model, run_dir, *due, "--resume").code == 0
+    assert metrics(run_dir) == metrics(tmp_path / "straight") and "eval/red" in metrics(run_dir)[1]
+    facts = [Checkpoints(folder / "checkpoints").facts(2) for folder in (run_dir, tmp_path / "straight")]
+    assert facts[0]["evaluation"] == facts[1]["evaluation"] != {} and facts[0]["best"] == facts[1]["best"]
+    jax.tree.map(np.testing.assert_array_equal, state_at(run_dir, 3), state_at(tmp_path / "straight", 3))
+
+
 def test_the_best_checkpoint_of_a_run_is_kept(tiny_model, at, tmp_path):
     """Evaluated after iterations 1 to 5; call 2 n of the reward then is iteration n, call 2 n + 1 its evaluation."""
     for iteration, value in {1: 0.2, 2: 0.1, 3: 0.9, 4: 0.3, 5: 0.5}.items():

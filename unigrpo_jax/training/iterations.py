@@ -54,7 +54,7 @@ class Done:
       ringing: sentences of the alarms that ring, in the first process.
       shown: there is something new to see in the report.
       recorded: the line is written.
-      told: the signal that one of the processes got.
+      told: the signal that one of the processes got; with one, evaluation and samples are left out.
       rang: sentences of the alarms that end the run.
     """
 
@@ -90,7 +90,8 @@ class Iterations:
         self._complained: set[str] = set()
         self._note = ""
         self.parts: tuple[Callable[[Done], None], ...] = (
-            self._evaluate, self._record, self._tell, self._sample, self._report, self._hear, self._save, self._stop,
+            self._hear, self._evaluate, self._record, self._tell, self._sample, self._report, self._agree, self._save,
+            self._stop,
         )  # fmt: skip
 
     def run(self, state: TrainState, done: int) -> dict[str, Any]:
@@ -152,6 +153,15 @@ class Iterations:
         lines = read_metrics(self._run_dir / FILE_NAME) if self._writer else []
         earlier = [line for line in lines if line["step"] <= done]
         self._watch = Watch(self._config.alarms, self._config.learning, earlier)
+        if done and processes.gather(not any(name.startswith("eval/") for name in (earlier or [{}])[-1]))[0]:
+            self._make_up(Done(done, {}))
+
+    def _make_up(self, done: Done) -> None:
+        """Judges the state that a run is continued from, where a signal let it end before that."""
+        self._evaluate(done)
+        if done.table:
+            self._alone(lambda: self._writer.amend(done.metrics))
+            self._checkpoints.save(self._state, evaluated(done.table))
 
     # --- an iteration ---------------------------------------------------------------------------------------------------
 
@@ -176,9 +186,14 @@ class Iterations:
 
     # --- what is due after an iteration, in this order --------------------------------------------------------------------
 
+    def _hear(self, done: Done) -> None:
+        done.told = next(filter(None, processes.gather(self._signals.told)), None)
+
+    def _is_due(self, every: int, done: Done) -> bool:
+        return bool(every) and done.number % every == 0 and done.number < self._config.iterations and not done.told
+
     def _evaluate(self, done: Done) -> None:
-        every = self._config.evaluation.every
-        if every and done.number % every == 0 and done.number < self._config.iterations:
+        if self._is_due(self._config.evaluation.every, done):
             found = self._held_out()
             done.table, done.shown = found.table, True
             done.metrics |= evaluated(done.table) | drifted(found.drift)
@@ -200,8 +215,7 @@ class Iterations:
             self._show(self._console.message, f"step {done.number}: {words}.")
 
     def _sample(self, done: Done) -> None:
-        every = self._config.logging.samples_every
-        if every and done.number % every == 0 and done.number < self._config.iterations:
+        if self._is_due(self._config.logging.samples_every, done):
             self._write_samples(done.number, self._judged(self._evaluator.samples))
             done.shown = True
 
@@ -209,9 +223,10 @@ class Iterations:
         if done.shown:
             self._alone(self._show, write_report, self._run_dir)
 
-    def _hear(self, done: Done) -> None:
+    def _agree(self, done: Done) -> None:
         done.rang = processes.gather(done.ringing)[0] if self._config.alarms.action == "stop" else []
-        done.told = self._agreed()
+        later = self._agreed()
+        done.told = done.told or later
 
     def _save(self, done: Done) -> None:
         scores, config = evaluated(done.table), self._config.checkpoint

@@ -64,7 +64,7 @@ class MetricsWriter:
             )
         kept = [line for line in earlier if line["step"] <= (-1 if resume_step is None else resume_step)]
         self._last_step = kept[-1]["step"] if kept else -1
-        self._say, self._told, self._loggers = say, set(), []
+        self._path, self._say, self._told, self._loggers = path, say, set(), []
         if wandb_module:
             self._open(lambda: loggers.WandB(wandb_module, run_dir, resume=resume_step is not None), "wandb",
                        "log in by `wandb login`, or set WANDB_MODE=offline, or leave --logging.wandb out")  # fmt: skip
@@ -85,6 +85,15 @@ class MetricsWriter:
         self._last_step = step
         finite = {name: value for name, value in line.items() if name != "step" and value is not None}
         self._log(f"step {step}", lambda logger: logger.numbers(step, finite))
+
+    def amend(self, metrics: Mapping[str, Any]) -> None:
+        """Adds numbers to the last line, which a run wrote before it knew them; the file is written anew."""
+        self._file.close()
+        *before, last = read_metrics(self._path)
+        last |= {name: _number(name, value) for name, value in metrics.items()}
+        self._file = storage.GrowingFile(self._path, "".join(map(_to_json, [*before, last])), self._say)
+        finite = {name: last[name] for name in metrics if last[name] is not None}
+        self._log(f"step {last['step']}", lambda logger: logger.numbers(last["step"], finite))
 
     def samples(self, step: int, samples: Sequence[Sample]) -> None:
         """Gives the loggers the grid of a step as `samples`, and its prompts, thinking and verdicts as `samples/words`."""
