@@ -30,7 +30,7 @@ import tyro
 from experiments.command_line import command_line, preset
 from experiments.destination import file_to_write, folder_to_write
 from unigrpo_jax.config import EvaluationConfig, MeshConfig, ModelConfig, RolloutConfig, require
-from unigrpo_jax.config_evaluation import PassesConfig
+from unigrpo_jax.config_evaluation import EDITING, PassesConfig
 from unigrpo_jax.foreign_text import tell
 
 
@@ -109,7 +109,7 @@ def settings(arguments: Arguments, restored, picture) -> tuple[EvaluationConfig,
     )
     evaluation = EvaluationConfig(**{"flow_steps": 20, **(published.evaluation if published is not None else {})})
     if edits:
-        evaluation = dataclasses.replace(evaluation, guidance_interval=(0.0, 1.0), guidance_renorm="text_channel")
+        evaluation = dataclasses.replace(evaluation, **EDITING)
     evaluation = dataclasses.replace(
         evaluation,
         thinking=thinks,
@@ -117,7 +117,7 @@ def settings(arguments: Arguments, restored, picture) -> tuple[EvaluationConfig,
         temperature=arguments.temperature,
         flow_steps=chosen(arguments.flow_steps, evaluation.flow_steps),
         guidance=chosen(arguments.guidance, evaluation.guidance),
-        guidance_image=chosen(arguments.guidance_image, 2.0 if edits else 1.0),
+        guidance_image=chosen(arguments.guidance_image, evaluation.guidance_image),
         quantised=arguments.quantised,
         passes=arguments.passes,
         seed=arguments.seed,

@@ -193,3 +193,10 @@ def test_the_presets_train_both_experts_and_freeze_the_rest(loaded):
     biases = {f"layers/{e}/{n}_proj/bias" for e in ("und", "gen") for n in "qkv"}
     flow = {f"{n}/{x}" for n in ("vae2llm", "llm2vae", "time_embedder/fc1", "time_embedder/fc2") for x in ("kernel", "bias")}
     assert trained == projections | biases | flow
+
+
+def test_edits_are_judged_with_the_guidance_of_bagels_own_program():
+    """Its notebook edits with text 4, image 2, in the whole interval, renormalised before the image's guidance."""
+    found = importlib.import_module("experiments.presets.bagel_edit").config().evaluation
+    assert (found.guidance, found.guidance_image, found.guidance_interval) == (4.0, 2.0, (0.0, 1.0))
+    assert found.guidance_renorm == "text_channel"

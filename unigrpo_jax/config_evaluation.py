@@ -1,7 +1,10 @@
 """Settings of evaluation: how a model is judged on prompts that it was not trained on."""
 
 import dataclasses
-from typing import Literal
+from typing import Any, Literal
+
+# Settings of an evaluation with which BAGEL's own program edits a picture, beside those with which it draws upon a text.
+EDITING: dict[str, Any] = {"guidance_image": 2.0, "guidance_interval": (0.0, 1.0), "guidance_renorm": "text_channel"}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
