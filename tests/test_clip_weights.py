@@ -113,7 +113,12 @@ def test_a_reward_without_its_folder_is_one_sentence(name, tmp_path):
 
 
 def test_an_empty_folder_is_one_sentence(tmp_path):
-    fails(tmp_path, f"{tmp_path / 'config.json'} is not a readable config")
+    fails(tmp_path, f"there is neither model.safetensors nor its index in {tmp_path}")
+
+
+def test_a_folder_without_a_config_is_one_sentence(folder):
+    (folder / "config.json").unlink()
+    fails(folder, f"{folder / 'config.json'} is not a readable config")
 
 
 def test_a_folder_without_weights_is_one_sentence(folder):
@@ -125,6 +130,14 @@ def test_a_folder_without_weights_is_one_sentence(folder):
 def test_pickles_are_not_opened_and_the_sentence_says_how_to_convert_them(folder, file):
     (folder / "model.safetensors").rename(folder / file)
     fails(folder, f"{folder} holds no model.safetensors but {file}, a pickle", f"from_pretrained('{folder}')")
+
+
+@pytest.mark.parametrize("file", ["HPS_v2.1_compressed.pt", "epoch_1.pth"])
+def test_a_folder_with_open_clips_pickle_alone_is_told_what_makes_a_folder_of_it(tmp_path, file):
+    (tmp_path / file).write_bytes(b"pickle")
+    made = (tmp_path / file).with_suffix(".safetensors")
+    fails(tmp_path, f"{tmp_path} holds no model.safetensors but {file}, a pickle", f"torch.load('{tmp_path / file}'",
+          "weights_only=True", f"&& python -m experiments.open_clip {made} OUT --like CLIP", name="hpsv2")  # fmt: skip
 
 
 def test_a_missing_tensor_is_named(folder):
@@ -204,4 +217,5 @@ def test_a_head_that_does_not_fit_is_one_sentence(folder, changes, words):
 def test_a_missing_head_is_one_sentence(folder):
     fails(folder, f"there is neither aesthetic_head.safetensors nor its index in {folder}", name="aesthetic")
     (folder / "sac+logos+ava1-l14-linearMSE.pth").write_bytes(b"pickle")
-    fails(folder, "no aesthetic_head.safetensors but sac+logos+ava1-l14-linearMSE.pth, a pickle", name="aesthetic")
+    fails(folder, "no aesthetic_head.safetensors but sac+logos+ava1-l14-linearMSE.pth, a pickle", "weights_only=True",
+          name="aesthetic")  # fmt: skip

@@ -229,6 +229,40 @@ def test_what_is_not_plain_is_not_judged(text):
         scores({"choices": [{"message": {"content": text}}]}, NAMES, 0, 10)
 
 
+@pytest.mark.parametrize("text", [
+    "Alignment Score (1-5): 4.0\nCoherence Score (1-5): 3.5\nStyle Score (1-5): 3.8",
+    "**Alignment rating**: 4\ncoherence_score = 3.5/5\nStyle: 3.8",
+    '{"alignment_score": 4, "CoherenceRating": 3.5, "Style Score (1-5)": 3.8}',
+    '{"alignment": "as asked for", "alignment_score": 4, "coherence": 3.5} Style score: 3.8',
+])  # fmt: skip
+def test_a_name_may_be_called_its_score_or_rating(text):
+    """The first is UnifiedReward's form."""
+    wanted = {"alignment": 4.0, "coherence": 3.5, "style": 3.8}
+    assert numbers(text, tuple(wanted), 1, 5) == wanted
+
+
+@pytest.mark.parametrize("text, words", [
+    ("Alignment Score: 4\nAlignment: 3", "several scores for alignment that differ"),
+    ('{"alignment": 3, "alignment_score": 4}', "several scores for alignment that differ"),
+    ("Total score: 4\nTotal: 3", "no number for alignment"),
+])  # fmt: skip
+def test_a_name_that_its_score_contradicts_is_not_judged(text, words):
+    with pytest.raises(NotJudged, match=words):
+        numbers(text, ("alignment",), 1, 5)
+
+
+def test_a_score_that_is_itself_asked_for_is_not_also_that_of_the_shorter_name():
+    for text in ("Style: 2\nStyle score: 4", '{"style": 2, "style_score": 4}'):
+        assert numbers(text, ("style", "style_score"), 1, 5) == {"style": 2.0, "style_score": 4.0}
+    with pytest.raises(NotJudged, match="no number for style$"):
+        numbers("Style score: 4", ("style", "style_score"), 1, 5)
+
+
+def test_no_label_of_a_name_goes_before_another():
+    with pytest.raises(NotJudged, match="several scores for total that differ"):
+        numbers("Total: 3\nTotal score: 4", ("total",), 1, 5)
+
+
 def test_the_scale_and_its_sign_are_those_that_were_asked_for():
     assert numbers('{"a": -1.5, "b": 2}', ("a", "b"), -2, 2) == {"a": -1.5, "b": 2.0}
     assert numbers("a: -1.5\nb: 2", ("a", "b"), -2, 2) == {"a": -1.5, "b": 2.0}

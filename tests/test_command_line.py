@@ -192,7 +192,8 @@ def test_evaluate_and_generate_refuse_in_one_sentence(tiny_model, here, module, 
 
 
 ENTRIES = [f"experiments.{name}" for name in ("run", "evaluate", "generate", "geneval", "export", "pretrain", "report",
-                                              "bench", "torture", "train_scorer", "compare", "single_file")]  # fmt: skip
+                                              "bench", "torture", "train_scorer", "compare", "single_file",
+                                              "open_clip")]  # fmt: skip
 
 
 @pytest.mark.parametrize("module", [*ENTRIES, *(f"launch.{name}" for name in ("plan", "tpu", "jobset", "slurm"))])

@@ -13,10 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from unigrpo_jax.config import ConfigError, require
-from unigrpo_jax.rewards.clip_weights import open_weights
+from unigrpo_jax.rewards.clip_weights import open_weights, unpickle
 
 STEM = "aesthetic_head"
-CONVERT = """python -c "import torch, safetensors.torch as s; s.save_file(torch.load('HEAD.pth'), '{}')" """
 
 Head = list[tuple[jax.Array, jax.Array]]
 
@@ -38,7 +37,7 @@ class HeadFile:
 
     def __init__(self, folder: pathlib.Path, space: int):
         """Reads the header; ConfigError where the layers do not lead from `space` numbers to one."""
-        self._stored = open_weights(folder, STEM, "*.pth", CONVERT.format(folder / f"{STEM}.safetensors"))
+        self._stored = open_weights(folder, STEM, {"*.pth": lambda path: unpickle(path, folder / f"{STEM}.safetensors")})
         self.files, path = self._stored.files, self._stored.path
         names, width = self._stored.names(), space
         numbers = sorted({int(found[1]) for name in names if (found := re.fullmatch(r"layers\.(\d+)\.(weight|bias)", name))})

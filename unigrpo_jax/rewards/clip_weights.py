@@ -7,7 +7,7 @@ the residual stream, where it belongs to a matrix.
 import dataclasses
 import os
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 import jax
 import numpy as np
@@ -40,7 +40,6 @@ _VISION = (
     ("vision/projection/kernel", "visual_projection.weight", 1, "DE"),
 )
 IGNORED_TEXT = IGNORED + r"|text_.*|logit_scale"
-CONVERT = """python -c "from transformers import CLIPModel as M; M.from_pretrained('{0}').save_pretrained('{0}')" """
 LARGEST_SIZE, MOST_LAYERS = 2**24, 1000  # what is larger is no CLIP's
 DEVICES = "devices"  # the mesh's one axis
 
@@ -99,24 +98,52 @@ def open_clip_folder(folder: pathlib.Path, text: bool = True) -> ClipFolder:
     Raises:
       ConfigError: a file is missing or damaged, or a tensor is missing, unknown or of another shape than the config says.
     """
+    pickles = {"pytorch_model*.bin": from_transformers, "*.pt": from_open_clip, "*.pth": from_open_clip}
+    stored = open_weights(folder, "model", pickles)
     config = read_config(folder / "config.json")
-    stored = open_weights(folder, "model", "pytorch_model*.bin", CONVERT.format(folder))
     wanted = {name: row.tensor.stored_shape(row.shape) for row in rows(config, text) for name in row.tensor.names}
     found = faults(stored, wanted, (), IGNORED if text else IGNORED_TEXT)
     require(not found, f"{stored.path} does not fit {folder / 'config.json'}: {'; '.join(found)}.")
     return ClipFolder(folder, config, stored, text)
 
 
-def open_weights(folder: pathlib.Path, stem: str, pickled: str, convert: str) -> StoredTensors:
-    """A safetensors file or its shards; ConfigError, which says how to convert where there are only `pickled` files."""
+def open_weights(folder: pathlib.Path, stem: str, pickles: Mapping[str, Callable[[pathlib.Path], str]]) -> StoredTensors:
+    """A safetensors file or its shards; ConfigError where there are none.
+
+    Args:
+      folder: where they are.
+      stem: the file's name without `.safetensors`.
+      pickles: {pattern of a pickle's name: what converts such a file}, for the error where there are only those.
+    """
     found = any((folder / f"{stem}.safetensors{end}").exists() for end in ("", ".index.json"))
-    instead = min((path.name for path in folder.glob(pickled)), default="")
-    require(found or not instead, f"{folder} holds no {stem}.safetensors but {instead}, a pickle, which is not loaded here; "
-            f"convert it once where PyTorch is installed: {convert.strip()}")  # fmt: skip
+    instead = [(path, convert) for pattern, convert in pickles.items() for path in sorted(folder.glob(pattern))]
+    for path, convert in [] if found else instead[:1]:
+        raise ConfigError(f"{folder} holds no {stem}.safetensors but {path.name}, a pickle, which is not loaded here; "
+                          f"convert it once where PyTorch is installed: {convert(path)}")  # fmt: skip
     try:
         return StoredTensors(folder, stem)
     except ValueError as error:
         raise ConfigError(str(error)) from None
+
+
+def from_transformers(pickle: pathlib.Path) -> str:
+    """What makes model.safetensors of transformers' pickles."""
+    model = f"CLIPModel.from_pretrained('{pickle.parent}')"
+    return f'''python -c "from transformers import CLIPModel; {model}.save_pretrained('{pickle.parent}')"'''
+
+
+def from_open_clip(pickle: pathlib.Path) -> str:
+    """What makes a folder of open_clip's pickle."""
+    file = pickle.with_suffix(".safetensors")
+    first = unpickle(pickle, file, entry="['state_dict']")
+    return (f"{first} && python -m experiments.open_clip {file} OUT --like CLIP, where CLIP is the folder of a CLIP of the "
+            "same architecture (of HPSv2, laion/CLIP-ViT-H-14-laion2B-s32B-b79K)")  # fmt: skip
+
+
+def unpickle(pickle: pathlib.Path, file: pathlib.Path, entry: str = "") -> str:
+    """What makes a safetensors file of a pickle of tensors, or of an entry of one, and runs nothing that it holds."""
+    tensors = f"torch.load('{pickle}', map_location='cpu', weights_only=True){entry}"
+    return f'''python -c "import torch, safetensors.torch as s; s.save_file({tensors}, '{file}')"'''
 
 
 def read_config(path: pathlib.Path) -> ClipConfig:

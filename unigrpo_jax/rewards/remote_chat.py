@@ -13,6 +13,7 @@ import json
 import logging
 import os
 import random
+import re
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -21,6 +22,10 @@ from unigrpo_jax.rewards.remote_reply import NotJudged, error_status, error_word
 
 REPLY_LIMIT = 2**20  # bytes
 GATEWAY = (502, 503, 504)  # what stands before a server that is away or loads its model
+OTHERWISE = {  # what a model refuses as OpenAI's newer ones do, and what to do
+    "max_tokens": "this model takes no max_tokens, which is always sent; name another judge.model",
+    "temperature": "this model takes no other temperature than its own; use --judge.temperature 1",
+}
 SHOWN = 10_000  # characters of the server that are kept for a message, which shows fewer
 
 
@@ -147,6 +152,9 @@ class Chat:
             raise KeyRefused(f"{words}: the API key in {variable} {state}", said)
         if status == 403:
             raise NotJudged(f"{words}: the key in {variable} may not do this", said)
+        unsupported = re.search(r"unsupported (?:parameter|value): '(max_tokens|temperature)'", said, re.IGNORECASE)
+        if status == 400 and unsupported:
+            raise NotJudged(f"{words}: {OTHERWISE[unsupported[1]]}", said)
         raise NotJudged(words, said)
 
 

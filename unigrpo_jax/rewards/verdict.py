@@ -10,8 +10,8 @@ What counts, the first that is there:
 A total or overall score goes before others; of several numbers that differ none is taken, nor where the text
 contradicts the object.  A number out of anything but [low, high] is not converted.
 
-Where several things were asked for by name, each name is the only label that counts for it: a key of an object, else what
-stands before a number.
+Where several things were asked for by name, each name, perhaps with "score" or "rating" behind it, is the only label that
+counts for it: a key of an object, else what stands before a number.
 """
 
 import html
@@ -19,7 +19,7 @@ import json
 import math
 import re
 import unicodedata
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from unigrpo_jax.rewards import judge_scale
@@ -121,7 +121,7 @@ def numbers(text: str, names: Sequence[str], low: float, high: float) -> dict[st
 
     A name is found however its words are joined and whatever letters are capitals; no two may have the same letters.
     """
-    return _held(text, low, high, lambda: {name: _of_name(text, name, low < 0) for name in names})
+    return _held(text, low, high, lambda: {name: _of_name(text, name, _called(name, names), low < 0) for name in names})
 
 
 def _held(text: str, low: float, high: float, read: Callable[[], dict[str, "_Found"]]) -> dict[str, float]:
@@ -283,37 +283,48 @@ def _without_scale(text: str, signed: bool) -> tuple[str, judge_scale.Scale]:
     return re.sub(r"(?<![0-9])(?<![0-9]\s)(?:—\s?|-\s)(?=\.?[0-9])", "x", text) if signed else text, scale
 
 
-def _of_name(text: str, name: str, signed: bool) -> _Found:
-    """What objects and labels say of one name; NotJudged where they do not, or differ."""
+def _called(name: str, names: Sequence[str]) -> list[str]:
+    """What a reply may call one of `names`: so, or as its score or rating, unless that is another of them."""
+    others = {letters(other) for other in names}
+    return [name, *(full for word in ("score", "rating") if letters(full := f"{name}_{word}") not in others)]
+
+
+def _of_name(text: str, name: str, called: Sequence[str], signed: bool) -> _Found:
+    """What objects and labels say of one name, which is so called; NotJudged where they do not, or differ."""
     around, scale = _without_scale(_without_objects(text), signed)
-    labels = _labels(around, _labelled(r"[\s_-]{0,3}".join(re.findall("[A-Za-z]+|[0-9]+", name))))
+    words = (r"[\s_-]{0,3}".join(re.findall("[A-Za-z]+|[0-9]+", full)) for full in called)
+    labels = _labels(around, _labelled("|".join(words)), {})
     if None in labels:
         raise NotJudged(f"there is no number for {name} in the reply that can mean one thing only")
-    found = _agreed([f for *_, value in _objects(text) for f in _of_key(value, name)] + labels, f"scores for {name}")
+    found = _agreed([f for *_, value in _objects(text) for f in _of_key(value, called)] + labels, f"scores for {name}")
     if found is None:
         raise NotJudged(f"the reply has no number for {name}")
     return _on(found, scale)
 
 
-def _of_key(value: Any, name: str, beyond: judge_scale.Scale = (None, None)) -> list[_Found]:
-    """What stands under a name's key in a value of JSON, outermost first.  `beyond` is the scale around it."""
+def _of_key(value: Any, names: Sequence[str], beyond: judge_scale.Scale = (None, None)) -> list[_Found]:
+    """What stands under a key of these names in a value of JSON, outermost first.  `beyond` is the scale around it."""
     if not isinstance(value, _Pairs):
-        return [found for inner in value for found in _of_key(inner, name, beyond)] if isinstance(value, list) else []
+        return [found for inner in value for found in _of_key(inner, names, beyond)] if isinstance(value, list) else []
     scale = judge_scale.of_object(value, beyond)
     keys = [(key, *judge_scale.of_key(key), inner) for key, inner in value]
-    called = [(inner, ends) for key, own, ends, inner in keys if letters(name) in (own, letters(key))]
+    wanted = {letters(name) for name in names}
+    called = [(inner, ends) for key, own, ends, inner in keys if wanted & {own, letters(key)}]
     called = [both for both in called if not _is_remark(both[0])] or called
     if not called:
-        return [found for _, inner in value for found in _of_key(inner, name, scale)]
+        return [found for _, inner in value for found in _of_key(inner, names, scale)]
     return [_on(_labelled_value(inner, scale), ends) for inner, ends in called]
 
 
-def _labels(text: str, labelled: re.Pattern = _LABELLED) -> list[_Found | None]:
-    """What stands behind the labels of the highest rank; None for what can mean more than one thing."""
+def _labels(text: str, labelled: re.Pattern = _LABELLED, rank_of: Mapping[str, int] = LABELS) -> list[_Found | None]:
+    """What stands behind the labels of the highest rank; None for what can mean more than one thing.
+
+    `rank_of` a label's letters; any other label has the highest.
+    """
     ranked: dict[int, list[_Found | None]] = {}
     out_of = any(found.high is not None for found in _all(text))
     for label in labelled.finditer(text):
-        match, rank = _OUT_OF.match(text, label.end()), LABELS.get(letters(label["name"]), 2)
+        match, rank = _OUT_OF.match(text, label.end()), rank_of.get(letters(label["name"]), 2)
         if match and re.search("answer|verdict", label["name"], re.IGNORECASE) and _COUNTS.match(text, match.end()):
             continue  # it says how many there are
         found = None if match is None else _read(match)

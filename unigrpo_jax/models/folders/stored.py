@@ -134,7 +134,7 @@ def faults(stored: StoredTensors, wanted: Mapping[str, tuple[int, ...]], optiona
             found.append(("", name, f" has dtype {stored.dtype(name)}; convert it to one of {', '.join(DTYPES)}"))
     merged: dict[tuple[str, str, str], list[int]] = {}
     for before, name, after in found:
-        number = re.search(r"(?:layers|transformer_blocks|encoder\.block)\.(\d+)(?=\.)", name)
+        number = re.search(r"(?:layers|transformer_blocks|encoder\.block|resblocks)\.(\d+)(?=\.)", name)
         pattern = name if number is None else f"{name[: number.start(1)]}{{}}{name[number.end(1) :]}"
         merged.setdefault((before, pattern, after), []).extend([] if number is None else [int(number[1])])
     phrases = (before + name.replace("{}", _ranges(n)) + after for (before, name, after), n in sorted(merged.items()))
