@@ -54,12 +54,13 @@ class Restored:
 
     @property
     def as_published(self) -> "Restored":
-        """The same, where it is a bare model folder of a released kind drawing as that was published."""
+        """The same, where it is a bare model folder of a released kind drawing and judged as that was published."""
         published = self.loaded.published
         if published is None or not self.is_bare:
             return self
         rollout = dataclasses.replace(self.config.rollout, **published.rollout)
-        return dataclasses.replace(self, config=dataclasses.replace(self.config, rollout=rollout))
+        evaluation = dataclasses.replace(self.config.evaluation, **published.evaluation)
+        return dataclasses.replace(self, config=dataclasses.replace(self.config, rollout=rollout, evaluation=evaluation))
 
 
 def restore(path: str, bare: RunConfig, devices: int = 1, mesh: MeshConfig = MeshConfig()) -> Restored:  # noqa: B008 (frozen)
