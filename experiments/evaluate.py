@@ -3,8 +3,9 @@
 python -m experiments.evaluate CHECKPOINT [--evaluation.sampler sde] [--evaluation.guidance 2] ...
 
 CHECKPOINT is a run folder (its newest checkpoint), RUN/checkpoints/N, a model folder, or one in the package: `base`, the
-shapes base, `rounds_base`, that of several rounds, `shapes_flux_base` or `shapes_sd_base`.  A student of few steps draws as
-it learned to where nothing else is named: in its steps, by its sampler, without guidance.
+shapes base, `rounds_base`, that of several rounds, `shapes_flux_base` or `shapes_sd_base`.  Where nothing else is named, a
+run's model draws as in the run's own evaluations, a model folder as --preset says, else as it was published, and a student
+of few steps as it learned to: in its steps, by its sampler, without guidance.
 """
 
 import dataclasses
@@ -15,8 +16,9 @@ from typing import Any
 
 import tyro
 
-from experiments.command_line import command_line, preset, read_again
+from experiments.command_line import command_line, preset
 from experiments.destination import file_to_write
+from experiments.to_judge import Dtypes, sampler_words, to_judge
 from unigrpo_jax.config import EvaluationConfig, MeshConfig
 from unigrpo_jax.foreign_text import tell
 
@@ -48,7 +50,7 @@ class Arguments:
     checkpoint: tyro.conf.Positional[str]
     """Run folder, RUN/checkpoints/N, model folder, `base` or `rounds_base`."""
     preset: str | None = None
-    """Take prompts and reward of this preset instead of the run's own."""
+    """Take prompts and reward of this preset instead of the run's own, and for a model folder its sampler and sizes, too."""
     prompts: tuple[str, ...] = ()
     """Take these prompts instead."""
     rewards: tuple[str, ...] = ()
@@ -63,14 +65,15 @@ class Arguments:
     devices: int = 0
     """Devices that are used; 0 is all."""
     mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
+    model: Dtypes = dataclasses.field(default_factory=Dtypes)
     evaluation: EvaluationConfig = dataclasses.field(default_factory=EvaluationConfig)
+    """How to judge; how it draws (sampler, steps, guidance, thinking) is by default as in the run, or as published."""
 
 
 @command_line
 def main(arguments: Arguments) -> None:
     """Reads, judges, prints and saves."""
-    from unigrpo_jax.config import RunConfig, require
-    from unigrpo_jax.config_checks import check
+    from unigrpo_jax.config import require
     from unigrpo_jax.config_json import to_dict
     from unigrpo_jax.parallel import mesh as meshes
     from unigrpo_jax.rewards.judging import Judging
@@ -80,16 +83,12 @@ def main(arguments: Arguments) -> None:
     from unigrpo_jax.training.evaluation import Evaluator
     from unigrpo_jax.training.int8_errors import error_table, moved_table, score_errors
     from unigrpo_jax.training.overview import drift_table
-    from unigrpo_jax.training.restore import restore
     from unigrpo_jax.training.run_folder import write_json
     from unigrpo_jax.worlds.world import load_world
 
-    bare, _ = preset([arguments.preset] if arguments.preset else [], "shapes")
-    check(RunConfig(evaluation=arguments.evaluation))
-    restored = restore(arguments.checkpoint, bare, arguments.devices, arguments.mesh)
-    restored = restored if arguments.preset else restored.as_published
+    restored, arguments = to_judge(Arguments, arguments)
     restored.loaded.check_image_size(restored.config.rollout)
-    source = bare if arguments.preset else restored.config
+    source = preset([arguments.preset], "shapes")[0] if arguments.preset else restored.config
     prompts, weights, held_out = source.prompts, source.prompt_weights, source.evaluation.source
     if arguments.prompts:
         prompts, weights, held_out = arguments.prompts, (), None
@@ -99,9 +98,6 @@ def main(arguments: Arguments) -> None:
         host = urllib.parse.urlsplit(source.judge.url).hostname
         require(arguments.judge_host == host, f"{restored.folder} names {source.judge.url} as the judge, which gets the "
                 f"images and the key in {source.judge.key_variable}; add --judge-host {host} if you trust it.")  # fmt: skip
-    if restored.loaded.student is not None:
-        usual = dataclasses.replace(arguments.evaluation, **restored.loaded.published.evaluation)
-        arguments = read_again(Arguments, dataclasses.replace(arguments, evaluation=usual))
     e = arguments.evaluation
     judging = Judging(load_rewards(source), source.judging)
     held_out = e.source or held_out
@@ -120,6 +116,7 @@ def main(arguments: Arguments) -> None:
         out = storage.path(file_to_write(out, "--out"))
     for words in student_checks.warnings(restored.loaded, restored.config.rollout, e):
         tell(words)
+    tell(sampler_words(e))
     autoencoder = restored.loaded.autoencoder_params(meshes.replicated(restored.layout.mesh))
     params = restored.read()
     errors = e.quantised != "none" and arguments.errors

@@ -31,7 +31,7 @@ class Arguments:
     shard_gb: float = 5.0
     """Largest file, in 10^9 bytes."""
     devices: int = 1
-    """Devices that hold the weights meanwhile, and what else the checkpoint holds; 0 is all."""
+    """Devices that hold the weights meanwhile; 0 is all."""
     mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
 
 

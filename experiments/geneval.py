@@ -5,7 +5,8 @@
 
 Between the two, in GenEval's environment: python evaluation/evaluate_images.py OUT --outfile results.jsonl --model-path ...
 CHECKPOINT is a run folder (its newest checkpoint), RUN/checkpoints/N, a model folder, or one in the package: `base`, the
-shapes base, `rounds_base`, that of several rounds, `shapes_flux_base` or `shapes_sd_base`.
+shapes base, `rounds_base`, that of several rounds, `shapes_flux_base` or `shapes_sd_base`.  Where nothing else is named, a
+run's model draws as in the run's own evaluations, a model folder as --preset says, else as it was published.
 """
 
 import dataclasses
@@ -13,8 +14,9 @@ import pathlib
 
 import tyro
 
-from experiments.command_line import command_line, preset, read_again
+from experiments.command_line import command_line
 from experiments.destination import file_to_write, folder_to_write
+from experiments.to_judge import Dtypes, sampler_words, to_judge
 from unigrpo_jax.config import EvaluationConfig, MeshConfig
 
 
@@ -35,10 +37,12 @@ class Write:
     devices: int = 0
     """Devices that are used; 0 is all."""
     mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
+    model: Dtypes = dataclasses.field(default_factory=Dtypes)
     evaluation: EvaluationConfig = dataclasses.field(
         default_factory=lambda: EvaluationConfig(prompts=553, images_per_prompt=4)
     )
-    """How to sample; of the metadata the first `prompts` lines are drawn, GenEval has 553."""
+    """How to sample, by default as in the run, or as published; of the metadata the first `prompts` lines are drawn, GenEval
+    has 553."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,18 +68,15 @@ def write(arguments: Write) -> None:
     import jax
     import numpy as np
 
-    from unigrpo_jax.config import RunConfig, require
-    from unigrpo_jax.config_checks import check
+    from unigrpo_jax.config import require
     from unigrpo_jax.foreign_files import named
     from unigrpo_jax.parallel import mesh as meshes
     from unigrpo_jax.training import student_checks
     from unigrpo_jax.training.console import Console
     from unigrpo_jax.training.evaluation import evaluation_rollout, on_mesh, whole_prompts
-    from unigrpo_jax.training.restore import restore
     from unigrpo_jax.worlds import geneval, lines
 
     e, out = arguments.evaluation, named(arguments.out, "out")
-    check(RunConfig(evaluation=e))
     require(e.source is None, "evaluation.source is not read here; give GenEval's file as --metadata.")
     require(not out.exists() or (out.is_dir() and not any(out.iterdir())), f"{out} is there already; name a new folder.")
     folder_to_write(out, "OUT")
@@ -83,13 +84,8 @@ def write(arguments: Write) -> None:
     found = itertools.islice(lines.parsed(metadata, lines.geneval_prompt, "--metadata"), e.prompts)
     prompts = [prompt for _, prompt in found]
     require(bool(prompts), f"{arguments.metadata} holds no prompts; give GenEval's evaluation_metadata.jsonl.")
-    bare, _ = preset([arguments.preset] if arguments.preset else [], "shapes")
-    restored = restore(arguments.checkpoint, bare, arguments.devices, arguments.mesh)
-    restored = restored if arguments.preset else restored.as_published
-    loaded, rollout = restored.loaded, dataclasses.replace(restored.config.rollout, frames=1)
-    if loaded.student is not None:
-        usual = dataclasses.replace(e, **loaded.published.evaluation)
-        e = read_again(Write | Read, dataclasses.replace(arguments, evaluation=usual)).evaluation
+    restored, arguments = to_judge(Write | Read, arguments)
+    e, loaded, rollout = arguments.evaluation, restored.loaded, dataclasses.replace(restored.config.rollout, frames=1)
     require(not loaded.network.needs_picture, f"GenEval's prompts come without pictures, but {restored.name} goes on from "
             "one; name another model.")  # fmt: skip
     loaded.check_image_size(rollout)
@@ -104,6 +100,7 @@ def write(arguments: Write) -> None:
     with Console() as console:
         for words in student_checks.warnings(loaded, rollout, e):
             console.message(words)
+        console.message(sampler_words(e))
         for start in range(0, len(prompts), per_call):
             rows = [min(row, len(prompts) - 1) for row in range(start, start + per_call)]  # the last call is filled up
             block = loaded.codec.prompts([prompts[row].text for row in rows], bucket)

@@ -53,9 +53,14 @@ class TrainState:
         """The parameters that episodes are sampled with."""
         return tree.unflatten(frozen | (self.trained if self.old is None else self.old))
 
+    @property
+    def judged(self) -> str:
+        """Name of the weights that are judged: the moving average where there is one."""
+        return "trained" if self.ema is None else "ema"
+
     def averaged(self, frozen: dict[str, jax.Array]) -> dict:
-        """The parameters that are judged: with the moving average where there is one."""
-        return tree.unflatten(frozen | (self.trained if self.ema is None else self.ema))
+        """The parameters that are judged."""
+        return tree.unflatten(frozen | getattr(self, self.judged))
 
     def after(self, config: LearningConfig, carry: tuple, dropped, signal) -> tuple["TrainState", dict[str, jax.Array]]:
         """The state after an iteration, and counts of what it dropped.

@@ -182,10 +182,15 @@ class Checkpoints:
         """Reads a checkpoint into the shapes, dtypes and shardings of `like`; ConfigError where it does not fit."""
         self.check_fits(step, like)
         with self._readable(step) as place:
-            # A checkpoint from before a state had some part that may be None lacks that part's name.
-            parts = ocp.metadata(place).metadata
-            own = {name: getattr(like, name) for name in like.__dataclass_fields__ if name in parts}
-            return like.replace(**ocp.load(place, own))
+            return like.replace(**ocp.load(place, _parts(place, like)))
+
+    def load_judged(self, step: int, like: TrainState) -> dict[str, jax.Array]:
+        """As `load`, of the weights that are judged alone: {path: weight}.  Nothing else comes into memory."""
+        self.check_fits(step, like)
+        with self._readable(step) as place:
+            parts = _parts(place, like)
+            left_out = jax.tree.map(lambda _: ocp.PLACEHOLDER, parts)
+            return ocp.load(place, left_out | {like.judged: parts[like.judged]})[like.judged]
 
     @contextlib.contextmanager
     def _readable(self, step: int) -> Iterator[epath.Path]:
@@ -351,6 +356,12 @@ def kept(scores: Mapping[int, float | None], config: CheckpointConfig) -> set[in
     best = sorted((step for step, score in scores.items() if score is not None), key=lambda step: (-scores[step], step))
     regular = [step for step in scores if config.keep_every and step % config.keep_every == 0]
     return {*newest, *best[: config.keep_best], *regular}
+
+
+def _parts(place: epath.Path, like: TrainState) -> dict[str, Any]:
+    """The parts of a state that a checkpoint knows: one from before some part that may be None lacks its name."""
+    known = ocp.metadata(place).metadata
+    return {name: getattr(like, name) for name in like.__dataclass_fields__ if name in known}
 
 
 def _shapes(tree) -> dict[str, tuple[int, ...]]:

@@ -40,7 +40,8 @@ class Restored:
       name: for titles and file names.
       folder: where results about it belong.
       is_bare: it is a model folder, and `config` was assumed.
-      reference: given the weights, those that the run's learning holds to; None where it keeps none.
+      reference: given the weights, those that the run's learning holds to, what is trained in the compute dtype; None where
+        it keeps none.
     """
 
     config: RunConfig
@@ -54,12 +55,13 @@ class Restored:
 
     @property
     def as_published(self) -> "Restored":
-        """The same, where it is a bare model folder of a released kind drawing as that was published."""
+        """The same, where it is a bare model folder of a released kind drawing and judged as that was published."""
         published = self.loaded.published
         if published is None or not self.is_bare:
             return self
         rollout = dataclasses.replace(self.config.rollout, **published.rollout)
-        return dataclasses.replace(self, config=dataclasses.replace(self.config, rollout=rollout))
+        evaluation = dataclasses.replace(self.config.evaluation, **published.evaluation)
+        return dataclasses.replace(self, config=dataclasses.replace(self.config, rollout=rollout, evaluation=evaluation))
 
 
 def restore(path: str, bare: RunConfig, devices: int = 1, mesh: MeshConfig = MeshConfig()) -> Restored:  # noqa: B008 (frozen)
@@ -115,12 +117,14 @@ def restore(path: str, bare: RunConfig, devices: int = 1, mesh: MeshConfig = Mes
 
     def read() -> dict:
         at = lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place)
-        state = checkpoints.load(step, jax.tree.map(at, like, layout.like_parameters(like)))
-        return state.averaged(flatten(loaded.params(layout.parameter, lambda path: path not in like.trained)))
+        judged = checkpoints.load_judged(step, jax.tree.map(at, like, layout.like_parameters(like)))
+        return unflatten(flatten(loaded.params(layout.parameter, lambda path: path not in judged)) | judged)
 
     def reference(params: dict) -> dict:
         there, new = flatten(loaded.stored_params()), _second_time(loaded, layout)
-        first = flatten(loaded.params(layout.parameter, lambda path: path in like.trained)) | new
+        computed = dataclasses.replace(loaded.config, param_dtype=loaded.config.dtype)  # in which a run keeps them, too
+        first = dataclasses.replace(loaded, config=computed).params(layout.parameter, lambda path: path in like.trained)
+        first = flatten(first) | new
         return unflatten({path: first.get(path, x) for path, x in flatten(params).items() if path in there | new})
 
     held = reference if config.learning.keeps_start else None

@@ -73,7 +73,7 @@ class BagelFolder:
         own = Published(
             rollout={"image_height": side, "image_width": side, "timestep_shift": 3.0, "thinking_tokens": 999,
                      "system_prompt": GENERATION_SYSTEM_PROMPT},
-            evaluation={"flow_steps": 49, "guidance": 4.0, "guidance_interval": (0.4, 1.0)},
+            evaluation={"flow_steps": 49, "guidance": 4.0, "guidance_interval": (0.4, 1.0), "temperature": 0.0},
             answer=UNDERSTANDING_SYSTEM_PROMPT,
         )  # fmt: skip
         return as_student(own, self.student)
