@@ -85,9 +85,10 @@ def arms(base: RunConfig) -> list[FewSteps]:
         return changed(found, rollout=drawings, learning=STUDENT[method] | falling | {"distillation": taught})
 
     def seen(config: RunConfig, part: float) -> RunConfig:
-        """Longer, and judged by all prompts as it goes."""
+        """Longer, at constant rates, and judged by all prompts as it goes."""
         judged = {"prompts": whole.evaluation.prompts, "every": max(share(part) // 10, 1), "drift": 0}
-        return dataclasses.replace(changed(config, evaluation=judged), iterations=share(part))
+        longer = changed(config, evaluation=judged, learning={"cooldown": (0, 0)})
+        return dataclasses.replace(longer, iterations=share(part))
 
     few = {"flow_steps": ROLLED, "window_range": (0, ROLLED - 1), "window_size": min(r.window_size, ROLLED - 1),
            "noise_range": (0, min(r.noise_range[1], ROLLED))}  # fmt: skip
