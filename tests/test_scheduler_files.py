@@ -31,7 +31,7 @@ def read(module, tmp_path, data):
 def test_the_published_file_of_stable_diffusion(tmp_path):
     found = read(sd, tmp_path, PNDM)
     assert (found.path, found.prediction) == (scaled_linear(0.00085, 0.012, 1000), "noise")
-    assert found.schedule == DiffusionSchedule(train_steps=1000, spacing="leading", offset=1, to_data=False)
+    assert found.schedule == DiffusionSchedule(train_steps=1000, spacing="leading", to_data=False)
     assert set(PNDM) < sd.KNOWN
 
 
@@ -75,7 +75,7 @@ def test_what_a_file_can_say_beside_that(tmp_path):
 def test_a_name_that_is_left_out_is_ddims_default_and_the_pipelines_offset(tmp_path):
     found = read(sd, tmp_path, {"_class_name": "DDIMScheduler"})
     assert (found.path.betas[0], found.path.betas[-1], len(found.path.betas)) == (0.0001, 0.02, 1000)
-    assert found.schedule == DiffusionSchedule(train_steps=1000, spacing="leading", offset=1, to_data=True)
+    assert found.schedule == DiffusionSchedule(train_steps=1000, spacing="leading", to_data=True)
 
 
 @pytest.mark.parametrize(

@@ -87,18 +87,16 @@ class DiffusionSchedule:
     Attributes:
       train_steps: K.
       spacing: "leading" or "trailing".
-      offset: of "leading".
       to_data: whether the last transition ends in the data.
     """
 
     train_steps: int = 1000
     spacing: Spacing = "leading"
-    offset: int = 1
     to_data: bool = False
 
     def times(self, steps: int) -> np.ndarray:
         """float32 [steps + 1]; ValueError as `diffusion_times`."""
-        return diffusion_times(steps, self.train_steps, self.spacing, self.offset, self.to_data)
+        return diffusion_times(steps, self.train_steps, self.spacing, to_data=self.to_data)
 
 
 def diffusion_times(
@@ -111,7 +109,7 @@ def diffusion_times(
       train_steps: K.
       spacing: "leading" counts up from the data, k - 1 = offset, offset + K // T, ...; "trailing" down from the
         noise, k = K, K - K / T, ...
-      offset: of "leading", Stable Diffusion's `steps_offset`; fewer than K // T.
+      offset: of "leading", `steps_offset`, which Stable Diffusion's pipeline holds at 1; fewer than K // T.
       to_data: whether the last transition ends in the data (`set_alpha_to_one`) or after the first of the K steps.
     """
     if not 1 <= steps <= train_steps:
@@ -121,7 +119,7 @@ def diffusion_times(
                          f"spaced down from the noise; use {nearest_divisors(train_steps, steps)}.")  # fmt: skip
     stride = train_steps // steps
     if spacing == "leading" and not 0 <= offset < stride:
-        raise ValueError(f"steps = {steps}: the scheduler file's steps_offset = {offset} must be at least 0 and below "
+        raise ValueError(f"steps = {steps}: the offset of its times, {offset}, must be at least 0 and below "
                          f"{train_steps} // {steps} = {stride}; use fewer steps.")  # fmt: skip
     first = offset + 1 if spacing == "leading" else stride
     k = np.array([*range(first + (steps - 1) * stride, 0, -stride), 0 if to_data else 1])

@@ -22,11 +22,10 @@ from unigrpo_jax.config import ConfigError, ProcessConfig, require
 from unigrpo_jax.foreign_text import said
 from unigrpo_jax.parallel.roll_call import PeersMissing, roll_call
 
+VARIABLES = ("UNIGRPO_COORDINATOR", "UNIGRPO_PROCESSES", "UNIGRPO_PROCESS")
+SHORTEST = 4096  # bytes of a message between processes
 PATIENCE = 20.0  # seconds beyond its own time that the first process waits for others' shares
 _DAY = 86_400.0  # seconds
-VARIABLES = ("UNIGRPO_COORDINATOR", "UNIGRPO_PROCESSES", "UNIGRPO_PROCESS")
-
-SHORTEST = 4096  # bytes of a message between processes
 # How the messages of a collective or of the coordination service begin when somebody is gone.
 _GONE = "UNKNOWN|UNAVAILABLE|INTERNAL|ABORTED|CANCELLED|DEADLINE_EXCEEDED|FAILED_PRECONDITION"
 
@@ -129,8 +128,7 @@ def start(config: ProcessConfig, facts: Mapping[str, Any]) -> None:
         return
     tell = lambda words: print(words, file=sys.stderr, flush=True)
     roll_call(place.coordinator, place.count, place.index, facts, config.wait_seconds, tell)
-    if hasattr(jax.config, "jax_enable_preemption_service"):  # it would swallow SIGTERM until the run listens itself
-        jax.config.update("jax_enable_preemption_service", False)
+    jax.config.update("jax_enable_preemption_service", False)  # it would swallow SIGTERM until the run listens itself
     jax.distributed.initialize(
         place.coordinator, place.count, place.index, None if place.devices is None else list(place.devices),
         cluster_detection_method="deactivate", initialization_timeout=config.wait_seconds,

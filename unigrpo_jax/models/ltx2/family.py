@@ -165,9 +165,7 @@ def _check_media(folder: pathlib.Path, transformer: LTX2Transformer, media: LTX2
         ]
     for name, asked, part, stands in found:
         require(asked == stands, f"{own}: {name} = {asked}, but that of {folder / part} is {stands}.")
-    if media.vocoder is None:
-        return
-    numbers = audio.bins * audio.sides
-    inputs = media.vocoder.inputs
-    require(inputs == numbers, f"{folder / VOCODER / 'config.json'}: in_channels = {inputs}, but spectrograms of "
-            f"{folder / AUDIO} have {audio.sides} x {audio.bins} = {numbers} numbers.")  # fmt: skip
+    if audio is not None:
+        inputs, numbers = media.vocoder.inputs, audio.bins * audio.sides
+        require(inputs == numbers, f"{folder / VOCODER / 'config.json'}: in_channels = {inputs}, but spectrograms of "
+                f"{folder / AUDIO} have {audio.sides} x {audio.bins} = {numbers} numbers.")  # fmt: skip

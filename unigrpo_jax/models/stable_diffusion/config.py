@@ -87,9 +87,10 @@ def read_unet(path: pathlib.Path) -> UNet:
 
 
 def latents_a_side(path: pathlib.Path) -> int:
-    """Of the square picture that diffusers' `StableDiffusionPipeline` draws where nobody says which; ValueError as above.
+    """Latents along a side of the square picture that diffusers' `StableDiffusionPipeline` draws where nobody says another.
 
-    A file of before its version 0.9 may say fewer than the 64 that its network is for, and is not believed there either.
+    ValueError where the file is none, or says what is no such number.  A file of before diffusers 0.9 may
+    say fewer than the 64 that its network is for, and is not believed there either.
     """
     found = read_settings(path, FILES)
     side = found.side("sample_size", 64)
