@@ -18,7 +18,8 @@ What a model can do depends on its family:
     ltx2               draws a clip and its sound by a flow, upon what Gemma says of the prompt; goes on from a picture
 
 CHECKPOINT is a run folder (its newest checkpoint), RUN/checkpoints/N, a model folder, or one in the package: `base`, the
-shapes base, `rounds_base`, that of several rounds, `shapes_flux_base` or `shapes_sd_base`.
+shapes base, `rounds_base`, that of several rounds, `shapes_few_base`, a student of few steps, `shapes_flux_base` or
+`shapes_sd_base`.
 """
 
 import dataclasses

@@ -5,8 +5,9 @@
 
 Between the two, in GenEval's environment: python evaluation/evaluate_images.py OUT --outfile results.jsonl --model-path ...
 CHECKPOINT is a run folder (its newest checkpoint), RUN/checkpoints/N, a model folder, or one in the package: `base`, the
-shapes base, `rounds_base`, that of several rounds, `shapes_flux_base` or `shapes_sd_base`.  Where nothing else is named, a
-run's model draws as in the run's own evaluations, a model folder as --preset says, else as it was published.
+shapes base, `rounds_base`, that of several rounds, `shapes_few_base`, a student of few steps, `shapes_flux_base` or
+`shapes_sd_base`.  Where nothing else is named, a run's model draws as in the run's own evaluations, a model folder as
+--preset says, else as it was published.
 """
 
 import dataclasses

@@ -5,8 +5,9 @@
     python -m experiments.pretrain --family flux --out DIR     or stable_diffusion: drawing alone, by another network
     python -m experiments.pretrain --family hunyuan_video --out DIR    the worlds of motion: DIR/motion and DIR/animate
 
-The models inside the package, `base`, `rounds_base`, `shapes_flux_base` and `shapes_sd_base`, were made so;
-`shapes_world.md` has the exact commands, times and results.  Of the worlds of motion there is none yet (`motion_worlds.md`).
+The models inside the package, `base`, `rounds_base`, `shapes_flux_base` and `shapes_sd_base`, were made so, and
+`shapes_few_base` of the first by `experiments.distill`; `shapes_world.md` has the exact commands, times and results.  Of
+the worlds of motion there is none yet (`motion_worlds.md`).
 """
 
 import dataclasses

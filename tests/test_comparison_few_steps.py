@@ -11,7 +11,7 @@ from experiments.command_line import preset, presets
 from experiments.comparison import few_steps
 from experiments.comparison.arms import changed
 from experiments.comparison.execute import Job
-from experiments.presets import shapes, shapes_flux
+from experiments.presets import shapes, shapes_few, shapes_flux
 from tests.command import JobHere, command
 from tests.test_comparison_page import record
 from unigrpo_jax.config_checks import check
@@ -24,7 +24,7 @@ def test_arms_can_run_and_students_are_judged_without_guidance(base):
     base = dataclasses.replace(base, iterations=5)
     arms = {arm.name: arm for arm in few_steps.arms(base)}
     assert set(arms) == {name for _, names in few_steps.QUESTIONS for name in names} | set(few_steps.LONG_ONES)
-    assert [c.iterations for c in arms["dmd2_rl_long"].stages] == [2, 12] and arms["rl_long"].stages[0].iterations == 25
+    assert [c.iterations for c in arms["dmd2_rl_long"].stages] == [2, 25] and arms["rl_long"].stages[0].iterations == 38
     for name, arm in arms.items():
         for config in arm.stages:
             check(config)
@@ -55,6 +55,18 @@ def test_arms_of_every_world_of_single_drawings_can_run_and_students_learn_witho
             check(config)
         if len(arm.stages) == 2 and arm.stages[0].learning.distils:
             assert arm.stages[1].rollout.guidance == arm.stages[1].evaluation.guidance == 1
+
+
+def test_the_long_runs_of_the_shapes_world_are_its_presets():
+    """In all that trains and draws; where they begin, and when they are judged, is the comparison's."""
+    base = dataclasses.replace(changed(shapes.config(), learning={"cooldown": (0, 0)}), iterations=40)
+    arms = {arm.name: arm for arm in few_steps.arms(base)}
+    for arm, of in (("rl_long", shapes), ("dmd2_rl_long", shapes_few)):
+        trained, wanted = arms[arm].stages[-1], of.config()
+        assert trained.iterations == wanted.iterations
+        assert (trained.rollout, trained.learning) == (wanted.rollout, wanted.learning)
+        judged = lambda config: (config.evaluation.flow_steps, config.evaluation.sampler, config.evaluation.guidance)
+        assert judged(trained) == judged(wanted)
 
 
 def test_settings_that_an_arm_cannot_have_are_told_before_the_first_is_trained(tmp_path, monkeypatch):

@@ -207,7 +207,7 @@ def test_names_that_nothing_knows_are_listed_by_file(read, tmp_path):
     assert layout.unknown_settings(tmp_path)[0].endswith("a19, and 5 more")
 
 
-@pytest.mark.parametrize("path, vision", [(None, False), ("rounds_base", True), ("tiny", True)])
+@pytest.mark.parametrize("path, vision", [(None, False), ("shapes_few_base", False), ("rounds_base", True), ("tiny", True)])
 def test_the_folders_in_the_package_hold_nothing_unknown(path, vision):
     folder = find_folder(path)
     assert layout.unknown_settings(folder) == [] and (folder / "vit_config.json").exists() == vision

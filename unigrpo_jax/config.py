@@ -51,8 +51,8 @@ class ModelConfig:
 
     path: str | None = None
     """Folder in BAGEL's or diffusers' layout, or a name on the Hugging Face hub; None is the shapes base, `rounds_base` that
-    of the shapes worlds of several rounds; `tiny`, `flux_tiny`, `sd_tiny`, `hunyuan_tiny`, `skyreels_tiny` and
-    `ltx2_tiny` are toys with all parts."""
+    of the shapes worlds of several rounds, `shapes_few_base` a student of few steps; `tiny`, `flux_tiny`,
+    `sd_tiny`, `hunyuan_tiny`, `skyreels_tiny` and `ltx2_tiny` are toys with all parts."""
     family: str = ""
     """Family whose settings these are, a folder of `unigrpo_jax/models`; another's model is refused.  Empty takes any."""
     dtype: Literal["float32", "bfloat16"] = "float32"

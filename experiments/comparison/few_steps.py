@@ -17,6 +17,7 @@ from experiments.comparison.page import gallery, grid_of, html_table, markdown, 
 from experiments.comparison.records import Record, first_at_least, read_records, score, spread
 from unigrpo_jax.config import EvaluationConfig, LearningConfig, RunConfig
 from unigrpo_jax.foreign_text import for_html
+from unigrpo_jax.models.schedule import timesteps
 from unigrpo_jax.training.page_shell import page
 
 TITLE = "Few steps"
@@ -27,8 +28,10 @@ IMAGES = 4  # of each prompt
 MATCHING = 0.01  # weight of the teacher's hold on a student that learns from rewards
 OWN_PROMPTS = 96  # that a run itself judges, before and after
 ENOUGH = 0.85  # exact of held-out prompts, until which seconds are counted
-# Iterations, for each of `--updates`: of reinforcement learning alone, of a distillation and of what follows it.
-LONG, SHORT, SOONER = 5.0, 0.3, 2.5
+SEEN = 0.25  # iterations between two judgements of the long runs, for each of `--updates`
+# Iterations, for each of `--updates`: of a distillation, and of reinforcement learning alone and after it, and from which on
+# the rates fall; with 40 updates these are the presets `shapes` and `shapes_few`.
+SHORT, LONG, SOONER = 0.3, (7.5, 5.0), (5.0, 2.5)
 # Of a distillation: few iterations of several steps each, which the average of a long run would lag behind; `mean_flow`
 # looks nearer to the noise, where the sampler's shifted times lie, and more often at long strides than its paper does.
 STUDENT = {
@@ -84,10 +87,10 @@ def arms(base: RunConfig) -> list[FewSteps]:
         drawings = {"prompts_per_iteration": base.trained_episodes}  # as many as reinforcement learning takes
         return changed(found, rollout=drawings, learning=STUDENT[method] | falling | {"distillation": taught})
 
-    def seen(config: RunConfig, part: float) -> RunConfig:
-        """Longer, at constant rates, and judged by all prompts as it goes."""
-        judged = {"prompts": whole.evaluation.prompts, "every": max(share(part) // 10, 1), "drift": 0}
-        longer = changed(config, evaluation=judged, learning={"cooldown": (0, 0)})
+    def seen(config: RunConfig, part: float, falls: float) -> RunConfig:
+        """Longer, and judged by all prompts as it goes."""
+        judged = {"prompts": whole.evaluation.prompts, "every": share(SEEN), "drift": 0}
+        longer = changed(config, evaluation=judged, learning={"cooldown": (share(falls), share(part))})
         return dataclasses.replace(longer, iterations=share(part))
 
     few = {"flow_steps": ROLLED, "window_range": (0, ROLLED - 1), "window_size": min(r.window_size, ROLLED - 1),
@@ -102,6 +105,9 @@ def arms(base: RunConfig) -> list[FewSteps]:
     teacher_of = dataclasses.replace(guided, steps=type(guided).steps, teacher=base.model.path or "base")
     place = {"mse_weight": 0.0, "leash_times": (), "leash_weight": LearningConfig.leash_weight, "latent_kl_weight": 0.0,
              "text_kl_weight": 0.0, "reference": dmd2.learning.reference}  # fmt: skip
+    # Its last transition is never trained, and is held to the start where it begins.
+    last = float(timesteps(ROLLED, r.timestep_shift or 1.0)[ROLLED - 1])
+    after = {"ema_decay": 0.9} | ({"leash_times": (last,)} if base.learning.reference != "none" else {})
     held = changed(renoised, learning=place | {"matching_weight": MATCHING, "distillation": teacher_of})
     told = lambda n: (f"{n}, guided" if scale > 1 else f"{n}", (n, scale, "ode"))
     teacher = dict([told(usual), (f"{usual}", (usual, 1.0, "ode"))])
@@ -118,9 +124,9 @@ def arms(base: RunConfig) -> list[FewSteps]:
         ("rl_dmd2", "RL, then DMD2", (base, dmd2), of("sde")),
         ("dmd2_rl", f"DMD2, then RL at {ROLLED}", (dmd2, renoised), of("sde")),
         ("dmd2_held", f"DMD2, then RL at {ROLLED}, held to the teacher", (dmd2, held), of("sde")),
-        ("rl_long", "RL alone, long", (seen(base, LONG),), teacher | of("ode")),
+        ("rl_long", "RL alone, long", (seen(base, *LONG),), teacher | of("ode")),
         ("dmd2_rl_long", f"DMD2 for a short time, then RL at {ROLLED}",
-         (student("dmd2", SHORT), seen(changed(renoised, learning={"ema_decay": 0.9}), SOONER)), of("sde")),
+         (student("dmd2", SHORT), seen(changed(renoised, learning=after), *SOONER)), of("sde")),
     )
     return [FewSteps(name=name, title=title, stages=stages, asked=tuple(asked.items()))
             for name, title, stages, asked in found]  # fmt: skip

@@ -26,8 +26,9 @@ FAMILIES = (
 )
 
 SHAPES_BASE = pathlib.Path(__file__).resolve().parent.parent / "worlds" / "shapes" / "base"
-# Names of the bases that lie beside it: of several rounds, and of the families that only draw.
-BASES = {"rounds_base": "rounds_base", "shapes_sd_base": "sd_base", "shapes_flux_base": "flux_base"}
+# Names of the bases that lie beside it: of several rounds, of few steps, and of the families that only draw.
+BASES = {"rounds_base": "rounds_base", "shapes_few_base": "few_base", "shapes_sd_base": "sd_base",
+         "shapes_flux_base": "flux_base"}  # fmt: skip
 # Values of own settings that say nothing: the default's, and what run folders of before hold where nothing was said.
 _UNSAID = {"told_guidance": (ModelConfig.told_guidance, 3.5)}
 _INSTEAD = {"second_time": "leave it out, and distil with --learning.method dmd2"}  # of own settings that were not unsaid

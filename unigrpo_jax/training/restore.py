@@ -68,8 +68,8 @@ def restore(path: str, bare: RunConfig, devices: int = 1, mesh: MeshConfig = Mes
     """Finds weights, and checks all that can be checked without reading them.
 
     Args:
-      path: "base" or "rounds_base" (the models in the package), a model folder or anything else that `model.path` takes, a
-        run folder (its newest checkpoint), or RUN/checkpoints/N.
+      path: "base", "rounds_base" and others (the models in the package), a model folder or anything else that `model.path`
+        takes, a run folder (its newest checkpoint), or RUN/checkpoints/N.
       bare: the config to assume for a model folder, which has no run.
       devices: number of devices to use; 0 is all.
       mesh: how they are arranged.
