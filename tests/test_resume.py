@@ -19,6 +19,7 @@ from unigrpo_jax.config_json import load_run_config
 from unigrpo_jax.learning.update import new_state
 from unigrpo_jax.models.families import load_model
 from unigrpo_jax.models.tree import flatten
+from unigrpo_jax.rewards import judging
 from unigrpo_jax.training import manifest, storage
 from unigrpo_jax.training.checkpoint import Checkpoints, abstract
 from unigrpo_jax.training.console import Console
@@ -436,6 +437,28 @@ def test_a_run_that_is_told_to_end_leaves_out_what_was_due_and_a_resume_makes_th
     assert metrics(run_dir) == metrics(tmp_path / "straight") and "eval/red" in metrics(run_dir)[1]
     facts = [Checkpoints(folder / "checkpoints").facts(2) for folder in (run_dir, tmp_path / "straight")]
     assert facts[0]["evaluation"] == facts[1]["evaluation"] != {} and facts[0]["best"] == facts[1]["best"]
+    jax.tree.map(np.testing.assert_array_equal, state_at(run_dir, 3), state_at(tmp_path / "straight", 3))
+
+
+@pytest.mark.parametrize("call, done, when", [(4, 2, "while held-out prompts were judged after iteration 2"),
+                                              (5, 2, "in iteration 3")])  # fmt: skip
+def test_a_run_that_is_told_to_end_does_not_wait_for_a_judge_that_takes_long(
+    tiny_model, reward, at, tmp_path, monkeypatch, call, done, when
+):
+    """SIGTERM while a reward works that would not end for a minute: in an evaluation, and in the iteration after it."""
+    due = ["--iterations", 3, *HEADS, "--evaluation.every", 2, "--logging.samples-every", 0, "--checkpoint.every", 100]
+    assert run_small(tiny_model, tmp_path / "straight", *due).code == 0
+    monkeypatch.setattr(judging, "LEFT_AFTER", 0)
+    reward.calls, run_dir, ended = 0, tmp_path / "told", threading.Event()
+    at[call] = lambda _: (signal.raise_signal(signal.SIGTERM), ended.wait(60))
+    outcome = run_small(tiny_model, run_dir, *due)
+    words = f"SIGTERM came while the reward function tiny_reward:score was judging, {when}; the run stopped after iteration"
+    assert_one_sentence(outcome, 75, f"{words} {done} with a checkpoint")
+    ended.set()
+    assert steps(run_dir) == [done] == [len(metrics(run_dir))] and not list(run_dir.glob("*rror*"))
+    at.clear()
+    assert run_small(tiny_model, run_dir, *due, "--resume").code == 0
+    assert metrics(run_dir) == metrics(tmp_path / "straight") and "eval/red" in metrics(run_dir)[1]
     jax.tree.map(np.testing.assert_array_equal, state_at(run_dir, 3), state_at(tmp_path / "straight", 3))
 
 

@@ -7,6 +7,7 @@ import collections
 import hashlib
 import json
 import logging
+import math
 import queue
 import threading
 import time
@@ -24,6 +25,7 @@ from unigrpo_jax.rewards.protocol import ABSTAIN, CheckingReward, NoSound, NotDr
 Columns = dict[str, np.ndarray]
 
 PAUSE = 5.0  # seconds until a server that is away is asked again
+LEFT_AFTER = 5.0  # seconds that rewards are still waited for when the run is told to end
 ABSTAINED = np.float32(-np.inf)  # `protocol.ABSTAIN` among floats; no reward's own infinity, which counts as failed
 
 
@@ -33,6 +35,10 @@ class RewardError(RuntimeError):
 
 class Away(RewardError):
     """A reward's server is away, and may come back."""
+
+
+class Left(RewardError):
+    """A reward was still judging when the run was told to end."""
 
 
 class WrongMedium(RewardError):
@@ -98,10 +104,12 @@ class Judging:
 
     Attributes:
       settings: how they are called.
+      told: the signal by which the run was told to end at once, or None; what is then waited for is soon left.
     """
 
     def __init__(self, rewards: Mapping[str, RewardFunction], settings: JudgingConfig):
         self._rewards, self.settings = dict(rewards), settings
+        self.told: Callable[[], str | None] = lambda: None
         self._remembered: collections.OrderedDict[bytes, dict[str, float]] = collections.OrderedDict()
         self._noted: dict[str, set[str]] = {}  # what of `noting.ASKED` each reward that was called has looked at
         self._components: dict[str, set[str]] = {}
@@ -232,12 +240,16 @@ class Judging:
         threading.Thread(target=work, name=f"reward {name}", daemon=True).start()
 
         def wait() -> Columns:
+            left = math.inf
             while True:
                 try:
                     columns, error = outcome.get(timeout=0.2)  # a signal that another thread took is heard between two waits
                     break
                 except queue.Empty:
-                    pass
+                    signal = self.told()
+                    left = min(left, time.monotonic() + LEFT_AFTER) if signal else math.inf
+                if time.monotonic() >= left:
+                    raise Left(f"{signal} came while the reward function {name} was judging")
             if error is not None:
                 raise error
             return columns

@@ -24,7 +24,7 @@ from unigrpo_jax.models.loaded import Codec, Loaded, sound_rate
 from unigrpo_jax.parallel import mesh as meshes
 from unigrpo_jax.parallel import processes
 from unigrpo_jax.parallel.rules import Layout
-from unigrpo_jax.rewards.judging import ABSTAINED, Away, Judging, RewardError
+from unigrpo_jax.rewards.judging import ABSTAINED, Away, Judging, Left, RewardError
 from unigrpo_jax.rewards.protocol import NotDrawn, RewardBatch
 from unigrpo_jax.rollout import randomness
 from unigrpo_jax.rollout.program import RolloutProgram, flow_sampler
@@ -297,7 +297,7 @@ class Evaluator:
 
     def _judge(self, calls: Sequence[_Call]) -> Judged:
         joined = [join(batches) for batches in zip(*(c.batches for c in calls), strict=True)]
-        columns = processes.agree_on_errors((Away, RewardError), lambda: self._rounds(joined))
+        columns = processes.agree_on_errors((Left, Away, RewardError), lambda: self._rounds(joined))
         total = sum(c.total for c in calls)
         columns = processes.share_rows(np.concatenate([c.rows for c in calls]), columns, total)
         asked = [p for p in self.prompts for _ in range(self._config.images_per_prompt)][:total]

@@ -21,7 +21,7 @@ from unigrpo_jax.foreign_text import tell
 from unigrpo_jax.learning.update import TrainState
 from unigrpo_jax.parallel import processes
 from unigrpo_jax.parallel.roll_call import PeersMissing
-from unigrpo_jax.rewards.judging import Away, RewardError
+from unigrpo_jax.rewards.judging import Away, Left, RewardError
 from unigrpo_jax.training import storage
 from unigrpo_jax.training.checkpoint import Checkpoints
 from unigrpo_jax.training.console import Console
@@ -41,6 +41,7 @@ from unigrpo_jax.training.watchdog import Watchdog
 
 MAX_SKIPPED_IN_ROW = 5
 ERROR_FILE = "error.txt"
+ENDS = {Away: JudgeAway, Left: Preempted}  # how a run ends that ends by these; by all else it is stopped
 
 
 @dataclasses.dataclass
@@ -82,6 +83,7 @@ class Iterations:
         self._patience = rounds * trainer.parts.judging.longest_seconds
         evaluator.alive = lambda: self._watchdog.step(self._patience)
         self._signals = Signals(lambda words: self._show(console.message, words))
+        trainer.parts.judging.told = lambda: self._signals.told if self._signals.told != "SIGINT" else None
         self._state: TrainState | None = None  # the newest
         self._done: Done | None = None
         self._summary: dict[str, Any] = {}
@@ -175,6 +177,8 @@ class Iterations:
                 found = self._trainer.judge(own, times)
                 self._watchdog.step()
                 return found
+            except Left:
+                raise
             except (Exception, SystemExit):
                 folder = self._written(save_episodes, self._run_dir, step + 1, own)
                 self._note = f"; the episodes of iteration {step + 1} are in {folder}" if folder else ""
@@ -371,7 +375,7 @@ class Iterations:
                 where = f"; the traceback is in {self._run_dir / ERROR_FILE}"
                 stacks = traceback.format_exc().encode()
                 self._alone(storage.write_atomically, self._run_dir / ERROR_FILE, stacks)
-            kind = JudgeAway if isinstance(error, Away) else RunStopped
+            kind = next((kind for of, kind in ENDS.items() if isinstance(error, of)), RunStopped)
             raise kind(f"{clause(error)}, {when()}{self._note}; {self._rescued()}{where}.") from error
 
     def _rescued(self) -> str:

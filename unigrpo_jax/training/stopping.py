@@ -40,6 +40,8 @@ def clause(error: BaseException) -> str:
 class Signals:
     """While its context is open, Ctrl-C, SIGTERM and SIGHUP let the iteration end; a second Ctrl-C stops at once.
 
+    But for Ctrl-C they do not let rewards end that take long (`rewards.judging.LEFT_AFTER`).
+
     A SIGHUP that is ignored, as under `nohup`, stays so.  In another thread than the main one no signal is heard.
 
     Attributes:

@@ -25,7 +25,7 @@ from unigrpo_jax.parallel import kernels, processes
 from unigrpo_jax.parallel import mesh as meshes
 from unigrpo_jax.parallel.frozen import on_own_devices
 from unigrpo_jax.parallel.rules import Layout
-from unigrpo_jax.rewards.judging import Away, Judging, RewardError
+from unigrpo_jax.rewards.judging import Away, Judging, Left, RewardError
 from unigrpo_jax.rewards.load import load_rewards
 from unigrpo_jax.rewards.protocol import DifferentiableReward, RewardBatch
 from unigrpo_jax.rollout.program import check_window, flow_sampler
@@ -377,11 +377,12 @@ class Trainer:
     def judge(self, own: OwnEpisodes, times: dict[str, float]) -> tuple[Any, dict[str, float]]:
         """Advantages of all processes' episodes (`credit.advantages`), and metrics.
 
-        RewardError in all processes where the reward fails in one, `Away` where its server does.
+        RewardError in all processes where the reward fails in one, `Away` where its server does, `Left` where it is told to
+        end.
         """
         config, learning, begin = self.parts.config, self.parts.config.learning, time.monotonic()
         judge = lambda: [self._columns(own, turn) for turn in range(len(own.batches))]
-        columns = processes.agree_on_errors((Away, RewardError), judge)
+        columns = processes.agree_on_errors((Left, Away, RewardError), judge)
         try:
             shared = [processes.share_rows(own.rows, found, config.episodes) for found in columns]
         except ValueError as error:
