@@ -24,7 +24,7 @@ def test_arms_can_run_and_students_are_judged_without_guidance(base):
     base = dataclasses.replace(base, iterations=5)
     arms = {arm.name: arm for arm in few_steps.arms(base)}
     assert set(arms) == {name for _, names in few_steps.QUESTIONS for name in names} | set(few_steps.LONG_ONES)
-    assert [c.iterations for c in arms["dmd2_rl_long"].stages] == [2, 25] and arms["rl_long"].stages[0].iterations == 38
+    assert [c.iterations for c in arms["dmd2_rl_long"].stages] == [2, 19] and arms["rl_long"].stages[0].iterations == 38
     for name, arm in arms.items():
         for config in arm.stages:
             check(config)

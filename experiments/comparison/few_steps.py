@@ -31,7 +31,7 @@ ENOUGH = 0.85  # exact of held-out prompts, until which seconds are counted
 SEEN = 0.25  # iterations between two judgements of the long runs, for each of `--updates`
 # Iterations, for each of `--updates`: of a distillation, and of reinforcement learning alone and after it, and from which on
 # the rates fall; with 40 updates these are the presets `shapes` and `shapes_few`.
-SHORT, LONG, SOONER = 0.3, (7.5, 5.0), (5.0, 2.5)
+SHORT, LONG, SOONER = 0.3, (7.5, 5.0), (3.75, 2.25)
 # Of a distillation: few iterations of several steps each, which the average of a long run would lag behind; `mean_flow`
 # looks nearer to the noise, where the sampler's shifted times lie, and more often at long strides than its paper does.
 STUDENT = {
@@ -107,7 +107,8 @@ def arms(base: RunConfig) -> list[FewSteps]:
              "text_kl_weight": 0.0, "reference": dmd2.learning.reference}  # fmt: skip
     # Its last transition is never trained, and is held to the start where it begins.
     last = float(timesteps(ROLLED, r.timestep_shift or 1.0)[ROLLED - 1])
-    after = {"ema_decay": 0.9} | ({"leash_times": (last,)} if base.learning.reference != "none" else {})
+    leashed = {"leash_times": (last,)} if base.learning.reference != "none" else {}
+    after = {"ema_decay": 0.9, "reasoning_lr": 2 * base.learning.reasoning_lr} | leashed
     held = changed(renoised, learning=place | {"matching_weight": MATCHING, "distillation": teacher_of})
     told = lambda n: (f"{n}, guided" if scale > 1 else f"{n}", (n, scale, "ode"))
     teacher = dict([told(usual), (f"{usual}", (usual, 1.0, "ode"))])

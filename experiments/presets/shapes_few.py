@@ -23,11 +23,13 @@ def config() -> RunConfig:
     return dataclasses.replace(
         full,
         name="shapes_few",
-        iterations=200,
+        iterations=150,
         model=dataclasses.replace(full.model, path="shapes_few_base"),
         rollout=dataclasses.replace(
             full.rollout, flow_steps=STEPS, noise_level=1.0, noise_range=(0, STEPS - 1), window_range=(0, STEPS - 1)
         ),
-        learning=dataclasses.replace(full.learning, ema_decay=0.9, cooldown=(100, 200), leash_times=(last,)),
+        learning=dataclasses.replace(
+            full.learning, reasoning_lr=6e-4, ema_decay=0.9, cooldown=(90, 150), leash_times=(last,)
+        ),
         evaluation=dataclasses.replace(full.evaluation, flow_steps=STEPS, sampler="sde"),
     )
