@@ -32,7 +32,7 @@ class Arguments:
     tables: tuple[str, ...] = ("speed", "savings", "loop", "costs", "rounds")
     """`speed` of programs and parts, `savings` of what they share, the `loop` around them, `costs` of other settings, and
     `rounds`: 1 to 4 of them, and guidance.  Also, where it is asked for: `pipeline`, what each setting of a model that only
-    draws buys against a straightforward loop."""
+    draws buys against a straightforward loop, and `students`: seconds a sample of a student and of its teacher."""
     pictures: bool = False
     """The table `rounds`: a picture comes before each prompt, as in an edit."""
     repeats: Annotated[int, tyro.conf.arg(metavar="N")] = 7

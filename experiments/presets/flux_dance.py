@@ -7,8 +7,8 @@ Not run yet: no machine that holds it was at hand; launch/from_laptop_to_pod.md 
 said of chips that fit, with all weights and with adapters (`--model.param-dtype bfloat16 --model.lora.rank 128
 --model.lora.alpha 256 --learning.denoising-lr 3e-4`, as the public script has them).
 
-Every transition draws noise; trained are 15 of 25, any but the last, as in the public scripts.  Both rewards' advantages are
-added, and nothing holds the policy to its start.  Those scripts draw 720 x 720 in 16 steps:
+Every transition but the last draws noise; trained are 15 of those 24, as in the public scripts.  Both rewards' advantages
+are added, and nothing holds the policy to its start.  Those scripts draw 720 x 720 in 16 steps:
 
     --rollout.image-height 720 --rollout.image-width 720 --rollout.flow-steps 16 --rollout.noise-range 0 15 \\
         --rollout.window-range 0 15 --rollout.window-size 9
