@@ -8,7 +8,8 @@ Not run yet; launch/from_laptop_to_pod.md says what `python -m launch.plan sd_da
 Guidance is part of the policy, so an iteration makes one step of the optimizer.  Its scale 5 and DDIM's eta 1 are those of
 the public code, which steps by DDIM with eta; the paper writes an SDE with noise level 0.3 (`--rollout.step-rule dance_sde
 --rollout.noise-level 0.3`).  Every transition but the last draws noise; trained are 30 of those 49.  Both rewards'
-advantages are added, and nothing holds the policy to its start.  Binary rewards and the best and worst of many: as in `flux_dance`.
+advantages are added, and nothing holds the policy to its start.  Binary rewards and the best and worst of many: as in
+`flux_dance`.
 """
 
 import dataclasses
