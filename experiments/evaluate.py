@@ -49,7 +49,7 @@ class Arguments:
     """What to judge, on what, and how."""
 
     checkpoint: tyro.conf.Positional[str]
-    """Run folder, RUN/checkpoints/N, model folder, `base` or `rounds_base`."""
+    """Run folder, RUN/checkpoints/N, model folder, or the name of a model in the package, such as `base`."""
     preset: str | None = None
     """Take prompts and reward of this preset instead of the run's own, and for a model folder its sampler and sizes, too."""
     prompts: tuple[str, ...] = ()

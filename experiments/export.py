@@ -23,7 +23,7 @@ class Arguments:
     """What to write, where, and how."""
 
     checkpoint: tyro.conf.Positional[str]
-    """Run folder, RUN/checkpoints/N, model folder, `base` or `rounds_base`."""
+    """Run folder, RUN/checkpoints/N, model folder, or the name of a model in the package, such as `base`."""
     out: tyro.conf.Positional[pathlib.Path]
     """A new folder."""
     dtype: Literal["stored", "float32", "bfloat16", "float16"] = "stored"

@@ -26,7 +26,7 @@ class Write:
     """Draws the images of GenEval's prompts into the folders that its evaluator reads."""
 
     checkpoint: tyro.conf.Positional[str]
-    """Run folder, RUN/checkpoints/N, model folder, `base` or `rounds_base`."""
+    """Run folder, RUN/checkpoints/N, model folder, or the name of a model in the package, such as `base`."""
     out: tyro.conf.Positional[pathlib.Path]
     """New folder for the images."""
     metadata: pathlib.Path

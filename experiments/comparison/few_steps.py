@@ -177,13 +177,12 @@ def _soon(arm: FewSteps, found: Sequence[Record]) -> list[str]:
 
 
 def _rows(arm: FewSteps, found: Sequence[Record] | None) -> list[list[str]]:
-    """One row for each number of transitions."""
+    """One row for each number of transitions, or one that says that there are none yet."""
+    if not found:
+        return [[arm.title, *["missing"] * (len(COLUMNS) + 3)]]
     out = []
     for name, (steps, guidance, _) in sorted(arm.asked, key=lambda asked: (-asked[1][1], -asked[1][0])):
         first = [arm.title, name, str(steps * (2 if guidance > 1 else 1))]
-        if not found:
-            out.append([*first, *["missing"] * (len(COLUMNS) + 1)])
-            continue
         reads = [score(name, column) for column in COLUMNS.values()]
         out.append([*first, str(len(found)), *(spread([read(r) for r in found]).words() for read in reads)])
     return out

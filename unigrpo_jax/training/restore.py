@@ -68,7 +68,7 @@ def restore(path: str, bare: RunConfig, devices: int = 1, mesh: MeshConfig = Mes
     """Finds weights, and checks all that can be checked without reading them.
 
     Args:
-      path: "base", "rounds_base" and others (the models in the package), a model folder or anything else that `model.path`
+      path: the name of a model in the package ("base" and others), a model folder or anything else that `model.path`
         takes, a run folder (its newest checkpoint), or RUN/checkpoints/N.
       bare: the config to assume for a model folder, which has no run.
       devices: number of devices to use; 0 is all.
