@@ -160,7 +160,6 @@ def test_an_option_that_is_none_is_named_with_those_like_it(here, arguments, wor
         ("evaluate", ["MODEL", "--evaluation.rounds", "-1"], ["evaluation.rounds = -1"]),
         ("evaluate", ["rounds_base", "--prompts", "shapes_story", "--evaluation.rounds", "2"], ["evaluation.rounds = 3"]),
         ("evaluate", ["MODEL", "--prompts", "broken.jsonl"], ["line 2"]),
-        ("evaluate", ["MODEL", "--prompts", "long.jsonl"], ["bucket of 18"]),
         ("evaluate", ["MODEL", "--preset", "smok"], ["did you mean smoke?"]),
         ("evaluate", ["MODEL", "--rewards", "tiny_reward:scores"], ["did you mean score?"]),
         ("generate", ["nowhere", "a circle"], ["nowhere is no checkpoint"]),

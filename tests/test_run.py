@@ -127,6 +127,17 @@ def test_evaluating_the_model_folder_gives_the_start(finished, tiny_model, tmp_p
     assert set(json.loads(path.read_text())["table"]) >= {"exact", "graded"}
 
 
+def test_a_bare_folder_is_judged_on_prompts_of_any_length(tiny_model, tmp_path, monkeypatch):
+    """The settings that are assumed for it hold 18 tokens; nobody could say more."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "long.jsonl").write_text(json.dumps({"prompt": "a red circle " * 10}))
+    (tmp_path / "seen.py").write_text("def score(batch):\n    return [float(len(p.split())) for p in batch.prompts]\n")
+    own = ["--prompts", "long.jsonl", "--rewards", "seen:score", "--evaluation.prompts", 1, "--evaluation.no-thinking"]
+    outcome = command("experiments.evaluate", tiny_model, *own, "--evaluation.flow-steps", 1, "--out", "table.json")
+    assert outcome.code == 0, outcome
+    assert json.loads((tmp_path / "table.json").read_text())["table"]["reward"]["overall"] == 30
+
+
 def test_a_picture_is_drawn_and_its_thinking_printed(finished, tmp_path):
     run_dir, _ = finished
     out = tmp_path / "new" / "picture.png"

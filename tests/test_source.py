@@ -256,7 +256,6 @@ def test_the_shapes_world_stands_alone(prompts, evaluation):
         (["a.txt", "b.txt"], ["b.txt cannot be read"]),
         (["long.txt"], ["(long.txt, line 3) has 32 tokens", "rollout.prompt_tokens = 32"]),
         (["a.txt", "--evaluation.source", "no.txt"], ["no.txt cannot be read", "check --evaluation.source"]),
-        (["a.txt", "--evaluation.source", "long.txt"], ["(long.txt, line 3) has 32 tokens"]),
     ],
 )
 def test_the_command_line_refuses_in_one_sentence(tiny_model, tmp_path, monkeypatch, arguments, words):

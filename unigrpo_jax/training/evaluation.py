@@ -202,7 +202,8 @@ class Evaluator:
         self._codec = loaded.codec
         setting = "evaluation.rounds" if evaluation.rounds else "rollout.rounds"
         self._texts = [p.text for p in self.prompts], *said_later(self.prompts, rollout.rounds, setting)
-        self._bucket = rollout.prompt_tokens
+        # The bucket changes no image, so it is made to fit.
+        self._bucket = max(rollout.prompt_tokens, *(loaded.codec.bucket(texts) for texts in self._texts))
         for texts in self._texts:
             loaded.codec.check_lengths(texts, self._bucket, lambda row: self.prompts[row].place)
             loaded.codec.prepare(texts)
