@@ -235,6 +235,60 @@ def test_the_first_process_clears_the_place_of_a_damaged_one_before_orbax_asks_w
     assert seen == [False] and Checkpoints(three / "checkpoints").newest() == (6, [])
 
 
+def test_all_processes_take_what_the_first_one_sees(three, monkeypatch):
+    """The first one's folder does not show the newest yet; `gather` stands for it."""
+    monkeypatch.setattr(checkpoint.processes, "gather", lambda own: [[2, 4], own] if own == [] else [own, own])
+    monkeypatch.setattr(checkpoint.processes, "is_first", lambda: False)
+    assert Checkpoints(three / "checkpoints").newest() == (4, [])
+
+
+def test_what_storage_does_not_give_is_asked_for_again_and_never_removed(three, monkeypatch):
+    monkeypatch.setattr(checkpoint, "READ_AGAIN", (0.0, 0.0))
+    digest, refused = manifest._digest, []
+
+    def fails(times):
+        def read(path):
+            if "checkpoints/6/state" in str(path) and len(refused) < times:
+                refused.append(path)
+                raise OSError(errno.EIO, "Input/output error")
+            return digest(path)
+
+        return read
+
+    monkeypatch.setattr(manifest, "_digest", fails(1))
+    assert open_(three).newest() == (6, []) and len(refused) == 1
+    monkeypatch.setattr(manifest, "_digest", fails(10**6))
+    checkpoints = open_(three, keep=1)
+    step, (words,) = checkpoints.newest()
+    assert step == 4 and "checkpoints/6: Input/output error" in words
+    monkeypatch.setattr(manifest, "_digest", digest)
+    checkpoints.save(state_of(5))
+    checkpoints.close()
+    assert checkpoints.failure() is None and checkpoints.steps() == [5, 6]
+    assert_is(checkpoints.load(6, abstract(state_of(0))), 6)
+
+
+def test_one_that_cannot_be_removed_hinders_no_save_and_goes_later(three, monkeypatch, capsys):
+    """As where somebody reads it over a network's file system."""
+    checkpoints, remove = open_(three, keep=1), storage.LiteralPath.rmtree
+
+    def refuses(path, **how):
+        if path.name == "2":
+            raise OSError(errno.ENOTEMPTY, "Directory not empty")
+        remove(path, **how)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(storage.LiteralPath, "rmtree", refuses)
+        for step in (8, 10):
+            checkpoints.save(state_of(step))
+            checkpoints.wait()
+            assert checkpoints.failure() is None and checkpoints.steps()[-1] == step
+    assert capsys.readouterr().err.count("could not be removed (Directory not empty)") == 1
+    checkpoints.save(state_of(12))
+    checkpoints.close()
+    assert [path.name for path in (three / "checkpoints").iterdir()] == ["12"]
+
+
 def test_what_a_kill_left_goes_and_a_damaged_one_is_written_again(three):
     folder = three / "checkpoints"
     shutil.copytree(folder / "6", folder / "8.orbax-checkpoint-tmp")
@@ -387,6 +441,17 @@ def test_a_folder_whose_checkpoints_cannot_be_read_back_is_refused_before_a_run(
     monkeypatch.setattr(storage.LiteralPath, "glob", storage._GPath.glob)
     checkpoints = open_(tmp_path / "a[b]")
     with pytest.raises(ConfigError, match=r"a\[b\]/checkpoints could not be read back .* another --run-dir"):
+        checkpoints.probe()
+
+
+def test_a_folder_that_lets_nothing_be_removed_is_refused_before_a_run(tmp_path, monkeypatch):
+    checkpoints = open_(tmp_path)
+
+    def refuses():
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(checkpoints, "_remove_probe", refuses)
+    with pytest.raises(ConfigError, match="what was written cannot be removed: Permission denied"):
         checkpoints.probe()
 
 

@@ -16,7 +16,7 @@ HEALTHY = {
     "reward/mean": (0.5, 0.03), "reward/second/mean": (0.4, 0.05), "judge/exact": (0.4, 0.08),
     "image/edge_density": (0.04, 0.005), "image/colour_entropy": (0.5, 0.06), "text/entropy": (0.6, 0.05),
     "text/truncated_share": (0.1, 0.02), "text/ratio_min": (0.8, 0.02), "text/ratio_max": (1.2, 0.02),
-    "flow/ratio_min": (0.999, 1e-4), "flow/ratio_max": (1.001, 1e-4), "reward/dropped_share": (0.0, 0.0),
+    "flow/ratio_min": (0.999, 1e-4), "flow/ratio_max": (1.001, 1e-4), "reward/failed_share": (0.0, 0.0),
     "update/skipped": (0.0, 0.0), "image/grid_energy": (1e-5, 1e-6), "text/repeated_share": (0.05, 0.01),
 }  # fmt: skip
 
@@ -59,7 +59,7 @@ CASES = {
     "ratio, flow": {"flow__ratio_min": lambda s, x: 0.9},
     "ratio, of sound": {"flow_audio__ratio_min": lambda s, x: 0.9, "flow_audio__ratio_max": lambda s, x: 1.0},
     "skipped": {"update__skipped": lambda s, x: float(s % 3 == 0)},
-    "dropped": {"reward__dropped_share": lambda s, x: 0.25},
+    "dropped": {"reward__failed_share": lambda s, x: 0.25},
     "hacking": {"reward__mean": rises, "judge__exact": falls},
     "hacking, image": {"reward__mean": rises, "image__edge_density": falls},
     "hacking, weight 0": {"reward__mean": rises, "reward__second__mean": falls},
@@ -156,6 +156,18 @@ def test_values_that_are_missing_or_not_finite_are_left_out():
     assert rung(history(48, **some)) == {"hacking"}
     nothing = [{"step": n} for n in range(1, 50)]
     assert alarms(nothing, CONFIG, LEARNING) == {}
+
+
+def test_a_long_history_is_not_kept_and_rings_as_the_whole_one():
+    """What is looked at is the first K lines and the last window."""
+    config = dataclasses.replace(CONFIG, window=3 * CONFIG.compared)
+    lines = history(200, **CASES["hacking"])
+    watch, heard = Watch(config, LEARNING), set()
+    for number, line in enumerate(lines):
+        found, _ = watch.look(line)
+        assert set(found) == {f"alarm/{name}" for name in alarms(lines[: number + 1], config, LEARNING)}
+        heard |= set(found)
+    assert heard == {"alarm/hacking"} and len(watch._history) == 4 * config.compared
 
 
 def test_a_resume_hears_what_the_run_without_a_stop_hears():

@@ -1,5 +1,6 @@
 """The remote judge, by a real server on loopback: what it asks, what it makes of the answers, and a whole run."""
 
+import asyncio
 import dataclasses
 import json
 import os
@@ -18,6 +19,7 @@ from unigrpo_jax.rewards.judging import Away, Judging, RewardError
 from unigrpo_jax.rewards.load import load_reward
 from unigrpo_jax.rewards.protocol import Reward
 from unigrpo_jax.rewards.remote import Judge, fill
+from unigrpo_jax.rewards.remote_chat import ServerAway
 from unigrpo_jax.training.trainer import build
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -215,6 +217,22 @@ def test_a_judge_that_never_answered_is_no_run_s_unless_that_was_judged_before(h
     judging.go_on()
     with pytest.raises(Away, match=r"failed \(ConnectError\), after 2 retries, and was waited for 0.5 s"):
         judging(batch("a"))
+
+
+def test_episodes_that_nobody_came_to_in_time_are_no_sign_that_the_server_is_there(monkeypatch):
+    """Each attempt to connect takes long, as where a machine is gone and nothing answers for it."""
+    made = config("https://host/v1", concurrency=2, judging=JudgingConfig(timeout_seconds=1.0))
+    asked, own = [], Judge(made)
+
+    async def slow(chat, drawn, row):
+        asked.append(row)
+        await asyncio.sleep(0.3)
+        raise ServerAway("the connection timed out")
+
+    monkeypatch.setattr(own, "_score", slow)
+    with pytest.raises(Away, match="because the connection timed out"):
+        own(batch(*"abcdefghij"))
+    assert 2 <= len(asked) < 10
 
 
 def test_what_breaks_upon_one_picture_is_no_judge_that_is_away(hasty):

@@ -7,6 +7,7 @@ import os
 import pathlib
 import signal
 import sys
+import time
 
 import pytest
 
@@ -82,7 +83,6 @@ PARTS = {  # who, what, which call, and the iterations that are done and saved
     "evaluation": (Evaluator, "__call__", 3, 2),
     "alarms": (Watch, "look", 2, 2),
     "writer": (MetricsWriter, "write", 2, 2),
-    "samples": (iterations, "save_samples", 3, 2),
     "sampling": (Evaluator, "samples", 2, 2),
     "checkpoint": (Checkpoints, "improves", 3, 2),
 }
@@ -143,12 +143,14 @@ def test_what_only_shows_a_run_may_fail_which_is_told_once(small, tmp_path, monk
     def fail(*_):
         raise Broken("for ever")
 
-    monkeypatch.setattr(iterations, "write_report", fail)
+    for name in ("write_report", "save_samples"):
+        monkeypatch.setattr(iterations, name, lambda *_: fail())
     monkeypatch.setattr(Console, "iteration", fail)
     outcome = small()
     assert outcome.code == 0 and saved(tmp_path / "run")[-1] == 3, outcome
-    assert outcome.out.count("Broken: for ever") == outcome.err.count("Broken: for ever") == 1, outcome
-    assert "report.html failed (Broken: for ever); the run goes on." in outcome.out
+    assert outcome.out.count("Broken: for ever") == 2 and outcome.err.count("Broken: for ever") == 1, outcome
+    for what in ("report.html", "samples"):
+        assert f"{what} failed (Broken: for ever); the run goes on." in outcome.out
     assert outcome.err == "what is printed failed (Broken: for ever); the run goes on.\n"
 
 
@@ -227,7 +229,8 @@ def test_a_console_whose_reader_goes_away_falls_silent():
 @pytest.mark.parametrize("closed", [False, True])
 def test_a_terminal_that_goes_away_is_not_written_to_again(closed):
     leader, follower = os.openpty()
-    with contextlib.suppress(OSError), open(follower, "w") as stream, Console(stream) as console:
+    stream = open(follower, "w")
+    with Console(stream) as console:
         console.iteration(1, 3, {"reward/mean": 0.5})
         os.close(leader)
         if closed:
@@ -235,6 +238,8 @@ def test_a_terminal_that_goes_away_is_not_written_to_again(closed):
         console.iteration(2, 3, {"reward/mean": 0.5})
         console.message("x")
         assert console._quiet
+    with contextlib.suppress(OSError):  # what is still in its buffer goes nowhere
+        stream.close()
 
 
 def test_while_rewards_judge_the_watchdog_waits_for_their_retries_too(small, monkeypatch):
@@ -247,6 +252,28 @@ def test_while_rewards_judge_the_watchdog_waits_for_their_retries_too(small, mon
     assert outcome.code == 0, outcome
     (at,) = [place for place, what in enumerate(told) if what == "judge"]
     assert told[at - 1 : at + 2] == [24, "judge", 0] and told.count(24) >= 3  # evaluations before and after, too
+
+
+def test_a_state_that_is_due_is_saved_before_it_is_judged(small, tmp_path, monkeypatch):
+    """Its checkpoint and its line are there meanwhile; both get what the evaluation finds."""
+    run_dir, seen, judge = tmp_path / "run", [], Evaluator.__call__
+
+    def watched(self, *given, **named):
+        deadline, lines = time.monotonic() + 60, []
+        while seen and saved(run_dir)[-1:] != [2 * len(seen)] and time.monotonic() < deadline:
+            time.sleep(0.05)
+        lines = read_metrics(run_dir / "metrics.jsonl")
+        seen.append((saved(run_dir), [line["step"] for line in lines], [name for name in lines[-1] if "eval/" in name])
+                    if lines else ())  # fmt: skip
+        return judge(self, *given, **named)
+
+    monkeypatch.setattr(Evaluator, "__call__", watched)
+    outcome = small("--iterations", 4, "--evaluation.every", 2, "--checkpoint.every", 2)
+    assert outcome.code == 0, outcome
+    assert seen[0] == () and seen[1] == ([2], [1, 2], [])
+    lines = {line["step"]: line for line in read_metrics(run_dir / "metrics.jsonl")}
+    assert list(lines) == [1, 2, 3, 4] and "eval/graded" in lines[2]
+    assert Checkpoints(run_dir / "checkpoints").facts(2)["evaluation"]["eval/graded"] == lines[2]["eval/graded"]
 
 
 def test_the_last_evaluation_stands_beside_the_last_checkpoint(small, tmp_path):

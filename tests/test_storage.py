@@ -104,6 +104,7 @@ def test_metrics_in_a_bucket_are_all_there_after_a_flush_and_a_resume_goes_on(bu
         writer.write(2, {"a": 2})
         assert lines(there) == [1]
         monkeypatch.setattr(storage, "UPLOAD_EVERY", 0.0)
+        monkeypatch.setattr(storage, "UPLOAD_SHARE", 0.0)
         writer.write(3, {"a": 3})
         assert lines(there) == [1, 2, 3]
     with MetricsWriter(run_dir, resume_step=2) as writer:
@@ -121,6 +122,7 @@ def test_an_upload_once_a_minute_may_fail_and_one_before_a_checkpoint_may_not(bu
 
     with MetricsWriter(run_dir, say=said.append) as writer:
         monkeypatch.setattr(storage, "UPLOAD_EVERY", 0.0)
+        monkeypatch.setattr(storage, "UPLOAD_SHARE", 0.0)
         monkeypatch.setattr(storage, "write_atomically", fails)
         writer.write(1, {"a": 1})
         writer.write(2, {"a": 2})
@@ -131,6 +133,40 @@ def test_an_upload_once_a_minute_may_fail_and_one_before_a_checkpoint_may_not(bu
         monkeypatch.setattr(storage, "write_atomically", write)
         writer.write(3, {"a": 3})
         assert lines(there) == [1, 2, 3]
+
+
+def test_an_upload_is_tried_again_and_its_last_failure_is_raised(bucket, monkeypatch):
+    monkeypatch.setattr(storage, "UPLOAD_AGAIN", (0.0, 0.0))
+    place, write, tried = storage.path("gs://bucket/run") / "config.json", type(storage.path("gs://b/r")).write_bytes, []
+
+    def fails(times):
+        def attempt(path, data):
+            tried.append(data)
+            if len(tried) <= times:
+                raise RuntimeError("503")
+            return write(path, data)
+
+        return attempt
+
+    monkeypatch.setattr(type(place), "write_bytes", fails(2))
+    storage.write_atomically(place, b"{}")
+    assert tried == [b"{}"] * 3 and place.read_bytes() == b"{}"
+    monkeypatch.setattr(type(place), "write_bytes", fails(100))
+    with pytest.raises(RuntimeError, match="503"):
+        storage.write_atomically(place, b"{1}")
+
+
+def test_a_last_upload_that_fails_does_not_hide_why_a_run_ends(bucket, monkeypatch):
+    said, run_dir = [], storage.path("gs://bucket/run")
+
+    def fails(place, data):
+        raise RuntimeError("503")
+
+    with pytest.raises(KeyError, match="the reason"), MetricsWriter(run_dir, say=said.append) as writer:
+        writer.write(1, {"a": 1})
+        monkeypatch.setattr(storage, "write_atomically", fails)
+        raise KeyError("the reason")
+    assert said == [f"{run_dir / 'metrics.jsonl'} could not be closed (503); its last lines may be missing."]
 
 
 def test_samples_and_report_in_a_bucket(bucket):

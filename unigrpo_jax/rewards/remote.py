@@ -137,24 +137,30 @@ class Judge:
         nothing has ever been: then the settings are wrong, not the episodes.  `Away` where nothing was judged because the
         server is away.
         """
-        scores, failures = asyncio.run(self._judge(batch))
+        scores, failures, late = asyncio.run(self._judge(batch))
+        nothing = len(failures) + late == len(scores)
+        if nothing and failures and all(isinstance(f, ServerAway) for f in failures):
+            raise Away(self._words(failures, len(scores)))  # those that nobody came to in time say nothing else
+        failures += [NotJudged("judging.timeout_seconds are almost over; raise it or judge.concurrency")] * late
         if failures:
-            reason, count = collections.Counter(f.reason for f in failures).most_common(1)[0]
-            said = next(f.said for f in failures if f.reason == reason)
-            words = (
-                f"the judge at {self._settings.url} gave no score for {len(failures)} of {len(scores)} episodes, {count} "
-                f"times because {reason}{self._quoted(said)}"
-            )
-            if len(failures) == len(scores) and all(isinstance(f, ServerAway) for f in failures):
-                raise Away(words)
-            if not self._worked and len(failures) == len(scores):
+            words = self._words(failures, len(scores))
+            if not self._worked and nothing:
                 raise RewardError(words)
             logging.getLogger(__name__).warning("%s.", words)
-        self._worked = self._worked or len(failures) < len(scores)
+        self._worked = self._worked or not nothing
         return dict(zip(self._dimensions or (self._component,), scores.T, strict=True))
 
-    async def _judge(self, batch: RewardBatch) -> tuple[np.ndarray, list[NotJudged]]:
-        """Scores [B, components], and why some rows are NaN."""
+    def _words(self, failures: Sequence[NotJudged], count: int) -> str:
+        """Of how many of `count` episodes there is no score, and the commonest reason."""
+        reason, times = collections.Counter(f.reason for f in failures).most_common(1)[0]
+        said = next(f.said for f in failures if f.reason == reason)
+        return (
+            f"the judge at {self._settings.url} gave no score for {len(failures)} of {count} episodes, {times} times "
+            f"because {reason}{self._quoted(said)}"
+        )
+
+    async def _judge(self, batch: RewardBatch) -> tuple[np.ndarray, list[NotJudged], int]:
+        """Scores [B, components], why some rows are NaN, and how many more are because there was no time left."""
         scores = np.full((len(batch.prompts), len(self._dimensions) or 1), np.nan)
         failures, places = [], asyncio.Semaphore(self._settings.concurrency)
         async with connect(self._settings) as chat:
@@ -175,8 +181,7 @@ class Judge:
             await asyncio.gather(*late, return_exceptions=True)
             for error in [error for task in done if (error := task.exception())]:
                 raise error
-        failures += [NotJudged("judging.timeout_seconds are almost over; raise it or judge.concurrency")] * len(late)
-        return scores, failures
+        return scores, failures, len(late)
 
     async def _score(self, chat: Chat, batch: RewardBatch, row: int) -> float | list[float]:
         """The score of one episode, or one for each dimension."""

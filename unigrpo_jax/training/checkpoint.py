@@ -10,6 +10,7 @@ import logging
 import os
 import re
 import sys
+import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
@@ -20,11 +21,13 @@ from etils import epath
 from orbax.checkpoint import v1 as ocp
 
 from unigrpo_jax.config import CheckpointConfig, ConfigError
+from unigrpo_jax.foreign_text import tell
 from unigrpo_jax.learning.update import TrainState
 from unigrpo_jax.parallel import processes
 from unigrpo_jax.training import manifest, storage
 
 PROBE = "probe"  # the folder of what is written and read back before a run begins
+READ_AGAIN = (1.0, 4.0)  # seconds before a checkpoint that could not be read is read again
 
 
 class Checkpoints:
@@ -49,6 +52,8 @@ class Checkpoints:
         self.best: dict[str, Any] | None = None
         self._config, self._facts = config, dict(facts or {})
         self._damaged: set[int] = set()
+        self._unread: set[int] = set()  # that storage did not give when it was asked; they may be whole
+        self._complained = False
         self._saved: int | None = None
         self._failure: str | None = None
         self._writing: Future | None = None
@@ -72,18 +77,19 @@ class Checkpoints:
     def newest(self) -> tuple[int | None, list[str]]:
         """Iterations done at the newest whole checkpoint, or None, and what is wrong with each newer one, in sentences.
 
+        Several processes call it together, and ask about what the first one sees: storage may show others less.
+
         Raises:
           ConfigError: there are checkpoints that were finished, but none of them is whole.
         """
         troubles = []
-        for step in reversed(self._numbered()):
+        for step in reversed(processes.gather(self._numbered() if processes.is_first() else [])[0]):
             words = self._damage(step)
             if words is None:
                 self._saved, self.best = step, self._comparable(manifest.read(self.folder / str(step))).get("best")
                 return step, troubles
-            self._damaged.add(step)
             troubles.append(f"Skipping the checkpoint {self.folder / str(step)}: {words}.")
-        if self.steps():  # a kill leaves any number that were not finished
+        if any(processes.gather(bool(self.steps()))):  # a kill leaves any number that were not finished
             raise ConfigError(f"none of the {len(troubles)} checkpoints in {self.folder} is whole (the oldest: {words}); "
                               "put a whole one there, or use another --run-dir.")  # fmt: skip
         return None, troubles
@@ -113,8 +119,10 @@ class Checkpoints:
         except Exception as error:  # as in `save`
             words = self._reason(error)
         if processes.is_first():
-            with contextlib.suppress(OSError):
+            try:
                 self._remove_probe()
+            except Exception as error:  # as in `save`
+                words = words or f"what was written cannot be removed: {self._reason(error)}"
         if (words := next(filter(None, processes.gather(words)), None)) is not None:
             raise ConfigError(f"checkpoints in {self.folder} could not be read back ({words}); use another --run-dir.")
 
@@ -232,9 +240,17 @@ class Checkpoints:
             place = self.folder / str(step)
             manifest.write(place, facts, files or manifest.read(place)["files"])
             self._damaged.discard(step)
-            self._remove_all_but(kept(self._scores(), self._config))
+            self._unread.discard(step)
         except Exception as error:  # as in `save`
             self._failed(step, error)
+            return
+        try:
+            self._remove_all_but(kept(self._scores(), self._config) | self._unread)
+        except Exception as error:  # as in `save`; the next save tries again
+            if not self._complained:
+                tell(f"A checkpoint in {self.folder} that is not kept could not be removed ({self._reason(error)}); that is "
+                     "tried again at each save.", sys.stderr)  # fmt: skip
+            self._complained = True
 
     def _failed(self, step: int, error: Exception) -> None:
         self._failure = self._words(step, error)
@@ -248,15 +264,26 @@ class Checkpoints:
         return sorted(int(path.name) for path in found if path.name.isdigit() and path.is_dir())
 
     def _damage(self, step: int) -> str | None:
-        """What is wrong with a checkpoint, in the words of the first process that found something."""
-        folder, words = self.folder / str(step), None
-        try:
-            manifest.check(folder, manifest.read(folder)["files"], (jax.process_index(), jax.process_count()))
-        except manifest.Damaged as error:
-            words = str(error)
-        except OSError as error:
-            words = error.strerror or type(error).__name__
-        return next(filter(None, processes.gather(words)), None)
+        """What is wrong with a checkpoint, in the words of the first process that found something.
+
+        What storage does not give is asked for again; a checkpoint that could not be read is left out, and never removed.
+        """
+        folder, words, read = self.folder / str(step), None, True
+        for pause in (*READ_AGAIN, None):
+            try:
+                manifest.check(folder, manifest.read(folder)["files"], (jax.process_index(), jax.process_count()))
+                words, read = None, True
+            except manifest.Damaged as error:
+                words, read = str(error), True
+            except Exception as error:  # as in `save`
+                words, read = self._reason(error), False
+            if read or pause is None:
+                break
+            time.sleep(pause)
+        found = processes.gather([words, read])
+        if any(words for words, _ in found):
+            (self._damaged if all(read for _, read in found) else self._unread).add(step)
+        return next((words for words, _ in found if words), None)
 
     def _comparable(self, record: dict[str, Any]) -> dict[str, Any]:
         """A record, where its evaluations are the same as ours; else nothing."""
@@ -274,7 +301,7 @@ class Checkpoints:
             scores = self._comparable(record).get("evaluation", {})
             metric = self._metric(scores)
             found[step] = worth(metric, scores.get(metric))
-        return {step: score for step, score in found.items() if step not in self._damaged}
+        return {step: score for step, score in found.items() if step not in self._damaged | self._unread}
 
     def _metric(self, scores: Mapping[str, float]) -> str:
         return self._config.best_metric or next(iter(scores), "")

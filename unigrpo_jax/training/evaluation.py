@@ -273,8 +273,9 @@ class Evaluator:
         """One call of the program; the last one is filled up with repeated prompts, which are then dropped."""
         per, images = self._per_call, self._config.images_per_prompt
         rows = [min(i, len(self.prompts) - 1) for i in range(start, start + per)]
-        block, *turns = (self._codec.prompts([texts[row] for row in rows], self._bucket) for texts in self._texts)
-        picture = processes.agree_on_errors((ConfigError,), lambda: self._see([self.prompts[row] for row in rows]))
+        said = lambda: [self._codec.prompts([texts[row] for row in rows], self._bucket) for texts in self._texts]
+        seen = lambda: (*said(), self._see([self.prompts[row] for row in rows]))
+        block, *turns, picture = processes.agree_on_errors((ConfigError,), seen)
         seed, first = np.int32(self._config.seed), np.int32(start * images)
         episodes, shown = self._run(params, autoencoder_params, block, seed, np.int32(0), first, picture, tuple(turns))
         keep = min(per, len(self.prompts) - start) * images
@@ -300,7 +301,10 @@ class Evaluator:
         joined = [join(batches) for batches in zip(*(c.batches for c in calls), strict=True)]
         columns = processes.agree_on_errors((Left, Away, RewardError), lambda: self._rounds(joined))
         total = sum(c.total for c in calls)
-        columns = processes.share_rows(np.concatenate([c.rows for c in calls]), columns, total)
+        try:
+            columns = processes.share_rows(np.concatenate([c.rows for c in calls]), columns, total)
+        except ValueError as error:
+            raise RewardError(f"held-out images: {error}") from None
         asked = [p for p in self.prompts for _ in range(self._config.images_per_prompt)][:total]
         thinkings = tuple(columns[f"thinking{turn}"] for turn in range(len(joined)))
         shown = list(enumerate(calls[0].shown))

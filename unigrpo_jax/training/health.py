@@ -16,7 +16,7 @@ and start are apart, and nothing where a level has fewer than half of its K valu
 | repeated | now's `text/repeated_share` > `repeated_share` |
 | ratio | now's median of `text/ratio_max` > `text_ratio` or of `text/ratio_min` < 1 / `text_ratio`; each flow's alike |
 | skipped | in more than `skipped_share` of now's iterations an update was skipped |
-| dropped | now's `reward/dropped_share` > `dropped_share` |
+| dropped | now's `reward/failed_share` > `dropped_share` |
 | hacking | the reward that is trained rose, while something that it should serve fell |
 
 **hacking** looks at a window, the last `window` iterations (all of them in a shorter run).  For a metric let a and b be the
@@ -105,7 +105,7 @@ def alarms(history: Sequence[Line], config: AlarmsConfig, learning: LearningConf
     skipped = sum(value > 0 for value in _values(now, "update/skipped", count))
     if skipped > config.skipped_share * count:
         ring("skipped", f"{skipped} of the last {count} iterations skipped an update that was not finite")
-    dropped = level("reward/dropped_share", now)
+    dropped = level("reward/failed_share", now)
     if dropped > config.dropped_share:
         ring("dropped", f"{dropped:.0%} of the groups were dropped, not judged or not finite")
     if fallen := hacked(history, config, second_judges(history[-1], learning)):
@@ -156,14 +156,20 @@ class Watch:
     """
 
     def __init__(self, config: AlarmsConfig, learning: LearningConfig, earlier: Sequence[Line] = ()):
-        self._config, self._learning, self._history = config, learning, list(earlier)
+        self._config, self._learning, self._history = config, learning, self._read(earlier, config)
+
+    @staticmethod
+    def _read(lines: Sequence[Line], config: AlarmsConfig) -> list[Line]:
+        """Those that alarms look at: the first K, and the last ones."""
+        count = config.compared
+        return [*lines[:count], *lines[count:][-max(config.window, 2 * count) :]]
 
     def look(self, metrics: Line) -> tuple[dict[str, int], list[str]]:
         """Adds an iteration: {"alarm/NAME": 1} of all that rings, and sentences of what did not ring in the last K."""
         recent = self._history[-self._config.compared :]
         rings = alarms([*self._history, metrics], self._config, self._learning)
         found = {f"alarm/{name}": 1 for name in rings}
-        self._history.append({**metrics, **found})
+        self._history = self._read([*self._history, {**metrics, **found}], self._config)
         new = [name for name in rings if not any(line.get(f"alarm/{name}") for line in recent)]
         return found, [f"alarm {name}: {rings[name]}" for name in new]
 

@@ -1,7 +1,7 @@
 """The iterations of a run, and what is due after each: a list of small parts that know themselves when they have to act.
 
 Whatever is raised here, by whomever, the newest state is saved before the run ends.  What shows a run and holds nothing of
-it, the terminal and the report, may fail: that is told once, and the run goes on.
+it, the terminal, samples and the report, may fail: that is told once, and the run goes on.
 """
 
 import contextlib
@@ -41,6 +41,7 @@ from unigrpo_jax.training.watchdog import Watchdog
 
 MAX_SKIPPED_IN_ROW = 5
 ERROR_FILE = "error.txt"
+REPORT_SHARE, REPORT_QUICK = 0.02, 1.0  # of the time since the last one; seconds
 ENDS = {Away: JudgeAway, Left: Preempted}  # how a run ends that ends by these; by all else it is stopped
 
 
@@ -55,6 +56,7 @@ class Done:
       ringing: sentences of the alarms that ring, in the first process.
       shown: there is something new to see in the report.
       recorded: the line is written.
+      later: numbers that came when it was.
       told: the signal that one of the processes got; with one, evaluation and samples are left out.
       rang: sentences of the alarms that end the run.
     """
@@ -65,6 +67,7 @@ class Done:
     ringing: list[str] = dataclasses.field(default_factory=list)
     shown: bool = False
     recorded: bool = False
+    later: dict[str, Any] = dataclasses.field(default_factory=dict)
     told: str | None = None
     rang: list[str] = dataclasses.field(default_factory=list)
 
@@ -91,6 +94,7 @@ class Iterations:
         self._broken: Exception | None = None  # what else was raised where only one process works
         self._complained: set[str] = set()
         self._note = ""
+        self._reported, self._report_took = time.monotonic(), 0.0
         self.parts: tuple[Callable[[Done], None], ...] = (
             self._hear, self._evaluate, self._record, self._tell, self._sample, self._report, self._agree, self._save,
             self._stop,
@@ -198,12 +202,20 @@ class Iterations:
 
     def _evaluate(self, done: Done) -> None:
         if self._is_due(self._config.evaluation.every, done):
+            if done.number % self._config.checkpoint.every == 0:  # to judge may take long, and not hear that it is to end
+                self._record(done)
+                self._keep()
             found = self._held_out()
             done.table, done.shown = found.table, True
-            done.metrics |= evaluated(done.table) | drifted(found.drift)
+            done.later = evaluated(done.table) | drifted(found.drift)
+            done.metrics |= done.later
             self._log_table(done.number, done.table)
 
     def _record(self, done: Done) -> None:
+        if done.recorded:
+            if done.later:
+                self._alone(lambda: self._writer.amend(done.later))
+            return
         done.recorded = True
 
         def write() -> None:
@@ -224,8 +236,13 @@ class Iterations:
             done.shown = True
 
     def _report(self, done: Done) -> None:
-        if done.shown:
+        """Not where it would take more than `REPORT_SHARE` of the time, as after many iterations."""
+        began = time.monotonic()
+        quick = self._report_took < max(REPORT_SHARE * (began - self._reported), REPORT_QUICK)
+        if done.shown and quick:
             self._alone(self._show, write_report, self._run_dir)
+            self._reported = time.monotonic()
+            self._report_took = self._reported - began
 
     def _agree(self, done: Done) -> None:
         done.rang = processes.gather(done.ringing)[0] if self._config.alarms.action == "stop" else []
@@ -237,10 +254,7 @@ class Iterations:
         best = config.keep_best and self._checkpoints.improves(scores)
         last = done.number == self._config.iterations
         if done.number % config.every == 0 or last or best or done.told or done.rang:
-            summary = self._summary | {"seconds": self._seconds()}
-            self._alone(write_json, self._run_dir / "summary.json", summary)
-            self._alone(lambda: self._writer.flush())
-            self._checkpoints.save(self._state, scores)
+            self._keep(scores)
 
     def _stop(self, done: Done) -> None:
         """RunStopped or KeyboardInterrupt where the run is not to go on."""
@@ -267,6 +281,12 @@ class Iterations:
 
     # --- what they share ------------------------------------------------------------------------------------------------
 
+    def _keep(self, scores: dict[str, float] | None = None) -> None:
+        """Starts to save the state, or writes its scores where it is saved, after all that belongs to it."""
+        self._alone(write_json, self._run_dir / "summary.json", self._summary | {"seconds": self._seconds()})
+        self._alone(lambda: self._writer.flush())
+        self._checkpoints.save(self._state, scores)
+
     def _judged(self, judge: Callable, params: dict | None = None):
         """What `judge` says of the newest weights, or of others."""
         params = self._trainer.judged_params(self._state) if params is None else params
@@ -284,7 +304,7 @@ class Iterations:
         return found
 
     def _write_samples(self, step: int, samples: list[Sample]) -> None:
-        self._alone(save_samples, self._run_dir, step, samples)
+        self._alone(self._show, save_samples, self._run_dir, step, samples)
         self._alone(lambda: self._writer.samples(step, samples))
 
     def _log_table(self, step: int, table: dict) -> None:
@@ -310,13 +330,13 @@ class Iterations:
         try:
             act(*arguments)
         except Exception as error:
-            place = "report.html" if act is write_report else "what is printed"
+            place = {write_report: "report.html", save_samples: "samples"}.get(act, "what is printed")
             if place in self._complained:
                 return
             self._complained.add(place)
             words = f"{place} failed ({clause(error)}); the run goes on."
             with contextlib.suppress(Exception):
-                self._console.message(words) if act is write_report else tell(words, sys.stderr)
+                tell(words, sys.stderr) if place == "what is printed" else self._console.message(words)
 
     def _agreed(self) -> str | None:
         """The signal that one of the processes got.

@@ -109,7 +109,7 @@ def _run(config: RunConfig, run_dir: epath.Path, resume: bool, allow_changed: Se
         if done is not None:
             like = abstract(state)
             jax.tree.map(lambda x: x.delete(), state)  # else both would lie there while one is read
-            state = checkpoints.load(done, like)
+            state = processes.agree_on_errors((ConfigError,), lambda: checkpoints.load(done, like))
         trainer.compile()
         loaded = parts.loaded
         labels = parameters.groups(loaded.abstract_params(), config.learning, loaded.network.trained_by)

@@ -61,14 +61,17 @@ def write(folder: epath.Path, facts: dict[str, Any], files: Mapping[str, list | 
 
 
 def read(folder: epath.Path) -> dict[str, Any]:
-    """The facts that were written, and `files`; Damaged where there are none or they are not as written."""
+    """The facts that were written, and `files`; Damaged where there are none or they are not as written.
+
+    Raises what storage does where it does not give them.
+    """
     path = folder / FILE_NAME
     if not path.exists():
         raise Damaged(f"it was not finished: {FILE_NAME} is missing")
     try:
         record = json.loads(path.read_bytes())
         digest = record.pop("sha256")
-    except (ValueError, KeyError, AttributeError, TypeError, OSError):
+    except (ValueError, KeyError, AttributeError, TypeError):
         raise Damaged(f"{FILE_NAME} is damaged") from None
     if digest != _own_digest(record) or record.get("format") != FORMAT:
         raise Damaged(f"{FILE_NAME} is damaged")

@@ -152,8 +152,14 @@ class MetricsWriter:
     def __enter__(self) -> "MetricsWriter":
         return self
 
-    def __exit__(self, *exception) -> None:
-        self.close()
+    def __exit__(self, kind: type[BaseException] | None, *_) -> None:
+        """Closes; where that fails while something else ends the run, it is told, and the reason of the end stays."""
+        try:
+            self.close()
+        except Exception as error:  # whatever a bucket's client raises
+            if kind is None:
+                raise
+            self._say(f"{self._path} could not be closed ({_first_line(error)}); its last lines may be missing.")
 
 
 def _first_line(error: BaseException) -> str:

@@ -17,7 +17,9 @@ from unigrpo_jax.foreign_files import named
 from unigrpo_jax.foreign_text import quoted, said
 
 Place = str | os.PathLike
-UPLOAD_EVERY = 60.0  # seconds between uploads of a file that grows
+UPLOAD_EVERY = 60.0  # seconds between uploads of a file that grows, or so many times what the last one took:
+UPLOAD_SHARE = 50
+UPLOAD_AGAIN = (1.0, 4.0)  # seconds before an upload that failed is tried again
 _GPath = type(epath.Path("/"))
 
 
@@ -83,11 +85,18 @@ def inside(folder: epath.Path) -> list[epath.Path]:
 
 
 def write_atomically(place: epath.Path, data: bytes) -> None:
-    """Writes a file in one step; on failure the old one stays as it was."""
-    place.parent.mkdir(parents=True, exist_ok=True)
+    """Writes a file in one step; on failure the old one stays as it was.  An upload to a bucket is tried a few times."""
     if is_bucket(place):
-        place.write_bytes(data)
-        return
+        for pause in (*UPLOAD_AGAIN, None):
+            try:
+                place.parent.mkdir(parents=True, exist_ok=True)
+                place.write_bytes(data)
+                return
+            except Exception:  # whatever a bucket's client raises
+                if pause is None:
+                    raise
+                time.sleep(pause)
+    place.parent.mkdir(parents=True, exist_ok=True)
     temporary = place.with_name(f".{place.name}.{os.getpid()}.tmp")
     try:
         with temporary.open("wb") as file:
@@ -116,14 +125,14 @@ class GrowingFile:
     """A text file that lines are added to.
 
     On a disk every line is there when `add` returns.  To a bucket the whole is uploaded by `flush`, by `close`, and once a
-    minute, so that a kill loses what came after; a resumed run computes it again.  Of the uploads once a minute one may
-    fail, since the next brings the same text and more: `say` tells of the first.
+    minute, less often where that takes long, so that a kill loses what came after; a resumed run computes it again.  Of the
+    uploads once a minute one may fail, since the next brings the same text and more: `say` tells of the first.
     """
 
     def __init__(self, place: epath.Path, begin: str, say: Callable[[str], None]):
         """`begin` replaces what the file holds."""
         write_atomically(place, begin.encode())
-        self._place, self._tried, self._say, self._told = place, time.monotonic(), say, False
+        self._place, self._tried, self._say, self._told, self._took = place, time.monotonic(), say, False, 0.0
         self._text = [begin] if is_bucket(place) else None
         self._file = None if is_bucket(place) else place.open("a", encoding="utf-8")
 
@@ -141,7 +150,7 @@ class GrowingFile:
                 raise
             return
         self._text.append(line)
-        if time.monotonic() - self._tried > UPLOAD_EVERY:
+        if time.monotonic() - self._tried > max(UPLOAD_EVERY, UPLOAD_SHARE * self._took):
             try:
                 self.flush()
             except Exception as error:  # whatever a bucket's client raises
@@ -155,8 +164,9 @@ class GrowingFile:
         if self._file is not None:
             os.fsync(self._file.fileno())
         elif self._text is not None:
-            self._tried = time.monotonic()
+            began = self._tried = time.monotonic()
             write_atomically(self._place, "".join(self._text).encode())
+            self._took = time.monotonic() - began
 
     def close(self) -> None:
         """Flushes and closes; a second call does nothing."""

@@ -263,10 +263,13 @@ class Trainer:
         self.parts.loaded.codec.prepare(order.at(position).text for position in range(drawn))
 
     def compile(self) -> None:
-        """Starts compiling both programs in the background, from shapes alone; the first use waits for them."""
-        inputs = self.inputs()
+        """Starts compiling both programs in the background, from shapes alone; the first use waits for them.
+
+        They are traced here: Flax changes the fields of a layer while it scans it, and other programs are traced meanwhile.
+        """
+        lowered = self.programs.lower(self.inputs())
         executor = ThreadPoolExecutor(1)
-        self._compiled = executor.submit(lambda: [program.compile() for program in self.programs.lower(inputs)])
+        self._compiled = executor.submit(lambda: [program.compile() for program in lowered])
         executor.shutdown(wait=False)
 
     def start(self) -> TrainState:
@@ -401,6 +404,7 @@ class Trainer:
             metrics |= {"reward/mean": float(total.mean()), "reward/std": float(total.std())}
             metrics["reward/zero_variance_share"] = float(zero_variance_share(total))
         metrics["reward/dropped_share"] = float(1 - judged.mean())
+        metrics["reward/failed_share"] = float(failed.mean())  # without those that all rewards abstain from
         metrics["rollout/nonfinite_share"] = float(1 - finite.mean())
         seconds = times["time/rollout_text"], times["time/rollout_flow"]
         metrics |= measured.means(rounds) | measured.speeds(rounds[-1]["tokens"], *seconds, config.rollout.thinking)

@@ -33,7 +33,6 @@ from unigrpo_jax.models.building import context as contexts
 from unigrpo_jax.models.building.attention import Visibility
 from unigrpo_jax.models.building.context import Context
 from unigrpo_jax.models.building.frames import check_image
-from unigrpo_jax.models.building.lifted import recomputed, scanned
 from unigrpo_jax.models.building.norms import RMSNorm
 from unigrpo_jax.models.building.patches import patchify, unpatchify
 from unigrpo_jax.models.building.rotary import rotary_table
@@ -97,8 +96,8 @@ class Network(nn.Module):
         c = self.config
         layer = DecoderLayer
         if self.remat != "none":
-            layer = recomputed(layer, prevent_cse=False, static_argnums=(), policy=KEPT[self.remat])
-        scan = scanned(
+            layer = nn.remat(layer, prevent_cse=False, static_argnums=(), policy=KEPT[self.remat])
+        scan = nn.scan(
             layer,
             variable_axes={"params": 0, "intermediates": 0},
             split_rngs={"params": True},

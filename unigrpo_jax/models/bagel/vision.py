@@ -10,7 +10,6 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from unigrpo_jax.models.bagel.config import VisionConfig
-from unigrpo_jax.models.building.lifted import scanned
 
 gelu = lambda x: nn.gelu(x, approximate=True)  # the tanh form
 
@@ -53,7 +52,7 @@ class VisionEncoder(nn.Module):
         x = nn.Dense(c.hidden_size, dtype=self.dtype, name="patch_embed")(patches_BNP.astype(self.dtype))
         x = x + table[position_ids_N].astype(self.dtype)[None]
         self.sow("intermediates", "embeddings", x)
-        layers = scanned(
+        layers = nn.scan(
             VisionLayer, variable_axes={"params": 0, "intermediates": 0}, split_rngs={"params": True}, length=c.layers
         )
         x, _ = layers(c, self.dtype, self.hold, name="layers")(x, None)
