@@ -155,7 +155,7 @@ def _windows(base: RunConfig) -> dict[str, RunConfig]:
 def _clips(base: RunConfig) -> dict[str, RunConfig]:
     """A clip range acts from the second step on an iteration's episodes, so each takes two."""
     two = changed(base, learning={"minibatches": 2})
-    return {f"{clip:g}": changed(two, learning={"flow_clip": clip}) for clip in (1.2e-5, 1.2e-4, 1.2e-3, 1.2e-2)}
+    return {f"{clip:g}": changed(two, learning={"flow_clip": clip}) for clip in (1.2e-5, 1.2e-4, 1.2e-3)}
 
 
 def _off_policy(base: RunConfig) -> dict[str, RunConfig]:
@@ -202,7 +202,7 @@ ABLATIONS = (
     Ablation(
         name="noise_level",
         title="Noise level",
-        change=_each("rollout", "noise_level", (0.1, 0.4, 0.8, 1.2), "a = {:g}"),
+        change=_each("rollout", "noise_level", (0.1, 0.4, 0.8, 1.0), "a = {:g}"),
         question="How much noise should the window have?",
         metrics=_CURVES,
     ),
