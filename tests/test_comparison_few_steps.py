@@ -145,8 +145,14 @@ SMALL = """
 
 
 def test_a_student_is_made_then_trained_then_judged(tiny_model, tmp_path, monkeypatch):
-    """Its network has two times throughout: reinforcement learning begins with the folder that the distillation left."""
+    """Its network has two times throughout: reinforcement learning begins with the folder that the distillation left.
+
+    What a job that died while it wrote that folder left is none.
+    """
     folder = tmp_path / "c"
+    left = folder / "runs" / "mean_flow_rl-seed4" / "model1"
+    left.with_name("model1.part").mkdir(parents=True)
+    (left.with_name("model1.part") / "half").touch()
     monkeypatch.setattr(few_steps, "STEPS", (4, 1))
     monkeypatch.setitem(distill.STEPS, "mean_flow", (4, 1))
     monkeypatch.setattr(compare, "subprocess", types.SimpleNamespace(Popen=JobHere, STDOUT=None))
@@ -154,8 +160,8 @@ def test_a_student_is_made_then_trained_then_judged(tiny_model, tmp_path, monkey
     assert done.code == 0, done
     found = json.loads((folder / "records" / "mean_flow_rl-seed4.json").read_text())
     assert [c["learning"]["method"] for c in found["configs"]] == ["mean_flow", "grpo"]
-    left = folder / "runs" / "mean_flow_rl-seed4" / "model1"
     assert sorted(path.name for path in left.parent.iterdir()) == ["model1", "stage1", "stage2"]
+    assert not (left / "half").exists()
     assert json.loads((left / "student.json").read_text())["second_time"]
     assert found["configs"][1]["model"]["path"] == str(left)
     assert set(found["evaluations"]) == {"1", "4"} and "diversity" in found["evaluations"]["4"]
