@@ -5,8 +5,8 @@ python -m experiments.evaluate CHECKPOINT [--evaluation.sampler sde] [--evaluati
 CHECKPOINT is a run folder (its newest checkpoint), RUN/checkpoints/N, a model folder, or one in the package: `base`, the
 shapes base, `rounds_base`, that of several rounds, `shapes_few_base`, a student of few steps, `shapes_flux_base` or
 `shapes_sd_base`.  Where nothing else is named, a run's model draws as in the run's own evaluations, a model folder as
---preset says, else as it was published, and a student of few steps as it learned to: in its steps, by its sampler, without
-guidance.
+--preset says, else as it was published, and that of a student of few steps as it learned to: in its steps, by its sampler,
+without guidance.
 """
 
 import dataclasses

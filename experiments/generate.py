@@ -30,6 +30,7 @@ import tyro
 
 from experiments.command_line import command_line, preset
 from experiments.destination import file_to_write, folder_to_write
+from experiments.to_judge import SAMPLER
 from unigrpo_jax.config import EvaluationConfig, MeshConfig, ModelConfig, RolloutConfig, require
 from unigrpo_jax.config_evaluation import EDITING, PassesConfig
 from unigrpo_jax.foreign_text import tell
@@ -63,7 +64,8 @@ class Arguments:
     temperature: float = 0.0
     """Of the thinking; 0 is greedy."""
     flow_steps: int | None = None
-    """Denoising transitions; default the model's (49 of BAGEL, 50 of Stable Diffusion, 28 of FLUX.1-dev), or 20."""
+    """Denoising transitions; default the model's (49 of BAGEL, 50 of Stable Diffusion, 28 of FLUX.1-dev), or 20, and after a
+    run on a student those of its evaluations."""
     guidance: float | None = None
     """Text classifier-free guidance scale, 1 is off; default the model's (4 of BAGEL, 7.5 of Stable Diffusion), or 1."""
     guidance_image: float | None = None
@@ -108,7 +110,10 @@ def settings(arguments: Arguments, restored, picture) -> tuple[EvaluationConfig,
         frames=chosen(arguments.frames, rollout.frames),
         frames_per_second=chosen(arguments.fps, rollout.frames_per_second),
     )
-    evaluation = EvaluationConfig(**{"flow_steps": 20, **(published.evaluation if published is not None else {})})
+    usual = published.evaluation if published is not None else {}
+    if loaded.student is not None and not restored.is_bare:  # as its run judges it
+        usual = {name: getattr(restored.config.evaluation, name) for name in SAMPLER}
+    evaluation = EvaluationConfig(**{"flow_steps": 20, **usual})
     if edits:
         evaluation = dataclasses.replace(evaluation, **EDITING)
     evaluation = dataclasses.replace(

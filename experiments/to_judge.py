@@ -1,7 +1,7 @@
 """What `evaluate` and `geneval` share: the model that they judge, and how it draws where the command line does not say it.
 
-That is as the model's run judged it; a model folder as --preset judges, else as it was published; and a student of few steps
-as it learned to: in its steps, by its sampler, without guidance.
+That is as the model's run judged it; a model folder as --preset judges, else as it was published; and that of a student of
+few steps as it learned to: in its steps, by its sampler, without guidance.
 """
 
 import dataclasses
@@ -40,7 +40,7 @@ def to_judge(kind: Any, arguments: Any) -> tuple[Any, Any]:
             f"{restored.folder} is a run, which knows its own; leave them out.")  # fmt: skip
     restored = restored if arguments.preset else restored.as_published
     usual = {name: getattr(restored.config.evaluation, name) for name in SAMPLER}
-    if restored.loaded.student is not None:
+    if restored.is_bare and restored.loaded.student is not None:  # a run on a student knows how it judges
         usual |= restored.loaded.published.evaluation
     evaluation = dataclasses.replace(arguments.evaluation, **usual)
     arguments = read_again(kind, dataclasses.replace(arguments, evaluation=evaluation))

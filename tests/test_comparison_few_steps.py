@@ -95,19 +95,36 @@ def test_the_page_has_a_row_for_each_number_of_transitions(tmp_path):
 
 
 def test_the_page_tells_when_a_long_run_is_right_often_enough(tmp_path):
-    """Seed 0 after 30 s and seed 1 after 50 s; the student never."""
+    """Seed 0 after 30 s and seed 1 after 50 s, seed 2 never; nor the student, but where its distillation judges few."""
     (tmp_path / "records").mkdir()
     for arm, seed, exacts in (("rl_long", 0, (0.4, 0.8, 0.86, 0.9)), ("rl_long", 1, (0.4, 0.7, 0.8, 0.85)),
-                              ("dmd2_rl_long", 0, (0.7, 0.8, 0.84, 0.83))):  # fmt: skip
+                              ("rl_long", 2, (0.4, 0.5, 0.6, 0.7)),
+                              ("dmd2_rl_long", 0, (0.9, 0.8, 0.84, 0.83))):  # fmt: skip
         seen = [{"update": n, "seconds": 10.0 + 20 * n, "exact": exact} for n, exact in enumerate(exacts)]
         seen = seen if seed else [point | {"seconds": point["seconds"] - 20 * (n > 1)} for n, point in enumerate(seen)]
         found = record(arm, seed, 0.6, title=arm) | {"held_out": seen, "curve": []}
+        if arm == "dmd2_rl_long":  # whose first run ends after its first iteration, and is judged there once more
+            found |= {"configs": [{"iterations": 1}, {}], "held_out": [seen[0], seen[1] | {"exact": 0.9}, *seen[1:]]}
         (tmp_path / "records" / f"{arm}-seed{seed}.json").write_text(json.dumps(found))
     few_steps.write_few_steps(tmp_path, [arm for arm in few_steps.arms(PRESETS[0]) if arm.name in few_steps.LONG_ONES])
     page = (tmp_path / "few_steps.md").read_text()
-    assert "| RL alone, long | 2 | 50 ± 28 | 60 ± 14 | 0.875 ± 0.035 |" in page, page
+    assert "| RL alone, long | 3 | 50 ± 28 (2 of 3) | 63 ± 12 | 0.817 ± 0.104 |" in page, page
     assert "| DMD2 for a short time, then RL at 4 | 1 | – | 50 | 0.830 |" in page
     assert "Sooner right" in (tmp_path / "figures" / "few_steps.svg").read_text()
+    last = few_steps._last_stage(json.loads((tmp_path / "records" / "dmd2_rl_long-seed0.json").read_text()))
+    assert [(point["update"], point["exact"]) for point in last["held_out"]] == [(1, 0.8), (2, 0.84), (3, 0.83)]
+
+
+def test_curves_of_training_drawings_are_those_of_arms_that_draw_them_themselves(tmp_path):
+    """What a distillation by MeanFlow sees is its teacher's."""
+    (tmp_path / "records").mkdir()
+    titles = {arm.name: arm.title for arm in few_steps.arms(PRESETS[0])}
+    for arm in ("mean_flow", "dmd2", "mean_flow_rl", "rl_mean_flow", "rl_dmd2"):
+        (tmp_path / "records" / f"{arm}-seed0.json").write_text(json.dumps(record(arm, 0, 0.6, title=titles[arm])))
+    few_steps.write_few_steps(tmp_path, few_steps.arms(PRESETS[0]))
+    figure, page = ((tmp_path / name).read_text() for name in ("figures/few_steps.svg", "few_steps.md"))
+    assert titles["dmd2"] in figure and titles["rl_dmd2"] in figure and "MeanFlow" not in figure and "MeanFlow" in page
+    assert "a run is 4 iterations from 8 episodes." in page
 
 
 def test_jobs_come_back_from_their_files(tmp_path):
@@ -128,8 +145,14 @@ SMALL = """
 
 
 def test_a_student_is_made_then_trained_then_judged(tiny_model, tmp_path, monkeypatch):
-    """Its network has two times throughout: reinforcement learning begins with the folder that the distillation left."""
+    """Its network has two times throughout: reinforcement learning begins with the folder that the distillation left.
+
+    What a job that died while it wrote that folder left is none.
+    """
     folder = tmp_path / "c"
+    left = folder / "runs" / "mean_flow_rl-seed4" / "model1"
+    left.with_name("model1.part").mkdir(parents=True)
+    (left.with_name("model1.part") / "half").touch()
     monkeypatch.setattr(few_steps, "STEPS", (4, 1))
     monkeypatch.setitem(distill.STEPS, "mean_flow", (4, 1))
     monkeypatch.setattr(compare, "subprocess", types.SimpleNamespace(Popen=JobHere, STDOUT=None))
@@ -137,7 +160,8 @@ def test_a_student_is_made_then_trained_then_judged(tiny_model, tmp_path, monkey
     assert done.code == 0, done
     found = json.loads((folder / "records" / "mean_flow_rl-seed4.json").read_text())
     assert [c["learning"]["method"] for c in found["configs"]] == ["mean_flow", "grpo"]
-    left = folder / "runs" / "mean_flow_rl-seed4" / "model1"
+    assert sorted(path.name for path in left.parent.iterdir()) == ["model1", "stage1", "stage2"]
+    assert not (left / "half").exists()
     assert json.loads((left / "student.json").read_text())["second_time"]
     assert found["configs"][1]["model"]["path"] == str(left)
     assert set(found["evaluations"]) == {"1", "4"} and "diversity" in found["evaluations"]["4"]

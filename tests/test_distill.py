@@ -7,6 +7,7 @@ import shutil
 import jax
 import numpy as np
 import pytest
+from etils import epath
 
 from experiments.command_line import preset, presets
 from experiments.distill import asked_method, settings
@@ -15,6 +16,8 @@ from tests.test_config import refusal
 from tests.test_resume import metrics, state_at
 from unigrpo_jax.config import DistillationConfig, LoraConfig
 from unigrpo_jax.config_checks import check, check_devices
+from unigrpo_jax.config_evaluation import PassesConfig
+from unigrpo_jax.config_json import load_run_config, settled, to_dict
 from unigrpo_jax.models.families import load_model
 from unigrpo_jax.models.folders.student import Student
 from unigrpo_jax.models.tree import flatten
@@ -26,8 +29,7 @@ SMALL = ("--devices", 1, "--iterations", 2, "--rollout.prompts-per-iteration", 4
          "--learning.denoising-lr", 1e-3, "--learning.ppo-epochs", 2)  # fmt: skip
 JOBS = {
     "mean_flow": ("smoke", "--rollout.thinking-tokens", 4, "--learning.distillation.steps", 1, 2,
-                  "--learning.distillation.guidance", 2, "--learning.micro-batches", 2, "--rollout.window-size", 2,
-                  "--rollout.window-range", 0, 2),
+                  "--learning.distillation.guidance", 2, "--learning.micro-batches", 2, "--rollout.window-size", 2),
     "dmd2": ("flux_tiny", "--learning.method", "dmd2", "--learning.distillation.steps", 2,
              "--learning.distillation.fake-steps", 2, "--learning.ema-decay", 0.5),
 }  # fmt: skip
@@ -204,6 +206,8 @@ def of(method="mean_flow", **changes):
     (of("dmd2", d={"weight_power": 0.5}), "learning.distillation.weight_power = 0.5 is not read"),
     (of(d={"fake_lr": 1e-3}), "learning.distillation.fake_lr = 0.001 is not read by learning.method = 'mean_flow', which"),
     (of(d={"noise_range": (0.1, 0.9)}), "learning.distillation.noise_range = 0.1 0.9 is not read"),
+    (of(rollout={"step_rule": "cps"}), "rollout.step_rule = 'cps', but the teacher of learning.method = 'mean_flow' draws"),
+    (of("dmd2", rollout={"shared_noise": True}), "learning.method = 'dmd2' compares nothing in a group; leave it out"),
     (of(learning={"reference": "none"}), "learning.reference = 'none' keeps nothing of the start, which is the teacher"),
     (of(learning={"group_size": 2}), "learning.group_size = 2, learning.best = 0 and learning.worst = 0, but nothing is"),
     (of(learning={"flow_weight": 0.0}), "learning.flow_weight = 0, but learning.method = 'mean_flow' learns nothing else"),
@@ -225,6 +229,31 @@ def test_settings_of_a_distillation_are_not_read_elsewhere():
     assert "use experiments.distill, or leave it out" in refusal(check, dataclasses.replace(config, learning=learning))
 
 
+def test_a_fake_score_follows_at_twice_the_students_rate_where_none_is_named():
+    """Big presets, whose students learn slowly, too; that of `shapes` is 5e-4."""
+    assert of("dmd2").learning.fake_lr == pytest.approx(5e-4)
+    slow = settings(preset(["flux_dance"], "shapes")[0], "dmd2").learning
+    assert slow.denoising_lr == 1e-5 and slow.fake_lr == pytest.approx(2e-5)
+    assert [of("dmd2", d={"fake_lr": rate}).learning.fake_lr for rate in (3e-4, 0.0)] == [3e-4, 0]
+
+
+def test_run_folders_from_before_the_fake_score_followed_are_read_and_go_on(tmp_path):
+    """They say 5e-4 whether anything read it or not; what a run had is what its going on must have."""
+
+    def read(config):
+        old = to_dict(config)
+        old["learning"]["distillation"]["fake_lr"] = 5e-4
+        (tmp_path / "config.json").write_text(json.dumps(old))
+        return load_run_config(epath.Path(tmp_path / "config.json"))
+
+    for now in (preset(["shapes"], "shapes")[0], of("mean_flow"), of("dmd2")):
+        check(read(now))
+        assert read(now) == settled(now)
+    slow = of("dmd2", learning={"denoising_lr": 2e-4})
+    assert read(slow).learning.fake_lr == 5e-4 and read(slow) != settled(slow)
+    assert read(slow) == settled(of("dmd2", learning={"denoising_lr": 2e-4}, d={"fake_lr": 5e-4}))
+
+
 def test_a_run_judges_its_student_in_steps_that_it_is_made_for_and_its_folder_may_be_asked_for_others():
     config = of("dmd2", d={"steps": (2,)})
     said = refusal(build, config)
@@ -233,8 +262,27 @@ def test_a_run_judges_its_student_in_steps_that_it_is_made_for_and_its_folder_ma
     check(config)
 
 
+@pytest.mark.parametrize(("config", "words"), [
+    (of(evaluation={"guidance": 3.0}), "evaluation.guidance = 3, but a student is judged as it draws, without; use 1, and "
+     "learning.distillation.guidance 3 for the teacher."),
+    (of("dmd2", evaluation={"guidance": 3.0}), "use 1, and learning.distillation.guidance 3 for the teacher."),
+    (of(evaluation={"passes": PassesConfig(other=3.0)}), "evaluation.passes guide, and a student is judged as it draws"),
+    (of(evaluation={"sampler": "sde"}), "learning.method = 'mean_flow' draws by another; use 'ode'."),
+    (of("dmd2", evaluation={"sampler": "ode"}), "learning.method = 'dmd2' draws by another; use 'sde'."),
+])  # fmt: skip
+def test_a_run_judges_its_student_as_it_draws_and_its_folder_may_be_asked_otherwise(config, words):
+    assert words in refusal(build, config)
+    check(config)
+
+
+def test_windows_are_not_asked_to_fit_where_a_distillation_reads_none():
+    for config in (of(rollout={"window_size": 2}), of("dmd2", rollout={"flow_steps": 1})):
+        check(config)
+
+
 @pytest.mark.parametrize(("words", "said"), [
     (("flux_tiny", "--learning.distillation.guidance", 2), "is not guided by a second pass; use 1."),
+    (("flux_tiny", "--learning.distillation.again"), "learning.distillation.again is for a student, and"),
     (("sd_tiny",), "is a model of stable_diffusion; leave it out, and distil with --learning.method dmd2."),
     (("sd_tiny", "--learning.method", "dmd2", "--learning.distillation.steps", 2000, "--evaluation.flow-steps", 2000),
      "steps, rollout.timestep_shift: steps = 2000: it must be from 1 to the 1000"),

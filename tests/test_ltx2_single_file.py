@@ -146,6 +146,9 @@ def test_a_header_that_says_another_network_is_refused(toy, tmp_path, said, word
 def test_what_is_none_of_it_is_one_sentence(toy, tmp_path):
     with pytest.raises(ValueError, match="ltx.safetensors does not fit .*: missing vocoder.ups.0.bias.$"):
         pack(toy / "toy", changed(toy, tmp_path / "ltx.safetensors", lambda t: t.pop("vocoder.ups.0.bias")), tmp_path / "x")
+    (shutil.copytree(toy / "toy", tmp_path / "student") / "student.json").write_text("{}")
+    with pytest.raises(ValueError, match="one file has no place for its student.json, which says so; keep the folder.$"):
+        pack(tmp_path / "student", toy / "ltx.safetensors", tmp_path / "x")
     with pytest.raises(ValueError, match="holds no config.json; name a folder of Gemma 3"):
         unpack(toy / "ltx.safetensors", tmp_path, tmp_path / "out", configs(toy))
     with pytest.raises(ValueError, match="is no safetensors file; name the released one"):

@@ -38,8 +38,9 @@ def test_the_preset_asks_of_it_what_it_was_made_for(student):
         method="dmd2", steps=(4,), second_time=False, guidance=2.0, timestep_shift=3.0, teacher="base"
     )
     assert student_checks.warnings(student, config.rollout, config.evaluation, trains=True) == []
-    usual = dataclasses.replace(shapes.config(), model=config.model)  # but for 4 transitions, their noise, and a sampler
-    assert len(student_checks.warnings(student, usual.rollout, usual.evaluation, trains=True)) == 4
+    # But for 4 transitions in rollouts and evaluations, their noise, where it is drawn, and a sampler.
+    usual = dataclasses.replace(shapes.config(), model=config.model)
+    assert len(student_checks.warnings(student, usual.rollout, usual.evaluation, trains=True)) == 5
 
 
 def test_the_transition_that_is_never_trained_is_held_where_it_begins():

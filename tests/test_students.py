@@ -17,6 +17,7 @@ from tests import tiny
 from tests.test_drift import Line, measured
 from unigrpo_jax.config import (
     ConfigError,
+    DistillationConfig,
     EvaluationConfig,
     LearningConfig,
     LoraConfig,
@@ -24,6 +25,7 @@ from unigrpo_jax.config import (
     RolloutConfig,
     RunConfig,
 )
+from unigrpo_jax.config_evaluation import PassesConfig
 from unigrpo_jax.learning import parameters
 from unigrpo_jax.learning.objective import Objective
 from unigrpo_jax.learning.policy import Policy
@@ -474,11 +476,25 @@ def test_what_a_student_was_not_made_for_is_warned_of():
     assert student_checks.warnings(model(None), RolloutConfig(flow_steps=7), evaluation, trains=True) == []
     trained = student_checks.warnings(model(), RolloutConfig(flow_steps=3, guidance=2.0), fits, trains=True)
     assert [words.split()[1] for words in trained] == ["rollout.flow_steps", "rollout.guidance"]
+    for passes, guide in ((dict(sound=7.0), 1), (dict(mixing=1.0, blocks=(2,)), 1), (dict(other=3.0), 1),
+                          (dict(sound=1.0, rescale=0.5), 0)):  # fmt: skip
+        further = dataclasses.replace(fits, passes=PassesConfig(**passes))
+        found = student_checks.warnings(model(), rollout, further)
+        assert len(found) == guide and all("evaluation.passes guide, but the model is a student" in words for words in found)
+
+
+def test_a_student_that_is_held_to_a_teacher_is_warned_of_another_guidance_than_that_it_was_taught():
+    rollout, evaluation = RolloutConfig(flow_steps=4), EvaluationConfig(flow_steps=4)
+    of = lambda weight, guidance: LearningConfig(matching_weight=weight, distillation=DistillationConfig(guidance=guidance))
+    found = lambda learning: student_checks.warnings(model(), rollout, evaluation, trains=True, learning=learning)
+    (said,) = found(of(0.01, 1.0))
+    assert "learning.distillation.guidance = 1, but" in said and "guided with 4, to which it is held; use 4." in said
+    assert found(of(0.01, 4.0)) == found(of(0.0, 1.0)) == []
 
 
 def test_a_student_of_matched_distributions_is_warned_of_another_sampler_than_its_own():
     matched = model(dataclasses.replace(STUDENT, method="dmd2", steps=(2,)))
-    drawn = RolloutConfig(flow_steps=2, timestep_shift=2.0, step_rule="cps", noise_level=1.0)
+    drawn = RolloutConfig(flow_steps=2, timestep_shift=2.0, step_rule="cps", noise_level=1.0, noise_range=(0, 1))
     anew = EvaluationConfig(flow_steps=2, sampler="sde")
     found = lambda *given: [words.split()[1] for words in student_checks.warnings(matched, *given)]
     of = lambda evaluation, trains=False, **changes: found(dataclasses.replace(drawn, **changes), evaluation, trains)
@@ -489,6 +505,22 @@ def test_a_student_of_matched_distributions_is_warned_of_another_sampler_than_it
     for other in ({"step_rule": "flow_sde"}, {"noise_level": 0.8}):
         assert of(anew, **other) == of(anew, trains=True, **other) == ["rollout.step_rule"]
         assert of(still, trains=True, **other) == ["evaluation.sampler", "rollout.step_rule"]
+
+
+def test_a_student_of_matched_distributions_is_warned_of_transitions_that_it_would_draw_without_noise():
+    """All but the last of 4; a window that is its whole range draws noise there, too."""
+    matched = model(dataclasses.replace(STUDENT, method="dmd2", steps=(4,)))
+    drawn = RolloutConfig(flow_steps=4, timestep_shift=2.0, step_rule="cps", noise_level=1.0, window_size=1,
+                          window_range=(0, 3))  # fmt: skip
+    anew = EvaluationConfig(flow_steps=4, sampler="sde")
+    found = lambda trains, **own: student_checks.warnings(matched, dataclasses.replace(drawn, **own), anew, trains)
+    for few in ((0, 0), (0, 2), (1, 3)):
+        (said,) = found(True, noise_range=few)
+        assert f"rollout.noise_range = [{few[0]}, {few[1]}), but" in said and said.endswith("use 0 3.")
+        assert found(False, noise_range=few) == []
+    for enough in ({"noise_range": (0, 3)}, {"noise_range": (0, 4)}, {"window_size": 3},
+                   {"window_range": (0, 1), "noise_range": (1, 3)}):  # fmt: skip
+        assert found(True, **enough) == []
 
 
 def test_plain_flow_matching_of_a_student_is_refused_and_what_does_not_teach_a_new_second_time():

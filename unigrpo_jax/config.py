@@ -294,6 +294,12 @@ class LearningConfig:
         return self.method == "dmd2" or self.matching_weight > 0
 
     @property
+    def fake_lr(self) -> float:
+        """Adam's rate for a fake score: its own, or twice the student's."""
+        own = self.distillation.fake_lr
+        return 2 * self.denoising_lr if own is None else own
+
+    @property
     def keeps_start(self) -> bool:
         """Whether the reference is what the run started from; else it is a teacher that was named, or there is none."""
         return self.reference != "none" and self.distillation.teacher is None

@@ -119,14 +119,14 @@ def check(config: RunConfig) -> None:
         f"learning.group_size = {learn.group_size}: an advantage compares an episode with its group, so a group needs "
         "at least 2 episodes (the paper uses 24).",
     )
-    first, end = r.window_range
+    first, end = r.window_range  # which no distillation reads
     require(
-        0 <= first < end and r.window_size <= end - first,
+        learn.distils or 0 <= first < end and r.window_size <= end - first,
         f"rollout.window_size = {r.window_size} does not fit into rollout.window_range = [{first}, {end}), which holds "
         f"{max(end - first, 0)} transitions; use a smaller window or a wider range.",
     )
     require(
-        end <= r.flow_steps,
+        learn.distils or end <= r.flow_steps,
         f"rollout.window_range = [{first}, {end}) reaches beyond the schedule of rollout.flow_steps = {r.flow_steps} "
         f"transitions; use a range that ends at {r.flow_steps} or before, or more steps.",
     )
@@ -146,7 +146,7 @@ def check(config: RunConfig) -> None:
     require(r.step_rule != "ddim" or r.noise_level <= 1,
             f"rollout.noise_level = {r.noise_level}, but for ddim it is eta, at most 1.")  # fmt: skip
     require(
-        r.step_rule != "cps" or end < r.flow_steps,
+        learn.distils or r.step_rule != "cps" or end < r.flow_steps,
         f"rollout.window_range = [{first}, {end}) holds the schedule's last transition, where cps has no noise; let the "
         f"range end at {r.flow_steps - 1}.",
     )

@@ -41,7 +41,7 @@ class DistillationConfig:
     """c, in mean squared error per number of the latent."""
     noise_range: tuple[float, float] = (0.02, 0.98)
     """Method `dmd2`: noise levels at which teacher and fake score are compared, before the schedule's shift."""
-    fake_lr: float = 5e-4
-    """Adam's rate for the fake score of `dmd2`, which learns what the student draws."""
+    fake_lr: float | None = None
+    """Adam's rate for the fake score of `dmd2`, which learns what the student draws; none is twice learning.denoising_lr."""
     fake_steps: int = 5
     """Optimizer steps of the fake score before each of the student's."""

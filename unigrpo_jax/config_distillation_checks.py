@@ -56,7 +56,11 @@ def _check_read(config: RunConfig) -> None:
         require(getattr(learn, name) == 0, f"learning.{name} = {getattr(learn, name):g} holds to the start of the run, "
                 f"which {method} has as its teacher; use 0.")  # fmt: skip
     noisy = f"rollout.noise_range = [{r.noise_range[0]}, {r.noise_range[1]})"
+    require(not r.shared_noise, f"rollout.shared_noise gives the drawings of a group one noise, and {method} compares "
+            "nothing in a group; leave it out.")  # fmt: skip
     if learn.method == "mean_flow":
+        require(r.step_rule == "ode", f"rollout.step_rule = {r.step_rule!r}, but the teacher of {method} draws without "
+                                      "noise; use 'ode'.")  # fmt: skip
         require(r.noise_range == (0, 0), f"{noisy}, but the teacher of {method} draws without noise; use 0 0.")
         _check_unset(config, _OF_FAKE, method, "which has no fake score, and looks at times by time_mean and time_std")
         return
@@ -119,6 +123,6 @@ def _check_numbers(d: DistillationConfig) -> None:
         value = getattr(d, name)
         require(value > 0, f"learning.distillation.{name} = {value:g}, but it must be above 0.")
     for name in ("weight_power", "fake_lr"):
-        value = getattr(d, name)
+        value = getattr(d, name) or 0.0
         require(value >= 0, f"learning.distillation.{name} = {value:g}, but it must be 0 or more.")
     require(d.fake_steps >= 1, f"learning.distillation.fake_steps = {d.fake_steps}, but it must be at least 1.")

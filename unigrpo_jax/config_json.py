@@ -70,4 +70,15 @@ def load_run_config(path: epath.Path) -> RunConfig:
         ) from None
     except ValueError as error:
         raise ConfigError(f"{error}; restore it or give another run folder.") from None
-    return from_dict(data, where=str(path))
+    return settled(from_dict(data, where=str(path)))
+
+
+def settled(config: RunConfig) -> RunConfig:
+    """As run folders are compared and read: the rate of a fake score is a number where one learns, and else none.
+
+    Folders from before it followed the student's rate say 5e-4, whether anything read it or not.
+    """
+    learning, d = config.learning, config.learning.distillation
+    unread = None if d.fake_lr == 5e-4 else d.fake_lr
+    own = dataclasses.replace(d, fake_lr=learning.fake_lr if learning.matches else unread)
+    return dataclasses.replace(config, learning=dataclasses.replace(learning, distillation=own))

@@ -11,6 +11,7 @@ import dataclasses
 import datetime
 import io
 import pathlib
+import shutil
 import subprocess
 import sys
 import time
@@ -108,8 +109,10 @@ def execute(job: Job) -> None:
         start = folder.parent / f"model{number}"
         if number < len(job.stages) and not start.exists():
             restored = restore(str(folder), job.base)
-            student = student_of(restored.config, restored.loaded)
-            restored.loaded.export(restored.read(), start, restored.loaded.stored_dtype, student=student)
+            student, begun = student_of(restored.config, restored.loaded), start.with_name(f"{start.name}.part")
+            shutil.rmtree(begun, ignore_errors=True)  # of a job that died here
+            restored.loaded.export(restored.read(), begun, restored.loaded.stored_dtype, student=student)
+            begun.rename(start)
     last = str(job.runs / f"{job.arm}-seed{job.seed}" / f"stage{len(job.stages)}") if job.stages else job.base.model.path
     begin = time.monotonic()
     evaluations, samples = _judged(last or "base", job)

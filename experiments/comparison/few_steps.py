@@ -38,7 +38,7 @@ STUDENT = {
     "mean_flow": {"denoising_lr": 5e-4, "ema_decay": 0.8, "ppo_epochs": 8},
     "dmd2": {"denoising_lr": 2e-4, "ema_decay": 0.8},
 }
-TAUGHT = {"mean_flow": {"time_mean": 0.4, "time_std": 1.4, "equal_share": 0.5}, "dmd2": {}}
+TAUGHT = {"mean_flow": {"time_mean": 0.4, "time_std": 1.4, "equal_share": 0.5}, "dmd2": {"fake_lr": 5e-4}}
 # What is shown together: a title, and the arms.
 QUESTIONS = (
     ("Students against their teacher", ("teacher", "mean_flow", "dmd2")),
@@ -145,7 +145,7 @@ def write_few_steps(out: pathlib.Path, wanted: Sequence[FewSteps]) -> None:
         rows = [row for arm in asked for row in _rows(arm, records.get(arm.name))]
         body += ["", f"## {question}", "", *markdown([header, *rows])]
         html += f"<h2>{for_html(question)}</h2>{html_table([header, *rows])}"
-        known = [arm for arm in asked if arm.name in records and records[arm.name][0]["curve"]]
+        known = [arm for arm in asked if arm.name in records and _draws_itself(arm)]
         lines = [series(records[arm.name], "curve", "seconds", "judge/exact", arm.title) for arm in known]
         lines = [line for line in lines if line.points]
         panels += [(f"{question}: exact of training drawings, by seconds", lines)] if lines else []
@@ -154,7 +154,8 @@ def write_few_steps(out: pathlib.Path, wanted: Sequence[FewSteps]) -> None:
         more = [header, *(row for arm in long_ones for row in _rows(arm, records.get(arm.name)))]
         body += ["", f"## {SOONER_TITLE}", "", *markdown(rows), "", *markdown(more)]
         html += f"<h2>{for_html(SOONER_TITLE)}</h2>{html_table(rows)}{html_table(more)}"
-        lines = [series(records[a.name], "held_out", "seconds", "exact", a.title) for a in long_ones if a.name in records]
+        judged = {arm.title: [_last_stage(r) for r in records[arm.name]] for arm in long_ones if arm.name in records}
+        lines = [series(found, "held_out", "seconds", "exact", title) for title, found in judged.items()]
         panels += [(f"{SOONER_TITLE}: exact of held-out prompts, by seconds", lines)] if lines else []
     if panels:
         html += write_figure(out, "few_steps", panels)
@@ -171,9 +172,24 @@ def _soon(arm: FewSteps, found: Sequence[Record]) -> list[str]:
     """When an arm is right often enough, and how right it is in the end, of held-out prompts that its run judged."""
     if not found:
         return [arm.title, "0", *["missing"] * 3]
+    found = [_last_stage(record) for record in found]
     ends, whens = [record["held_out"][-1] for record in found], [first_at_least(r, "exact", ENOUGH) for r in found]
     seconds, exact = spread([end["seconds"] for end in ends]), spread([end.get("exact") for end in ends])
-    return [arm.title, f"{len(found)}", spread(whens).words(0), seconds.words(0), exact.words()]
+    there = sum(when is not None for when in whens)
+    soon = spread(whens).words(0) + (f" ({there} of {len(whens)})" if 0 < there < len(whens) else "")
+    return [arm.title, f"{len(found)}", soon, seconds.words(0), exact.words()]
+
+
+def _draws_itself(arm: FewSteps) -> bool:
+    """Whether what is seen of its training drawings is its own: a distillation by MeanFlow draws the teacher's."""
+    return bool(arm.stages) and all(config.learning.method != "mean_flow" for config in arm.stages)
+
+
+def _last_stage(record: Record) -> Record:
+    """The record with what its last run judged alone: by all prompts, and not by the few of a distillation before it."""
+    begins = sum(config["iterations"] for config in record["configs"][:-1])
+    points = [point for point in record["held_out"] if point["update"] >= begins]
+    return record | {"held_out": points[1:] if begins else points}  # the first is what the run before it ended with
 
 
 def _rows(arm: FewSteps, found: Sequence[Record] | None) -> list[list[str]]:

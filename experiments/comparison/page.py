@@ -214,7 +214,7 @@ def provenance(records: Sequence[Record]) -> list[str]:
     trained = [r for r in records if r["budget"]["updates"]]
     hours = sum(r["seconds"]["total"] for r in records) / 3600
     budgets = sorted({(r["budget"]["updates"], r["budget"]["episodes"]) for r in trained})
-    spent = "; ".join(f"{updates} updates from {episodes} episodes" for updates, episodes in budgets)
+    spent = "; ".join(f"{updates} iterations from {episodes} episodes" for updates, episodes in budgets)
     return [
         f"{len(records)} records, seeds {each(lambda r: r['seed'])}, {hours:.1f} hours in all; a run is {spent or 'none'}.",
         f"Commit {each(lambda r: str(r.get('commit'))[:12])}; jax {each(lambda r: r.get('versions', {}).get('jax'))}; "

@@ -84,7 +84,7 @@ def learned(
 
 def _optimizer(own: dict[str, jax.Array], config: LearningConfig, labels: dict[str, str]) -> optax.GradientTransformation:
     """That of the student, for what the fake score trains, at a rate of its own."""
-    at_its_rate = dataclasses.replace(config, denoising_lr=config.distillation.fake_lr)
+    at_its_rate = dataclasses.replace(config, denoising_lr=config.fake_lr)
     return parameters.optimizer(at_its_rate, {path: labels[path] for path in own})
 
 

@@ -14,6 +14,7 @@ import numpy as np
 
 from unigrpo_jax.config import RunConfig, require
 from unigrpo_jax.config_checks import check
+from unigrpo_jax.config_evaluation import PassesConfig
 from unigrpo_jax.learning.distillation import Distillation
 from unigrpo_jax.learning.distribution_matching import DistributionMatching
 from unigrpo_jax.learning.mean_flow import MeanFlow
@@ -32,6 +33,7 @@ from unigrpo_jax.training.evaluation import Evaluator, Judged, check_schedule
 from unigrpo_jax.training.programs import Inputs, Programs, guidance_of
 from unigrpo_jax.training.trainer import OwnEpisodes, Parts, Trainer
 
+SAMPLERS = {"mean_flow": "ode", "dmd2": "sde"}  # of an evaluation, by which a method's student draws
 PLAIN = "xla"  # the attention that has a forward-mode derivative
 
 
@@ -42,6 +44,7 @@ def build(config: RunConfig) -> Parts:
     made = " ".join(map(str, d.steps))
     require(judged in d.steps, f"evaluation.flow_steps = {judged}, but the student is made for learning.distillation.steps "
             f"= {made}; judge it as it draws, by --evaluation.flow-steps {max(d.steps)}.")  # fmt: skip
+    _check_judged(config)
     parts = trainer.build(config)
     loaded = parts.loaded
     network, words = loaded.network, f"{loaded.folder} ({loaded.family})"
@@ -49,6 +52,8 @@ def build(config: RunConfig) -> Parts:
             "teacher is asked for the velocity at a time; give the model that it was made of.")  # fmt: skip
     require(loaded.student is None or d.again, f"{words} is a student already; give the model that it was made of, or "
             "--learning.distillation.again to distil it once more.")  # fmt: skip
+    require(loaded.student is not None or not d.again, f"learning.distillation.again is for a student, and {words} is none; "
+            "leave it out.")  # fmt: skip
     if config.learning.method == "mean_flow":
         require(network.path == RECTIFIED and network.prediction == "velocity", f"learning.method = 'mean_flow' averages a "
                 f"velocity along a straight path, but {words} predicts {network.prediction} along another; use 'dmd2'.")
@@ -57,6 +62,18 @@ def build(config: RunConfig) -> Parts:
     for steps in d.steps:
         check_schedule("learning.distillation.steps", steps, config.rollout, loaded)
     return parts
+
+
+def _check_judged(config: RunConfig) -> None:
+    """ConfigError where a student would be judged otherwise than it draws."""
+    e, method = config.evaluation, config.learning.method
+    require(e.guidance <= 1, f"evaluation.guidance = {e.guidance:g}, but a student is judged as it draws, without; use 1, "
+            f"and learning.distillation.guidance {e.guidance:g} for the teacher.")  # fmt: skip
+    require(e.passes == PassesConfig(), "evaluation.passes guide, and a student is judged as it draws, without; leave them "
+            "out, and name the teacher's text guidance by learning.distillation.guidance.")  # fmt: skip
+    sampler = SAMPLERS[method]
+    require(e.sampler == sampler, f"evaluation.sampler = {e.sampler!r}, but a student of learning.method = {method!r} draws "
+            f"by another; use {sampler!r}.")  # fmt: skip
 
 
 def student_of(config: RunConfig, loaded: Loaded) -> Student | None:
@@ -72,15 +89,21 @@ def student_of(config: RunConfig, loaded: Loaded) -> Student | None:
 
 def notes(parts: Parts) -> list[str]:
     """What a run of these parts does that its settings do not say, in sentences."""
-    config = parts.config
+    config, found = parts.config, []
+    if parts.loaded.network.further_passes:
+        found.append("The teacher is guided by text alone, by learning.distillation.guidance; a preset's evaluation.passes "
+                     "and evaluation.guidance_image are not distilled.")  # fmt: skip
     if config.learning.method == "dmd2":
         (steps,), other = config.learning.distillation.steps, config.rollout.flow_steps
-        return [] if steps == other else [f"Drawings have the {steps} transitions of learning.distillation.steps; "
-                                          f"rollout.flow_steps = {other} is not read."]  # fmt: skip
+        if steps != other:
+            found.append(f"Drawings have the {steps} transitions of learning.distillation.steps; rollout.flow_steps = "
+                         f"{other} is not read.")  # fmt: skip
+        return found
     chosen = kernels.choose(config.model, parts.layout.mesh.devices.flat[0])
-    if chosen == PLAIN:
-        return []
-    return [f"The student's derivative is computed with plain attention, since {chosen} has no forward-mode derivative."]
+    if chosen != PLAIN:
+        found.append(f"The student's derivative is computed with plain attention, since {chosen} has no forward-mode "
+                     "derivative.")  # fmt: skip
+    return found
 
 
 class DistilledPrograms(Programs):

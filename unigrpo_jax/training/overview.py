@@ -6,7 +6,7 @@ import jax
 from etils import epath
 
 from unigrpo_jax.clip_files import spread
-from unigrpo_jax.config import DistillationConfig, RolloutConfig, RunConfig
+from unigrpo_jax.config import LearningConfig, RolloutConfig, RunConfig
 from unigrpo_jax.foreign_text import visible
 from unigrpo_jax.learning import parameters
 from unigrpo_jax.models import tree
@@ -110,7 +110,7 @@ def card(parts: Parts, run_dir: epath.Path, held: int) -> list[tuple[str, str]]:
     rule = "ode" if r.step_rule == "ode" else f"{r.step_rule} {r.noise_level:g} {noise}"
     rule += f", learned from {r.window_size} noisy version(s) each" if learn.method in FORWARD else ""
     if learn.distils:
-        drawn = f"{_distilled(learn.distillation, learn.method, r)}, {drawn}"
+        drawn = f"{_distilled(learn, r)}, {drawn}"
     more = f", and up to {r.resample} rollout(s) more where groups are alike" if r.resample else ""
     return [
         ("devices", f"{mesh.size} x {kind}, " + ", ".join(f"{n} {s}" for n, s in mesh.shape.items())),
@@ -138,11 +138,12 @@ def card(parts: Parts, run_dir: epath.Path, held: int) -> list[tuple[str, str]]:
     ]  # fmt: skip
 
 
-def _distilled(d: DistillationConfig, method: str, r: RolloutConfig) -> str:
+def _distilled(learn: LearningConfig, r: RolloutConfig) -> str:
     """What a distillation draws, and from whom it learns what, in words."""
+    d = learn.distillation
     low, high = d.guidance_interval
     guided = f"guidance {d.guidance:g} in ({low:g}, {high:g}]" if d.guidance > 1 else "no guidance"
     steps = " ".join(map(str, d.steps))
-    if method == "dmd2":
-        return f"the student's in {steps} steps; teacher with {guided}; {d.fake_steps} fake step(s) at {d.fake_lr:g}"
+    if learn.method == "dmd2":
+        return f"the student's in {steps} steps; teacher with {guided}; {d.fake_steps} fake step(s) at {learn.fake_lr:g}"
     return f"the teacher's in {r.flow_steps} steps with {guided}, {r.window_size} noisy version(s) each; student of {steps}"

@@ -123,8 +123,11 @@ class Programs:
         self._network, learning = network, config.learning
         self.everywhere, self.spread = meshes.replicated(layout.mesh), meshes.spread(layout.mesh)
         parts = meshes.batch_size(layout.mesh)
+        rollout = config.rollout
+        if learning.distils:  # no distillation reads a range
+            rollout = dataclasses.replace(rollout, window_range=(0, rollout.window_size))
         program = self._sampling(training_rollout(
-            config.rollout, network, autoencoder, learning.group_size, system, place=layout.condition, parts=parts,
+            rollout, network, autoencoder, learning.group_size, system, place=layout.condition, parts=parts,
             thought=thought,
         ))  # fmt: skip
         if layout.mesh.shape[meshes.SEQUENCE] > 1:

@@ -18,7 +18,7 @@ from etils import epath
 
 import unigrpo_jax
 from unigrpo_jax.config import ConfigError, LearningConfig, RunConfig, require
-from unigrpo_jax.config_json import load_run_config, to_dict
+from unigrpo_jax.config_json import load_run_config, settled, to_dict
 from unigrpo_jax.foreign_files import named, read_json
 from unigrpo_jax.models.loaded import Loaded
 from unigrpo_jax.training import storage
@@ -98,7 +98,7 @@ def check_folder(run_dir: epath.Path, parts: Parts, resume: bool, allow_changed:
         return False
     if not resume:
         raise ConfigError(f"{run_dir} already holds a run; continue it with --resume, or choose --run-dir or --name.")
-    earlier, now = flat(to_dict(load_run_config(record))), flat(to_dict(config))
+    earlier, now = flat(to_dict(load_run_config(record))), flat(to_dict(settled(config)))
     fields = FREE_FIELDS + known_fields(allow_changed, now)
     free = lambda name: name.startswith(tuple(f"{field}." for field in fields)) or name in fields
     changed = [name for name in now if not free(name) and now[name] != earlier.get(name)]

@@ -2,7 +2,8 @@
 
 import dataclasses
 
-from unigrpo_jax.config import ConfigError, EvaluationConfig, RolloutConfig, RunConfig, require
+from unigrpo_jax.config import ConfigError, EvaluationConfig, LearningConfig, RolloutConfig, RunConfig, require
+from unigrpo_jax.config_evaluation import PassesConfig
 from unigrpo_jax.models import tree
 from unigrpo_jax.models.building.second_time import is_second_time
 from unigrpo_jax.models.families import load_model
@@ -45,9 +46,13 @@ def teacher_of(config: RunConfig, loaded: Loaded) -> Loaded | None:
 
 
 def warnings(
-    loaded: Loaded, rollout: RolloutConfig, evaluation: EvaluationConfig, trains: bool = False
-) -> list[str]:
-    """What settings ask of a student that it was not made for, in sentences; those of the rollout's steps if it `trains`."""
+    loaded: Loaded, rollout: RolloutConfig, evaluation: EvaluationConfig, trains: bool = False,
+    learning: LearningConfig | None = None,
+) -> list[str]:  # fmt: skip
+    """What settings ask of a student that it was not made for, in sentences.
+
+    Those of the rollout's steps if it `trains`, and those of what holds it to its teacher where the `learning` is given.
+    """
     student, found = loaded.student, []
     if student is None:
         return found
@@ -63,6 +68,12 @@ def warnings(
         if value > 1:
             found.append(f"Warning: {name} = {value:g}, but {made} that draws without, as its teacher did with "
                          f"{student.guidance:g}; use 1.")  # fmt: skip
+    if _guide(evaluation.passes):
+        found.append(f"Warning: evaluation.passes guide, but {made} that draws without; leave them out.")
+    if learning is not None and learning.matching_weight and learning.distillation.guidance != student.guidance:
+        own = learning.distillation.guidance
+        found.append(f"Warning: learning.distillation.guidance = {own:g}, but {made} whose teacher was guided with "
+                     f"{student.guidance:g}, to which it is held; use {student.guidance:g}.")  # fmt: skip
     if student.method == "dmd2":  # which knows some states alone
         if rollout.timestep_shift != student.timestep_shift:
             found.append(f"Warning: rollout.timestep_shift = {rollout.timestep_shift:g}, but {made} that was made for the "
@@ -74,7 +85,22 @@ def warnings(
         if (trains or evaluation.sampler == "sde") and (rule, noise) != ("cps", 1):
             found.append(f"Warning: rollout.step_rule = {rule!r} and rollout.noise_level = {noise:g}, but {made} that draws "
                          "its noise anew at each step; use 'cps' and 1.")  # fmt: skip
+        if trains and not _noised(rollout):
+            low, high = rollout.noise_range
+            found.append(f"Warning: rollout.noise_range = [{low}, {high}), but {made} that draws its noise anew at each "
+                         f"step but the last; use 0 {rollout.flow_steps - 1}.")  # fmt: skip
     return found
+
+
+def _guide(passes: PassesConfig) -> bool:
+    """Whether any of the passes changes what is drawn."""
+    return (passes.sound or 1) > 1 or passes.mixing > 0 or passes.other > 1
+
+
+def _noised(r: RolloutConfig) -> bool:
+    """Whether every transition but the last draws noise: beside the window's, or in one that is its whole range."""
+    noisy, window = set(range(*r.noise_range)), set(range(*r.window_range))
+    return set(range(r.flow_steps - 1)) <= (noisy | window if r.window_size == len(window) else noisy)
 
 
 def _listed(steps: tuple[int, ...]) -> str:

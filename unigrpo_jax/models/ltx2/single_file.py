@@ -26,7 +26,7 @@ import numpy as np
 
 from unigrpo_jax import foreign_files
 from unigrpo_jax.models.autoencoders import diffusers_ltx as autoencoders
-from unigrpo_jax.models.folders import component
+from unigrpo_jax.models.folders import component, student
 from unigrpo_jax.models.folders.pipelines import INDEX
 from unigrpo_jax.models.folders.settings import Settings
 from unigrpo_jax.models.folders.stored import StoredTensors, faults, write_as_stored
@@ -132,9 +132,12 @@ def pack(folder: pathlib.Path, like: pathlib.Path, out: pathlib.Path) -> list[st
       out: a new file.
 
     Raises:
-      ValueError: a file is damaged, or `like` does not hold what the folder does.
+      ValueError: a file is damaged, `like` does not hold what the folder does, or the folder is a student.
       OSError: the file cannot be written.
     """
+    if (folder / student.FILE).exists():
+        raise ValueError(f"{folder} is a student of few steps, and one file has no place for its {student.FILE}, which says "
+                         "so; keep the folder.")  # fmt: skip
     released, names = _opened(like), _names(folder)
     wanted = {name: shape for part in names.values() for name, shape, _ in part}
     if found := faults(released, wanted, (), _UNREAD):
