@@ -216,7 +216,7 @@ def provenance(records: Sequence[Record]) -> list[str]:
     budgets = sorted({(r["budget"]["updates"], r["budget"]["episodes"]) for r in trained})
     spent = "; ".join(f"{updates} updates from {episodes} episodes" for updates, episodes in budgets)
     return [
-        f"{len(records)} records, seeds {each(lambda r: r['seed'])}, {hours:.1f} hours together; a run is {spent or 'none'}.",
+        f"{len(records)} records, seeds {each(lambda r: r['seed'])}, {hours:.1f} hours in all; a run is {spent or 'none'}.",
         f"Commit {each(lambda r: str(r.get('commit'))[:12])}; jax {each(lambda r: r.get('versions', {}).get('jax'))}; "
         f"{each(lambda r: _machine(r.get('machine', {})))}.",
         "± is the sample standard deviation over seeds.",
