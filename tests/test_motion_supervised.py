@@ -10,8 +10,9 @@ from unigrpo_jax.worlds.motion.judge import judge_clips
 from unigrpo_jax.worlds.motion.prompts import by_category, requirements
 from unigrpo_jax.worlds.motion.requirement import CATEGORIES
 from unigrpo_jax.worlds.motion.scene import places, touches
-from unigrpo_jax.worlds.motion.staging import GRID, stage
+from unigrpo_jax.worlds.motion.staging import MARGIN, stage
 from unigrpo_jax.worlds.motion.supervised import FAULTS, animate_example, example
+from unigrpo_jax.worlds.shapes.drawing import CELL
 
 N = 150
 
@@ -70,7 +71,7 @@ def test_shares_that_are_none_are_refused(faults, words):
         made("motion", 0, 1, faults=faults)
 
 
-def test_whole_scenes_stand_on_whole_pixels_begin_on_the_grid_and_touch_only_what_they_are_to():
+def test_whole_scenes_stand_on_whole_pixels_begin_in_cells_and_touch_only_what_they_are_to():
     rng = np.random.default_rng(3)
     for category in CATEGORIES:
         every = list(requirements(category))
@@ -83,4 +84,4 @@ def test_whole_scenes_stand_on_whole_pixels_begin_on_the_grid_and_touch_only_wha
             turns = {actor.motion.course for actor in requirement.actors} & {"bounce", "stop", "meet"}
             assert bool(met) == bool(turns)
             if not turns:
-                assert not (at[0] % GRID).any()
+                assert not ((at[0] - MARGIN) % CELL).any()

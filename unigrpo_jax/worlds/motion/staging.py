@@ -1,14 +1,15 @@
 """Makes moving scenes that fulfil a requirement: starts and velocities at random, inside of what the judge allows.
 
-Places and speeds are any real numbers, or `whole`: then every object stands on whole pixels in every frame, turns in a frame
-and not between two, glides along rows, columns or diagonals, and begins on the lines of a grid of `GRID` pixels, but for
-the distance to what it turns at.  There are as many requirements, and far fewer clips.
+Places and speeds are any real numbers, or `whole`: then every object stands on whole pixels in every frame, turns in one of
+`WHOLE_TURNS` and not between two, glides along rows, columns or diagonals by one or two cells of the shapes world, and
+begins in the middle of one, but for the distance to what it turns at.  There are as many requirements, and far fewer clips.
 """
 
 import numpy as np
 
 from unigrpo_jax.worlds.motion.requirement import DIRECTIONS, Actor, MotionRequirement
 from unigrpo_jax.worlds.motion.scene import BOX, FRAMES, ROOM, Mover, MovingScene, places
+from unigrpo_jax.worlds.shapes.drawing import CELL
 from unigrpo_jax.worlds.shapes.scene import COLOURS
 from unigrpo_jax.worlds.shapes.supervised import pick
 
@@ -19,7 +20,8 @@ TURN_SPEEDS = (1.0, 2.0)
 MEETING_SPEEDS = (0.8, 1.15)
 TURNS = (2.5, FRAMES - 3.5)  # frames
 MEETINGS = (3.0, FRAMES - 4.0)
-GRID = 3  # pixels
+WHOLE_TURNS = (3, FRAMES - 4)
+MARGIN = (CELL - BOX) // 2  # pixels between the middle of a cell and the cell's own corner
 
 _COLOURS = tuple(COLOURS)
 _STEPS = FRAMES - 1
@@ -34,7 +36,7 @@ def stage(rng: np.random.Generator, requirement: MotionRequirement, whole: bool 
     Args:
       rng: where everything random comes from.
       requirement: what is to be seen.
-      whole: whether objects stand on whole pixels and begin on the grid, as above.
+      whole: whether objects stand on whole pixels and begin in cells, as above.
 
     Raises:
       ValueError: a thousand draws gave none.
@@ -55,17 +57,27 @@ def colour_of(rng: np.random.Generator, actor: Actor) -> str:
     return actor.what.colour or pick(rng, _COLOURS)
 
 
-def between(rng: np.random.Generator, low, high, whole: bool, step: int = 1) -> np.ndarray:
-    """Numbers, uniform between those given, float64 of their common shape: real ones, or multiples of a whole step."""
+def between(rng: np.random.Generator, low, high, whole: bool, step: int = 1, offset: int = 0) -> np.ndarray:
+    """Numbers, uniform between those given, float64 of their common shape: real ones, or offset + multiples of a step."""
     if not whole:
         return rng.uniform(low, high)
-    first, last = np.ceil(np.divide(low, step)), np.floor(np.divide(high, step))
-    return step * rng.integers(first.astype(int), last.astype(int), endpoint=True).astype(float)
+    first, last = np.ceil(np.subtract(low, offset) / step), np.floor(np.subtract(high, offset) / step)
+    return offset + step * rng.integers(first.astype(int), last.astype(int), endpoint=True).astype(float)
 
 
 def speed_of(rng: np.random.Generator, pace: str | None, whole: bool) -> float:
     """Pixels a frame, of a straight course."""
     return float(between(rng, *(WHOLE_SPEEDS if whole else SPEEDS)[pace], whole))
+
+
+def _place(rng: np.random.Generator, low, high, whole: bool) -> np.ndarray:
+    """Where an object begins, between corners or along one axis: anywhere, or in the middle of a cell."""
+    return between(rng, low, high, whole, CELL, MARGIN)
+
+
+def _turn(rng: np.random.Generator, frames: tuple[float, float], whole: bool) -> float:
+    """When an object turns."""
+    return float(pick(rng, WHOLE_TURNS)) if whole else rng.uniform(*frames)
 
 
 def _clear(whole: bool) -> float:
@@ -75,7 +87,7 @@ def _clear(whole: bool) -> float:
 
 def _mover(rng: np.random.Generator, actor: Actor, whole: bool) -> Mover:
     """One object alone, inside the walls."""
-    motion, start, velocity = actor.motion, between(rng, np.zeros(2), ROOM, whole, GRID), np.zeros(2)
+    motion, start, velocity = actor.motion, _place(rng, np.zeros(2), ROOM, whole), np.zeros(2)
     if motion.course == "straight":
         speed = speed_of(rng, motion.pace, whole)
         if motion.direction is None:
@@ -88,22 +100,22 @@ def _mover(rng: np.random.Generator, actor: Actor, whole: bool) -> Mover:
             axis, sign = DIRECTIONS[motion.direction]
             velocity[axis] = sign * speed
         way = _STEPS * velocity + _clear(whole) * np.sign(velocity)
-        start = between(rng, np.maximum(-way, 0), ROOM - np.maximum(way, 0), whole, GRID)
+        start = _place(rng, np.maximum(-way, 0), ROOM - np.maximum(way, 0), whole)
     elif motion.course in ("bounce", "stop"):
         axis, sign = DIRECTIONS[motion.direction]
         speed = speed_of(rng, motion.pace, whole) if motion.pace else between(rng, *TURN_SPEEDS, whole)
         velocity[axis] = sign * speed
-        start[axis] = (ROOM if sign > 0 else 0) - velocity[axis] * between(rng, *TURNS, whole)
+        start[axis] = (ROOM if sign > 0 else 0) - velocity[axis] * _turn(rng, TURNS, whole)
     return Mover(colour_of(rng, actor), actor.what.shape, tuple(start.tolist()), tuple(velocity.tolist()))
 
 
 def _meeting(rng: np.random.Generator, actors: tuple[Actor, ...], whole: bool) -> tuple[Mover, ...]:
     """Two that move towards each other in one lane, equally fast, and touch before they reach a wall again."""
     axis, sign = DIRECTIONS[actors[0].motion.direction]
-    speed, turn = between(rng, *MEETING_SPEEDS, whole), between(rng, *MEETINGS, whole)
-    lane = between(rng, 0, ROOM, whole, GRID)
+    speed, turn = between(rng, *MEETING_SPEEDS, whole), _turn(rng, MEETINGS, whole)
+    lane = _place(rng, 0, ROOM, whole)
     reach = speed * max(turn, _STEPS - turn) + _clear(whole)
-    middle = between(rng, BOX / 2 + reach, ROOM - BOX / 2 - reach, whole, GRID)
+    middle = _place(rng, BOX / 2 + reach, ROOM - BOX / 2 - reach, whole)
     movers = []
     for actor, side in zip(actors, (sign, -sign), strict=True):
         start, velocity = np.full(2, lane), np.zeros(2)

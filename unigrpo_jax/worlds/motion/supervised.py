@@ -21,8 +21,9 @@ from unigrpo_jax.worlds.motion import animate
 from unigrpo_jax.worlds.motion.drawing import draw, kinds
 from unigrpo_jax.worlds.motion.requirement import DIRECTIONS, OPPOSITE_WAY, MotionRequirement, from_metadata
 from unigrpo_jax.worlds.motion.scene import BOX, ROOM, Mover, MovingScene, places
-from unigrpo_jax.worlds.motion.staging import GRID, between, speed_of, stage
+from unigrpo_jax.worlds.motion.staging import between, speed_of, stage
 from unigrpo_jax.worlds.prompt import Prompt
+from unigrpo_jax.worlds.shapes.drawing import CELL
 from unigrpo_jax.worlds.shapes.scene import COLOURS, SHAPES
 from unigrpo_jax.worlds.shapes.supervised import index, pick
 
@@ -148,7 +149,7 @@ def _with_jump(rng: np.random.Generator, path: np.ndarray) -> np.ndarray:
     while True:
         begins, who = 2 + index(rng, len(path) - 3), index(rng, path.shape[1])
         jumped = path.copy()
-        jumped[begins:, who] += between(rng, np.full(2, -ROOM), ROOM, whole=True, step=GRID)
+        jumped[begins:, who] += between(rng, np.full(2, -ROOM), ROOM, whole=True, step=CELL)
         after = jumped[begins:]
         inside = ((after >= 0) & (after <= ROOM)).all()
         beside = all(np.abs(after[:, who] - after[:, i]).max(-1).min() >= BOX for i in range(path.shape[1]) if i != who)
