@@ -202,7 +202,7 @@ ABLATIONS = (
     Ablation(
         name="noise_level",
         title="Noise level",
-        change=_each("rollout", "noise_level", (0.1, 0.4, 0.8, 1.0), "a = {:g}"),
+        change=_each("rollout", "noise_level", (0.1, 0.4, 0.8), "a = {:g}"),
         question="How much noise should the window have?",
         metrics=_CURVES,
     ),
