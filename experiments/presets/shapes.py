@@ -5,9 +5,9 @@
 Seen, seeds 0 1 2: held-out exact 0.46 -> 0.90, 0.88, 0.88, with guidance 2 at evaluation 0.67 -> 0.95, 0.96, 0.94; about 10
 minutes on 2 CPU cores.
 
-What was tried: 40 iterations with constant rates (`--iterations 40 --learning.cooldown 0 0 --evaluation.split validation` and
-the settings of the row), seed 0 where no other is named, judged on 480 validation prompts, a standard error of 0.02.  Steps
-are `--learning.minibatches`, with `--learning.flow-clip 1.2e-4` where there are several; the average is
+What was tried: 40 iterations with constant rates (`--iterations 40 --learning.cooldown 0 0 --evaluation.split validation`
+and the settings of the row), seed 0 where no other is named, judged on 480 validation prompts, a standard error of 0.02.
+Steps are `--learning.minibatches`, with `--learning.flow-clip 1.2e-4` where there are several; the average is
 `--learning.ema-decay`; held is `--learning.leash-times`; exact by the ODE and with guidance 2, plans that are right,
 drawings that follow theirs, and the energy of the grid in the last training drawings:
 
